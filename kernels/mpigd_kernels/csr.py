@@ -1,0 +1,127 @@
+"""Compressed sparse rows: margins and accumulation. indptr (n + 1,) int64, indices int32 or int64, data float32/64.
+
+`indptr` holds offsets into `indices` and `data`, so rows a to b of a matrix are indptr[a : b + 1] with the others whole.
+"""
+
+from numba import njit
+from numpy import float64, uint64
+
+from mpigd_kernels.elementary import fma, set_odd
+from mpigd_kernels.sums import flush
+
+_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
+
+
+@njit(**_OPTIONS)
+def margins(indptr, indices, data, w, b, z):
+    """z_i = X_i . w + b: four partial sums by fma over the row's entries in their stored order."""
+    for i in range(indptr.size - 1):
+        a0 = a1 = a2 = a3 = 0.0
+        start, stop = uint64(indptr[i]), uint64(indptr[i + 1])
+        whole = start + (stop - start) // uint64(4) * uint64(4)
+        for k in range(start, whole, uint64(4)):
+            a0 = fma(float64(data[k]), w[uint64(indices[k])], a0)
+            a1 = fma(float64(data[k + uint64(1)]), w[uint64(indices[k + uint64(1)])], a1)
+            a2 = fma(float64(data[k + uint64(2)]), w[uint64(indices[k + uint64(2)])], a2)
+            a3 = fma(float64(data[k + uint64(3)]), w[uint64(indices[k + uint64(3)])], a3)
+        for k in range(whole, stop):
+            a0 = fma(float64(data[k]), w[uint64(indices[k])], a0)
+        z[i] = ((a0 + a1) + (a2 + a3)) + b
+
+
+@njit(**_OPTIONS)
+def _add_rows(indptr, indices, data, r, start, stop, A):
+    for i in range(start, stop):
+        ri = r[i]
+        for k in range(uint64(indptr[i]), uint64(indptr[i + 1])):
+            j = uint64(indices[k])
+            A[j] = fma(ri, float64(data[k]), A[j])
+
+
+@njit(**_OPTIONS)
+def accumulate_exact(indptr, indices, data, r, A, C, T, filled, panel):
+    """Add r_i X_ij, each on the grid of column j, into A and, every `panel` rows, into the totals T (2, d).
+
+    A flush touches every column, so `panel` grows with the columns per entry of a row (data/matrix.py).
+    """
+    start, n = 0, indptr.size - 1
+    while start < n:
+        stop = min(n, start + panel - filled)
+        _add_rows(indptr, indices, data, r, start, stop, A)
+        filled += stop - start
+        start = stop
+        if filled == panel:
+            flush(A, C, T)
+            filled = 0
+    return filled
+
+
+@njit(**_OPTIONS)
+def accumulate_native(indptr, indices, data, r, A):
+    """A_j += r_i X_ij in float64, in the order of the rows."""
+    _add_rows(indptr, indices, data, r, 0, indptr.size - 1, A)
+
+
+@njit(**_OPTIONS)
+def column_range(indices, data, low, high, count):
+    """Range of the stored entries of each column (d,), and how many there are (d,) int64; NaN is passed over."""
+    for k in range(indices.size):
+        j, x = uint64(indices[k]), float64(data[k])
+        low[j] = x if x < low[j] else low[j]
+        high[j] = x if x > high[j] else high[j]
+        count[j] += 1
+
+
+@njit(**_OPTIONS)
+def squared_deviation(indices, data, center, out):
+    """out_k = (data_k - center[indices_k])**2 in float64."""
+    for k in range(indices.size):
+        t = float64(data[k]) - center[uint64(indices[k])]
+        out[k] = t * t
+
+
+@njit(**_OPTIONS)
+def gather(indptr, indices, data, rows, out_indptr, out_indices, out_data):
+    """Copy the given rows, in the order given, into a CSR triple that is large enough."""
+    at = 0
+    out_indptr[0] = 0
+    for i in range(rows.size):
+        for k in range(uint64(indptr[rows[i]]), uint64(indptr[rows[i] + 1])):
+            out_indices[at] = indices[k]
+            out_data[at] = data[k]
+            at += 1
+        out_indptr[i + 1] = at
+
+
+@njit(**_OPTIONS)
+def sort_rows(indptr, indices, data, d):
+    """Sort each row's entries by column, in place; returns the first row with a column twice or outside 0..d-1, or -1."""
+    for i in range(indptr.size - 1):
+        for k in range(indptr[i], indptr[i + 1]):
+            j, x, at = indices[k], data[k], k
+            while at > indptr[i] and indices[at - 1] > j:
+                indices[at], data[at] = indices[at - 1], data[at - 1]
+                at -= 1
+            indices[at], data[at] = j, x
+            if j < 0 or j >= d or (at > indptr[i] and indices[at - 1] == j):
+                return i
+    return -1
+
+
+@njit(**_OPTIONS)
+def accumulate_fine(indptr, indices, data, r, A, B, C, D, T, U, filled, panel):
+    """accumulate_exact with a second, finer grid for what rounding to the first cuts off (dense.accumulate_fine)."""
+    for i in range(indptr.size - 1):
+        ri = r[i]
+        for k in range(uint64(indptr[i]), uint64(indptr[i + 1])):
+            j, x = uint64(indices[k]), float64(data[k])
+            a = A[j]
+            t = fma(ri, x, a)
+            B[j] += set_odd(fma(ri, x, a - t))
+            A[j] = t
+        filled += 1
+        if filled == panel:
+            flush(A, C, T)
+            flush(B, D, U)
+            filled = 0
+    return filled

@@ -1,0 +1,176 @@
+"""Second derivatives of the losses by the margin, and the sums over rows that Hessians are made of.
+
+Margins z (k, m), targets y (m,), weights c (m,), the loss's own parameter a -> curvatures h (k, m), all float64. For one
+output h is c times d2loss/dz2; for softmax it holds the probabilities, of which products with a direction are made.
+"""
+
+from numba import njit
+from numpy import float64, uint64
+
+from mpigd_kernels.elementary import exp, fma, set_odd
+from mpigd_kernels.sums import SPLIT, TINY
+
+_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
+PANEL = 256  # rows that the accumulators of a Hessian take before they are flushed
+BIAS = 1.5 * 2.0**10  # 1.5 * 2**52 * u with 256 * (1 + u) <= 2**51 * u: u = 2**-42
+
+
+@njit(**_OPTIONS)
+def squared(z, y, c, a, h):
+    """1."""
+    for i in range(y.size):
+        h[0, i] = c[i]
+
+
+@njit(**_OPTIONS)
+def logistic(z, y, c, a, h):
+    """p (1 - p), p = 1 / (1 + exp(-z))."""
+    for i in range(y.size):
+        e = exp(-abs(z[0, i]))
+        h[0, i] = c[i] * (e / ((1.0 + e) * (1.0 + e)))
+
+
+@njit(**_OPTIONS)
+def softmax(z, y, c, a, h):
+    """The probabilities p (k, m): the Hessian of a row is c (diag(p) - p p')."""
+    k = z.shape[0]
+    for i in range(y.size):
+        top = z[0, i]
+        for q in range(1, k):
+            top = z[q, i] if z[q, i] > top else top
+        total = 0.0
+        for q in range(k):
+            h[q, i] = exp(z[q, i] - top)
+            total += h[q, i]
+        for q in range(k):
+            h[q, i] /= total
+
+
+@njit(**_OPTIONS)
+def squared_hinge(z, y, c, a, h):
+    """2 inside the margin, 0 beyond."""
+    for i in range(y.size):
+        h[0, i] = 2.0 * c[i] if (2.0 * y[i] - 1.0) * z[0, i] < 1.0 else 0.0
+
+
+@njit(**_OPTIONS)
+def huber(z, y, c, a, h):
+    """1 where |z - y| <= a, 0 beyond."""
+    for i in range(y.size):
+        h[0, i] = c[i] if abs(z[0, i] - y[i]) <= a else 0.0
+
+
+@njit(**_OPTIONS)
+def poisson(z, y, c, a, h):
+    """exp(z)."""
+    for i in range(y.size):
+        h[0, i] = c[i] * exp(z[0, i])
+
+
+@njit(**_OPTIONS)
+def gamma(z, y, c, a, h):
+    """y exp(-z)."""
+    for i in range(y.size):
+        h[0, i] = c[i] * (y[i] * exp(-z[0, i]))
+
+
+@njit(**_OPTIONS)
+def product(z, h, c, a, r, l):
+    """r = h z for the margins z of a direction. l = 1: a size that the sums' limits know beforehand."""
+    for i in range(c.size):
+        r[0, i] = h[0, i] * z[0, i]
+        l[i] = 1.0
+
+
+@njit(**_OPTIONS)
+def softmax_product(z, h, c, a, r, l):
+    """r_q = c p_q (z_q - sum_s p_s z_s) for the margins z (k, m) of a direction and probabilities p = h; l = 1."""
+    k = z.shape[0]
+    for i in range(c.size):
+        mean = 0.0
+        for q in range(k):
+            mean += h[q, i] * z[q, i]
+        for q in range(k):
+            r[q, i] = c[i] * (h[q, i] * (z[q, i] - mean))
+        l[i] = 1.0
+
+
+@njit(**_OPTIONS)
+def softmax_pair(p, c, q, s, out):
+    """out (m,) = the size of d2loss / dz_q dz_s: c p_q (1 - p_q), and c p_q p_s for q != s, where it is negative."""
+    for i in range(c.size):
+        other = 1.0 - p[q, i] if q == s else p[s, i]
+        out[i] = c[i] * (p[q, i] * other)
+
+
+@njit(**_OPTIONS)
+def dense_rows(X, center, scale, Z):
+    """Z (m, p) = (X - center) * scale; a column of Z beyond those of X (the intercept's) becomes 1 * scale."""
+    d = X.shape[1]
+    for i in range(X.shape[0]):
+        for j in range(d):
+            Z[i, j] = (float64(X[i, j]) - center[j]) * scale[j]
+        for j in range(d, Z.shape[1]):
+            Z[i, j] = scale[j]
+
+
+@njit(**_OPTIONS)
+def csr_rows(indptr, indices, data, center, scale, Z):
+    """dense_rows of compressed rows, whose missing entries are zeros."""
+    d = center.size
+    for i in range(indptr.size - 1):
+        for j in range(d):
+            Z[i, j] = (0.0 - center[j]) * scale[j]
+        for j in range(d, Z.shape[1]):
+            Z[i, j] = scale[j]
+        for k in range(uint64(indptr[i]), uint64(indptr[i + 1])):
+            j = uint64(indices[k])
+            Z[i, j] = (float64(data[k]) - center[j]) * scale[j]
+
+
+@njit(**_OPTIONS)
+def _odd_product(h, z):
+    x = h * z
+    return set_odd(x) if abs(x) >= TINY else 0.0
+
+
+@njit(**_OPTIONS)
+def add_outer(Z, h, A):
+    """A (p, p) += sum_i h_i Z_i Z_i', upper triangle, each term on the grid of BIAS, for m <= PANEL rows (sums.py).
+
+    |Z| (m, p) and |h| (m,) are at most 1, and A starts at BIAS; eight rows at a time save loads of A.
+    """
+    m, p = Z.shape
+    whole = m // 8 * 8
+    for j in range(p):
+        for i in range(0, whole, 8):
+            r0, r1 = _odd_product(h[i], Z[i, j]), _odd_product(h[i + 1], Z[i + 1, j])
+            r2, r3 = _odd_product(h[i + 2], Z[i + 2, j]), _odd_product(h[i + 3], Z[i + 3, j])
+            r4, r5 = _odd_product(h[i + 4], Z[i + 4, j]), _odd_product(h[i + 5], Z[i + 5, j])
+            r6, r7 = _odd_product(h[i + 6], Z[i + 6, j]), _odd_product(h[i + 7], Z[i + 7, j])
+            for q in range(j, p):
+                a = fma(r0, Z[i, q], A[j, q])
+                a = fma(r1, Z[i + 1, q], a)
+                a = fma(r2, Z[i + 2, q], a)
+                a = fma(r3, Z[i + 3, q], a)
+                a = fma(r4, Z[i + 4, q], a)
+                a = fma(r5, Z[i + 5, q], a)
+                a = fma(r6, Z[i + 6, q], a)
+                A[j, q] = fma(r7, Z[i + 7, q], a)
+        for i in range(whole, m):
+            r0 = _odd_product(h[i], Z[i, j])
+            for q in range(j, p):
+                A[j, q] = fma(r0, Z[i, q], A[j, q])
+
+
+@njit(**_OPTIONS)
+def flush_outer(A, T):
+    """Move A - BIAS, upper triangle, into the two-word totals T (2, p, p), both exactly, and set A back."""
+    shift = SPLIT * BIAS
+    for j in range(A.shape[0]):
+        for q in range(j, A.shape[0]):
+            excess = A[j, q] - BIAS
+            high = (excess + shift) - shift
+            T[0, j, q] += high
+            T[1, j, q] += excess - high
+            A[j, q] = BIAS

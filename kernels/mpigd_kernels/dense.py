@@ -1,0 +1,142 @@
+"""Dense rows: margins and the accumulation of residuals times rows. X (n, d) is C-contiguous float32 or float64."""
+
+import numpy as np
+from numba import njit
+from numpy import float64
+
+from mpigd_kernels.elementary import dot_row, fma, prefetch_row, set_odd
+from mpigd_kernels.sums import PANEL, flush
+
+AHEAD = 16  # rows asked for before they are copied
+
+_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
+
+
+@njit(**_OPTIONS)
+def margins(X, w, b, z):
+    """z_i = X_i . w + b: a pure function of the row, wherever it lies."""
+    for i in range(X.shape[0]):
+        z[i] = dot_row(X, i, w) + b
+
+
+@njit(**_OPTIONS)
+def _add_panel(X, r, start, stop, A):
+    """A_j = fma(r_i, X_ij, A_j) for rows start to stop, eight rows at a time to save loads of A."""
+    d = X.shape[1]
+    whole = start + (stop - start) // 8 * 8
+    for i in range(start, whole, 8):
+        r0, r1, r2, r3, r4, r5, r6, r7 = r[i], r[i + 1], r[i + 2], r[i + 3], r[i + 4], r[i + 5], r[i + 6], r[i + 7]
+        for j in range(d):
+            a = fma(r0, float64(X[i, j]), A[j])
+            a = fma(r1, float64(X[i + 1, j]), a)
+            a = fma(r2, float64(X[i + 2, j]), a)
+            a = fma(r3, float64(X[i + 3, j]), a)
+            a = fma(r4, float64(X[i + 4, j]), a)
+            a = fma(r5, float64(X[i + 5, j]), a)
+            a = fma(r6, float64(X[i + 6, j]), a)
+            A[j] = fma(r7, float64(X[i + 7, j]), a)
+    for i in range(whole, stop):
+        r0 = r[i]
+        for j in range(d):
+            A[j] = fma(r0, float64(X[i, j]), A[j])
+
+
+@njit(**_OPTIONS)
+def accumulate_exact(X, r, A, C, T, filled):
+    """Add r_i X_ij, each rounded to the grid of column j, into A and, every PANEL rows, into the totals T (2, d).
+
+    A starts at C and r is odd (sums.py). `filled` rows are in A already; returns how many are at the end.
+    """
+    start, n = 0, X.shape[0]
+    while start < n:
+        stop = min(n, start + PANEL - filled)
+        _add_panel(X, r, start, stop, A)
+        filled += stop - start
+        start = stop
+        if filled == PANEL:
+            flush(A, C, T)
+            filled = 0
+    return filled
+
+
+@njit(**_OPTIONS)
+def accumulate_native(X, r, A):
+    """A_j += r_i X_ij in float64, in the order of the rows."""
+    _add_panel(X, r, 0, X.shape[0], A)
+
+
+@njit(**_OPTIONS)
+def gather(X, rows, out):
+    """out_i = X[rows_i]. Asking for rows ahead halves the time: scattered rows are a wait for memory each.
+
+    Over a block that is read in order the same hint costs a third: the hardware sees that pattern by itself.
+    """
+    n, d = rows.size, X.shape[1]
+    for i in range(min(AHEAD, n)):
+        prefetch_row(X, rows[i])
+    for i in range(n):
+        if i + AHEAD < n:
+            prefetch_row(X, rows[i + AHEAD])
+        row = rows[i]
+        for j in range(d):
+            out[i, j] = X[row, j]
+
+
+@njit(**_OPTIONS)
+def column_range(X, low, high):
+    """Lower `low` and raise `high` (d,) to the range of the columns; NaN is passed over."""
+    for i in range(X.shape[0]):
+        for j in range(X.shape[1]):
+            x = float64(X[i, j])
+            low[j] = x if x < low[j] else low[j]
+            high[j] = x if x > high[j] else high[j]
+
+
+@njit(**_OPTIONS)
+def squared_deviation(X, center, out):
+    """out_ij = (X_ij - center_j)**2 in float64."""
+    for i in range(X.shape[0]):
+        for j in range(X.shape[1]):
+            t = float64(X[i, j]) - center[j]
+            out[i, j] = t * t
+
+
+@njit(**_OPTIONS)
+def scrub(v, smallest):
+    """Set elements of v (n,) below `smallest` in size to zero; returns the index of the first not finite, or -1.
+
+    With the smallest normal number of the type, subnormals go: a shared object built with fast maths may set
+    flush-to-zero for the thread that loads it, and a sum would then depend on who loaded what.
+    """
+    bad = 0
+    for i in range(v.size):
+        x = float64(v[i])
+        bad += 0 if abs(x) < np.inf else 1
+        v[i] = v[i] * 0 if abs(x) < smallest else v[i]
+    if bad:
+        for i in range(v.size):
+            if not abs(float64(v[i])) < np.inf:
+                return i
+    return -1
+
+
+@njit(**_OPTIONS)
+def accumulate_fine(X, r, A, B, C, D, T, U, filled):
+    """accumulate_exact, and what rounding to the grid of C cuts off each product, on the finer grid of D, into B and U.
+
+    t = fma(r, x, a) rounds the product to a multiple of u; the rest r x - (t - a) is a function of the product alone.
+    """
+    n, d = X.shape
+    for i in range(n):
+        ri = r[i]
+        for j in range(d):
+            x, a = float64(X[i, j]), A[j]
+            t = fma(ri, x, a)
+            B[j] += set_odd(fma(ri, x, a - t))
+            A[j] = t
+        filled += 1
+        if filled == PANEL:
+            flush(A, C, T)
+            flush(B, D, U)
+            filled = 0
+    return filled

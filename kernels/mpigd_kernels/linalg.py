@@ -1,0 +1,101 @@
+"""Cholesky factors and triangular solves in a fixed order: OpenBLAS gives other bits with another number of threads."""
+
+from math import sqrt
+
+from numba import njit
+
+from mpigd_kernels.elementary import fma
+
+_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
+PIVOT = 1e-9  # of the diagonal element: below, a column depends on those before it, but for rounding
+
+
+@njit(**_OPTIONS)
+def cholesky(H):
+    """H (p, p) symmetric, of which the upper triangle is read, becomes U with U'U = H; returns how many pivots were replaced.
+
+    A pivot below PIVOT times its diagonal element becomes that element (1 where it is zero): a dependent column then keeps
+    about its own right-hand side, and solves stay bounded for a singular H. Row by row (Golub and Van Loan, section 4.2);
+    every element is one chain of fma in the order of the rows above, whatever the width of the CPU's vectors.
+    """
+    p, replaced = H.shape[0], 0
+    for i in range(p):
+        diagonal = H[i, i]
+        whole = i // 4 * 4
+        for k in range(0, whole, 4):
+            u0, u1, u2, u3 = -H[k, i], -H[k + 1, i], -H[k + 2, i], -H[k + 3, i]
+            for j in range(i, p):
+                a = fma(u0, H[k, j], H[i, j])
+                a = fma(u1, H[k + 1, j], a)
+                a = fma(u2, H[k + 2, j], a)
+                H[i, j] = fma(u3, H[k + 3, j], a)
+        for k in range(whole, i):
+            u0 = -H[k, i]
+            for j in range(i, p):
+                H[i, j] = fma(u0, H[k, j], H[i, j])
+        pivot = H[i, i]
+        if not pivot > PIVOT * diagonal or not diagonal > 0.0:
+            pivot = diagonal if diagonal > 0.0 else 1.0
+            replaced += 1
+        root = sqrt(pivot)
+        H[i, i] = root
+        for j in range(i + 1, p):
+            H[i, j] /= root
+        for j in range(i):
+            H[i, j] = 0.0
+    return replaced
+
+
+@njit(**_OPTIONS)
+def solve(U, b, x):
+    """x (p,) = (U'U)^-1 b for U of `cholesky`: forward by rows, backward by dots of rows. x may be b."""
+    p = b.size
+    for i in range(p):
+        x[i] = b[i]
+    for i in range(p):
+        x[i] /= U[i, i]
+        v = -x[i]
+        for j in range(i + 1, p):
+            x[j] = fma(v, U[i, j], x[j])
+    for i in range(p - 1, -1, -1):
+        s0 = s1 = s2 = s3 = 0.0
+        first = i + 1
+        whole = first + (p - first) // 4 * 4
+        for j in range(first, whole, 4):
+            s0 = fma(U[i, j], x[j], s0)
+            s1 = fma(U[i, j + 1], x[j + 1], s1)
+            s2 = fma(U[i, j + 2], x[j + 2], s2)
+            s3 = fma(U[i, j + 3], x[j + 3], s3)
+        for j in range(whole, p):
+            s0 = fma(U[i, j], x[j], s0)
+        x[i] = (x[i] - ((s0 + s1) + (s2 + s3))) / U[i, i]
+
+
+@njit(**_OPTIONS)
+def stationary(T):
+    """The positive t (k,) with t' T = 0, its largest element 1, for a matrix T (k, k) of rates: off the diagonal >= 0.
+
+    The diagonal is not read: rows add up to zero. By elimination without subtractions, so t is accurate in every element
+    (Grassmann, Taksar, Heyman, Operations Research 1985). T is overwritten. Zeros all over if a class cannot be left.
+    """
+    k = T.shape[0]
+    t = T[0] * 0.0
+    for m in range(k - 1, 0, -1):
+        out = 0.0
+        for j in range(m):
+            out += T[m, j]
+        if not out > 0.0:
+            return t
+        for i in range(m):
+            T[i, m] /= out
+            for j in range(m):
+                if i != j:
+                    T[i, j] += T[i, m] * T[m, j]
+    t[0] = top = 1.0
+    for m in range(1, k):
+        for i in range(m):
+            t[m] += t[i] * T[i, m]
+        top = max(top, t[m])
+    for m in range(k):
+        t[m] /= top
+    return t

@@ -1,0 +1,148 @@
+"""Counted randomness: every number is a function of (seed, epoch, step, row), so nothing needs to be remembered.
+
+Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+"""
+
+from numba import njit
+from numpy import int64, uint64
+
+_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
+_LOW = uint64(0xFFFFFFFF)
+_M0, _M1 = uint64(0xD2511F53), uint64(0xCD9E8D57)
+_W0, _W1 = uint64(0x9E3779B9), uint64(0xBB67AE85)
+_32 = uint64(32)
+ROUNDS = 6  # of the permutation's Feistel network
+
+
+@njit(**_OPTIONS)
+def philox(c0, c1, c2, c3, k0, k1):
+    """Two 64-bit words of Philox4x32-10 for a counter of four and a key of two 32-bit words (all as uint64)."""
+    for _ in range(10):
+        p0, p1 = _M0 * c0, _M1 * c2
+        c0, c1, c2, c3 = (p1 >> _32) ^ c1 ^ k0, p1 & _LOW, (p0 >> _32) ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+    return (c0 << _32) | c1, (c2 << _32) | c3
+
+
+@njit(**_OPTIONS)
+def mix(x):
+    """A bijection of 64-bit words that scatters their bits (the finaliser of splitmix64)."""
+    x = (x ^ (x >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> uint64(27))) * uint64(0x94D049BB133111EB)
+    return x ^ (x >> uint64(31))
+
+
+@njit(**_OPTIONS)
+def _scatter(x, key, half):
+    """One Feistel network over words of 2 * half bits: a bijection for every key."""
+    mask = (uint64(1) << half) - uint64(1)
+    left, right = x >> half, x & mask
+    for round_number in range(ROUNDS):
+        left, right = right, left ^ (mix(right + key + uint64(round_number) * uint64(0x9E3779B97F4A7C15)) & mask)
+    return (left << half) | right
+
+
+@njit(**_OPTIONS)
+def positions(rows, n, seed, epoch, out):
+    """out_i = place of global row rows_i in the epoch's permutation of 0..n-1.
+
+    A Feistel network permutes the next power of four; results of n and above are sent through again (cycle walking).
+    """
+    key, _ = philox(uint64(epoch) & _LOW, uint64(epoch) >> _32, uint64(0), uint64(1), uint64(seed) & _LOW, uint64(seed) >> _32)
+    half = uint64(1)
+    while (uint64(1) << (half * uint64(2))) < uint64(n):
+        half += uint64(1)
+    for i in range(rows.size):
+        x = _scatter(uint64(rows[i]), key, half)
+        while x >= uint64(n):
+            x = _scatter(x, key, half)
+        out[i] = int64(x)
+
+
+@njit(**_OPTIONS)
+def draws(n, seed, epoch, first, out):
+    """out[t, q] = global row of draw q in step first + t: uniform on 0..n-1, with replacement; n < 2**31 * 2**31."""
+    for t in range(out.shape[0]):
+        step = uint64(first + t)
+        for q in range(out.shape[1]):
+            word, _ = philox(
+                uint64(q), step & _LOW, (step >> _32) ^ (uint64(epoch) << uint64(16)) & _LOW, uint64(epoch) & _LOW,
+                uint64(seed) & _LOW, uint64(seed) >> _32,
+            )  # fmt: skip
+            out[t, q] = int64(_multiply_high(word, uint64(n)))
+
+
+@njit(**_OPTIONS)
+def _multiply_high(a, b):
+    """The upper 64 bits of the product of two 64-bit words."""
+    a0, a1, b0, b1 = a & _LOW, a >> _32, b & _LOW, b >> _32
+    middle = a1 * b0 + ((a0 * b0) >> _32)
+    lower = a0 * b1 + (middle & _LOW)
+    return a1 * b1 + (middle >> _32) + (lower >> _32)
+
+
+@njit(**_OPTIONS)
+def owners(keys, size, out):
+    """out_i = rank of 0..size-1 that the key hashes to."""
+    for i in range(keys.size):
+        out[i] = int64(_multiply_high(mix(uint64(keys[i]) + uint64(0x9E3779B97F4A7C15)), uint64(size)))
+
+
+@njit(**_OPTIONS)
+def bucket(steps, starts, order):
+    """Counting sort: order = indices of `steps` (values 0..k-1) by step, then by index; starts (k + 1,) where each begins."""
+    starts[:] = 0
+    for i in range(steps.size):
+        starts[steps[i] + 1] += 1
+    for s in range(starts.size - 1):
+        starts[s + 1] += starts[s]
+    for i in range(steps.size):
+        s = steps[i]
+        order[starts[s]] = i
+        starts[s] += 1
+    for s in range(starts.size - 1, 0, -1):
+        starts[s] = starts[s - 1]
+    starts[0] = 0
+
+
+@njit(**_OPTIONS)
+def absorb(hashes, words):
+    """hashes_i (n,) uint64 takes in words_i (n, q), q 64-bit words a row."""
+    q = words.shape[1]
+    whole = q // 4 * 4
+    for i in range(words.shape[0]):
+        h0 = h1 = h2 = h3 = hashes[i]
+        for j in range(0, whole, 4):
+            h0 = _stir((h0 ^ words[i, j]) * uint64(0x9E3779B97F4A7C15))
+            h1 = _stir((h1 ^ words[i, j + 1]) * uint64(0xBF58476D1CE4E5B9))
+            h2 = _stir((h2 ^ words[i, j + 2]) * uint64(0x94D049BB133111EB))
+            h3 = _stir((h3 ^ words[i, j + 3]) * uint64(0xD6E8FEB86659FD93))
+        for j in range(whole, q):
+            h0 = _stir((h0 ^ words[i, j]) * uint64(0x9E3779B97F4A7C15))
+        hashes[i] = mix(h0 + mix(h1 + mix(h2 + mix(h3))))
+
+
+@njit(**_OPTIONS)
+def _stir(h):
+    """Bring the upper bits down: a product passes changes upwards only, so that two changed signs would cancel."""
+    return h ^ (h >> uint64(32))
+
+
+@njit(**_OPTIONS)
+def absorb_sparse(hashes, indptr, indices, words):
+    """hashes_i (n,) uint64 takes in the stored entries of row i: column and value (as an unsigned word)."""
+    for i in range(hashes.size):
+        h = hashes[i]
+        for k in range(indptr[i], indptr[i + 1]):
+            column = uint64(indices[k]) * uint64(0xD6E8FEB86659FD93)
+            h = _stir((h ^ uint64(words[k]) ^ column) * uint64(0x9E3779B97F4A7C15))
+        hashes[i] = mix(h)
+
+
+@njit(**_OPTIONS)
+def wrapping_sum(hashes):
+    """The sum of 64-bit words modulo 2**64: the order does not matter."""
+    total = uint64(0)
+    for i in range(hashes.size):
+        total += hashes[i]
+    return total

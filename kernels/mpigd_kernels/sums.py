@@ -1,0 +1,120 @@
+"""Sums that do not depend on the order of their terms.
+
+Every term is rounded on its own to a grid u that all ranks agree on, so that float64 additions are exact, and exact
+additions are associative. The accumulator starts at C = 1.5 * 2**52 * u: while it stays in that binade, adding p rounds p
+to a multiple of u whatever the accumulator holds, except at ties, and a term whose last significand bit is set (`odd`)
+never is one. Every PANEL terms the accumulator's excess over C moves, exactly, into two words.
+"""
+
+import numpy as np
+from numba import njit
+from numpy import int64
+
+from mpigd_kernels.elementary import set_odd
+
+PANEL = 256  # terms an accumulator takes before it is flushed: part of the grid's definition (mpigd/reduce.py)
+WIDTH = 16  # accumulators of a sum over a vector, so that additions overlap
+TINY = 2.0**-1000
+SPLIT = 2.0**27  # between the units of the two words
+
+_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
+
+
+@njit(**_OPTIONS)
+def flush(A, C, T):
+    """Move A - C into the two-word totals T (2, d), both exactly, and set A back to C."""
+    for j in range(A.size):
+        excess = A[j] - C[j]
+        shift = SPLIT * C[j]
+        high = (excess + shift) - shift
+        T[0, j] += high
+        T[1, j] += excess - high
+        A[j] = C[j]
+
+
+@njit(**_OPTIONS)
+def make_odd(v):
+    """Set the last significand bit of every element of v (any shape, contiguous); below 2**-1000 it becomes zero."""
+    flat = v.ravel()
+    for i in range(flat.size):
+        x = flat[i]
+        flat[i] = set_odd(x) if abs(x) >= TINY else x * 0.0
+
+
+@njit(**_OPTIONS)
+def add_vector(v, c, T):
+    """Add the sum of v (n,), odd terms, on the grid of C = c into T (2,)."""
+    A, C, n = np.full(WIDTH, c), np.full(WIDTH, c), v.size
+    lanes = np.zeros((2, WIDTH))
+    whole, panel = n // WIDTH * WIDTH, WIDTH * (PANEL - 1)  # a lane takes one more of the rest
+    for start in range(0, whole, panel):
+        for i in range(start, min(whole, start + panel), WIDTH):
+            for j in range(WIDTH):
+                A[j] += v[i + j]
+        flush(A, C, lanes)
+    for j in range(n - whole):
+        A[j] += v[whole + j]
+    flush(A, C, lanes)
+    for j in range(WIDTH):
+        T[0] += lanes[0, j]
+        T[1] += lanes[1, j]
+
+
+@njit(**_OPTIONS)
+def largest(v):
+    """The largest finite |v_i|, and how many are not finite."""
+    top, bad = 0.0, int64(0)
+    for i in range(v.size):
+        x = abs(v[i])
+        if x < np.inf:
+            top = max(top, x)
+        else:
+            bad += 1
+    return top, bad
+
+
+@njit(**_OPTIONS)
+def add_plain(v):
+    """The sum of v in float64, in the order given."""
+    total = 0.0
+    for i in range(v.size):
+        total += v[i]
+    return total
+
+
+@njit(**_OPTIONS)
+def take_block(r, l, limits, C, S, counts, tops):
+    """What an exact sweep does with a block's residuals r (k, m) and losses l (m,), in one call.
+
+    Makes them odd, and adds to counts (5,) how many exceed limits (2,) of r and l, and how many of r, l a sixteenth and a
+    4096th of theirs. If none ever did, adds their sums on the grids of C (2,) (loss, residual) into S (1 + k, 2) and
+    returns True. Otherwise raises tops (3,): largest |r|, largest |l|, and how many values are not finite.
+    """
+    over, counts[2], counts[4] = _odd_and_count(l, limits[1], counts[2], counts[4])
+    for q in range(r.shape[0]):  # not r.ravel(): of a strided r that is a copy, and r would stay as it was
+        more, counts[1], counts[3] = _odd_and_count(r[q], limits[0], counts[1], counts[3])
+        over += more
+    counts[0] += over
+    if over > 0:
+        top_r, bad_r = largest(r.ravel())
+        top_l, bad_l = largest(l)
+        tops[0], tops[1], tops[2] = max(tops[0], top_r), max(tops[1], top_l), tops[2] + bad_r + bad_l
+    if counts[0] > 0:
+        return False
+    add_vector(l, C[0], S[0])
+    for q in range(r.shape[0]):
+        add_vector(r[q], C[1], S[1 + q])
+    return True
+
+
+@njit(**_OPTIONS)
+def _odd_and_count(v, limit, large, visible):
+    """make_odd(v), and how many |v_i| are not <= limit (NaN counts); `large`, `visible` plus those over 1/16, 1/4096 of it."""
+    over, sixteenth, least = int64(0), int64(0), int64(0)
+    for i in range(v.size):
+        x = abs(v[i])
+        over += 0 if x <= limit else 1
+        sixteenth += 1 if x > limit / 16 else 0
+        least += 1 if x > limit / 4096 else 0
+        v[i] = set_odd(v[i]) if x >= TINY else v[i] * 0.0
+    return over, large + sixteenth, visible + least

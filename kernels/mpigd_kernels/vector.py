@@ -1,0 +1,105 @@
+"""In-place updates of parameters w (p,) and optimiser state, and dot products in a fixed order. All float64."""
+
+from math import sqrt
+
+from numba import njit
+
+from mpigd_kernels.elementary import fma, log
+
+_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
+
+
+@njit(**_OPTIONS)
+def dot(a, b):
+    """a . b: four partial sums in a fixed order (BLAS gives other bits with another number of threads)."""
+    s0 = s1 = s2 = s3 = 0.0
+    whole = a.size // 4 * 4
+    for i in range(0, whole, 4):
+        s0 = fma(a[i], b[i], s0)
+        s1 = fma(a[i + 1], b[i + 1], s1)
+        s2 = fma(a[i + 2], b[i + 2], s2)
+        s3 = fma(a[i + 3], b[i + 3], s3)
+    for i in range(whole, a.size):
+        s0 = fma(a[i], b[i], s0)
+    return (s0 + s1) + (s2 + s3)
+
+
+@njit(**_OPTIONS)
+def descend(w, g, lr):
+    """w -= lr g."""
+    for i in range(w.size):
+        w[i] -= lr * g[i]
+
+
+@njit(**_OPTIONS)
+def momentum(w, g, v, lr, mu):
+    """v = mu v + g; w -= lr v (Polyak, 1964)."""
+    for i in range(w.size):
+        v[i] = mu * v[i] + g[i]
+        w[i] -= lr * v[i]
+
+
+@njit(**_OPTIONS)
+def extrapolate(w, previous, beta, out):
+    """out = w + beta (w - previous)."""
+    for i in range(w.size):
+        out[i] = w[i] + beta * (w[i] - previous[i])
+
+
+@njit(**_OPTIONS)
+def adagrad(w, g, s, lr, eps):
+    """s += g**2; w -= lr g / (sqrt(s) + eps) (Duchi, Hazan, Singer, JMLR 2011)."""
+    for i in range(w.size):
+        s[i] += g[i] * g[i]
+        w[i] -= lr * g[i] / (sqrt(s[i]) + eps)
+
+
+@njit(**_OPTIONS)
+def rmsprop(w, g, s, lr, rho, eps):
+    """s = rho s + (1 - rho) g**2; w -= lr g / (sqrt(s) + eps) (Tieleman and Hinton, 2012)."""
+    for i in range(w.size):
+        s[i] = rho * s[i] + (1.0 - rho) * g[i] * g[i]
+        w[i] -= lr * g[i] / (sqrt(s[i]) + eps)
+
+
+@njit(**_OPTIONS)
+def adam(w, g, m, s, lr, beta1, beta2, rise1, rise2, eps):
+    """Adam (Kingma and Ba, 2015) with rise = 1 - beta**t: w -= lr (m / rise1) / (sqrt(s / rise2) + eps)."""
+    for i in range(w.size):
+        m[i] = beta1 * m[i] + (1.0 - beta1) * g[i]
+        s[i] = beta2 * s[i] + (1.0 - beta2) * g[i] * g[i]
+        w[i] -= lr * (m[i] / rise1) / (sqrt(s[i] / rise2) + eps)
+
+
+@njit(**_OPTIONS)
+def shrink(w, rate, weights):
+    """w -= rate weights w: decoupled weight decay (Loshchilov and Hutter, 2019)."""
+    for i in range(w.size):
+        w[i] -= rate * weights[i] * w[i]
+
+
+@njit(**_OPTIONS)
+def logarithm(x):
+    """log(x) for a number x > 0, the same in every version of libm."""
+    return log(x)
+
+
+@njit(**_OPTIONS)
+def to_raw(W, center, inverse, intercept, coef, b):
+    """Optimiser coordinates W (k, p) -> coef (k, d) = W * inverse and, with an intercept, b (k,) = W_last - coef . center."""
+    d = center.size
+    for q in range(W.shape[0]):
+        for j in range(d):
+            coef[q, j] = W[q, j] * inverse[j]
+        b[q] = W[q, d] - dot(coef[q], center) if intercept else 0.0
+
+
+@njit(**_OPTIONS)
+def to_gradient(g, residual, center, inverse, intercept, factor, G):
+    """Sums X'r (k, d) and r (k,) -> G (k, p): factor (g_j - center_j r) inverse_j, and factor r for the intercept."""
+    d = center.size
+    for q in range(g.shape[0]):
+        for j in range(d):
+            G[q, j] = factor * ((g[q, j] - residual[q] * center[j]) * inverse[j])
+        if intercept:
+            G[q, d] = factor * residual[q]

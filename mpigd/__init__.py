@@ -1,0 +1,65 @@
+"""mpigd: distributed training of linear and generalised linear models. MPI, HDF5, numba; the same bits anywhere.
+
+    model = mpigd.train("flights.h5", loss="logistic", l2=1e-4)
+    model.save("model.h5"); mpigd.load("model.h5").predict(X)
+
+Importing the package imports neither MPI nor numba: each function does when it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpigd.comm import Comm
+    from mpigd.config import Config
+    from mpigd.data.importers import Summary
+    from mpigd.model.fitted import Model
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "import_data", "load", "train"]
+
+
+def train(
+    data: str | Sequence[str] | tuple[Any, ...], config: Config | None = None, *, comm: Comm | None = None, **options: Any
+) -> Model:
+    """Fit a model; under mpirun every rank calls this and gets the same one.
+
+    data: paths of HDF5 files (globs allowed), or this rank's own rows as (X, y), (X, y, sample_weight) or
+    (X, y, sample_weight, offset): X (m, d) numpy or scipy.sparse, y (m,), the others (m,) or None. Ranks' rows are
+    numbered in rank order. options: those of `mpigd train`, with underscores; they change `config`.
+    comm: a mpigd.comm.Comm; default: the world under a launcher, else this process alone.
+
+    Raises mpigd.errors.MpigdError (UsageError, DataError, ...), the same on all ranks.
+    """
+    import sys
+
+    from mpigd import cache
+    from mpigd.comm import connect
+    from mpigd.config import from_mapping
+
+    cache.prepare()
+    from mpigd.data.arrays import shard_of
+    from mpigd.progress import Progress
+    from mpigd.trainer import train as run
+
+    changes = {"quiet": True} | options
+    settings = from_mapping(changes) if config is None else config.replace(**options)
+    comm = comm or connect()
+    rows = shard_of(data, settings.dtype, comm) if isinstance(data, tuple) else data
+    return run(rows, settings, comm, Progress(sys.stderr, quiet=settings.quiet or comm.rank > 0))
+
+
+def load(path: str) -> Model:
+    """Read a model file. Raises mpigd.errors.DataError if it is none, or damaged."""
+    from mpigd.model.fitted import load as read
+
+    return read(path)
+
+
+def import_data(sources: str | Sequence[str], output: str, **options: Any) -> Summary:
+    """Turn CSV, Parquet or svmlight files into HDF5, as `mpigd import` does; see mpigd.data.importers.import_data."""
+    from mpigd.data.importers import import_data as run
+
+    return run([sources] if isinstance(sources, str) else sources, output, **options)

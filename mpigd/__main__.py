@@ -1,0 +1,33 @@
+"""python -m mpigd: run a command, and turn errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from mpigd import comm
+from mpigd.cli import parser
+from mpigd.errors import MpigdError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv`; returns the exit code. An error that one rank alone knows of ends the whole job."""
+    try:
+        arguments = parser().parse_args(argv)
+        return int(arguments.run(arguments))
+    except MpigdError as error:
+        told = comm.launched()
+        rank, size = told or (0, 1)
+        if rank == 0 or not error.agreed:
+            print(f"mpigd: {error}" if error.agreed or size == 1 else f"mpigd: rank {rank}: {error}", file=sys.stderr)
+        if error.agreed or size == 1:
+            comm.leave()
+        else:
+            comm.end_all(error.code)  # may return before the end: no collective after it
+        return error.code
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

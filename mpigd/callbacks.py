@@ -1,0 +1,164 @@
+"""What happens after a step besides the step: each callback may watch, stop the run, or save.
+
+A decision must be the same on all ranks. Where it starts from something local (a clock, a signal), the callback puts words
+into the step's one buffer and decides on their sum.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mpigd.batches import Batch
+from mpigd.optim.base import State
+
+Array = np.ndarray[Any, Any]
+SAVE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step left behind: its batch, the parameters and state after it, and the buffer words' sums over ranks."""
+
+    batch: Batch
+    w: Array
+    state: State
+
+    @property
+    def value(self) -> float:
+        return float(self.state["value"][0])
+
+    @property
+    def gradient_norm(self) -> float:
+        return float(self.state["gradient_norm"][0])
+
+
+class Callback:
+    """Does nothing; the others override what they need."""
+
+    words = 0  # how many this one adds to the step's buffer
+
+    def before(self, words: Array) -> None:
+        """Fill this rank's words before a step."""
+
+    def after(self, step: Step, words: Array) -> str | None:
+        """Called on all ranks after a step with the words' sums. A text stops the run: the reason."""
+        return None
+
+    def state(self) -> dict[str, Array]:
+        return {}
+
+    def restore(self, state: dict[str, Array]) -> None:
+        pass
+
+
+class Tolerance(Callback):
+    """Stops full mode once the objective is proven to be within tol of its optimum, relative to itself.
+
+    `gap` (step) bounds the distance, or is None; where there is no bound the gradient is to be small, its norm at most
+    tol times max(1, sqrt(objective)). "flat": the optimiser found no way down that rounding leaves visible.
+    """
+
+    def __init__(self, tol: float, gap: Callable[[Step], float | None] = lambda step: None) -> None:
+        self._tol, self._gap = tol, gap
+
+    def after(self, step: Step, words: Array) -> str | None:
+        if self._tol > 0 and self._reached(step):
+            return "tolerance"
+        return "flat" if "flat" in step.state and step.state["flat"][0] else None
+
+    def _reached(self, step: Step) -> bool:
+        gap = self._gap(step)
+        if gap is None:
+            return step.gradient_norm <= self._tol * max(1.0, math.sqrt(abs(step.value)))
+        return gap <= self._tol * abs(step.value)
+
+
+@dataclass
+class History(Callback):
+    """A record per epoch: the mean of its steps' objectives and the last gradient's norm."""
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    _sum: Array = field(default_factory=lambda: np.zeros(2))
+
+    def after(self, step: Step, words: Array) -> str | None:
+        self._sum += (step.value, 1.0)
+        if step.batch.ends_epoch:
+            self.records.append(
+                {
+                    "epoch": step.batch.epoch + 1,
+                    "step": step.batch.step + 1,
+                    "objective": float(self._sum[0] / self._sum[1]),
+                    "gradient_norm": step.gradient_norm,
+                }
+            )
+            self._sum[:] = 0.0
+        return None
+
+    def state(self) -> dict[str, Array]:
+        return {"sum": self._sum.copy()}
+
+    def restore(self, state: dict[str, Array]) -> None:
+        self._sum = state["sum"].copy()
+
+
+class EarlyStop(Callback):
+    """Scores parameters every so many steps; keeps the best, and stops after `patience` scores without improvement."""
+
+    def __init__(
+        self, score: Callable[[Array], dict[str, Any]], metric: str, higher: bool, every: int, patience: int | None,
+        history: list[dict[str, Any]],
+    ) -> None:  # fmt: skip
+        self._score, self._metric, self._sign = score, metric, 1.0 if higher else -1.0
+        self._every, self._patience, self._history = every, patience, history
+        self._best: Array | None = None
+        self._numbers = np.array([-math.inf, 0.0])  # best score (signed), scores since then
+
+    def after(self, step: Step, words: Array) -> str | None:
+        if (step.batch.step + 1) % self._every:
+            return None
+        scores = self._score(step.w)
+        record = {"epoch": step.batch.epoch + 1, "step": step.batch.step + 1, "validation": scores}
+        self._history.append(record)
+        value = self._sign * scores[self._metric]
+        if value > self._numbers[0]:
+            self._numbers[:] = value, 0.0
+            self._best = step.w.copy()
+        else:
+            self._numbers[1] += 1
+        return "patience" if self._patience is not None and self._numbers[1] >= self._patience else None
+
+    def best(self, w: Array) -> Array:
+        """The parameters to keep: with --patience those of the best score, else the last."""
+        return w if self._best is None or self._patience is None else self._best
+
+    def state(self) -> dict[str, Array]:
+        return {"numbers": self._numbers.copy()} | ({} if self._best is None else {"best": self._best.copy()})
+
+    def restore(self, state: dict[str, Array]) -> None:
+        self._numbers, self._best = state["numbers"].copy(), state.get("best")
+
+
+class Saver(Callback):
+    """Saves every so many steps, or when rank 0's clock says that a minute has passed."""
+
+    words = 1
+
+    def __init__(self, save: Callable[[Step], None], every: int | None, first_rank: bool) -> None:
+        self._save, self._every, self._clock = save, every, first_rank and every is None
+        self._last = time.monotonic()
+
+    def before(self, words: Array) -> None:
+        words[0] = float(self._clock and time.monotonic() - self._last > SAVE_SECONDS)
+
+    def after(self, step: Step, words: Array) -> str | None:
+        due = words[0] > 0 if self._every is None else (step.batch.step + 1) % self._every == 0
+        if due:
+            self._save(step)
+            self._last = time.monotonic()
+        return None

@@ -1,0 +1,251 @@
+"""The command line: one parser, one function a command. Nothing here imports MPI, numba or h5py before it must."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import math
+import sys
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from mpigd import __version__, cache
+from mpigd.comm import Comm, connect, launched, together
+from mpigd.config import FIELDS, TYPES, Config, resolve
+from mpigd.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that reports mistakes as our own errors, and names the option that was probably meant."""
+
+    def error(self, message: str) -> Any:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known, rest = super().parse_known_args(args, namespace)
+        for word in rest:
+            near = difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, 1)
+            if word.startswith("-") and near:
+                raise UsageError(f"unknown option {word}: did you mean {near[0]}? (see {self.prog} --help)")
+        return known, rest
+
+
+def add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """An argument for each of these configuration fields; only what is given appears in the result."""
+    for name in names:
+        field, spelling = FIELDS[name], name.replace("_", "-")
+        limits = field.metadata
+        kinds = get_args(TYPES[name]) if isinstance(TYPES[name], types.UnionType) else (TYPES[name],)
+        common: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": limits["help"].replace("%", "%%")}
+        if kinds[0] is bool:
+            flag = f"--no-{spelling}" if field.default else f"--{spelling}"
+            parser.add_argument(flag, action="store_false" if field.default else "store_true", **common)
+            continue
+        flags = [f"--{spelling}", *([f"--{limits['alias']}"] if limits["alias"] else [])]
+        many: dict[str, Any] = {"nargs": "+"} if kinds[0] == tuple[str, ...] else {}
+        shown = "{" + ",".join(limits["choices"]) + "}" if limits["choices"] else spelling.upper().replace("-", "_")
+        parser.add_argument(*flags, metavar=shown, **many, **common)
+
+
+def parser() -> Parser:
+    top = Parser(prog="mpigd", description="Distributed training of linear and generalised linear models.")
+    top.add_argument("--version", action="version", version=f"mpigd {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    def command(name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    _import_arguments(command("import", "turn CSV, Parquet or svmlight into HDF5", import_command))
+    train = command("train", "fit a model", train_command)
+    train.add_argument("data", nargs="*", help="HDF5 files or globs: one data set, in this order")
+    train.add_argument("-o", "--output", default=None, help="the model file (default model.h5)")
+    train.add_argument("--config", default=None, help="a TOML file with the same options")
+    add_options(train, list(FIELDS))
+    evaluate = command("evaluate", "score a model on data", evaluate_command)
+    evaluate.add_argument("model")
+    evaluate.add_argument("data", nargs="+", help="HDF5 files, or raw tables encoded like the training data")
+    evaluate.add_argument("--json", action="store_true", help="one JSON object with the metrics")
+    add_options(evaluate, ["x", "y", "partition"])
+    predict = command("predict", "write predictions in row order", predict_command)
+    predict.add_argument("model")
+    predict.add_argument("data", nargs="+", help="HDF5 files, or raw tables encoded like the training data")
+    predict.add_argument("-o", "--output", default="predictions.h5")
+    predict.add_argument("--csv", nargs="?", const="", default=None, metavar="FILE", help="also as CSV")
+    add_options(predict, ["x", "y"])
+    info = command("info", "describe a data set, a model or a checkpoint", info_command)
+    info.add_argument("file")
+    info.add_argument("--json", action="store_true", help="everything, for machines")
+    add_options(info, ["x", "y"])
+    plan = command("plan", "predict memory and times of a run, without MPI", plan_command)
+    plan.add_argument("data", nargs="+", help="HDF5 files or globs: one data set, in this order")
+    plan.add_argument("--ranks", type=int, default=1, help="how many ranks the run will have")
+    plan.add_argument("--network", default="2e-6,1e-10", metavar="ALPHA,BETA", help="seconds a message and a byte")
+    plan.add_argument("--json", action="store_true", help="one JSON object")
+    add_options(plan, ["loss", "mode", "batch_size", "epochs", "dtype", "x", "y", "reduce"])
+    command("doctor", "check MPI, launcher, binding, HDF5 and numba", doctor_command)
+    return top
+
+
+def _import_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("source", nargs="+", help="files, folders of Parquet parts, or globs: one data set, in this order")
+    sub.add_argument("-o", "--output", required=True, help="the HDF5 file to write")
+    sub.add_argument("--target", help="the column to be predicted")
+    sub.add_argument("--like", metavar="FILE", help="encode as this imported file was")
+    sub.add_argument("--missing", choices=("refuse", "mean", "zero", "drop"), default="refuse", help="what to do")
+    sub.add_argument("--hash", type=int, dest="hash_bits", metavar="BITS", help="hash categories into 2**BITS columns")
+    sub.add_argument("--weight", help="the column of sample weights")
+    sub.add_argument("--offset", help="the column added to the margin")
+    sub.add_argument("--key", help="the column that the hash partition uses")
+    sub.add_argument("--drop", nargs="+", default=[], metavar="COLUMN", help="columns to leave out")
+    sub.add_argument("--categorical", nargs="+", default=[], metavar="COLUMN", help="number columns that are categories")
+    sub.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of the stored numbers")
+    sub.add_argument("--format", choices=("csv", "parquet", "svmlight"), help="default: from the file name")
+
+
+def _connect() -> Comm:
+    """The communicator, with the kernels' cache in place before anything imports numba."""
+    comm = connect()
+    cache.prepare()
+    cache.import_lean()
+    return comm
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(arguments).items() if name in FIELDS}
+
+
+def import_command(arguments: argparse.Namespace) -> int:
+    from mpigd.data.importers import import_data
+
+    options = {key: value for key, value in vars(arguments).items() if key not in ("command", "run", "source", "output")}
+
+    def show(rows: int) -> None:
+        print(f"{rows:,} rows", file=sys.stderr, flush=True)
+
+    done = import_data(arguments.source, arguments.output, progress=show, **options)
+    for note in done.notes:
+        print(f"note: {note}", file=sys.stderr)
+    dropped = f", {done.dropped:,} rows dropped" if done.dropped else ""
+    print(f"{done.path}: {done.rows:,} rows x {done.features:,} columns, {done.layout}{dropped}", file=sys.stderr)
+    return 0
+
+
+def train_command(arguments: argparse.Namespace) -> int:
+    config, places = resolve(_options(arguments), arguments.config)
+    data = arguments.data or places.get("data")
+    output = arguments.output or places.get("output") or "model.h5"
+    if not data:
+        raise UsageError("no data given: mpigd train DATA.h5 ... (or data = [...] in the --config file)")
+    if not Path(output).absolute().parent.is_dir():
+        raise UsageError(f"-o {output}: the folder does not exist")
+    comm = _connect()
+    from mpigd.progress import Progress
+    from mpigd.trainer import plan_only, train
+
+    progress = Progress(sys.stderr, quiet=config.quiet or comm.rank > 0)
+    if config.dry_run:
+        return plan_only([data] if isinstance(data, str) else data, config, comm)
+    model = train(data, config, comm, progress)
+    with together(comm):
+        if comm.rank == 0:
+            model.save(output)
+    if comm.rank == 0:
+        progress.note(f"{output}: digest {model.digest[:16]}")
+    return 0
+
+
+def evaluate_command(arguments: argparse.Namespace) -> int:
+    config, _ = resolve(_options(arguments))
+    comm = _connect()
+    from mpigd.predict import evaluate
+
+    scores = evaluate(_shared_model(arguments.model, comm), arguments.data, config, comm)
+    if comm.rank == 0:
+        print(_json(scores) if arguments.json else _score_table(scores))
+    return 0
+
+
+def predict_command(arguments: argparse.Namespace) -> int:
+    config, _ = resolve(_options(arguments))
+    comm = _connect()
+    from mpigd.predict import predict
+
+    csv = str(Path(arguments.output).with_suffix(".csv")) if arguments.csv == "" else arguments.csv
+    rows = predict(_shared_model(arguments.model, comm), arguments.data, arguments.output, csv, config, comm)
+    if comm.rank == 0:
+        print(f"{arguments.output}: {rows:,} predictions", file=sys.stderr)
+    return 0
+
+
+def _shared_model(path: str, comm: Comm) -> Any:
+    from mpigd.model import fitted
+
+    with together(comm):
+        model = fitted.load(path)
+    return model
+
+
+def _json(value: Any) -> str:
+    """JSON proper: what is undefined (NaN) is null."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: plain(inner) for key, inner in item.items()}
+        if isinstance(item, list):
+            return [plain(inner) for inner in item]
+        return None if isinstance(item, float) and not math.isfinite(item) else item
+
+    return json.dumps(plain(value), allow_nan=False)
+
+
+def _score_table(scores: dict[str, Any]) -> str:
+    lines = [f"{name:18} {value:.6g}" for name, value in scores.items() if not isinstance(value, list)]
+    for record in scores.get("classes", []):
+        lines.append(
+            "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in record.items())
+        )
+    return "\n".join(lines)
+
+
+def info_command(arguments: argparse.Namespace) -> int:
+    config: Config = resolve(_options(arguments))[0]
+    from mpigd.info import describe, text
+
+    if (launched() or (0, 1))[0] > 0:  # under a launcher, which it does not need: say it once
+        return 0
+    about = describe(arguments.file, config.x, config.y)
+    print(_json(about) if arguments.json else text(arguments.file, about))
+    return 0
+
+
+def plan_command(arguments: argparse.Namespace) -> int:
+    config = resolve(_options(arguments))[0]
+    parts = arguments.network.split(",")
+    try:
+        network = (float(parts[0]), float(parts[1]))
+    except (ValueError, IndexError):
+        raise UsageError(f"--network {arguments.network}: expected two numbers, ALPHA,BETA") from None
+    if arguments.ranks < 1:
+        raise UsageError(f"--ranks {arguments.ranks}: must be at least 1")
+    cache.prepare()
+    cache.import_lean()
+    from mpigd.comm import SelfComm
+    from mpigd.data.source import expand, inspect
+    from mpigd.plan import plan, text, to_dict
+
+    infos = inspect(expand(arguments.data, SelfComm()), config.x, config.y, SelfComm())
+    predicted = plan(infos, config, arguments.ranks, network)
+    print(_json(to_dict(predicted)) if arguments.json else text(predicted))
+    return 0
+
+
+def doctor_command(arguments: argparse.Namespace) -> int:
+    comm = _connect()
+    from mpigd.doctor import run
+
+    return int(run(comm))

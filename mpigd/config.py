@@ -1,0 +1,258 @@
+"""The configuration: one frozen dataclass, four spellings of each option.
+
+``Config.batch_size`` is ``--batch-size`` on the command line, ``batch_size`` in a TOML file and
+``MPIGD_BATCH_SIZE`` in the environment. The command line wins over the environment, that over the file,
+that over the default. The configuration that was really used is stored in every model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import tomllib
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from mpigd.errors import UsageError
+
+PREFIX = "MPIGD_"
+# Environment variables with the prefix that are no training options.
+OTHER_VARIABLES = {"MPIGD_CACHE_DIR", "MPIGD_TMPDIR"}
+
+
+def option(
+    default: Any,
+    text: str,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    alias: str = "",
+    model: bool = True,
+    fixed: bool = True,
+) -> Any:
+    """A field of Config: its default, help text, allowed range, and what it decides.
+
+    `model`: the trained bits depend on it. `fixed`: a continued run must have the same value.
+    """
+    metadata = dict(
+        help=text, choices=choices, low=low, high=high, above=above, below=below, alias=alias, model=model, fixed=fixed and model
+    )
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything a training run can be told. None means: chosen by mode or data, as the help text says."""
+
+    loss: str = option(
+        "squared",
+        "what to fit",
+        ("squared", "logistic", "softmax", "hinge", "squared_hinge", "huber", "quantile", "poisson", "gamma"),
+    )
+    mode: str = option("full", "rows per step: all, a batch, or drawn ones", ("full", "minibatch", "stochastic"))
+    batch_size: int | None = option(None, "rows per step over all ranks (1024 minibatch, 1 stochastic)", low=1)
+    epochs: int | None = option(None, "passes over the data (1000 full, 5 minibatch, 1 stochastic)", low=1, fixed=False)
+    optimizer: str = option(
+        "auto",
+        "auto: newton for smooth losses in full mode (lbfgs if they have too many columns), nesterov for others; else adam",
+        ("auto", "newton", "newton-cholesky", "lbfgs", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"),
+    )
+    learning_rate: float | None = option(
+        None, "step size; default: from the curvature of the data", above=0, alias="lr", fixed=False
+    )
+    lr_schedule: str = option(
+        "auto", "auto is constant in full mode, cosine otherwise", ("auto", "constant", "inverse", "cosine", "root"), fixed=False
+    )
+    warmup: int = option(0, "steps over which the learning rate rises from zero", low=0)
+    clip: float | None = option(None, "largest norm of a gradient; longer ones are shortened", above=0)
+    momentum: float = option(0.9, "of the momentum optimiser", low=0, below=1)
+    l2: float = option(0.0, "ridge penalty l2/2 |w|^2", low=0)
+    seed: int = option(0, "of everything random", low=0)
+    class_weight: str | None = option(None, "balanced, or LABEL=WEIGHT,... for the classes of a two- or k-class loss")
+    intercept: bool = option(True, "fit an intercept (never penalised)")
+    standardize: bool = option(True, "penalise the coefficients of columns divided by their standard deviation")
+    delta: float = option(1.35, "where the Huber loss turns linear", above=0)
+    quantile: float = option(0.5, "which quantile the quantile loss fits", above=0, high=1)
+    dtype: str | None = option(None, "of X in memory; default: as in the file", ("float64", "float32", "float16"))
+    x: str = option("X", "path of the data matrix inside each file")
+    y: str = option("y", "path of the target inside each file")
+    partition: str = option("range", "which rank holds which rows", ("range", "hash", "file"), model=False)
+    shuffle: str = option("rows", "minibatch: permute all rows, or blocks of 4096 and the rows in them", ("rows", "blocks"))
+    max_memory: str | None = option(None, "of a rank's rows, like 2GB; what does not fit is read again every epoch", model=False)
+    threads: int | None = option(None, "per rank; default: the rank's cores", low=1, model=False)
+    reduce: str = option("exact", "exact: the same bits on any machine; native: plain sums", ("exact", "native"))
+    tol: float = option(1e-6, "full mode stops at this relative accuracy; 0 runs all epochs", low=0, fixed=False)
+    validation: tuple[str, ...] = option((), "data scored after every epoch")
+    validate_every: int | None = option(None, "steps between validations; default: an epoch", low=1)
+    patience: int | None = option(None, "stop after so many validations without improvement; keep the best", low=1)
+    start: str | None = option(None, "a model whose coefficients are the starting point")
+    checkpoint: str | None = option(None, "folder for checkpoints", model=False)
+    checkpoint_every: int | None = option(None, "steps between checkpoints; default: about a minute", low=1, model=False)
+    check_replicas: int = option(100, "steps between comparisons of all ranks' parameters", low=1, model=False)
+    resume: str = option("auto", "auto, never, or a checkpoint file", model=False)
+    log: str | None = option(None, "JSON lines file with every number", model=False)
+    dry_run: bool = option(False, "say what would be done, and stop", model=False)
+    quiet: bool = option(False, "print errors only", model=False)
+
+    def __post_init__(self) -> None:
+        for name, value in self.items():
+            _check(name, value)
+        if self.mode == "full" and self.batch_size is not None:
+            raise UsageError("--batch-size goes with --mode minibatch or stochastic; full mode takes all rows")
+        if self.shuffle == "blocks" and self.mode != "minibatch":
+            raise UsageError("--shuffle blocks goes with --mode minibatch")
+        if self.max_memory is not None:
+            size_of(self.max_memory)
+        if self.patience is not None and not self.validation:
+            raise UsageError("--patience counts validations: name the data with --validation")
+
+    def items(self) -> list[tuple[str, Any]]:
+        return [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
+
+    def replace(self, **changes: Any) -> Config:
+        return dataclasses.replace(self, **changes)
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+TYPES: dict[str, Any] = get_type_hints(Config)
+ALIASES = {field.metadata["alias"]: name for name, field in FIELDS.items() if field.metadata["alias"]}
+
+
+def _check(name: str, value: Any) -> None:
+    """Raise UsageError unless `value` is allowed for the field `name`."""
+    spelling, limits = "--" + name.replace("_", "-"), FIELDS[name].metadata
+    if value is None:
+        return
+    if limits["choices"] and value not in limits["choices"]:
+        near = difflib.get_close_matches(str(value), limits["choices"], 1)
+        hint = f"did you mean {near[0]}?" if near else "one of " + ", ".join(limits["choices"])
+        raise UsageError(f"{spelling} {value}: {hint}")
+    if isinstance(value, float) and math.isinf(value):
+        raise UsageError(f"{spelling} {value}: must be finite")
+    bounds: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+        ("low", lambda bound: not value >= bound, "at least"),
+        ("above", lambda bound: not value > bound, "above"),
+        ("high", lambda bound: not value <= bound, "at most"),
+        ("below", lambda bound: not value < bound, "below"),
+    )
+    for key, fails, phrase in bounds:
+        if limits[key] is not None and fails(limits[key]):
+            raise UsageError(f"{spelling} {value}: must be {phrase} {limits[key]:g}")
+
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def size_of(text: str) -> int:
+    """Bytes of a size like 500MB or 1.5 GiB, or a UsageError."""
+    number = text.strip().rstrip("abgikmtABGIKMT ")
+    unit = text.strip()[len(number) :].strip().upper()
+    try:
+        return int(float(number) * UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        raise UsageError(f"--max-memory {text}: expected a size like 500MB or 2GB") from None
+
+
+def field_name(key: str) -> str:
+    """The field that `key` spells (hyphens or underscores, aliases), or a UsageError naming the nearest one."""
+    name = key.replace("-", "_").lower()
+    name = ALIASES.get(name, name)
+    if name not in FIELDS:
+        near = difflib.get_close_matches(name, [*FIELDS, *ALIASES], 1)
+        raise UsageError(f"unknown option {key!r}" + (f": did you mean {near[0]!r}?" if near else ""))
+    return name
+
+
+def convert(name: str, value: Any) -> Any:
+    """`value` (from TOML, the environment or Python) in the type of the field `name`, or a UsageError."""
+    kinds = get_args(TYPES[name]) if isinstance(TYPES[name], types.UnionType) else (TYPES[name],)
+    kind = kinds[0]
+    if value is None and types.NoneType in kinds:
+        return None
+    if kind == tuple[str, ...]:
+        if isinstance(value, str):
+            return (value,)
+        if not isinstance(value, list | tuple) or not all(isinstance(part, str | os.PathLike) for part in value):
+            raise UsageError(f"{name.replace('_', '-')} = {value!r}: expected a text or a list of texts")
+        return tuple(os.fspath(part) for part in value)
+    try:
+        if kind is bool:
+            return value if isinstance(value, bool) else _boolean(str(value))
+        if kind is int and isinstance(value, float) and value != int(value):
+            raise ValueError
+        if kind is str and not isinstance(value, str | int | float | os.PathLike):
+            raise ValueError
+        return kind(value) if not isinstance(value, bool) else _refuse()
+    except (TypeError, ValueError, OverflowError):
+        kind_word = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
+        raise UsageError(f"{name.replace('_', '-')} = {value!r}: expected {kind_word}") from None
+
+
+def _refuse() -> Any:
+    raise ValueError
+
+
+def _boolean(text: str) -> bool:
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    try:
+        return words[text.lower()]
+    except KeyError:
+        raise ValueError(text) from None
+
+
+def from_mapping(options: Mapping[str, Any]) -> Config:
+    """A Config from option names (any spelling) and values."""
+    named = {field_name(key): value for key, value in options.items()}
+    return Config(**{name: convert(name, value) for name, value in named.items()})
+
+
+def resolve(
+    given: Mapping[str, Any], path: str | None = None, env: Mapping[str, str] = os.environ
+) -> tuple[Config, dict[str, Any]]:
+    """Merge command line (`given`), environment and the TOML file `path` over the defaults.
+
+    Returns the Config and what the file says of `data` and `output`, which are no options.
+    """
+    merged: dict[str, Any] = {}
+    places: dict[str, Any] = {}
+    if path is not None:
+        for key, value in read_toml(path).items():
+            if key in ("data", "output"):
+                places[key] = value
+            else:
+                merged[field_name(key)] = value
+    for key, value in env.items():
+        if key.startswith(PREFIX) and key not in OTHER_VARIABLES:
+            merged[field_name(key[len(PREFIX) :])] = value
+    merged.update({field_name(key): value for key, value in given.items()})
+    return from_mapping(merged), places
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not TOML: {error}") from error
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain values for JSON, defaults included."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """The inverse of to_dict; options this version does not know are refused."""
+    return from_mapping({key: value for key, value in values.items() if value is not None})
+
+
+def defaults() -> dict[str, Any]:
+    return {name: None if field.default is MISSING else field.default for name, field in FIELDS.items()}

@@ -1,0 +1,235 @@
+"""Reading a rank's rows: each rank opens the files read-only and reads its own slabs, each chunk once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mpigd.comm import Comm, together
+from mpigd.data import hdf5, partition
+from mpigd.data.exchange import exchange
+from mpigd.data.half import Half, Narrowing
+from mpigd.data.matrix import CSR, Dense, Matrix
+from mpigd.data.partition import Segment
+from mpigd.data.shard import RowNumbers, Shard
+from mpigd.data.slabs import read_csr, read_vector, reading, slabs, wide
+from mpigd.data.source import Info, agreed, expand, inspect
+from mpigd.data.streamed import Streamed
+from mpigd.errors import DataError, UsageError
+from mpigd_kernels import dense, sampling
+
+Array = np.ndarray[Any, Any]
+FINGERPRINT_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where in the files to look, and as what to keep the matrix in memory.
+
+    max_memory: bytes of X that a rank may hold; more is read again at every pass, in pieces of `block` consecutive global
+    rows where given. unstreamed: why such a run could not do that, if so.
+    """
+
+    x: str = "X"
+    y: str = "y"
+    dtype: str | None = None
+    partition: str = "range"
+    need_y: bool = True
+    max_memory: int | None = None
+    block: int | None = None
+    unstreamed: str = ""
+
+
+def load(patterns: Sequence[str], layout: Layout, comm: Comm) -> Shard:
+    """Read this rank's rows of the data set that the files make up. Collective.
+
+    Raises DataError on all ranks if any rank finds fault with its part.
+    """
+    if layout.dtype == "float16":  # a way to hold training data: what is scored stays as it is in its file
+        layout = dataclasses.replace(layout, dtype=None)
+    return read(survey(patterns, layout, comm), layout, comm)
+
+
+def survey(patterns: Sequence[str], layout: Layout, comm: Comm) -> list[Info]:
+    """What lies in the files that make up the data set. Collective; DataError on all ranks if they do not fit."""
+    infos = inspect(expand(patterns, comm), layout.x, layout.y, comm)
+    if layout.need_y and not infos[0].has_y:
+        raise agreed(DataError(f"{infos[0].path}: no target {layout.y!r} (name it with --y)"))
+    return infos
+
+
+def read(infos: Sequence[Info], layout: Layout, comm: Comm) -> Shard:
+    """This rank's rows of the surveyed files. Collective; DataError on all ranks together."""
+    dtype = kept_as(infos, layout.dtype)
+    with together(comm):
+        segments = _segments(infos, layout, comm)
+        parts = [_read_part(infos[segment.file], segment, layout, dtype) for segment in segments or [Segment(0, 0, 0, 0)]]
+    sparse = [part.X for part in parts if part.X]
+    streams = _streams(infos, segments, layout, dtype, comm)
+    X: Matrix = _stack(sparse, infos[0].d) if sparse else read_dense(infos, segments, layout, dtype, streams, comm)
+    with together(comm):
+        shard = _join(parts, segments, X, infos)
+    return exchange(shard, comm) if layout.partition == "hash" else shard
+
+
+def kept_as(infos: Sequence[Info], asked: str | None) -> np.dtype[Any]:
+    """The type of X in memory: as asked for, or the widest of the files'. UsageError, agreed, if that is not possible."""
+    dtype = np.dtype(asked) if asked else max((np.dtype(info.dtype) for info in infos), key=lambda kind: kind.itemsize)
+    if dtype == np.float16 and infos[0].layout == "csr":
+        error = UsageError(f"{infos[0].path}: --dtype float16 is for dense data, and these are sparse: use float32")
+        error.agreed = True
+        raise error
+    return dtype
+
+
+def _segments(infos: Sequence[Info], layout: Layout, comm: Comm) -> list[Segment]:
+    extents = [info.extent() for info in infos]
+    if layout.partition == "file":
+        return partition.by_file(extents, comm.rank, comm.size)
+    search = None if infos[0].layout == "dense" else lambda file, wanted: _row_at(infos[file], layout.x, wanted)
+    return partition.by_range(extents, comm.rank, comm.size, search)
+
+
+def _row_at(info: Info, x: str, wanted: int) -> int:
+    """The first row of a CSR file with at least `wanted` non-zeros before it: a binary search in the file's indptr."""
+    with hdf5.open_read(info.path) as file:
+        indptr = file[x]["indptr"]
+        low, high = 0, info.n
+        while low < high:
+            middle = (low + high) // 2
+            if int(indptr[middle]) < wanted:
+                low = middle + 1
+            else:
+                high = middle
+    return low
+
+
+@dataclass(frozen=True)
+class _Part:
+    vectors: dict[str, Array]
+    X: CSR | None
+
+
+def _read_part(info: Info, segment: Segment, layout: Layout, dtype: np.dtype[Any]) -> _Part:
+    """Everything of a segment but dense rows, which all go into one array."""
+    names = [*info.extras, *([layout.y] if info.has_y else [])]
+    with reading(info, segment) as file:
+        X = read_csr(file, layout.x, segment, dtype) if info.layout == "csr" else None
+        vectors = {name: read_vector(file, name, segment) for name in names}
+    if layout.y != "y" and layout.y in vectors:
+        vectors["y"] = vectors.pop(layout.y)
+    return _Part(vectors, X)
+
+
+def _streams(infos: Sequence[Info], segments: Sequence[Segment], layout: Layout, dtype: np.dtype[Any], comm: Comm) -> bool:
+    """Whether the rows of some rank do not fit; UsageError on all ranks if they cannot be streamed either. Collective."""
+    if layout.max_memory is None:
+        return False
+    need = np.array([sum(len(segment) for segment in segments) * infos[0].d * dtype.itemsize], dtype=np.int64)
+    if infos[0].layout == "csr":
+        need[0] = sum(info.nonzeros or 0 for info in infos) * (dtype.itemsize + 4) // comm.size
+    comm.allreduce(need, "max")
+    if need[0] <= layout.max_memory:
+        return False
+    why = "sparse data cannot be streamed" if infos[0].layout == "csr" else layout.unstreamed
+    if why:
+        error = UsageError(f"a rank's rows take {need[0] / 1e9:.3g} GB, more than --max-memory, and {why}: use more ranks")
+        error.agreed = True
+        raise error
+    return True
+
+
+def read_dense(
+    infos: Sequence[Info], segments: Sequence[Segment], layout: Layout, dtype: np.dtype[Any], streams: bool, comm: Comm
+) -> Dense | Half | Streamed:
+    """This rank's rows of dense files, in one array, or left in the files if it `streams`. Collective.
+
+    Numbers that are not halves in the files are read twice to become such: once for the columns' units.
+    """
+    d, narrowing, names = infos[0].d, None, None
+    if dtype == np.float16 and not all(info.halves for info in infos):
+        low, high = np.full(d, np.inf), np.full(d, -np.inf)
+        with together(comm):
+            for _, slab in slabs(infos, segments, layout.x, wide(infos)):
+                dense.column_range(slab, low, high)
+        narrowing = Narrowing(low, high, comm)
+    X: Dense | Half | Streamed
+    with together(comm):
+        if narrowing is not None:
+            names = _names(infos[0])
+        if streams:
+            X = Streamed(infos, segments, layout.x, dtype, narrowing, layout.max_memory or 0, layout.block)
+            X.check()
+        else:
+            values = np.empty((sum(len(segment) for segment in segments), d), np.uint16 if dtype == np.float16 else dtype)
+            kind, out = (dtype, values) if narrowing is None else (wide(infos), None)
+            for rows, slab in slabs(infos, segments, layout.x, kind, out):
+                if narrowing is not None:
+                    narrowing.narrow(slab, values[rows])
+            X = Half(values, np.ones(d) if narrowing is None else narrowing.unit) if dtype == np.float16 else Dense(values)
+    if narrowing is not None:
+        narrowing.check(infos[0].path, names, comm)
+    return X
+
+
+def _join(parts: Sequence[_Part], segments: Sequence[Segment], X: Matrix, infos: Sequence[Info]) -> Shard:
+    def joined(name: str) -> Array | None:
+        if name not in parts[0].vectors:
+            return None
+        if len(parts) == 1:
+            return parts[0].vectors[name]
+        return np.concatenate([part.vectors[name] for part in parts])
+
+    return Shard(
+        n=sum(info.n for info in infos),
+        rows=RowNumbers([(segment.first, len(segment)) for segment in segments]),
+        X=X,
+        y=joined("y"),
+        c=joined("sample_weight"),
+        offset=joined("offset"),
+        key=joined("key"),
+        encoding=_encoding(infos[0]),
+        files=tuple((info.path, info.n) for info in infos),
+    )
+
+
+def _names(info: Info) -> list[str] | None:
+    names = _encoding(info).get("feature_names")
+    return None if names is None else [str(name) for name in names]
+
+
+def _encoding(info: Info) -> dict[str, Any]:
+    with hdf5.open_read(info.path) as file:
+        return dict(hdf5.read_json(file, "encoding")) if "encoding" in file else {}
+
+
+def _stack(sparse: Sequence[CSR], d: int) -> CSR:
+    if len(sparse) == 1:
+        return sparse[0]
+    lengths = np.concatenate([np.diff(matrix.indptr) for matrix in sparse])
+    return CSR(
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        np.concatenate([matrix.indices for matrix in sparse]),
+        np.concatenate([matrix.data for matrix in sparse]),
+        d,
+    )
+
+
+def fingerprint(shard: Shard, comm: Comm) -> str:
+    """A hash of the data set's rows with their numbers, targets, weights and offsets, whoever holds them. Collective."""
+    mine = 0
+    for start in range(0, shard.X.n, FINGERPRINT_ROWS):
+        rows = slice(start, min(start + FINGERPRINT_ROWS, shard.X.n))
+        hashes = np.asarray(shard.rows[rows]).astype(np.uint64)
+        shard.X.rows(rows).absorb(hashes)
+        for vector in (shard.y, shard.c, shard.offset):
+            if vector is not None:
+                sampling.absorb(hashes, vector[rows].view(np.uint64).reshape(-1, 1))
+        mine = (mine + int(sampling.wrapping_sum(hashes))) % 2**64
+    total = np.array([mine], dtype=np.uint64).view(np.int64)
+    comm.allreduce(total)
+    return f"{shard.n}x{shard.X.d}-{int(total.view(np.uint64)[0]):016x}"

@@ -1,0 +1,140 @@
+"""Slabs of rows and vectors out of an open file, checked: finite, within the type, subnormal numbers set to zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import h5py
+import numpy as np
+
+from mpigd.data import hdf5
+from mpigd.data.matrix import CSR
+from mpigd.data.partition import Segment
+from mpigd.data.source import Info
+from mpigd.errors import DataError
+from mpigd_kernels import csr as csr_kernels
+from mpigd_kernels import dense as dense_kernels
+from mpigd_kernels import half as half_kernels
+
+Array = np.ndarray[Any, Any]
+SLAB_BYTES = 8 << 20
+
+
+class Slabs:
+    """A dense dataset (n, d) of an open file, read in slabs that begin and end where its chunks do."""
+
+    def __init__(self, file: h5py.File, name: str, dtype: np.dtype[Any]) -> None:
+        self._file, self._name, self._dtype = file, name, dtype
+        self._source = file[name]
+        self.d = int(self._source.shape[1])
+        self._chunk = self._source.chunks[0] if self._source.chunks else 1
+
+    def cuts(self, segment: Segment) -> Iterator[slice]:
+        """The file's rows of `segment`, slab by slab."""
+        chunk = self._chunk
+        step = max(1, SLAB_BYTES // max(1, self._dtype.itemsize * self.d) // chunk) * chunk
+        for start in range(segment.start - segment.start % chunk, segment.stop, step):
+            yield slice(max(start, segment.start), min(start + step, segment.stop))
+
+    def read(self, rows: slice, out: Array) -> None:
+        """Rows of the file into out (m, d), C-contiguous, of the dtype or, for float16, as bits in uint16."""
+        values = out.view(np.float16) if self._dtype == np.float16 else out
+        self._source.read_direct(values, np.s_[rows])
+        if self._dtype == np.float16:
+            where = None if half_kernels.all_finite(out) else int(np.argmin(np.isfinite(values)))
+        else:
+            where = scrub(values)
+        if where is not None:
+            row, column = divmod(where, self.d)
+            row += rows.start
+            stored, place = self._source[row, column], f" column {column}"
+            raise DataError(_not_finite(self._file, self._name, row, stored, self._dtype, place))
+
+
+@contextmanager
+def reading(info: Info, segment: Segment) -> Iterator[h5py.File]:
+    """The file of a segment, open; what HDF5 finds wrong with it becomes a DataError."""
+    with hdf5.open_read(info.path) as file:
+        try:
+            yield file
+        except (OSError, RuntimeError) as error:
+            raise DataError(f"{info.path}: rows {segment.start} to {segment.stop} cannot be read: {error}") from error
+
+
+def wide(infos: Sequence[Info]) -> np.dtype[Any]:
+    """The type in which numbers are read that become halves."""
+    return np.dtype("float64" if any(info.dtype == "float64" for info in infos) else "float32")
+
+
+def slabs(
+    infos: Sequence[Info], segments: Sequence[Segment], x: str, dtype: np.dtype[Any], out: Array | None = None
+) -> Iterator[tuple[slice, Array]]:
+    """This rank's dense rows, slab by slab: which of them, and their values, in `out` (m, d) or in a buffer used again."""
+    first, buffer = 0, np.empty((0, 0), dtype)
+    for segment in segments:
+        with reading(infos[segment.file], segment) as file:
+            source = Slabs(file, x, dtype)
+            for cut in source.cuts(segment):
+                m = cut.stop - cut.start
+                if out is None and buffer.shape[0] < m:
+                    buffer = np.empty((m, source.d), dtype)
+                rows = slice(first, first + m)
+                slab = buffer[:m] if out is None else out[rows]
+                source.read(cut, slab)
+                yield rows, slab
+                first += m
+
+
+def scrub(values: Array) -> int | None:
+    where = int(dense_kernels.scrub(values.reshape(-1), float(np.finfo(values.dtype).tiny)))
+    return None if where < 0 else where
+
+
+def _not_finite(file: h5py.File, name: str, row: int, stored: Any, dtype: np.dtype[Any], place: str = "") -> str:
+    if np.isfinite(stored):
+        return f"{file.filename}: {name!r} row {row}{place}: {stored} does not fit {dtype.name} (use --dtype float64)"
+    return f"{file.filename}: {name!r} row {row}{place} is {stored}: not a finite number"
+
+
+def read_csr(file: h5py.File, name: str, segment: Segment, dtype: np.dtype[Any]) -> CSR:
+    """The rows of `segment` of a CSR group."""
+    group = file[name]
+    d = int(group.attrs["shape"][1])
+    indptr = group["indptr"][segment.start : segment.stop + 1].astype(np.int64)
+    start, stop = int(indptr[0]), int(indptr[-1])
+    if np.any(np.diff(indptr) < 0) or start < 0 or stop > group["data"].shape[0]:
+        raise DataError(f"{file.filename}: {name!r}: indptr does not ascend within rows {segment.start} to {segment.stop}")
+    data = np.empty(stop - start, dtype)
+    indices = np.empty(stop - start, np.int32 if d < 2**31 else np.int64)
+    if stop > start:
+        group["data"].read_direct(data, np.s_[start:stop])
+        group["indices"].read_direct(indices, np.s_[start:stop])
+    indptr -= start
+    where = scrub(data)
+    if where is not None:
+        row = segment.start + int(np.searchsorted(indptr, where, "right")) - 1
+        place = f" column {indices[where]}"
+        raise DataError(_not_finite(file, name, row, group["data"][start + where], dtype, place))
+    bad = int(csr_kernels.sort_rows(indptr, indices, data, d))
+    if bad >= 0:
+        where_row = segment.start + bad
+        raise DataError(f"{file.filename}: {name!r} row {where_row} has a column twice or outside 0..{d - 1}")
+    return CSR(indptr, indices, data, d)
+
+
+def read_vector(file: h5py.File, name: str, segment: Segment) -> Array:
+    """The rows of `segment` of a vector: float64, but a key int64."""
+    source = hdf5.dataset(file, name)
+    if name == "key":
+        return np.asarray(source[segment.start : segment.stop]).astype(np.int64)
+    values = np.asarray(source[segment.start : segment.stop], dtype=np.float64)
+    where = scrub(values)
+    if where is not None:
+        row = segment.start + where
+        raise DataError(_not_finite(file, name, row, source[row], np.dtype("float64")))
+    if name == "sample_weight" and np.any(values < 0):
+        row = int(np.argmax(values < 0))
+        raise DataError(f"{file.filename}: 'sample_weight' row {segment.start + row} is {values[row]}: weights are at least 0")
+    return values

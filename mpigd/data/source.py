@@ -1,0 +1,153 @@
+"""What lies in the files: looked at once per file, by one rank each, before any row is read."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+
+from mpigd.comm import Comm, bcast_bytes, together
+from mpigd.data import hdf5
+from mpigd.data.partition import Extent
+from mpigd.errors import DataError
+
+FLOATS = ("float64", "float32")
+EXTRAS = ("sample_weight", "offset", "key")
+
+
+@dataclass(frozen=True)
+class Info:
+    """One file: path, rows n, columns d, layout, dtype of X, rows per chunk, non-zeros, and which extras it has."""
+
+    path: str
+    n: int
+    d: int
+    layout: str
+    dtype: str
+    chunk: int
+    nonzeros: int | None
+    has_y: bool
+    extras: tuple[str, ...]
+    names: str  # digest of the encoding, so that files encoded differently are not mixed
+    halves: bool = False  # X is stored as float16
+
+    def extent(self) -> Extent:
+        return Extent(self.n, self.chunk, self.nonzeros)
+
+
+def expand(patterns: Sequence[str], comm: Comm) -> list[str]:
+    """The files that the paths and globs name, in the order given (a glob's sorted): rank 0 looks, all know."""
+    found: list[str] = []
+    with together(comm):
+        if comm.rank == 0:
+            for pattern in patterns:
+                hits = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+                if not hits:
+                    raise DataError(f"{pattern}: no file matches")
+                found += hits
+            if not found:
+                raise DataError("no data given")
+    return list(_share_json(comm, found))
+
+
+def _share_json(comm: Comm, value: Any) -> Any:
+    return json.loads(bcast_bytes(comm, json.dumps(value).encode()))
+
+
+def inspect(paths: Sequence[str], x: str, y: str, comm: Comm) -> list[Info]:
+    """Look at every file, each rank at its share of them; DataError on all ranks if they do not fit together."""
+    mine: list[dict[str, Any]] = []
+    with together(comm):
+        for path in paths[comm.rank :: comm.size]:
+            with hdf5.open_read(path) as file:
+                mine.append(asdict(look(file, str(path), x, y)))
+    text = json.dumps(mine).encode()
+    longest = np.array([len(text)], dtype=np.int64)
+    comm.allreduce(longest, "max")
+    texts = comm.allgather(np.frombuffer(text.ljust(int(longest[0])), dtype=np.uint8))
+    shares = [json.loads(bytes(row)) for row in texts]
+    infos = [shares[i % comm.size][i // comm.size] for i in range(len(paths))]
+    result = [Info(**{**info, "extras": tuple(info["extras"])}) for info in infos]
+    for info in result[1:]:
+        _same(result[0], info)
+    if sum(info.n for info in result) == 0:
+        raise agreed(DataError(f"{result[0].path}: {x!r} has no rows"))
+    if result[0].d == 0:
+        raise agreed(DataError(f"{result[0].path}: {x!r} has no columns"))
+    return result
+
+
+def agreed(error: DataError) -> DataError:
+    """Mark an error that every rank raises from the same facts."""
+    error.agreed = True
+    return error
+
+
+def _same(first: Info, other: Info) -> None:
+    for what, here, there in (
+        ("columns", first.d, other.d),
+        ("layout", first.layout, other.layout),
+        ("extra datasets", first.extras, other.extras),
+        ("target", first.has_y, other.has_y),
+        ("encoding", first.names, other.names),
+    ):
+        if here != there:
+            raise agreed(DataError(f"{other.path}: {what} {there} do not match {here} of {first.path}"))
+
+
+def look(file: h5py.File, path: str, x: str, y: str) -> Info:
+    """The Info of an open file, or a DataError that names file and dataset."""
+    matrix = file.get(x)
+    if isinstance(matrix, h5py.Group):
+        n, d, chunk, nonzeros, dtype = _look_csr(matrix, path, x)
+        layout = "csr"
+    elif isinstance(matrix, h5py.Dataset):
+        hdf5.readable(matrix)
+        if matrix.ndim != 2:
+            raise DataError(f"{path}: {x!r} has shape {matrix.shape}, expected (rows, columns)")
+        (n, d), nonzeros, layout = matrix.shape, None, "dense"
+        dtype, chunk = matrix.dtype, matrix.chunks[0] if matrix.chunks else 1
+    else:
+        raise DataError(f"{path}: no dataset {x!r}; it has {', '.join(sorted(file)) or 'nothing'} (name it with --x)")
+    if dtype.kind not in "fiub":
+        raise DataError(f"{path}: {x!r} holds {dtype}, expected numbers")
+    extras = tuple(name for name in EXTRAS if name in file)
+    for name in (*extras, *([y] if y in file else [])):
+        _look_vector(file, path, name, n)
+    names = hdf5.content_digest(file["encoding"].parent, "encoding") if "encoding" in file else ""
+    halves = dtype.name == "float16"
+    return Info(path, int(n), int(d), layout, _stored(dtype), int(chunk), nonzeros, y in file, extras, names, halves)
+
+
+def _stored(dtype: np.dtype[Any]) -> str:
+    """The training type of a stored type: floats stay, all else becomes float64 where float32 would lose digits."""
+    if dtype.name in FLOATS:
+        return str(dtype.name)
+    return "float32" if dtype.itemsize <= 2 else "float64"
+
+
+def _look_vector(file: h5py.File, path: str, name: str, n: int) -> None:
+    vector = hdf5.dataset(file, name)
+    if vector.shape != (n,):
+        raise DataError(f"{path}: {name!r} has shape {vector.shape}, expected ({n},)")
+    if vector.dtype.kind not in "fiub":
+        kind = "text" if vector.dtype.kind in "SUO" else str(vector.dtype)
+        raise DataError(f"{path}: {name!r} holds {kind}, expected numbers (`mpigd import` turns labels into codes)")
+
+
+def _look_csr(group: h5py.Group, path: str, x: str) -> tuple[int, int, int, int, np.dtype[Any]]:
+    encoding = group.attrs.get("encoding-type")
+    if encoding != "csr_matrix" or "shape" not in group.attrs:
+        raise DataError(f"{path}: group {x!r} has encoding-type {encoding!r}, expected 'csr_matrix' with a shape")
+    parts = {name: hdf5.dataset(group, name) for name in ("data", "indices", "indptr")}
+    shape = np.asarray(group.attrs["shape"]).tolist()
+    if len(shape) != 2 or parts["indptr"].shape != (shape[0] + 1,) or parts["data"].shape != parts["indices"].shape:
+        raise DataError(f"{path}: {x!r}: shape {shape} does not fit indptr {parts['indptr'].shape}")
+    if parts["indices"].dtype.kind not in "iu" or parts["indptr"].dtype.kind not in "iu":
+        raise DataError(f"{path}: {x!r}: indices and indptr must be whole numbers")
+    return shape[0], shape[1], 1, int(parts["data"].shape[0]), parts["data"].dtype

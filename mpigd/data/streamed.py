@@ -1,0 +1,179 @@
+"""Rows that do not fit into memory: read from the files at every pass, the next piece while this one is used."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from mpigd.data.half import Half, Narrowing
+from mpigd.data.matrix import Columns, Dense, Pair, Selection
+from mpigd.data.partition import Segment
+from mpigd.data.slabs import Slabs, reading, wide
+from mpigd.data.source import Info
+
+Array = np.ndarray[Any, Any]
+FEWEST = 4  # pieces that are kept: the one in use and the next, and two for a batch that lies in two blocks
+
+
+class Streamed:
+    """A rank's dense rows (n, d) in their files; what `rows` returns is Dense or Half, in memory and the same bits.
+
+    Pieces are slabs aligned to chunks or, where `block` is given, blocks of so many consecutive global rows. The latest
+    ones stay in memory, `max_memory` bytes of them; a thread reads the piece that comes after the one last asked for.
+    """
+
+    def __init__(
+        self,
+        infos: Sequence[Info],
+        segments: Sequence[Segment],
+        x: str,
+        dtype: np.dtype[Any],
+        narrowing: Narrowing | None,
+        max_memory: int,
+        block: int | None,
+    ) -> None:
+        self._infos, self._segments, self._x, self._narrowing = infos, segments, x, narrowing
+        self._kept, self._read_as = dtype, dtype if narrowing is None else wide(infos)
+        self.n, self.d = sum(len(segment) for segment in segments), infos[0].d
+        self.row_bytes, self.entries = self.d * dtype.itemsize, self.n * self.d
+        self._unit = np.ones(self.d) if narrowing is None else narrowing.unit
+        self._pieces = list(self._cut(block))
+        self._starts = np.concatenate([[0], np.cumsum([cut.stop - cut.start for _, cut in self._pieces])]).astype(np.int64)
+        self._next = np.arange(1, len(self._pieces) + 1)  # which piece comes after each
+        largest = int(np.diff(self._starts).max(initial=1)) * self.row_bytes
+        self._capacity = max(FEWEST, max_memory // max(1, largest))
+        self._held: OrderedDict[int, Future[Array]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._reader = ThreadPoolExecutor(1, "mpigd-read")
+        self._open: tuple[int, ExitStack, Slabs] | None = None
+
+    def _cut(self, block: int | None) -> Iterator[tuple[int, slice]]:
+        """(segment, rows of its file) of each piece."""
+        for number, segment in enumerate(self._segments):
+            if block is None:
+                info = self._infos[segment.file]
+                with reading(info, segment) as file:
+                    yield from ((number, cut) for cut in Slabs(file, self._x, self._read_as).cuts(segment))
+            else:
+                shift = segment.first - segment.start  # from rows of the file to global ones
+                for start in range(segment.first // block * block, segment.first + len(segment), block):
+                    first, last = max(start, segment.first), min(start + block, segment.first + len(segment))
+                    yield number, slice(first - shift, last - shift)
+
+    def expect(self, steps: Array) -> None:
+        """From now on pieces are asked for in the order of the first step (m,) of their rows."""
+        if not self._pieces:
+            return
+        order = np.argsort(np.minimum.reduceat(steps, self._starts[:-1]), kind="stable")
+        following = np.empty_like(self._next)
+        following[order] = np.append(order[1:], len(self._pieces))
+        self._next = following
+
+    def check(self) -> None:
+        """Read everything once; DataError for what cannot be used."""
+        for piece in range(len(self._pieces)):
+            self._piece(piece)
+
+    def _piece(self, number: int) -> Array:
+        """The values of a piece; the one that comes next is asked for too."""
+        with self._lock:
+            future = self._ask(number)
+            if (following := int(self._next[number])) < len(self._pieces):
+                self._ask(following)
+                self._held.move_to_end(number)
+            while len(self._held) > self._capacity:
+                self._held.popitem(last=False)
+        return future.result()
+
+    def _ask(self, number: int) -> Future[Array]:
+        if number not in self._held:
+            self._held[number] = self._reader.submit(self._read, number)
+        self._held.move_to_end(number)
+        return self._held[number]
+
+    def _read(self, number: int) -> Array:
+        segment, cut = self._pieces[number]
+        values = np.empty((cut.stop - cut.start, self.d), self._read_as)
+        if self._read_as == np.float16:
+            values = values.view(np.uint16)
+        self._source(segment).read(cut, values)
+        if self._narrowing is None:
+            return values
+        bits = np.empty(values.shape, np.uint16)
+        self._narrowing.narrow(values, bits)
+        return bits
+
+    def _source(self, segment: int) -> Slabs:
+        """The open dataset of a segment; files stay open until another one is needed."""
+        if self._open is None or self._open[0] != segment:
+            if self._open is not None:
+                self._open[1].close()
+            stack = ExitStack()
+            place = self._segments[segment]
+            file = stack.enter_context(reading(self._infos[place.file], place))
+            self._open = segment, stack, Slabs(file, self._x, self._read_as)
+        return self._open[2]
+
+    def _matrix(self, values: Array) -> Dense | Half:
+        return Half(values, self._unit) if self._kept == np.float16 else Dense(values)
+
+    def rows(self, selection: Selection) -> Dense | Half:
+        if isinstance(selection, slice):
+            start, stop, _ = selection.indices(self.n)
+            first, last = np.searchsorted(self._starts, [start, max(start, stop - 1)], "right") - 1
+            if first == last and start < stop:
+                base = self._starts[first]
+                return self._matrix(self._piece(int(first))[start - base : stop - base])
+            selection = np.arange(start, max(start, stop))
+        kind = np.uint16 if self._kept == np.float16 else self._kept
+        out, pieces = np.empty((selection.size, self.d), kind), np.searchsorted(self._starts, selection, "right") - 1
+        for piece in np.unique(pieces):
+            mine = np.flatnonzero(pieces == piece)
+            out[mine] = self._piece(int(piece))[selection[mine] - self._starts[piece]]
+        return self._matrix(out)
+
+    def _each(self) -> Iterator[tuple[slice, Dense | Half]]:
+        for piece in range(len(self._pieces)):
+            yield slice(*self._starts[piece : piece + 2]), self._matrix(self._piece(piece))
+
+    def margins(self, w: Array, b: float, z: Array) -> None:
+        for rows, block in self._each():
+            block.margins(w, b, z[rows])
+
+    def add_exact(self, r: Array, A: Array, C: Array, T: Array, filled: int, panel: int) -> int:
+        for rows, block in self._each():
+            filled = block.add_exact(r[rows], A, C, T, filled, panel)
+        return filled
+
+    def add_fine(self, r: Array, A: Pair, C: Pair, T: Pair, filled: int, panel: int) -> int:
+        for rows, block in self._each():
+            filled = block.add_fine(r[rows], A, C, T, filled, panel)
+        return filled
+
+    def add_native(self, r: Array, A: Array) -> None:
+        for rows, block in self._each():
+            block.add_native(r[rows], A)
+
+    def columns(self) -> Columns:
+        low, high = np.full(self.d, np.inf), np.full(self.d, -np.inf)
+        for _, block in self._each():
+            part = block.columns()
+            np.minimum(low, part.low, out=low)
+            np.maximum(high, part.high, out=high)
+        return Columns(low, high, np.full(self.d, self.n, dtype=np.int64))
+
+    def squared_deviation(self, center: Array) -> Dense:
+        return self.rows(slice(None)).squared_deviation(center)
+
+    def ones(self) -> Dense:
+        return self.rows(slice(None)).ones()
+
+    def absorb(self, hashes: Array) -> None:
+        for rows, block in self._each():
+            block.absorb(hashes[rows])

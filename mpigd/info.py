@@ -1,0 +1,86 @@
+"""`mpigd info`: what a file of ours is, in a screen or as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import h5py
+
+from mpigd import checkpoint
+from mpigd.config import to_dict
+from mpigd.data import hdf5
+from mpigd.data.source import look
+from mpigd.model import fitted
+
+SHOWN = 12  # coefficients and columns listed for people
+
+
+def describe(path: str, x: str = "X", y: str = "y") -> dict[str, Any]:
+    """Everything about a model, a checkpoint or a data set, as plain values. DataError if it is none of these."""
+    with hdf5.open_read(path) as file:
+        form = hdf5.read_text(file, "format")
+        if form not in (fitted.FORMAT, checkpoint.FORMAT):
+            return {"kind": "data", **_data(file, path, x, y)}
+    return {"kind": "model", **_model(path)} if form == fitted.FORMAT else {"kind": "checkpoint", **_checkpoint(path)}
+
+
+def _data(file: h5py.File, path: str, x: str, y: str) -> dict[str, Any]:
+    info = look(file, path, x, y)
+    encoding = hdf5.read_json(file, "encoding") if "encoding" in file else {}
+    names = encoding.get("feature_names")
+    return {
+        "rows": info.n, "columns": info.d, "layout": info.layout, "dtype": info.dtype, "nonzeros": info.nonzeros,
+        "rows_per_chunk": info.chunk, "target": (encoding.get("target") or {}).get("name") or (y if info.has_y else None),
+        "classes": (encoding.get("target") or {}).get("classes"), "extras": list(info.extras), "feature_names": names,
+    }  # fmt: skip
+
+
+def _model(path: str) -> dict[str, Any]:
+    model = fitted.load(path)
+    names = model.encoding.get("feature_names")
+    return {
+        "digest": model.digest, **model.summary, "loss": model.config.loss, "labels": model.labels(),
+        "intercept": model.intercept.tolist(), "coefficients": model.coef.tolist(), "feature_names": names,
+        "config": to_dict(model.config), "history": model.history,
+    }  # fmt: skip
+
+
+def _checkpoint(path: str) -> dict[str, Any]:
+    saved = checkpoint.read(path)
+    arrays = {f"{part}/{name}": value for part, group in saved.parts.items() for name, value in group.items()}
+    return {
+        "step": saved.step, "parameters": int(saved.w.size), "digest": fitted.digest({"w": saved.w}),
+        "state_digest": fitted.digest(arrays), "reason": saved.notes.get("reason"),
+        "fingerprint": saved.notes.get("fingerprint"), "config": to_dict(saved.config),
+    }  # fmt: skip
+
+
+def text(path: str, about: dict[str, Any]) -> str:
+    """The same for people: a screen of lines."""
+    lines = [f"{path}: {about['kind']}"]
+    hidden = {"kind", "config", "history", "coefficients", "feature_names", "ranks", "time", "intercept"}
+    lines += [f"  {key:16} {_short(value)}" for key, value in about.items() if key not in hidden and value is not None]
+    if about["kind"] == "model":
+        lines += _coefficients(about)
+    elif about.get("feature_names"):
+        lines.append(f"  {'column names':16} {_short(about['feature_names'])}")
+    if "config" in about:
+        config = {key: value for key, value in about["config"].items() if value not in (None, [], False)}
+        lines.append("  " + f"{'config':16} " + " ".join(f"{key}={value}" for key, value in config.items()))
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.8g}"
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value[:SHOWN]) + (f", ... ({len(value)})" if len(value) > SHOWN else "")
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _coefficients(about: dict[str, Any]) -> list[str]:
+    """The largest coefficients of the first output by size."""
+    coef, names = about["coefficients"][0], about["feature_names"]
+    order = sorted(range(len(coef)), key=lambda j: (-abs(coef[j]), j))[:SHOWN]
+    lines = [f"  {'intercept':16} {_short(about['intercept'])}", "  largest coefficients"]
+    return lines + [f"    {names[j] if names else f'column {j}':30} {coef[j]: .6g}" for j in order]

@@ -1,0 +1,1 @@
+"""What is fitted: losses, penalties, the objective over distributed rows."""

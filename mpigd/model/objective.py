@@ -1,0 +1,224 @@
+"""The objective over distributed rows, and the oracle through which an optimiser sees it.
+
+F(w) = sum_i c_i loss(y_i, z_i) / sum_i c_i, z = X coef + intercept + offset. A batch of m rows estimates all of it: its
+sums are multiplied by n / (m * sum of all c), never divided by the batch's own weight.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mpigd.batches import Batch
+from mpigd.comm import Comm
+from mpigd.data.matrix import Matrix, block_rows
+from mpigd.data.shard import RowNumbers
+from mpigd.exact import ExactReducer, rounding
+from mpigd.model.hessian import Curvature
+from mpigd.model.losses import Loss
+from mpigd.model.scaling import Scaling, Statistics
+from mpigd.reduce import Accumulator, NativeReducer, Reducer, Sums, grid, power_above
+from mpigd_kernels import sampling, vector
+
+Array = np.ndarray[Any, Any]
+Kernel = Callable[..., None]
+SAMPLE_EPOCH = (1 << 32) - 2  # whose permutation no training step uses
+
+
+@dataclass(frozen=True)
+class Rows:
+    """This rank's rows as the objective needs them: X (m, d), targets y or class codes, weights c, offset or None.
+
+    c may be one number broadcast; kernels take contiguous copies of the rows they need.
+    """
+
+    X: Matrix
+    y: Array
+    c: Array
+    offset: Array | None
+
+
+class Objective:
+    """Loss, rows and coordinates. Parameters are w (k * p,), p columns and maybe an intercept for each of k outputs."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        loss: Loss,
+        parameter: float,
+        k: int,
+        scaling: Scaling,
+        statistics: Statistics,
+        n: int,
+        threads: int = 1,
+    ) -> None:
+        self.rows, self.loss, self.parameter, self.k, self.n = rows, loss, parameter, k, n
+        self.scaling, self.statistics = scaling, statistics
+        self.size = k * scaling.p
+        self.threads = threads
+        self.fine = False  # sums on two grids
+        self.reads = 0.0  # visited rows over n
+        self.counter = self  # whose reads count: a sample's are those of the whole
+        self.numbers: Array | RowNumbers = np.zeros(0, dtype=np.int64)  # global row numbers, for samples
+        self.seed = 0
+        self.keeps_margins = False  # for optimisers that ask for second derivatives
+        self._points: list[tuple[Array, Array]] = []
+        self._samples: dict[int, Objective] = {}
+        self._block = block_rows(rows.X)
+
+    def reducer(self, kind: str, comm: Comm, replacement: bool = False) -> Reducer:
+        """A reducer for this objective's sums; `replacement`: batches may hold a row several times."""
+        if kind == "native":
+            return NativeReducer(comm, self.k, self.rows.X.d)
+        known = self.loss.residual
+        bound = None if known is None else known(self.parameter) * self.statistics.heaviest
+        columns = self.statistics.bounds(self.n)
+        columns = columns.with_replacement() if replacement else columns
+        return ExactReducer(comm, columns, self.k, self.n, bound, self.fine)
+
+    def gradient_rounding(self, residual: float) -> float:
+        """Bound on the norm of what one grid costs a full gradient, for residuals of at most `residual` in size."""
+        columns = self.statistics.bounds(self.n)
+        lost = rounding(grid(columns.largest * float(power_above(residual)), columns.terms), self.n)
+        scaled = lost * self.scaling.inverse / (self.statistics.weight or 1.0)
+        return float(np.sqrt(self.k * vector.dot(scaled, scaled)))
+
+    def on(self, batch: Batch, reducer: Reducer) -> Oracle:
+        """The objective as this batch estimates it."""
+        return Oracle(self, batch, reducer)
+
+    def sums(
+        self,
+        w: Array,
+        batch: Batch,
+        reducer: Reducer,
+        kernel: Kernel | None = None,
+        curvature: Array | None = None,
+        keep: Array | None = None,
+    ) -> Sums:
+        """Unnormalised sums over the batch at w; `kernel` in place of the loss (and no offset then). Collective.
+
+        The kernel sees `curvature` (k, n) in place of y where that is given; `keep` (k, n) takes the margins.
+        """
+        coef, intercept = self.scaling.to_raw(w, self.k)
+        rows, run = self.rows, kernel or self.loss.kernel
+        offset = rows.offset if kernel is None else None
+        scratch = [np.empty(2 * self.k * self._block + self._block) for _ in range(self.threads)]
+
+        def visit(selection: slice | Array, thread: int, accumulator: Accumulator) -> None:
+            block = rows.X.rows(selection)
+            m, k, room = block.n, self.k, scratch[thread]
+            z, r, l = room[: k * m].reshape(k, m), room[k * m : 2 * k * m].reshape(k, m), room[2 * k * m :][:m]
+            for q in range(k):
+                block.margins(coef[q], intercept[q], z[q])
+            if offset is not None:
+                z += offset[selection]
+            if keep is not None:
+                keep[:, selection] = z
+            y = rows.y[selection] if curvature is None else np.ascontiguousarray(curvature[:, selection])
+            run(z, y, np.ascontiguousarray(rows.c[selection]), self.parameter, r, l)
+            accumulator.add(block, r, l)
+
+        self.counter.reads += batch.size / self.n
+        return reducer.sweep(self._shares(batch.rows), visit, batch.size)
+
+    def remember(self, w: Array, z: Array) -> None:
+        self._points = [(w.copy(), z), *self._points[:1]]
+
+    def margins(self, w: Array) -> Array:
+        """Margins (k, n) of this rank's rows at w; those of the last two points are remembered."""
+        for known, z in self._points:
+            if np.array_equal(known, w):
+                return z
+        coef, intercept = self.scaling.to_raw(w, self.k)
+        z = np.empty((self.k, self.rows.X.n))
+        for q in range(self.k):
+            self.rows.X.margins(coef[q], intercept[q], z[q])
+        if self.rows.offset is not None:
+            z += self.rows.offset
+        self.remember(w, z)
+        return z
+
+    def sample(self, m: int) -> Objective:
+        """The same over m rows without replacement: a function of seed and global row numbers. Keeps a copy of them."""
+        if m not in self._samples:
+            places, rows = np.empty(self.rows.X.n, dtype=np.int64), self.rows
+            sampling.positions(np.asarray(self.numbers), self.n, self.seed, SAMPLE_EPOCH, places)
+            drawn = np.flatnonzero(places < m)
+            part = copy.copy(self)
+            part.rows = Rows(
+                rows.X.rows(drawn), rows.y[drawn], rows.c[drawn], None if rows.offset is None else rows.offset[drawn]
+            )
+            part.keeps_margins, part._points, part._samples = True, [], {}
+            self._samples[m] = part
+        return self._samples[m]
+
+    def _shares(self, rows: slice | Array) -> list[list[Any]]:
+        """The batch cut into blocks, and those into equal consecutive shares for the threads."""
+        step = self._block
+        if isinstance(rows, slice):
+            pieces: list[Any] = [slice(a, min(self.rows.X.n, a + step)) for a in range(0, self.rows.X.n, step)]
+        else:
+            pieces = [rows[a : a + step] for a in range(0, rows.size, step)]
+        threads = min(self.threads, max(1, len(pieces)))
+        return [pieces[t * len(pieces) // threads : (t + 1) * len(pieces) // threads] for t in range(threads)]
+
+
+@dataclass
+class Oracle:
+    """The objective on one batch: collective, and free of MPI to its caller. Without the penalty."""
+
+    objective: Objective
+    batch: Batch
+    reducer: Reducer
+
+    def value_and_gradient(self, w: Array) -> tuple[float, Array]:
+        """F(w) and its gradient (k * p,). Raises NumericalError on all ranks if a residual or loss is not finite."""
+        objective = self.objective
+        keep = np.empty((objective.k, objective.rows.X.n)) if objective.keeps_margins else None
+        sums = objective.sums(w, self.batch, self.reducer, keep=keep)
+        if keep is not None:
+            objective.remember(w, keep)
+        factor = self._factor()
+        return sums.loss * factor, objective.scaling.gradient(sums.gradient, sums.residual, factor)
+
+    def squared_curvature(self, v: Array) -> Array:
+        """(X' C X / sum c) v in these coordinates: the Hessian of half the squared margins."""
+        sums = self.objective.sums(v, self.batch, self.reducer, _margin_squares)
+        return self.objective.scaling.gradient(sums.gradient, sums.residual, self._factor())
+
+    def sample(self, m: int) -> Oracle:
+        """The same oracle over m rows, drawn as a function of seed and global row number."""
+        part = self.objective.sample(m)
+        kind = "native" if isinstance(self.reducer, NativeReducer) else "exact"
+        return Oracle(part, Batch(slice(None), m, 0, 0, True), part.reducer(kind, self.reducer.comm))
+
+    def look_at(self, w: Array) -> None:
+        """Second derivatives are those at w from now on; for oracles of all their objective's rows. Collective.
+
+        Costs no read where w is one of the last two points that `value_and_gradient` has seen.
+        """
+        self.curvature = Curvature(self.objective, self.objective.margins(w), self.batch, self.reducer)
+
+    def hessian_vector(self, v: Array) -> Array:
+        """The Hessian at the point of `look_at` times v (k * p,): one read. Collective."""
+        return self.curvature.times(v, self._factor())
+
+    def hessian(self) -> Array:
+        """The Hessian (1, k * p, k * p) at the point of `look_at`, or where that is large its diagonal blocks (k, p, p), one
+        per output: one read. Collective."""
+        return self.curvature.matrices(self._factor())
+
+    def _factor(self) -> float:
+        weight = self.objective.statistics.weight
+        return self.objective.n / (self.batch.size * weight) if weight > 0 else 0.0
+
+
+def _margin_squares(z: Array, y: Array, c: Array, a: float, r: Array, l: Array) -> None:
+    """Residuals c z and losses c z**2 / 2 over all outputs."""
+    np.multiply(c, z, out=r)
+    np.multiply(r[0], z[0], out=l)

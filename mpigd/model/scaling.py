@@ -1,0 +1,149 @@
+"""Coordinates for the optimiser: columns centred and divided by their scale, without touching X.
+
+Uncentred columns can make the condition number a million. With centres m and scales s, u_j = s_j w_j and
+b' = b + sum_j w_j m_j: margins are made with w and b, and gradients g'_j = (g_j - m_j g_b) / s_j after the sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mpigd.comm import Comm
+from mpigd.data.matrix import CSR, Columns, Matrix, block_rows
+from mpigd.exact import Bounds, ExactReducer
+from mpigd.reduce import Accumulator, total
+from mpigd_kernels import vector
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of all rows: weight sum C and largest c; per column (d,) extremes, stored entries, weighted mean and deviation."""
+
+    weight: float
+    heaviest: float
+    low: Array
+    high: Array
+    count: Array
+    mean: Array
+    deviation: Array
+    entries: int
+
+    @property
+    def largest(self) -> Array:
+        return np.maximum(np.abs(self.low), np.abs(self.high))
+
+    def bounds(self, n: int) -> Bounds:
+        return Bounds.of(self.largest, self.count, self.entries, n)
+
+
+def measure(X: Matrix, c: Array, n: int, comm: Comm) -> Statistics:
+    """Statistics of the columns of all ranks' rows, in the population formula, each sum exact. Two reads. Collective."""
+    low, high, count = _extremes(X, n, comm)
+    weight = float(total(c, comm)[0])
+    heaviest = np.array([c.max() if c.size else 0.0])
+    comm.allreduce(heaviest, "max")
+    top = float(heaviest[0])
+    entries = np.array([X.entries], dtype=np.int64)
+    comm.allreduce(entries)
+    size = int(entries[0])
+
+    def column_sums(view: str, center: Array, largest: Array) -> Array:
+        """sum_i c_i f(x_ij), f as `view` says, over the stored values."""
+        reducer = ExactReducer(comm, Bounds.of(largest, count, size, n), 1, n, top)
+
+        def visit(rows: slice, thread: int, accumulator: Accumulator) -> None:
+            block = X.rows(rows)
+            viewed = {"x": lambda: block, "square": lambda: block.squared_deviation(center), "one": block.ones}[view]()
+            accumulator.add(viewed, c[np.newaxis, rows].copy(), c[rows].copy())
+
+        return np.asarray(reducer.sweep([blocks(X)], visit, n).gradient[0])
+
+    divisor = weight or 1.0
+    mean = column_sums("x", low, np.maximum(np.abs(low), np.abs(high))) / divisor
+    farthest = np.maximum((high - mean) ** 2, (low - mean) ** 2)
+    squares = column_sums("square", mean, farthest)
+    if isinstance(X, CSR):
+        stored = column_sums("one", mean, np.ones_like(mean))
+        squares = squares + mean * mean * np.maximum(weight - stored, 0.0)
+    deviation = np.where(low == high, 0.0, np.sqrt(squares / divisor))
+    return Statistics(weight, top, low, high, count, mean, deviation, size)
+
+
+def _extremes(X: Matrix, n: int, comm: Comm) -> tuple[Array, Array, Array]:
+    mine: Columns = X.columns()
+    low, high, count = mine.low, mine.high, mine.count
+    comm.allreduce(low, "min")
+    comm.allreduce(high, "max")
+    comm.allreduce(count)
+    holes = count < n  # a sparse column's missing entries are zeros
+    low, high = np.where(holes, np.minimum(low, 0.0), low), np.where(holes, np.maximum(high, 0.0), high)
+    return low, high, count
+
+
+def blocks(X: Matrix) -> list[slice]:
+    step = block_rows(X)
+    return [slice(start, min(X.n, start + step)) for start in range(0, X.n, step)]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The map between optimiser coordinates (k, p) and coefficients: p = d, or d + 1 with the intercept last.
+
+    center (d,), inverse (d,): 1 / scale, zero for a constant column, whose coefficient stays 0.
+    penalty (p,): what the square of a coordinate weighs in the ridge penalty.
+    """
+
+    center: Array
+    inverse: Array
+    penalty: Array
+    intercept: bool
+
+    @property
+    def p(self) -> int:
+        return self.center.size + self.intercept
+
+    def to_raw(self, w: Array, k: int) -> tuple[Array, Array]:
+        """(coef (k, d), intercept (k,)) for parameters w (k * p,)."""
+        coef, b = np.empty((k, self.center.size)), np.empty(k)
+        vector.to_raw(w.reshape(k, self.p), self.center, self.inverse, self.intercept, coef, b)
+        return coef, b
+
+    def from_raw(self, coef: Array, intercept: Array) -> Array:
+        """The inverse of to_raw, up to columns whose coefficient is held at 0."""
+        scale = np.divide(1.0, self.inverse, out=np.zeros_like(self.inverse), where=self.inverse > 0)
+        W = coef * scale
+        if self.intercept:
+            shift = np.array([vector.dot(row * (self.inverse > 0), self.center) for row in coef])
+            W = np.column_stack([W, intercept + shift])
+        return np.ascontiguousarray(W).reshape(-1)
+
+    def gradient(self, g: Array, residual: Array, factor: float) -> Array:
+        """Sums over rows of X' r (k, d) and r (k,), times `factor` -> the gradient (k * p,) in these coordinates."""
+        G = np.empty((residual.size, self.p))
+        vector.to_gradient(g, residual, self.center, self.inverse, self.intercept, factor, G)
+        return G.reshape(-1)
+
+
+def make_scaling(statistics: Statistics, intercept: bool, standardize: bool, ridge: float = 0.0) -> Scaling:
+    """Centre only where an intercept can take it up; without one the scale is the root mean square about zero.
+
+    ridge: l2 over the loss's curvature. Without standardisation the penalty bends a coordinate by that over its squared
+    scale, so it belongs into the scale: a column of tiny numbers would have an enormous curvature otherwise.
+    """
+    mean, deviation = statistics.mean, statistics.deviation
+    center = mean if intercept else np.zeros_like(mean)
+    scale = deviation if intercept else np.sqrt(deviation**2 + mean**2)
+    if standardize:
+        scale = np.where(deviation > 0, scale, 0.0)
+    else:
+        scale = np.where(scale > 0, np.sqrt(scale * scale + ridge), 0.0)
+    inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
+    weights = (deviation * inverse) ** 2 if standardize else inverse**2
+    if intercept:
+        weights = np.append(np.where(inverse > 0, 1.0, 0.0) if standardize else weights, 0.0)
+    return Scaling(center, inverse, weights, intercept)

@@ -1,0 +1,1 @@
+"""Optimisers. Each calls an oracle and never sees MPI."""

@@ -1,0 +1,85 @@
+"""Nesterov's accelerated gradient for full mode, with restart, and backtracking where the curvature has no bound.
+
+Nesterov (1983); step sequence and backtracking of Beck and Teboulle, "FISTA" (SIAM J. Imaging Sci. 2009); the restart by
+the gradient of O'Donoghue and Candes, "Adaptive restart for accelerated gradient schemes" (2015).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpigd.errors import NumericalError
+from mpigd.model.penalties import Penalty
+from mpigd.optim.base import Array, Dot, OracleLike, State, advance, evaluate, fresh, norm
+from mpigd_kernels import vector
+
+LARGEST = 1e300
+
+
+@dataclass(frozen=True)
+class Accelerated:
+    """Steps of 1 / curvature from a point extrapolated along the last step.
+
+    `curvature`: bound on the Hessian's largest eigenvalue. `backtrack`: take it as a first guess only, raise it
+    until the quadratic model at each point bounds the objective there (one more evaluation a step), and let it fall slowly.
+    """
+
+    curvature: float
+    backtrack: bool = False
+    name = "nesterov"
+
+    def start(self, w: Array) -> State:
+        state = fresh("previous", like=w)
+        state["previous"][:] = w
+        state["theta"], state["curvature"] = np.ones(1), np.array([self.curvature])
+        return state
+
+    def step(self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot) -> tuple[Array, State]:
+        theta = float(state["theta"][0])
+        # A continued run may be told another learning rate; only a curvature that was found on the way is kept.
+        curvature = float(state["curvature"][0]) if self.backtrack else self.curvature
+        following = 0.5 * (1.0 + math.sqrt(1.0 + 4.0 * theta * theta))
+        ahead = np.empty_like(w)
+        vector.extrapolate(w, state["previous"], (theta - 1.0) / following, ahead)
+        value, g = evaluate(ahead, oracle, penalty)
+        length = norm(g, dot)
+        moved, curvature = self._move(ahead, value, g, length, curvature, oracle, penalty)
+        uphill = dot(g, moved - w) > 0.0  # the momentum points against the gradient: begin anew
+        after = advance(state, value, length)
+        after["previous"][:] = moved if uphill else w
+        after["theta"][0] = 1.0 if uphill else following
+        after["curvature"][0] = curvature
+        return moved, after
+
+    def _move(
+        self,
+        ahead: Array,
+        value: float,
+        g: Array,
+        length: float,
+        curvature: float,
+        oracle: OracleLike,
+        penalty: Penalty,
+    ) -> tuple[Array, float]:
+        """The step from `ahead`, and the curvature that it was taken with."""
+        curvature *= 0.9 if self.backtrack else 1.0
+        while True:
+            moved = ahead.copy()
+            vector.descend(moved, g, 1.0 / curvature)
+            if not self.backtrack or length == 0.0 or curvature > LARGEST:
+                return moved, curvature
+            reached = _value(moved, oracle, penalty)
+            # The last term forgives rounding: near the optimum the decrease drowns in the objective's own error.
+            if reached <= value - 0.5 * length * length / curvature + 1e-12 * abs(value):
+                return moved, curvature
+            curvature *= 2.0
+
+
+def _value(w: Array, oracle: OracleLike, penalty: Penalty) -> float:
+    try:
+        return evaluate(w, oracle, penalty)[0]
+    except NumericalError:  # raised on all ranks together: too far, step back
+        return math.inf

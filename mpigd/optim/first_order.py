@@ -1,0 +1,136 @@
+"""Optimisers that take one gradient a step. Each is a Rate, a few constants, and one in-place kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mpigd.model.penalties import L2, Penalty
+from mpigd.optim.base import Array, Dot, OracleLike, State, advance, clip, evaluate, fresh, norm
+from mpigd.optim.rates import Rate
+from mpigd_kernels import vector
+
+EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """The frame of the others: gradient, clipping, learning rate; `update` does the rest in place."""
+
+    rate: Rate
+    longest: float | None = None
+    name = ""
+    memory: ClassVar[tuple[str, ...]] = ()
+
+    def start(self, w: Array) -> State:
+        return fresh(*self.memory, like=w)
+
+    def step(self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot) -> tuple[Array, State]:
+        value, g = evaluate(w, oracle, self.part_of_objective(penalty))
+        length = norm(g, dot)
+        clip(g, length, self.longest)
+        after, moved = advance(state, value, length), w.copy()
+        self.update(moved, g, after, self.rate(int(state["step"][0])), penalty)
+        return moved, after
+
+    def part_of_objective(self, penalty: Penalty) -> Penalty:
+        return penalty
+
+    def update(self, w: Array, g: Array, state: State, lr: float, penalty: Penalty) -> None:
+        raise NotImplementedError
+
+
+class SGD(FirstOrder):
+    """w -= lr g."""
+
+    name = "sgd"
+
+    def update(self, w: Array, g: Array, state: State, lr: float, penalty: Penalty) -> None:
+        vector.descend(w, g, lr)
+
+
+@dataclass(frozen=True)
+class Momentum(FirstOrder):
+    """v = mu v + g; w -= lr v."""
+
+    mu: float = 0.9
+    name = "momentum"
+    memory = ("v",)
+
+    def update(self, w: Array, g: Array, state: State, lr: float, penalty: Penalty) -> None:
+        vector.momentum(w, g, state["v"], lr, self.mu)
+
+
+@dataclass(frozen=True)
+class Nesterov(FirstOrder):
+    """v = mu v + g; w -= lr (g + mu v) (Sutskever et al., ICML 2013)."""
+
+    mu: float = 0.9
+    name = "nesterov"
+    memory = ("v",)
+
+    def update(self, w: Array, g: Array, state: State, lr: float, penalty: Penalty) -> None:
+        vector.momentum(w, g, state["v"], lr * self.mu, self.mu)
+        vector.descend(w, g, lr)
+
+
+class Adagrad(FirstOrder):
+    """Steps divided by the root of the sum of squared gradients."""
+
+    name = "adagrad"
+    memory = ("s",)
+
+    def update(self, w: Array, g: Array, state: State, lr: float, penalty: Penalty) -> None:
+        vector.adagrad(w, g, state["s"], lr, EPSILON)
+
+
+@dataclass(frozen=True)
+class RMSprop(FirstOrder):
+    """Steps divided by the root of a moving average of squared gradients."""
+
+    decay: float = 0.9
+    name = "rmsprop"
+    memory = ("s",)
+
+    def update(self, w: Array, g: Array, state: State, lr: float, penalty: Penalty) -> None:
+        vector.rmsprop(w, g, state["s"], lr, self.decay, EPSILON)
+
+
+@dataclass(frozen=True)
+class Adam(FirstOrder):
+    """Moving averages of gradient and squared gradient, both corrected for their start at zero."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    name = "adam"
+    memory = ("m", "s")
+
+    def start(self, w: Array) -> State:
+        # Powers of the betas are carried as products: pow() differs between versions of libm.
+        powers = fresh("power1", "power2", like=w[:1] * 0.0 + 1.0)
+        powers["power1"][:] = powers["power2"][:] = 1.0
+        return powers | fresh(*self.memory, like=w)
+
+    def update(self, w: Array, g: Array, state: State, lr: float, penalty: Penalty) -> None:
+        state["power1"] *= self.beta1
+        state["power2"] *= self.beta2
+        rise1, rise2 = 1.0 - float(state["power1"][0]), 1.0 - float(state["power2"][0])
+        vector.adam(w, g, state["m"], state["s"], lr, self.beta1, self.beta2, rise1, rise2, EPSILON)
+
+
+class AdamW(Adam):
+    """Adam with the ridge penalty taken out of the gradient: w shrinks by lr l2 w each step."""
+
+    name = "adamw"
+
+    def part_of_objective(self, penalty: Penalty) -> Penalty:
+        assert isinstance(penalty, L2)
+        return L2(0.0, penalty.weights)
+
+    def update(self, w: Array, g: Array, state: State, lr: float, penalty: Penalty) -> None:
+        assert isinstance(penalty, L2)
+        vector.shrink(w, lr * penalty.strength, penalty.weights)
+        super().update(w, g, state, lr, penalty)
+
+
+FIRST_ORDER: dict[str, type[FirstOrder]] = {kind.name: kind for kind in (SGD, Momentum, Nesterov, Adagrad, RMSprop, Adam, AdamW)}

@@ -1,0 +1,168 @@
+"""L-BFGS with a strong-Wolfe line search, for smooth objectives with many parameters.
+
+Nocedal, "Updating quasi-Newton matrices with limited storage" (Math. Comp. 1980); the line search is algorithms 3.5 and 3.6
+of Nocedal and Wright, "Numerical Optimization" (2006), with cubic interpolation. Near the optimum, where differences of
+values drown in rounding, slopes decide (Hager and Zhang, SIOPT 2005).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpigd.errors import NumericalError
+from mpigd.model.penalties import Penalty
+from mpigd.optim.base import Array, Dot, OracleLike, State, advance, evaluate, fresh, norm
+
+DECREASE, SLOPE = 1e-4, 0.9  # of the strong Wolfe conditions
+EXPAND, TRIALS = 4.0, 20
+STALLED = 10  # steps that lower neither value nor gradient, after which the objective is called flat
+DROWNED = 1e-10  # relative to the value: smaller differences are told by the slopes
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A point of the line: step length, value and slope there, and its gradient; beyond what is finite, infinite."""
+
+    a: float
+    value: float
+    slope: float
+    g: Array
+
+
+@dataclass(frozen=True)
+class LBFGS:
+    """A step along -H g, H from the last `memory` pairs of steps and changes of the gradient."""
+
+    memory: int = 10
+    name = "lbfgs"
+
+    def start(self, w: Array) -> State:
+        history = {name: np.zeros((self.memory, w.size)) for name in ("moves", "changes")}
+        counts = {name: np.zeros(1) for name in ("pairs", "stalled", "flat")}
+        return fresh("gradient", like=w) | history | counts | {"best": np.full(2, math.inf)}
+
+    def step(self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot) -> tuple[Array, State]:
+        value, g = float(state["value"][0]), state["gradient"]
+        if state["step"][0] == 0:
+            value, g = evaluate(w, oracle, penalty)
+        d = self.direction(g, state, dot)
+        slope = dot(g, d)
+        if not slope < 0.0:  # rounding: begin anew
+            d, slope, state = -g, -dot(g, g), state | {"pairs": np.zeros(1)}
+
+        def along(a: float) -> Trial:
+            try:
+                there, gradient = evaluate(w + a * d, oracle, penalty)
+            except NumericalError:  # raised on all ranks together: too far
+                return Trial(a, math.inf, math.inf, g)
+            return Trial(a, there, dot(gradient, d), gradient)
+
+        length = norm(g, dot)
+        first = 1.0 if state["pairs"][0] else min(1.0, 1.0 / length) if length > 0.0 else 1.0
+        found = search(along, Trial(0.0, value, slope, g), first) if slope < 0.0 else None
+        if found is None:
+            return w.copy(), self._stay(state, value, g, length)
+        moved = w + found.a * d
+        after = advance(state, found.value, norm(found.g, dot))
+        self._remember(after, moved - w, found.g - g, dot)
+        after["gradient"] = found.g
+        now = np.array([found.value, after["gradient_norm"][0]])
+        after["stalled"][0] = 0.0 if (now < state["best"]).any() else state["stalled"][0] + 1
+        after["best"] = np.minimum(now, state["best"])
+        after["flat"][0] = float(after["stalled"][0] >= STALLED)
+        return moved, after
+
+    def _stay(self, state: State, value: float, g: Array, length: float) -> State:
+        """No step was found: forget the pairs and try once more from the gradient, or say that the objective is flat."""
+        after = advance(state, value, length)
+        after["gradient"] = g.copy()
+        after["flat"][0] = float(state["pairs"][0] == 0)
+        after["pairs"][0] = 0.0
+        return after
+
+    def direction(self, g: Array, state: State, dot: Dot) -> Array:
+        """-H g by the two-loop recursion (Nocedal and Wright, algorithm 7.4); the newest pair is the last."""
+        count = int(state["pairs"][0])
+        pairs = [(state["moves"][-i], state["changes"][-i]) for i in range(1, count + 1)]
+        d, shares = -g, []
+        for s, y in pairs:
+            rho = 1.0 / dot(s, y)
+            share = rho * dot(s, d)
+            shares.append((rho, share))
+            d = d - share * y
+        if pairs:
+            s, y = pairs[0]
+            d = d * (dot(s, y) / dot(y, y))
+        for (s, y), (rho, share) in zip(reversed(pairs), reversed(shares), strict=True):
+            d = d + (share - rho * dot(y, d)) * s
+        return d
+
+    def _remember(self, state: State, s: Array, y: Array, dot: Dot) -> None:
+        if not dot(s, y) > 1e-14 * math.sqrt(dot(s, s) * dot(y, y)):
+            return  # no curvature that rounding could tell from none
+        for name, new in (("moves", s), ("changes", y)):
+            state[name][:-1] = state[name][1:]
+            state[name][-1] = new
+        state["pairs"][0] = min(self.memory, state["pairs"][0] + 1)
+
+
+def search(along: Callable[[float], Trial], start: Trial, first: float) -> Trial | None:
+    """A step length that meets the strong Wolfe conditions, or None. Bracket by growing steps, then zoom."""
+    low, a = start, first
+    for _ in range(TRIALS):
+        here = along(a)
+        if _too_high(here, start) or (low.a > 0.0 and here.value >= low.value and not _drowned(here, start)):
+            return _zoom(along, start, low, here)
+        if abs(here.slope) <= -SLOPE * start.slope:
+            return here
+        if here.slope >= 0.0:
+            return _zoom(along, start, here, low)
+        low, a = here, EXPAND * a
+    return low if low.a > 0.0 else None
+
+
+def _zoom(along: Callable[[float], Trial], start: Trial, low: Trial, high: Trial) -> Trial | None:
+    """Shrink a bracket, whose best end is `low`, around a step that will do."""
+    for _ in range(TRIALS):
+        here = along(_between(low, high))
+        if _too_high(here, start) or (here.value >= low.value and not _drowned(here, start)):
+            high = here
+            continue
+        if abs(here.slope) <= -SLOPE * start.slope:
+            return here
+        if here.slope * (high.a - low.a) >= 0.0:
+            high = low
+        low = here
+    return low if low.a > 0.0 else None
+
+
+def _drowned(here: Trial, start: Trial) -> bool:
+    return abs(here.value - start.value) <= DROWNED * abs(start.value)
+
+
+def _too_high(here: Trial, start: Trial) -> bool:
+    """Not a sufficient decrease; where the difference has no digits left, by the slopes of a quadratic."""
+    if _drowned(here, start):
+        return not here.slope <= (2.0 * DECREASE - 1.0) * start.slope
+    return not here.value <= start.value + DECREASE * here.a * start.slope
+
+
+def _between(low: Trial, high: Trial) -> float:
+    """The minimum of the cubic through both ends, kept off them; the middle where there is none."""
+    span = high.a - low.a
+    if math.isfinite(high.value):
+        b = low.slope + high.slope - 3.0 * (high.value - low.value) / span
+        inside = b * b - low.slope * high.slope
+        if inside >= 0.0:
+            root = math.copysign(math.sqrt(inside), span)
+            below = high.slope - low.slope + 2.0 * root
+            if below != 0.0:
+                t = 1.0 - (high.slope + root - b) / below
+                if 0.1 <= t <= 0.9:
+                    return low.a + t * span
+        return low.a + 0.5 * span
+    return low.a + 0.1 * span

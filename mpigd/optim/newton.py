@@ -1,0 +1,226 @@
+"""Newton's method in a trust region, preconditioned by and started from samples of the rows.
+
+The optimum of a small sample is near that of all rows, and its Hessian close to theirs: conjugate gradients preconditioned
+with it need few products, each one read. Steihaug, "The conjugate gradient method and trust regions in large scale
+optimization" (SINUM 1983); Nocedal and Wright, "Numerical Optimization" (2006), chapters 4 and 7; the inner tolerance
+after Eisenstat and Walker (SISC 1996).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import numpy as np
+
+from mpigd.errors import NumericalError
+from mpigd.model.penalties import Penalty
+from mpigd.optim.base import Array, Dot, OracleLike, State, advance, evaluate, fresh, norm
+from mpigd_kernels import linalg
+
+LOOSEST, TIGHTEST = 0.2, 1e-3  # inner tolerances
+INNER, ON_SAMPLE = 200, 40  # most products in a step, most steps on a sample
+ENOUGH = 0.02  # a sample's optimum is no closer to that of all rows than about p / 2m: half a per cent of it will do
+FLAT = 1e-14  # a decrease that drowns in the rounding of the objective, relative to it
+
+
+class SecondOrderOracle(OracleLike, Protocol):
+    """An oracle with second derivatives."""
+
+    def look_at(self, w: Array) -> None:
+        """Second derivatives are those at w (p,) from now on."""
+
+    def hessian_vector(self, v: Array) -> Array:
+        """The Hessian times v."""
+
+    def hessian(self) -> Array:
+        """The Hessian (1, p, p), or its diagonal blocks (k, p / k, p / k)."""
+
+    def sample(self, m: int) -> SecondOrderOracle:
+        """The oracle of m rows drawn without replacement."""
+
+
+class Preconditioner:
+    """M = U'U in k diagonal blocks: U (k, p / k, p / k) upper triangular; of size 0: the identity."""
+
+    def __init__(self, U: Array) -> None:
+        self.U = U
+
+    def solve(self, g: Array) -> Array:
+        """M^-1 g."""
+        y = g.copy()
+        if self.U.size:
+            for block, part in zip(self.U, y.reshape(self.U.shape[0], -1), strict=True):
+                linalg.solve(block, part, part)
+        return y
+
+
+@dataclass
+class Point:
+    """Where an iteration stands: parameters, value and gradient of the whole objective; the radius of trust around it."""
+
+    w: Array
+    value: float
+    g: Array
+    radius: float = math.inf
+    tolerance: float = LOOSEST
+    moved: bool = True
+    flat: bool = False
+
+
+@dataclass(frozen=True)
+class Newton:
+    """Each step: conjugate gradients on the quadratic model within the radius, then one evaluation that takes or refuses it.
+
+    samples: their sizes, ascending, that the first step descends on, one from the other's
+    optimum; the last one gives the preconditioner. descend: False keeps the starting point. whole: what oracles call the
+    Hessian is all of it. direct: that of all rows, factorised anew in every step, in place of conjugate gradients. dense:
+    False where its p^2 numbers are too many.
+    """
+
+    samples: tuple[int, ...]
+    descend: bool = True
+    whole: bool = True
+    direct: bool = False
+    dense: bool = True
+    name = "newton"
+
+    def start(self, w: Array) -> State:
+        state = fresh("gradient", like=w)
+        return state | {"radius": np.array([math.inf]), "tolerance": np.array([LOOSEST]), "flat": np.zeros(1)}
+
+    def step(self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot) -> tuple[Array, State]:
+        return self._step(w, state, cast(SecondOrderOracle, oracle), penalty, dot)
+
+    def _step(self, w: Array, state: State, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot) -> tuple[Array, State]:
+        factor = state.get("factor", np.zeros(0))
+        if state["step"][0] == 0:
+            w, factor = self._begin(w, oracle, penalty, dot)
+            value, g = evaluate(w, oracle, penalty)
+            return w, _after(state, Point(w, value, g), factor, dot)
+        point = Point(w, float(state["value"][0]), state["gradient"], float(state["radius"][0]), float(state["tolerance"][0]))
+        oracle.look_at(w)
+        M = Preconditioner(factor_of(oracle, penalty, w)) if self.direct else Preconditioner(factor)
+        point = advance_point(point, M, oracle, penalty, dot, self.direct)
+        return point.w, _after(state, point, factor, dot)
+
+    def _begin(self, w: Array, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot) -> tuple[Array, Array]:
+        """The optimum of the last sample and the Cholesky factor of its Hessian, where one is wanted."""
+        factor = np.zeros(0)
+        if self.samples and self.descend:
+            for m in self.samples:
+                w, factor = self._on_sample(w, oracle.sample(m), w.size / m, penalty, dot)
+        elif self.dense and not self.direct:
+            part = oracle.sample(self.samples[-1]) if self.samples else oracle
+            part.look_at(w)
+            factor = factor_of(part, penalty, w)
+        return w, factor
+
+    def _on_sample(self, w: Array, part: SecondOrderOracle, error: float, penalty: Penalty, dot: Dot) -> tuple[Array, Array]:
+        """Newton steps on a sample until they gain less than `error`, about its optimum's own, asks for."""
+        direct = self.dense and self.whole
+        value, g = evaluate(w, part, penalty)
+        point, factor = Point(w, value, g), np.zeros(0)
+        for _ in range(ON_SAMPLE):
+            part.look_at(point.w)
+            if point.moved and self.dense:
+                factor = factor_of(part, penalty, w)
+            M = Preconditioner(factor)
+            y = M.solve(point.g)
+            gain = 0.5 * dot(point.g, y)
+            if point.flat or gain <= ENOUGH * error * abs(point.value):
+                # Its last step is that of Newton: what it finds needs no evaluation.
+                return (point.w - y if self.dense and gain < point.radius * point.radius else point.w), factor
+            point = advance_point(point, M, part, penalty, dot, direct)
+        return point.w, factor
+
+
+def _after(state: State, point: Point, factor: Array, dot: Dot) -> State:
+    rest = {name: array for name, array in state.items() if name != "factor"}  # large, and never changed in place
+    after = advance(rest, point.value, norm(point.g, dot))
+    after["gradient"] = point.g
+    after["radius"], after["tolerance"] = np.array([point.radius]), np.array([point.tolerance])
+    after["flat"] = np.array([float(point.flat)])
+    return after | ({"factor": factor} if factor.size else {})
+
+
+def factor_of(oracle: SecondOrderOracle, penalty: Penalty, w: Array) -> Array:
+    """The Cholesky factors of the Hessian, or its blocks, with the penalty's, at the point that the oracle looks at."""
+    H = oracle.hessian()
+    ridge = np.zeros_like(w)
+    penalty.add_gradient(np.ones_like(w), ridge)  # a quadratic's gradient at 1 is its diagonal
+    for block, diagonal in zip(H, ridge.reshape(H.shape[0], -1), strict=True):
+        block[np.diag_indices_from(block)] += diagonal
+        linalg.cholesky(block)
+    return H
+
+
+def advance_point(point: Point, M: Preconditioner, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot, direct: bool) -> Point:
+    """One step from `point`, at which the oracle looks; `direct`: M is the Hessian there. The same point if refused."""
+    if direct:
+        s, gain, length = newton_step(point, M, dot)
+    else:
+        s, gain, length = steihaug(point, M, oracle, penalty, dot)
+    there = point.w + s
+    try:
+        value, g = evaluate(there, oracle, penalty)
+    except NumericalError:  # raised on all ranks together: too far
+        return Point(point.w, point.value, point.g, 0.25 * length, point.tolerance, moved=False)
+    change = value - point.value
+    if gain <= 1e-6 * abs(point.value):  # the difference of the values has lost its digits: the trapezoid of the slopes
+        change = 0.5 * (dot(point.g, s) + dot(g, s))
+    ratio = -change / gain if gain > 0.0 else 0.0
+    radius = point.radius
+    if not ratio > 0.25:
+        radius = 0.25 * length
+    elif ratio > 0.75 and length >= 0.99 * point.radius:
+        radius = 2.0 * point.radius
+    if not ratio > 1e-4:
+        flat = gain <= FLAT * abs(point.value)
+        return Point(point.w, point.value, point.g, radius, point.tolerance, moved=False, flat=flat)
+    shrunk = norm(g, dot) / (norm(point.g, dot) or 1.0)
+    return Point(there, value, g, radius, min(LOOSEST, max(TIGHTEST, shrunk)), flat=not dot(g, g) > 0.0)
+
+
+def newton_step(point: Point, M: Preconditioner, dot: Dot) -> tuple[Array, float, float]:
+    """-M^-1 g, cut to the radius: the step, the model's decrease, the step's length in the norm of M."""
+    s = -M.solve(point.g)
+    square = -dot(point.g, s)
+    length = math.sqrt(max(0.0, square))
+    cut = min(1.0, point.radius / length) if length > 0.0 else 1.0
+    return cut * s, (cut - 0.5 * cut * cut) * square, cut * length
+
+
+def steihaug(
+    point: Point, M: Preconditioner, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot
+) -> tuple[Array, float, float]:
+    """Conjugate gradients on the model until its gradient, in the norm of M^-1, has shrunk to the tolerance or the
+    radius is met: the step, the model's decrease, the step's length in the norm of M."""
+    s, r = np.zeros_like(point.w), -point.g
+    y = M.solve(r)
+    d, ry = y, dot(r, y)
+    first, gain = ry, 0.0
+    ss, sd, dd = 0.0, 0.0, ry  # products of s and d in M: by recurrence
+    for _ in range(INNER):
+        if not ry > point.tolerance * point.tolerance * first or ry <= 0.0:
+            break
+        Hd = oracle.hessian_vector(d)
+        penalty.add_gradient(d, Hd)
+        bend = dot(d, Hd)
+        alpha = ry / bend if bend > 0.0 else math.inf
+        if not ss + 2.0 * alpha * sd + alpha * alpha * dd < point.radius * point.radius:
+            # Without a boundary and without curvature along d there is no step of the model: that of the preconditioner.
+            room = point.radius * point.radius - ss
+            far = (-sd + math.sqrt(max(0.0, sd * sd + dd * room))) / dd if math.isfinite(point.radius) else 1.0
+            return s + far * d, gain + far * ry - 0.5 * far * far * bend, min(point.radius, math.sqrt(dd))
+        s = s + alpha * d
+        gain += 0.5 * alpha * ry
+        ss, sd = ss + 2.0 * alpha * sd + alpha * alpha * dd, sd + alpha * dd
+        r = r - alpha * Hd
+        y = M.solve(r)
+        ry, before = dot(r, y), ry
+        beta = ry / before
+        d = y + beta * d
+        sd, dd = beta * sd, ry + beta * beta * dd
+    return s, gain, math.sqrt(ss)

@@ -1,0 +1,47 @@
+"""Learning rates as functions of the step alone, from IEEE operations only: libm's cos and pow differ between versions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+PI_HALF = 1.5707963267948966
+
+
+@dataclass(frozen=True)
+class Rate:
+    """`base` times a warm-up (linear over `warmup` steps) times the schedule over `total` steps, `epoch` steps each.
+
+    constant: 1. inverse: 1 / (1 + t / epoch). cosine: (1 + cos(pi t / total)) / 2. root: 1 / sqrt(1 + t), for losses
+    with kinks, where no constant step converges.
+    """
+
+    base: float
+    schedule: str = "constant"
+    warmup: int = 0
+    total: int = 1
+    epoch: int = 1
+
+    def __call__(self, t: int) -> float:
+        """The learning rate of step t = 0, 1, ..."""
+        rise = min(1.0, (t + 1) / (self.warmup + 1))
+        return self.base * rise * SCHEDULES[self.schedule](self, t)
+
+
+SCHEDULES: dict[str, Callable[[Rate, int], float]] = {
+    "constant": lambda rate, t: 1.0,
+    "inverse": lambda rate, t: 1.0 / (1.0 + t / rate.epoch),
+    "cosine": lambda rate, t: 0.5 * (1.0 + cos_pi(min(1.0, t / rate.total))),
+    "root": lambda rate, t: 1.0 / math.sqrt(1.0 + t),
+}
+
+
+def cos_pi(x: float) -> float:
+    """cos(pi x) for 0 <= x <= 1, as the Taylor series of -sin(pi (x - 1/2)); error below 1e-15."""
+    t = 2.0 * PI_HALF * (x - 0.5)
+    term = total = t
+    for n in range(3, 25, 2):
+        term *= -t * t / (n * (n - 1))
+        total += term
+    return -total

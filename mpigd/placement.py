@@ -1,0 +1,48 @@
+"""Which cores a rank may use, and how many threads that makes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import zlib
+
+import numpy as np
+
+from mpigd.comm import Comm
+
+
+def cores() -> set[int]:
+    """The cores that this process may run on: what the launcher or the batch system bound it to."""
+    try:
+        return os.sched_getaffinity(0)
+    except AttributeError:  # not on Linux
+        return set(range(os.cpu_count() or 1))
+
+
+def fair_threads(comm: Comm) -> int:
+    """This rank's cores divided by the ranks of its host that are bound to the same ones, at least 1. Collective."""
+    mine = sorted(cores())
+    place = zlib.crc32(f"{socket.gethostname()} {mine}".encode())
+    places = comm.allgather(np.array([place], dtype=np.int64))
+    return max(1, len(mine) // int(np.count_nonzero(places == place)))
+
+
+def leads_host(comm: Comm) -> bool:
+    """Whether this is the lowest rank on its host. Collective."""
+    hosts = comm.allgather(np.array([zlib.crc32(socket.gethostname().encode())], dtype=np.int64))[:, 0]
+    return int(np.argmax(hosts == hosts[comm.rank])) == comm.rank
+
+
+def crowded(comm: Comm, threads: int) -> str | None:
+    """A warning if a host has more threads than cores (10 to 100 times slower), the same on every rank. Collective."""
+    host = zlib.crc32(socket.gethostname().encode())
+    told = comm.allgather(np.array([host, threads, os.cpu_count() or 1], dtype=np.int64))
+    for number in np.unique(told[:, 0]):
+        here = told[told[:, 0] == number]
+        running, available = int(here[:, 1].sum()), int(here[0, 2])
+        if running > available:
+            return (
+                f"warning: {len(here)} ranks with {running} threads on a host with {available} cores: "
+                "use fewer ranks or --threads 1"
+            )
+    return None

@@ -1,0 +1,180 @@
+"""Sums over blocks, threads and ranks: every reducer owns its accumulators, its words on the wire, and what it must repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from mpigd.comm import Comm
+from mpigd.data.matrix import Matrix
+from mpigd.errors import NumericalError
+from mpigd_kernels import sums
+
+Array = np.ndarray[Any, Any]
+Item = TypeVar("Item")
+SLAB = 1 << 16  # numbers of `total` at once
+SMALLEST = 2.0**-900  # of a bound: the grid below it would leave the normal numbers
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Unnormalised sums over all rows of a sweep: X' r (k, d), residuals (k,), losses."""
+
+    gradient: Array
+    residual: Array
+    loss: float
+
+
+class Accumulator(Protocol):
+    """What one thread adds its blocks to."""
+
+    def add(self, X: Matrix, r: Array, l: Array) -> None:
+        """Add X' r', the sums of r (k, m) and of l (m,). May overwrite r and l."""
+
+
+class Reducer(Protocol):
+    """Sums that blocks, threads and ranks share."""
+
+    comm: Comm
+
+    extra: Array  # words that callers add to the step's one buffer
+    summed: Array  # their sums over ranks after a sweep
+
+    def sweep(self, shares: Sequence[Sequence[Item]], visit: Callable[[Item, int, Accumulator], None], rows: float) -> Sums:
+        """Call visit(item, thread, accumulator) on every item, share t on thread t, and add up over all ranks.
+
+        `rows`: how many the sweep visits over all ranks. Collective; raises NotFinite on all ranks together.
+        """
+
+    def state(self) -> dict[str, Array]:
+        """What a continued run needs for the same bits."""
+
+    def restore(self, state: dict[str, Array]) -> None:
+        """Take up a state."""
+
+
+class NotFinite(NumericalError):
+    """A loss or residual is not finite; every rank raises it at the same place."""
+
+    def __init__(self, text: str = "a loss or gradient is not finite") -> None:
+        super().__init__(text)
+        self.agreed = True
+
+
+class Threads:
+    """Runs shares of work on Python threads: the kernels release the GIL. One share runs on the caller's own."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+
+    def run(self, work: Callable[[int], None], count: int) -> None:
+        if count == 1:
+            work(0)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(count - 1, "mpigd")
+        others = [self._pool.submit(work, thread) for thread in range(1, count)]
+        work(0)
+        for other in others:
+            other.result()
+
+
+def power_above(x: Array | float) -> Array:
+    """The smallest power of two that is greater than x >= 0 (infinity from 2**1023 on); exact, unlike log2."""
+    with np.errstate(over="ignore"):
+        return np.asarray(np.ldexp(1.0, np.frexp(x)[1]))
+
+
+def grid(largest: Array, terms: Array | float) -> Array:
+    """C = 1.5 * 2**52 * u for the smallest power of two u with terms * (largest + u) <= 2**51 u; `terms` powers of two."""
+    with np.errstate(over="ignore"):
+        top = np.maximum(largest, SMALLEST) * terms
+        u = np.ldexp(1.0, np.frexp(top)[1] - 51)
+        u = np.where(top + terms * u <= 2.0**51 * u, u, 2.0 * u)
+        C = 1.5 * 2.0**52 * u
+        if not np.all(np.isfinite(top) & np.isfinite(C * sums.SPLIT)):
+            raise NotFinite("numbers of this size overflow a sum: scale the data down")
+    return np.asarray(C)
+
+
+class NativeAccumulator:
+    """One thread's share of a plain float64 sweep."""
+
+    def __init__(self, k: int, d: int) -> None:
+        self.words = np.zeros(k * d + k + 1)
+        self.gradient = self.words[: k * d].reshape(k, d)
+
+    def add(self, X: Matrix, r: Array, l: Array) -> None:
+        self.words[-1] += sums.add_plain(l)
+        k = r.shape[0]
+        for q, residual in enumerate(r):
+            self.words[-1 - k + q] += sums.add_plain(residual)
+            X.add_native(residual, self.gradient[q])
+
+
+class NativeReducer:
+    """Plain sums: the last bits depend on ranks, threads and blocks. For comparison."""
+
+    def __init__(self, comm: Comm, k: int, d: int) -> None:
+        self.comm, self._shape = comm, (k, d)
+        self._threads = Threads()
+        self.extra = self.summed = np.zeros(0)
+        self.repeats = 0
+
+    def state(self) -> dict[str, Array]:
+        return {}
+
+    def restore(self, state: dict[str, Array]) -> None:
+        pass
+
+    def sweep(self, shares: Sequence[Sequence[Item]], visit: Callable[[Item, int, Accumulator], None], rows: float) -> Sums:
+        accumulators = [NativeAccumulator(*self._shape) for _ in shares]
+
+        def work(thread: int) -> None:
+            for item in shares[thread]:
+                visit(item, thread, accumulators[thread])
+
+        self._threads.run(work, len(shares))
+        words = accumulators[0].words
+        for other in accumulators[1:]:
+            words += other.words
+        buffer = np.concatenate([words, self.extra])
+        self.comm.allreduce(buffer)
+        words, self.summed = buffer[: words.size], buffer[words.size :]
+        if not np.all(np.isfinite(words)):
+            raise NotFinite()
+        k, d = self._shape
+        return Sums(words[: k * d].reshape(k, d), words[k * d : -1], float(words[-1]))
+
+
+def total(values: Array, comm: Comm) -> Array:
+    """Sums over all ranks of the columns of `values` (m, q) or (m,): (q,), a function of the set of rows. Collective.
+
+    Two grids: each value is cut into a multiple of the first and a rest on the second, so that a sum keeps 80 bits
+    below its largest term. Raises NumericalError on all ranks if a value is not finite.
+    """
+    columns = np.atleast_2d(np.asarray(values, dtype=np.float64).T)
+    slabs = [slice(a, a + SLAB) for a in range(0, max(1, columns.shape[1]), SLAB)]
+    parts = [[sums.largest(np.ascontiguousarray(column[slab])) for slab in slabs] for column in columns]
+    tops = np.array([(max(top for top, _ in part), sum(bad for _, bad in part)) for part in parts], dtype=np.float64)
+    comm.allreduce(tops, "max")
+    if tops[:, 1].any():
+        raise NotFinite("a number to be added up is not finite")
+    coarse = grid(tops[:, 0], float(sums.PANEL))
+    unit = coarse / (1.5 * 2.0**52)
+    fine = grid(unit, float(sums.PANEL))
+    words = np.zeros((columns.shape[0], 2, 2))
+    for q, slab in product(range(columns.shape[0]), slabs):
+        column = columns[q, slab]
+        high = (column + coarse[q]) - coarse[q]
+        low = column - high
+        sums.make_odd(low)
+        sums.add_vector(high, coarse[q], words[q, 0])
+        sums.add_vector(low, fine[q], words[q, 1])
+    comm.allreduce(words)
+    return np.asarray((words[:, 0, 0] + words[:, 0, 1]) + (words[:, 1, 0] + words[:, 1, 1]))

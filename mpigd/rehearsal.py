@@ -1,0 +1,70 @@
+"""One rank of each host compiles the kernels before the others need them.
+
+The leader trains on four rows by itself, with the options of the run to come: all that run will compile is then in the
+cache, and the other ranks load it. N ranks that compile at once would cost N times the work and race for the cache's files.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mpigd import cache
+from mpigd.comm import Comm, SelfComm, together
+from mpigd.config import Config
+from mpigd.data.half import Half, Narrowing
+from mpigd.data.matrix import CSR, Dense, Matrix
+from mpigd.data.shard import Shard
+from mpigd.errors import MpigdError
+from mpigd.placement import leads_host
+from mpigd.progress import Progress
+from mpigd_kernels import csr, dense, half
+
+ALONE = dict(checkpoint=None, validation=(), patience=None, validate_every=None, start=None, log=None, threads=1, max_memory=None)
+
+
+Train = Callable[[Shard, Config, Comm, Progress], Any]
+
+
+def rehearse(train: Train, config: Config, layout: str, dtype: str, offset: bool, comm: Comm) -> None:
+    """Compile, or load from the cache, what `train` with `config` on such a matrix needs. Collective."""
+    leads = leads_host(comm)
+    with together(comm):
+        if leads:
+            try:
+                _alone(train, config, layout, dtype, offset)
+            except MpigdError:
+                raise
+            except Exception:  # a damaged cache file can raise anything: compile afresh
+                for entry in cache.location().glob("*"):
+                    shutil.rmtree(entry, ignore_errors=True)
+                _alone(train, config, layout, dtype, offset)
+
+
+def _alone(train: Train, config: Config, layout: str, dtype: str, offset: bool) -> None:
+    y = np.array([1.0, 2.0, 1.0, 2.0])  # labels, counts and positive numbers alike
+    shard = Shard(4, np.arange(4), _rows(layout, dtype), y, offset=np.zeros(4) if offset else None)
+    short = config.replace(**ALONE, epochs=1, class_weight=None, batch_size=None if config.mode == "full" else 2)
+    train(shard, short, SelfComm(), Progress(io.StringIO(), quiet=True))
+
+
+def _rows(layout: str, dtype: str) -> Matrix:
+    """Four rows by two columns, through the kernels that loading uses."""
+    values = np.array([[1.0, 0.5], [2.0, 0.5], [3.0, 1.0], [4.0, 1.0]], dtype)
+    if dtype == "float16":
+        half.all_finite(values.view(np.uint16))
+        for kind in (np.float32, np.float64):
+            Narrowing(values[0].astype(float), values[-1].astype(float), SelfComm()).narrow(
+                values.astype(kind), np.empty(values.shape, np.uint16)
+            )
+        return Half(values.view(np.uint16), np.ones(2))
+    dense.scrub(values.reshape(-1), 0.0)
+    if layout == "dense":
+        return Dense(values)
+    indptr, indices = np.arange(0, 9, 2, dtype=np.int64), np.array([0, 1] * 4, dtype=np.int32)
+    csr.sort_rows(indptr, indices, values.reshape(-1), 2)
+    return CSR(indptr, indices, values.reshape(-1), 2)

@@ -1,0 +1,118 @@
+"""What people see of a run: lines while it goes, the log, the closing summary. Rank 0 only."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpigd.callbacks import Callback, Step
+from mpigd.comm import Comm, together
+from mpigd.config import Config, to_dict
+from mpigd.errors import StorageError
+from mpigd.model.fitted import Model
+from mpigd.progress import Progress
+
+if TYPE_CHECKING:
+    from mpigd.build import Problem
+    from mpigd.optim.base import Optimizer
+
+Array = np.ndarray[Any, Any]
+
+
+class Clock:
+    """Where this rank's time went: loading, waiting for others, computing."""
+
+    def __init__(self, comm: Comm) -> None:
+        self._comm, self._begin, self._waited = comm, time.perf_counter(), comm.waited
+        self._load = 0.0
+
+    def loaded(self) -> None:
+        self._load = time.perf_counter() - self._begin
+        self._waited = self._comm.waited
+
+    def summary(self, rows: float) -> dict[str, Any]:
+        """Seconds of training and their parts, averaged over ranks, and each rank's computing and waiting. Collective."""
+        training = time.perf_counter() - self._begin - self._load
+        waited = self._comm.waited - self._waited
+        mine = np.array([self._load, training - waited, waited])
+        ranks = self._comm.allgather(mine)
+        load, compute, wait = ranks.mean(axis=0)
+        return {
+            "seconds": training,
+            "rows_per_second": rows / training if training > 0 else 0.0,
+            "time": {"load": float(load), "compute": float(compute), "wait": float(wait)},
+            "ranks": [{"compute": float(row[1]), "wait": float(row[2])} for row in ranks],
+        }
+
+
+def _open_log(path: str) -> IO[str]:
+    try:
+        return open(path, "a", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"--log {path}: {error.strerror}") from error
+
+
+class Report(Callback):
+    """Progress lines and the log of a run."""
+
+    def __init__(self, progress: Progress, config: Config, comm: Comm) -> None:
+        self._progress, self._config, self._first = progress, config, comm.rank == 0
+        self._log: IO[str] | None = None
+        with together(comm):
+            if self._first and config.log:
+                self._log = _open_log(config.log)
+
+    def say(self, text: str) -> None:
+        if self._first:
+            self._progress.note(text)
+
+    def begin(self, problem: Problem, optimizer: Optimizer, steps: int, records: list[dict[str, Any]]) -> None:
+        """Say what is about to run, and follow its `records`, to which others append."""
+        self._rows, self._steps = problem.objective.n, steps
+        self._records, self._logged = records, 0
+        self._begin, self._seen = time.perf_counter(), 0.0
+        d, penalty = problem.objective.rows.X.d, self._config.l2
+        self.say(
+            f"{problem.loss.name} loss on {self._rows:,} rows x {d:,} columns, l2 {penalty:g}, {self._config.mode} mode, "
+            f"optimizer {optimizer.name}, seed {self._config.seed}"
+        )
+        self._write("start", rows=self._rows, columns=d, config=to_dict(self._config))
+
+    def skip(self) -> None:
+        """What has been recorded so far is in the log already: the run is being continued."""
+        self._logged = len(self._records)
+
+    def after(self, step: Step, words: Array) -> str | None:
+        if not self._first:
+            return None
+        batch = step.batch
+        self._seen += batch.size
+        elapsed = time.perf_counter() - self._begin
+        self._progress.update(
+            epoch=batch.epoch + 1, epochs=self._config.epochs or 1, step=batch.step + 1, steps=self._steps,
+            loss=step.value, gradient_norm=step.gradient_norm, rows_per_second=self._seen / max(elapsed, 1e-9),
+            force=batch.ends_epoch and self._config.mode != "full",
+        )  # fmt: skip
+        for record in self._records[self._logged :]:
+            self._write("validation" if "validation" in record else "epoch", **record, seconds=elapsed)
+            if "validation" in record:
+                shown = {name: value for name, value in record["validation"].items() if isinstance(value, float)}
+                self.say("validation: " + "  ".join(f"{name} {value:.5g}" for name, value in shown.items()))
+        self._logged = len(self._records)
+        return None
+
+    def end(self, model: Model) -> None:
+        if not self._first:
+            return
+        self._progress.close(model.summary)
+        self._write("end", digest=model.digest, **model.summary)
+        if self._log:
+            self._log.close()
+
+    def _write(self, event: str, **values: Any) -> None:
+        if self._log:
+            self._log.write(json.dumps({"event": event, **values}) + "\n")
+            self._log.flush()

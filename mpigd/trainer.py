@@ -1,0 +1,250 @@
+"""The training run: load, build, step until somebody says stop, certify, return the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+
+from mpigd import build, checkpoint
+from mpigd.batches import Batch
+from mpigd.callbacks import Callback, EarlyStop, History, Saver, Step, Tolerance
+from mpigd.comm import Comm, together
+from mpigd.config import FIELDS, Config, to_dict
+from mpigd.data.loading import load, read, survey
+from mpigd.data.shard import Shard
+from mpigd.data.source import expand, inspect
+from mpigd.errors import StorageError, UsageError
+from mpigd.metrics import METRICS, PRIMARY
+from mpigd.model import fitted
+from mpigd.model.certificate import duality_gap, least_gap
+from mpigd.model.fitted import Model
+from mpigd.optim.base import Optimizer, evaluate
+from mpigd.placement import crowded
+from mpigd.predict import Evaluator, check_columns
+from mpigd.progress import Progress
+from mpigd.rehearsal import rehearse
+from mpigd.replicas import Replicas
+from mpigd.report import Clock, Report
+from mpigd_kernels import vector
+
+Array = np.ndarray[Any, Any]
+
+
+def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progress: Progress) -> Model:
+    """Train on files, or on this rank's rows, as `config` says. Collective; every rank returns the same model.
+
+    Raises MpigdError (on all ranks) for data, options or numbers that cannot be used.
+    """
+    clock = Clock(comm)
+    shard = data if isinstance(data, Shard) else _load([data] if isinstance(data, str) else data, config, comm)
+    chosen = build.choice(config, shard.X.d)
+    config = build.complete(config, shard.n, shard.X.d)
+    run = Run(build.problem(shard, config, comm), config, comm, Report(progress, config, comm))
+    if chosen:
+        run.report.say(chosen)
+    clock.loaded()
+    run.train()
+    return run.model(clock)
+
+
+def _load(data: Sequence[str], config: Config, comm: Comm) -> Shard:
+    """Read the files, after one rank of each host has compiled what the run needs. Collective."""
+    layout = build.layout(config)
+    infos = survey(data, layout, comm)
+    if comm.size > 1:
+        rehearse(train, config, infos[0].layout, config.dtype or infos[0].dtype, "offset" in infos[0].extras, comm)
+    return read(infos, layout, comm)
+
+
+def plan_only(data: Sequence[str], config: Config, comm: Comm) -> int:
+    """Say what a run would do, from the files' metadata and the options alone. Collective; returns the exit code."""
+    infos = inspect(expand(data, comm), config.x, config.y, comm)
+    n = sum(info.n for info in infos)
+    config = build.complete(config, n, infos[0].d)
+    if comm.rank == 0:
+        steps = (config.epochs or 1) * (1 if config.batch_size is None else -(-n // config.batch_size))
+        print(f"{n:,} rows x {infos[0].d:,} columns ({infos[0].layout}) in {len(infos)} file(s), {comm.size} rank(s)")
+        print(f"up to {steps:,} steps; " + " ".join(f"{name}={value}" for name, value in to_dict(config).items()))
+    return 0
+
+
+@dataclass
+class Run:
+    """One run from its first or a saved step to its end."""
+
+    problem: build.Problem
+    config: Config
+    comm: Comm
+    report: Report
+
+    def __post_init__(self) -> None:
+        self.schedule = build.schedule(self.problem, self.config)
+        self.optimizer: Optimizer = build.optimizer(self.problem, self.config, self.schedule.steps_per_epoch)
+        self.steps = (self.config.epochs or 1) * self.schedule.steps_per_epoch
+        self.history = History()
+        self.early = self._early_stop()
+        saver = [Saver(self._save, self.config.checkpoint_every, self.comm.rank == 0)] if self.config.checkpoint else []
+        tolerance = [Tolerance(self.config.tol, self._gap)] if self.config.mode == "full" else []
+        if warning := crowded(self.comm, self.problem.objective.threads):
+            self.report.say(warning)
+        self.report.begin(self.problem, self.optimizer, self.steps, self.history.records)
+        validation = [self.early] if self.early else []
+        # The saver comes last: what it saves must hold what the others learned from the same step.
+        self.replicas = Replicas(self.comm, self.config.check_replicas)
+        self.callbacks: list[Callback] = [self.replicas, self.history, *validation, self.report, *tolerance, *saver]
+        self.first, self.reason = 0, ""
+        self.w = self._first_parameters()
+        self.state = self.optimizer.start(self.w)
+        self._resume()
+
+    def train(self) -> None:
+        """Step until the last epoch, or until a callback gives a reason to stop."""
+        objective, reducer, penalty = self.problem.objective, self.problem.reducer, self.problem.penalty
+        words = self._words()
+        self.replicas.watch(self.w)
+        batches = self.schedule.batches(self.first)
+        for batch in takewhile(lambda batch: batch.step < self.steps and not self.reason, batches):
+            for callback, place in words:
+                callback.before(reducer.extra[place])
+            oracle = objective.on(batch, reducer)
+            self.w, self.state = self.optimizer.step(self.w, self.state, oracle, penalty, vector.dot)
+            self.first = batch.step + 1
+            self._after(Step(batch, self.w, self.state), words)
+        self.reason = self.reason or "epochs"
+        if self.config.checkpoint:
+            self._save(None)
+
+    def _words(self) -> list[tuple[Callback, slice]]:
+        """Each callback's place in the step's one buffer."""
+        ends = np.cumsum([0, *(callback.words for callback in self.callbacks)])
+        self.problem.reducer.extra = np.zeros(int(ends[-1]))
+        return [(callback, slice(ends[i], ends[i + 1])) for i, callback in enumerate(self.callbacks)]
+
+    def _after(self, step: Step, words: Sequence[tuple[Callback, slice]]) -> None:
+        summed = self.problem.reducer.summed
+        for callback, place in words:
+            self.reason = callback.after(step, summed[place]) or self.reason
+
+    def _first_parameters(self) -> Array:
+        if self.config.start is None:
+            return build.start(self.problem)
+        with together(self.comm):
+            model = fitted.load(self.config.start)
+            if model.coef.shape != (self.problem.k, self.problem.objective.rows.X.d):
+                raise UsageError(f"--start {self.config.start}: {model.coef.shape} coefficients do not fit this problem")
+        return self.problem.objective.scaling.from_raw(model.coef, model.intercept)
+
+    def _early_stop(self) -> EarlyStop | None:
+        if not self.config.validation:
+            return None
+        shard = load(self.config.validation, build.layout(self.config), self.comm)
+        check_columns(shard, self.problem.shard.X.d, self.problem.shard.feature_names)
+        evaluator = Evaluator(shard, self.problem.loss, self.problem.objective.parameter, self.problem.classes, self.comm)
+        scaling, k = self.problem.objective.scaling, self.problem.k
+
+        def score(w: Array) -> dict[str, Any]:
+            return evaluator.scores(*scaling.to_raw(w, k))
+
+        metric = PRIMARY[self.problem.loss.kind]
+        every = self.config.validate_every or self.schedule.steps_per_epoch
+        higher = METRICS[metric][0] == "higher"
+        return EarlyStop(score, metric, higher, every, self.config.patience, self.history.records)
+
+    def _parts(self) -> dict[str, checkpoint.Arrays]:
+        callbacks = {type(callback).__name__.lower(): callback.state() for callback in self.callbacks}
+        parts = {"optimizer": self.state, "reducer": self.problem.reducer.state(), **callbacks}
+        return {name: arrays for name, arrays in parts.items() if arrays}
+
+    def _save(self, step: Step | None) -> None:
+        """Rank 0 writes; a failure is a warning, since the last good checkpoint is still there. Collective."""
+        self.replicas.check(self.w)
+        if self.comm.rank:
+            return
+        notes = {
+            "fingerprint": self.problem.fingerprint,
+            "history": self.history.records,
+            "reason": self.reason,
+            "reads": self.problem.objective.reads,
+        }
+        try:
+            checkpoint.Checkpoint(self.first, self.w, self._parts(), self.config, notes).save(self.config.checkpoint or ".")
+        except StorageError as error:
+            self.report.say(f"warning: {error}; going on without this checkpoint")
+
+    def _resume(self) -> None:
+        saved = checkpoint.resume(self.config, self.problem.fingerprint, self.comm, self.report.say)
+        if saved is None:
+            return
+        self.first, self.w, self.state = saved.step, saved.w, saved.parts["optimizer"]
+        self.problem.reducer.restore(saved.parts.get("reducer", {}))
+        for callback in self.callbacks:
+            if (state := saved.parts.get(type(callback).__name__.lower())) is not None:
+                callback.restore(state)
+        self.history.records[:] = saved.notes["history"]
+        self.report.skip()
+        self.problem.objective.reads = saved.notes["reads"]
+        same_end = saved.config.epochs == self.config.epochs and saved.config.tol == self.config.tol
+        self.reason = saved.notes["reason"] if same_end else ""
+        for name, field in FIELDS.items():
+            before, now = getattr(saved.config, name), getattr(self.config, name)
+            if field.metadata["model"] and before != now:
+                self.report.say(f"note: --{name.replace('_', '-')} was {before} until here, from now on it is {now}")
+        self.report.say(f"continuing after step {saved.step}" if not self.reason else "this run was complete already")
+
+    def _gap(self, step: Step) -> float | None:
+        """A bound on what a step left to gain; infinite, and cheap, while the gradient is too large. Collective."""
+        penalty, g = self.problem.penalty, step.state.get("gradient")
+        far = least_gap(step.gradient_norm, penalty)
+        if far is None or far > self.config.tol * abs(step.value):
+            return None if far is None else math.inf
+        if g is None:  # what the optimiser saw is not the gradient of where it went
+            g = self._evaluate(step.w)[1]
+        return duality_gap(step.w, g, self.problem.objective, penalty, self.comm)
+
+    def _evaluate(self, w: Array) -> tuple[float, Array]:
+        """Objective and gradient at w: a read that is not counted as one of training. Collective."""
+        objective = self.problem.objective
+        reads, own = objective.reads, objective.reducer(self.config.reduce, self.comm)
+        value, g = evaluate(w, objective.on(Batch(slice(None), objective.n, 0, 0, True), own), self.problem.penalty)
+        objective.reads = reads
+        return value, g
+
+    def model(self, clock: Clock) -> Model:
+        """The model with its certificate: objective and gradient at the last parameters, one more read. Collective."""
+        objective = self.problem.objective
+        reads = objective.reads
+        w = self.early.best(self.w) if self.early else self.w
+        value, g = self._evaluate(w)
+        summary = {
+            "objective": value,
+            "gradient_norm": float(np.sqrt(vector.dot(g, g))),
+            "gap": duality_gap(w, g, objective, self.problem.penalty, self.comm),
+            "penalty": self.problem.penalty.value(w),
+            "reads": reads,
+            "steps": self.first,
+            "epochs": self.first / self.schedule.steps_per_epoch,
+            "stop_reason": self.reason,
+            "rows": objective.n,
+            "features": objective.rows.X.d,
+            "fingerprint": self.problem.fingerprint,
+            "state_digest": fitted.digest(
+                {
+                    f"{part}/{name}": array
+                    for part in ("optimizer", "reducer")
+                    for name, array in self._parts().get(part, {}).items()
+                }
+            ),
+            **clock.summary(reads * objective.n),
+        }
+        coef, intercept = objective.scaling.to_raw(w, self.problem.k)
+        if self.problem.k > 1:
+            intercept = intercept - vector.dot(intercept, np.ones(self.problem.k)) / self.problem.k
+        classes = self.problem.classes.values if self.problem.classes else None
+        model = Model(coef, intercept, classes, self.config, self.problem.shard.encoding, summary, self.history.records)
+        self.report.end(model)
+        return model

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The benchmark: everything measured in one run beside what people would otherwise use. scripts/bench.sh [--only NAME ...] [--full]
+# Results: the table it prints, results/bench.json and the pictures beside it (docs/performance.md).
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+environment mpich,peers,bench,filters
+cd "$root"
+
+# torch stays out of the extra [peers]: plain `torch` brings gigabytes of CUDA. The +cpu build is taken if the package index has it.
+if ! python -c 'import torch' 2>/dev/null && ! stamped "$VIRTUAL_ENV" torch; then
+    python -m pip install -q --disable-pip-version-check 'torch==2.13.0+cpu' >"$VIRTUAL_ENV/torch.log" 2>&1 ||
+        say "torch's CPU build is not in the package index: its rows will say 'not installed'"
+    stamp "$VIRTUAL_ENV" torch
+fi
+python scripts/bench/run.py "$@"

@@ -1,0 +1,27 @@
+"""One subject on the ranks of an MPI job: mpiexec -n 2 python -m scripts.bench.worker SUBJECT OUT.json MEGABYTES REPEATS."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from mpigd import cache
+from mpigd.comm import connect
+from scripts.bench.harness import Size
+
+
+def main() -> None:
+    name, out, megabytes, repeats = sys.argv[1:]
+    comm = connect()
+    cache.prepare()  # before the subject imports numba
+    subject = importlib.import_module(f"scripts.bench.{name}")
+    rows = subject.measure(comm, Size(float(megabytes), int(repeats)))
+    if comm.rank == 0:
+        Path(out).write_text(json.dumps([dataclasses.asdict(row) for row in rows]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

