@@ -31,6 +31,8 @@ OPENMPI_VARIABLES = {
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
+# Where one of these is set pytest prints every message twice: a suite that a test starts is to look the same everywhere.
+UNWANTED = ("CI", "BUILD_NUMBER")
 MARK = "TEST_JOB"  # every process of a job inherits it: hydra's and prte's children leave mpiexec's process group
 
 
@@ -100,12 +102,12 @@ class Job:
 
 
 def environment(extra: Mapping[str, str] | None = None, flavour: str = "mpich") -> dict[str, str]:
-    """This process's variables without those of a launcher and without training options, plus `extra`."""
-    launcher = {name for pair in LAUNCHERS for name in pair}
+    """This process's variables without those of a launcher or of CI and without training options, plus `extra`."""
+    unwanted = {*UNWANTED, *(name for pair in LAUNCHERS for name in pair)}
     env = {
         name: value
         for name, value in os.environ.items()
-        if name not in launcher and (name in OTHER_VARIABLES or not name.startswith(PREFIX))
+        if name not in unwanted and (name in OTHER_VARIABLES or not name.startswith(PREFIX))
     }
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
     env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
