@@ -28,6 +28,7 @@ LAUNCHERS = (
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 )
+LAST_WORDS = 0.5  # seconds for the launcher to pass on what ranks have just said, before it ends them and drops the rest
 SLICE = 1 << 28  # elements per MPI call: counts above 2**31 - 1 fail in many MPI libraries
 
 
@@ -160,6 +161,7 @@ class MPIComm:
     def abort(self, code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
+        time.sleep(LAST_WORDS)
         self._mpi.COMM_WORLD.Abort(code)
 
     def _slices(self, call: Any, rows: Array, peer: int) -> list[Any]:
@@ -226,10 +228,10 @@ def connect() -> Comm:
 
 def _abort_on_uncaught(comm: Comm) -> None:
     """Let an uncaught exception end the world: the other ranks would wait in a collective for ever."""
-    usual = sys.excepthook
 
     def hook(kind: type[BaseException], value: BaseException, trace: Any) -> None:
-        usual(kind, value, trace)
+        # At once: written line by line, the tracebacks of several ranks would mix.
+        sys.stderr.write("".join(traceback.format_exception(kind, value, trace)))
         comm.abort(value.code if isinstance(value, MpigdError) else MpigdError.code)
 
     sys.excepthook = hook
