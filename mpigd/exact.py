@@ -7,16 +7,17 @@ count in the same Allreduce, agree on a larger power of two, and repeat the swee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mpigd.comm import Comm
-from mpigd.data.matrix import Matrix
+from mpigd.data.matrix import Into
 from mpigd.limits import Limits
-from mpigd.reduce import Accumulator, Item, NotFinite, Sums, Threads, grid, power_above
+from mpigd.reduce import NotFinite, Share, Sums, Threads, grid, power_above
 from mpigd_kernels import sums
 
 Array = np.ndarray[Any, Any]
@@ -71,11 +72,13 @@ class ExactAccumulator:
         T, S, self.counts, self.extra = np.split(self.words, np.cumsum([words * k * d, 2 * (1 + k), 5]))
         self.T, self.S = T.reshape(words, k, d), S.reshape(1 + k, 2)
         self.A = np.empty((words // 2, k, d))
-        self._places = [(tuple(self.A[:, q]), (self.T[:2, q], self.T[2:, q])) for q in range(k)]
         self.tops = np.zeros(3)
 
     def start(self, grids: Grids, limits: Array, panel: int) -> None:
-        self.grids, self.limits, self.panel = grids, limits, panel
+        self.grids, self.panel = grids, panel
+        self.arrays = (
+            limits, grids.scalars, self.S, self.counts, self.tops, self.A, grids.coarse, grids.fine, self.T,
+        )  # fmt: skip
         self.A[0] = grids.coarse
         if grids.fine is not None:
             self.A[1] = grids.fine
@@ -83,22 +86,23 @@ class ExactAccumulator:
         self.words.fill(0.0)
         self.tops.fill(0.0)
 
-    def add(self, X: Matrix, r: Array, l: Array) -> None:
-        grids, filled = self.grids, self.filled
-        if not sums.take_block(r, l, self.limits, grids.scalars, self.S, self.counts, self.tops):
-            return
-        for residual, (A, T) in zip(r, self._places, strict=True):
-            if grids.fine is None:
-                self.filled = X.add_exact(residual, A[0], grids.coarse, T[0], filled, self.panel)
-            else:
-                self.filled = X.add_fine(residual, A, (grids.coarse, grids.fine), T, filled, self.panel)
+    @contextmanager
+    def in_units(self, unit: Array, inverse: Array) -> Iterator[None]:
+        """Powers of two change no bit of a significand, so sums of columns in other units round alike."""
+        before, C, D = self.arrays, self.grids.coarse * inverse, self.grids.fine
+        self.arrays = (*before[:6], C, None if D is None else D * inverse, before[8])
+        for array in (self.A, self.T):
+            array *= inverse
+        yield
+        for array in (self.A, self.T):
+            array *= unit
+        self.arrays = before
 
     def finish(self) -> None:
         if self.filled:
-            for A, T in self._places:
-                sums.flush(A[0], self.grids.coarse, T[0])
-                if self.grids.fine is not None:
-                    sums.flush(A[1], self.grids.fine, T[1])
+            for A, C, T in zip(self.A, (self.grids.coarse, self.grids.fine), (self.T[:2], self.T[2:]), strict=False):
+                for q in range(A.shape[0]):
+                    sums.flush(A[q], C, T[:, q])
 
     def total(self) -> Sums:
         """The sums that the words hold."""
@@ -141,7 +145,7 @@ class ExactReducer:
         grids = self._grid()
         return rounding(grids.coarse if grids.fine is None else grids.fine, self.n)
 
-    def sweep(self, shares: Sequence[Sequence[Item]], visit: Callable[[Item, int, Accumulator], None], rows: float) -> Sums:
+    def sweep(self, shares: Sequence[Share], visit: Callable[[Share, Into], None], rows: float) -> Sums:
         used, before = self._for_threads(len(shares)), self._limits.values
         try:
             while True:
@@ -162,19 +166,13 @@ class ExactReducer:
             self._accumulators.append(ExactAccumulator(*self._shape, self._fine))
         return self._accumulators[:count]
 
-    def _visit(
-        self,
-        shares: Sequence[Sequence[Item]],
-        visit: Callable[[Item, int, Accumulator], None],
-        used: Sequence[ExactAccumulator],
-    ) -> None:
+    def _visit(self, shares: Sequence[Share], visit: Callable[[Share, Into], None], used: Sequence[ExactAccumulator]) -> None:
         grids = self._grid()
 
         def work(thread: int) -> None:
             accumulator = used[thread]
             accumulator.start(grids, self._limits.values, self.columns.panel)
-            for item in shares[thread]:
-                visit(item, thread, accumulator)
+            visit(shares[thread], accumulator)
             accumulator.finish()
 
         self._threads.run(work, len(shares))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Protocol, TypeVar
@@ -11,12 +12,12 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from mpigd.comm import Comm
-from mpigd.data.matrix import Matrix
+from mpigd.data.matrix import Into
 from mpigd.errors import NumericalError
 from mpigd_kernels import sums
 
 Array = np.ndarray[Any, Any]
-Item = TypeVar("Item")
+Share = TypeVar("Share")
 SLAB = 1 << 16  # numbers of `total` at once
 SMALLEST = 2.0**-900  # of a bound: the grid below it would leave the normal numbers
 
@@ -30,13 +31,6 @@ class Sums:
     loss: float
 
 
-class Accumulator(Protocol):
-    """What one thread adds its blocks to."""
-
-    def add(self, X: Matrix, r: Array, l: Array) -> None:
-        """Add X' r', the sums of r (k, m) and of l (m,). May overwrite r and l."""
-
-
 class Reducer(Protocol):
     """Sums that blocks, threads and ranks share."""
 
@@ -45,8 +39,8 @@ class Reducer(Protocol):
     extra: Array  # words that callers add to the step's one buffer
     summed: Array  # their sums over ranks after a sweep
 
-    def sweep(self, shares: Sequence[Sequence[Item]], visit: Callable[[Item, int, Accumulator], None], rows: float) -> Sums:
-        """Call visit(item, thread, accumulator) on every item, share t on thread t, and add up over all ranks.
+    def sweep(self, shares: Sequence[Share], visit: Callable[[Share, Into], None], rows: float) -> Sums:
+        """Call visit(share, accumulators) for every share, each on a thread of its own, and add up over all ranks.
 
         `rows`: how many the sweep visits over all ranks. Collective; raises NotFinite on all ranks together.
         """
@@ -103,18 +97,20 @@ def grid(largest: Array, terms: Array | float) -> Array:
 
 
 class NativeAccumulator:
-    """One thread's share of a plain float64 sweep."""
+    """One thread's share of a plain float64 sweep: gradient (k, d), and in the first column of S (1 + k, 2) loss and residuals."""
 
     def __init__(self, k: int, d: int) -> None:
-        self.words = np.zeros(k * d + k + 1)
-        self.gradient = self.words[: k * d].reshape(k, d)
+        self.words = np.zeros(k * d + 2 * (1 + k))
+        self.gradient, self.S = self.words[: k * d].reshape(k, d), self.words[k * d :].reshape(1 + k, 2)
+        unused = np.zeros(2)
+        self.arrays = (unused, unused, self.S, unused, unused, self.gradient[np.newaxis], None, None, None)
+        self.filled = self.panel = 0
 
-    def add(self, X: Matrix, r: Array, l: Array) -> None:
-        self.words[-1] += sums.add_plain(l)
-        k = r.shape[0]
-        for q, residual in enumerate(r):
-            self.words[-1 - k + q] += sums.add_plain(residual)
-            X.add_native(residual, self.gradient[q])
+    @contextmanager
+    def in_units(self, unit: Array, inverse: Array) -> Iterator[None]:
+        self.gradient *= inverse
+        yield
+        self.gradient *= unit
 
 
 class NativeReducer:
@@ -132,14 +128,9 @@ class NativeReducer:
     def restore(self, state: dict[str, Array]) -> None:
         pass
 
-    def sweep(self, shares: Sequence[Sequence[Item]], visit: Callable[[Item, int, Accumulator], None], rows: float) -> Sums:
+    def sweep(self, shares: Sequence[Share], visit: Callable[[Share, Into], None], rows: float) -> Sums:
         accumulators = [NativeAccumulator(*self._shape) for _ in shares]
-
-        def work(thread: int) -> None:
-            for item in shares[thread]:
-                visit(item, thread, accumulators[thread])
-
-        self._threads.run(work, len(shares))
+        self._threads.run(lambda thread: visit(shares[thread], accumulators[thread]), len(shares))
         words = accumulators[0].words
         for other in accumulators[1:]:
             words += other.words
@@ -149,7 +140,8 @@ class NativeReducer:
         if not np.all(np.isfinite(words)):
             raise NotFinite()
         k, d = self._shape
-        return Sums(words[: k * d].reshape(k, d), words[k * d : -1], float(words[-1]))
+        scalars = words[k * d :: 2]
+        return Sums(words[: k * d].reshape(k, d), scalars[1:].copy(), float(scalars[0]))
 
 
 def total(values: Array, comm: Comm) -> Array:

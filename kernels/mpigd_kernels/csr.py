@@ -14,10 +14,16 @@ _OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 
 @njit(**_OPTIONS)
 def margins(indptr, indices, data, w, b, z):
+    """margins_of all rows."""
+    margins_of(indptr[:-1], indptr[1:], indices, data, w, b, z)
+
+
+@njit(**_OPTIONS)
+def margins_of(starts, stops, indices, data, w, b, z):
     """z_i = X_i . w + b: four partial sums by fma over the row's entries in their stored order."""
-    for i in range(indptr.size - 1):
+    for i in range(starts.size):
         a0 = a1 = a2 = a3 = 0.0
-        start, stop = uint64(indptr[i]), uint64(indptr[i + 1])
+        start, stop = uint64(starts[i]), uint64(stops[i])
         whole = start + (stop - start) // uint64(4) * uint64(4)
         for k in range(start, whole, uint64(4)):
             a0 = fma(float64(data[k]), w[uint64(indices[k])], a0)
@@ -30,24 +36,25 @@ def margins(indptr, indices, data, w, b, z):
 
 
 @njit(**_OPTIONS)
-def _add_rows(indptr, indices, data, r, start, stop, A):
-    for i in range(start, stop):
+def add_rows(starts, stops, indices, data, r, A):
+    """A_j = fma(r_i, X_ij, A_j), in the order of the rows."""
+    for i in range(starts.size):
         ri = r[i]
-        for k in range(uint64(indptr[i]), uint64(indptr[i + 1])):
+        for k in range(uint64(starts[i]), uint64(stops[i])):
             j = uint64(indices[k])
             A[j] = fma(ri, float64(data[k]), A[j])
 
 
 @njit(**_OPTIONS)
-def accumulate_exact(indptr, indices, data, r, A, C, T, filled, panel):
+def add_exact(starts, stops, indices, data, r, A, C, T, filled, panel):
     """Add r_i X_ij, each on the grid of column j, into A and, every `panel` rows, into the totals T (2, d).
 
-    A flush touches every column, so `panel` grows with the columns per entry of a row (data/matrix.py).
+    A flush touches every column, so `panel` grows with the columns per entry of a row (exact.Bounds).
     """
-    start, n = 0, indptr.size - 1
+    start, n = 0, starts.size
     while start < n:
         stop = min(n, start + panel - filled)
-        _add_rows(indptr, indices, data, r, start, stop, A)
+        add_rows(starts[start:stop], stops[start:stop], indices, data, r[start:stop], A)
         filled += stop - start
         start = stop
         if filled == panel:
@@ -57,9 +64,22 @@ def accumulate_exact(indptr, indices, data, r, A, C, T, filled, panel):
 
 
 @njit(**_OPTIONS)
-def accumulate_native(indptr, indices, data, r, A):
-    """A_j += r_i X_ij in float64, in the order of the rows."""
-    _add_rows(indptr, indices, data, r, 0, indptr.size - 1, A)
+def add_fine(starts, stops, indices, data, r, A, B, C, D, T, U, filled, panel):
+    """add_exact with a second, finer grid for what rounding to the first cuts off (dense.accumulate_fine)."""
+    for i in range(starts.size):
+        ri = r[i]
+        for k in range(uint64(starts[i]), uint64(stops[i])):
+            j, x = uint64(indices[k]), float64(data[k])
+            a = A[j]
+            t = fma(ri, x, a)
+            B[j] += set_odd(fma(ri, x, a - t))
+            A[j] = t
+        filled += 1
+        if filled == panel:
+            flush(A, C, T)
+            flush(B, D, U)
+            filled = 0
+    return filled
 
 
 @njit(**_OPTIONS)
@@ -106,22 +126,3 @@ def sort_rows(indptr, indices, data, d):
             if j < 0 or j >= d or (at > indptr[i] and indices[at - 1] == j):
                 return i
     return -1
-
-
-@njit(**_OPTIONS)
-def accumulate_fine(indptr, indices, data, r, A, B, C, D, T, U, filled, panel):
-    """accumulate_exact with a second, finer grid for what rounding to the first cuts off (dense.accumulate_fine)."""
-    for i in range(indptr.size - 1):
-        ri = r[i]
-        for k in range(uint64(indptr[i]), uint64(indptr[i + 1])):
-            j, x = uint64(indices[k]), float64(data[k])
-            a = A[j]
-            t = fma(ri, x, a)
-            B[j] += set_odd(fma(ri, x, a - t))
-            A[j] = t
-        filled += 1
-        if filled == panel:
-            flush(A, C, T)
-            flush(B, D, U)
-            filled = 0
-    return filled

@@ -1,10 +1,11 @@
-"""Dense rows: margins and the accumulation of residuals times rows. X (n, d) is C-contiguous float32 or float64."""
+"""Dense rows: margins and the accumulation of residuals times rows. X (n, d) is C-contiguous float32, float64 or bits of halves."""
 
 import numpy as np
 from numba import njit
 from numpy import float64
 
-from mpigd_kernels.elementary import dot_row, fma, prefetch_row, set_odd
+from mpigd_kernels.elementary import fma, set_odd
+from mpigd_kernels.lanes import ADDED, ROWS, add_row, add_rows, dot_row, dot_rows, number, prefetch_row
 from mpigd_kernels.sums import PANEL, flush
 
 AHEAD = 16  # rows asked for before they are copied
@@ -15,42 +16,35 @@ _OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 @njit(**_OPTIONS)
 def margins(X, w, b, z):
     """z_i = X_i . w + b: a pure function of the row, wherever it lies."""
-    for i in range(X.shape[0]):
-        z[i] = dot_row(X, i, w) + b
+    n = X.shape[0]
+    whole = n // ROWS * ROWS
+    for i in range(0, whole, ROWS):
+        dot_rows(X, i, w, b, z)
+    for i in range(whole, n):
+        dot_row(X, i, w, b, z)
 
 
 @njit(**_OPTIONS)
-def _add_panel(X, r, start, stop, A):
-    """A_j = fma(r_i, X_ij, A_j) for rows start to stop, eight rows at a time to save loads of A."""
-    d = X.shape[1]
-    whole = start + (stop - start) // 8 * 8
-    for i in range(start, whole, 8):
-        r0, r1, r2, r3, r4, r5, r6, r7 = r[i], r[i + 1], r[i + 2], r[i + 3], r[i + 4], r[i + 5], r[i + 6], r[i + 7]
-        for j in range(d):
-            a = fma(r0, float64(X[i, j]), A[j])
-            a = fma(r1, float64(X[i + 1, j]), a)
-            a = fma(r2, float64(X[i + 2, j]), a)
-            a = fma(r3, float64(X[i + 3, j]), a)
-            a = fma(r4, float64(X[i + 4, j]), a)
-            a = fma(r5, float64(X[i + 5, j]), a)
-            a = fma(r6, float64(X[i + 6, j]), a)
-            A[j] = fma(r7, float64(X[i + 7, j]), a)
+def _add_panel(X, r, start, stop, A, later, shift):
+    """A_j = fma(r_i, X_ij, A_j) for rows start to stop, while rows `shift` further of `later` are asked for."""
+    whole = start + (stop - start) // ADDED * ADDED
+    for i in range(start, whole, ADDED):
+        add_rows(X, i, r, A, later, i + shift)
     for i in range(whole, stop):
-        r0 = r[i]
-        for j in range(d):
-            A[j] = fma(r0, float64(X[i, j]), A[j])
+        add_row(X, i, r, A, later, i + shift)
 
 
 @njit(**_OPTIONS)
-def accumulate_exact(X, r, A, C, T, filled):
+def accumulate_exact(X, r, A, C, T, filled, later, shift):
     """Add r_i X_ij, each rounded to the grid of column j, into A and, every PANEL rows, into the totals T (2, d).
 
-    A starts at C and r is odd (sums.py). `filled` rows are in A already; returns how many are at the end.
+    A starts at C and r is odd (sums.py). `filled` rows are in A already; returns how many are at the end. Row i + shift of
+    `later` is fetched while row i is added: the memory would have nothing to do otherwise (`shift` 0 and X itself: none is).
     """
     start, n = 0, X.shape[0]
     while start < n:
         stop = min(n, start + PANEL - filled)
-        _add_panel(X, r, start, stop, A)
+        _add_panel(X, r, start, stop, A, later, shift)
         filled += stop - start
         start = stop
         if filled == PANEL:
@@ -60,9 +54,9 @@ def accumulate_exact(X, r, A, C, T, filled):
 
 
 @njit(**_OPTIONS)
-def accumulate_native(X, r, A):
+def accumulate_native(X, r, A, later, shift):
     """A_j += r_i X_ij in float64, in the order of the rows."""
-    _add_panel(X, r, 0, X.shape[0], A)
+    _add_panel(X, r, 0, X.shape[0], A, later, shift)
 
 
 @njit(**_OPTIONS)
@@ -130,7 +124,7 @@ def accumulate_fine(X, r, A, B, C, D, T, U, filled):
     for i in range(n):
         ri = r[i]
         for j in range(d):
-            x, a = float64(X[i, j]), A[j]
+            x, a = number(X[i, j]), A[j]
             t = fma(ri, x, a)
             B[j] += set_odd(fma(ri, x, a - t))
             A[j] = t

@@ -10,14 +10,9 @@ import math
 
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
-from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-LANES = 16  # of a dot product: a fixed number, summed in a fixed order, whatever the CPU's vectors hold
-
-_F32, _F64, _I32, _I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
-_VECTOR = ir.VectorType(_F64, LANES)
+_F64, _I64 = ir.DoubleType(), ir.IntType(64)
 
 
 @intrinsic
@@ -60,86 +55,6 @@ def _exponent_above(typingctx, a, split):
         return builder.sitofp(builder.ashr(bits, _I64(52)), _F64)
 
     return types.float64(types.float64, types.float64), generate
-
-
-@intrinsic
-def dot_row(typingctx, X, i, w):
-    """X[i] . w in float64: LANES partial sums by fma, added pairwise, then the rest of the row in order.
-
-    The lanes are vectors of the intermediate code, not a wish to the optimiser, so every CPU with fma gives the
-    same bits, and no order of additions is left to the compiler. Rows of uint16 are the bits of halves (half.py).
-    """
-    if not (X.layout == w.layout == "C" and w.dtype == types.float64):
-        raise TypingError(f"rows and weights must be C-contiguous, weights float64: not {X} and {w}")
-    element = X.dtype
-
-    def generate(context, builder, signature, args):
-        matrix = context.make_array(signature.args[0])(context, builder, args[0])
-        weights = context.make_array(signature.args[2])(context, builder, args[2]).data
-        columns = builder.extract_value(matrix.shape, 1)
-        row = builder.mul(context.cast(builder, args[1], signature.args[1], types.intp), columns)
-        data = builder.gep(matrix.data, [row])
-        fma_lanes = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f64"
-        )
-
-        def load(pointer, index, kind, wide):
-            place = builder.bitcast(builder.gep(pointer, [index]), kind.as_pointer())
-            value = builder.load(place, align=1)
-            if half and kind != wide:  # by way of float32, for which there is an instruction
-                value = builder.fpext(value, ir.VectorType(_F32, LANES) if wide == _VECTOR else _F32)
-            return value if kind == wide else builder.fpext(value, wide)
-
-        half = element == types.uint16
-        kind = ir.HalfType() if half else context.get_data_type(element)
-        partial = cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0.0] * LANES))
-        panels = builder.udiv(columns, _I64(LANES))
-        with cgutils.for_range(builder, panels) as loop:
-            j = builder.mul(loop.index, _I64(LANES))
-            x = load(data, j, ir.VectorType(kind, LANES), _VECTOR)
-            product = builder.call(fma_lanes, [x, load(weights, j, _VECTOR, _VECTOR), builder.load(partial)])
-            builder.store(product, partial)
-        total = cgutils.alloca_once_value(builder, _add_lanes(builder, builder.load(partial)))
-        with cgutils.for_range_slice(builder, builder.mul(panels, _I64(LANES)), columns, _I64(1), _I64) as (j, _):
-            x = load(data, j, kind, _F64)
-            builder.store(builder.fma(x, load(weights, j, _F64, _F64), builder.load(total)), total)
-        return builder.load(total)
-
-    return types.float64(X, i, w), generate
-
-
-def _add_lanes(builder, vector):
-    """Sum of a vector's lanes: first half plus second half, until one is left."""
-    width = LANES
-    while width > 1:
-        width //= 2
-        low, high = (
-            builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(_I32, width), list(range(start, start + width))))
-            for start in (0, width)
-        )
-        vector = builder.fadd(low, high)
-    return builder.extract_element(vector, _I32(0))
-
-
-@intrinsic
-def prefetch_row(typingctx, X, i):
-    """Ask for the cache lines of X[i] (X C-contiguous), to be there when they are needed; changes nothing."""
-    item = X.dtype.bitwidth // 8
-
-    def generate(context, builder, signature, args):
-        matrix = context.make_array(signature.args[0])(context, builder, args[0])
-        columns = builder.extract_value(matrix.shape, 1)
-        start = builder.mul(context.cast(builder, args[1], signature.args[1], types.intp), columns)
-        byte = ir.IntType(8).as_pointer()
-        hint = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32]), "llvm.prefetch.p0"
-        )
-        with cgutils.for_range_slice(builder, start, builder.add(start, columns), _I64(64 // item), _I64) as (j, _):
-            line = builder.bitcast(builder.gep(matrix.data, [j]), byte)
-            builder.call(hint, [line, _I32(0), _I32(2), _I32(1)])
-        return context.get_dummy_value()
-
-    return types.none(X, i), generate
 
 
 SHIFT = 1.5 * 2.0**52  # adding it rounds to an integer and leaves that in the low bits

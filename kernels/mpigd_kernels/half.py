@@ -1,32 +1,21 @@
 """Dense rows in half precision: X (n, d) uint16 holds the bits of IEEE binary16 numbers, each column in a unit of its own.
 
 numba knows no float16 on CPUs, but the conversion is one instruction on vectors (vcvtph2ps) and exact. A unit is a power
-of two: dividing an accumulator, its bias and a product by it changes no bit of their significands, so that a panel is
-added in the units of the columns and rounds as it would in those of the data.
+of two: dividing an accumulator, its bias and a product by it changes no bit of their significands, so that sums are made
+in the units of the columns and round as they would in those of the data (data/half.py).
 """
 
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from mpigd_kernels.elementary import dot_row, fma, set_odd
-from mpigd_kernels.sums import PANEL, flush
+from mpigd_kernels.lanes import number
 
 SMALLEST_NORMAL = 2.0**-14  # below it a half has a fixed step, and below half a step it is zero
 ROUNDER = 1.5 * 2.0**42  # times 2**e: adding it rounds what lies in [2**e, 2**(e + 1)) to the 11 bits of a half
 
 _OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 _I16, _I64, _HALF, _F32, _F64 = ir.IntType(16), ir.IntType(64), ir.HalfType(), ir.FloatType(), ir.DoubleType()
-
-
-@intrinsic
-def widen(typingctx, bits):
-    """The float64 of a half's bits, exactly."""
-
-    def generate(context, builder, signature, args):
-        return builder.fpext(builder.fpext(builder.bitcast(args[0], _HALF), _F32), _F64)
-
-    return types.float64(types.uint16), generate
 
 
 @intrinsic
@@ -74,7 +63,7 @@ def widen_rows(X, unit, out):
     """out_ij (n, d) = X_ij unit_j in float64."""
     for i in range(X.shape[0]):
         for j in range(X.shape[1]):
-            out[i, j] = widen(X[i, j]) * unit[j]
+            out[i, j] = number(X[i, j]) * unit[j]
 
 
 @njit(**_OPTIONS)
@@ -88,90 +77,11 @@ def all_finite(X):
 
 
 @njit(**_OPTIONS)
-def margins(X, w, b, z):
-    """z_i = X_i . w + b, for w (d,) times the columns' units."""
-    for i in range(X.shape[0]):
-        z[i] = dot_row(X, i, w) + b
-
-
-@njit(**_OPTIONS)
-def _scale(A, by):
-    for j in range(A.size):
-        A[j] *= by[j]
-
-
-@njit(**_OPTIONS)
-def _add_panel(X, r, start, stop, A):
-    """A_j = fma(r_i, X_ij, A_j) for rows start to stop, eight rows at a time to save loads of A."""
-    d = X.shape[1]
-    whole = start + (stop - start) // 8 * 8
-    for i in range(start, whole, 8):
-        r0, r1, r2, r3, r4, r5, r6, r7 = r[i], r[i + 1], r[i + 2], r[i + 3], r[i + 4], r[i + 5], r[i + 6], r[i + 7]
-        for j in range(d):
-            a = fma(r0, widen(X[i, j]), A[j])
-            a = fma(r1, widen(X[i + 1, j]), a)
-            a = fma(r2, widen(X[i + 2, j]), a)
-            a = fma(r3, widen(X[i + 3, j]), a)
-            a = fma(r4, widen(X[i + 4, j]), a)
-            a = fma(r5, widen(X[i + 5, j]), a)
-            a = fma(r6, widen(X[i + 6, j]), a)
-            A[j] = fma(r7, widen(X[i + 7, j]), a)
-    for i in range(whole, stop):
-        r0 = r[i]
-        for j in range(d):
-            A[j] = fma(r0, widen(X[i, j]), A[j])
-
-
-@njit(**_OPTIONS)
-def accumulate_exact(X, r, unit, inverse, A, C, T, filled):
-    """dense.accumulate_exact of X_ij unit_j; inverse (d,) = 1 / unit."""
-    start, n = 0, X.shape[0]
-    while start < n:
-        stop = min(n, start + PANEL - filled)
-        _scale(A, inverse)
-        _add_panel(X, r, start, stop, A)
-        _scale(A, unit)
-        filled += stop - start
-        start = stop
-        if filled == PANEL:
-            flush(A, C, T)
-            filled = 0
-    return filled
-
-
-@njit(**_OPTIONS)
-def accumulate_native(X, r, unit, inverse, A):
-    """A_j += r_i X_ij unit_j in float64, in the order of the rows."""
-    _scale(A, inverse)
-    _add_panel(X, r, 0, X.shape[0], A)
-    _scale(A, unit)
-
-
-@njit(**_OPTIONS)
-def accumulate_fine(X, r, unit, A, B, C, D, T, U, filled):
-    """dense.accumulate_fine of X_ij unit_j."""
-    n, d = X.shape
-    for i in range(n):
-        ri = r[i]
-        for j in range(d):
-            x, a = widen(X[i, j]) * unit[j], A[j]
-            t = fma(ri, x, a)
-            B[j] += set_odd(fma(ri, x, a - t))
-            A[j] = t
-        filled += 1
-        if filled == PANEL:
-            flush(A, C, T)
-            flush(B, D, U)
-            filled = 0
-    return filled
-
-
-@njit(**_OPTIONS)
 def column_range(X, low, high):
     """Lower `low` and raise `high` (d,) to the range of the columns, in their units."""
     for i in range(X.shape[0]):
         for j in range(X.shape[1]):
-            x = widen(X[i, j])
+            x = number(X[i, j])
             low[j] = x if x < low[j] else low[j]
             high[j] = x if x > high[j] else high[j]
 
@@ -181,5 +91,5 @@ def squared_deviation(X, unit, center, out):
     """out_ij = (X_ij unit_j - center_j)**2 in float64."""
     for i in range(X.shape[0]):
         for j in range(X.shape[1]):
-            t = widen(X[i, j]) * unit[j] - center[j]
+            t = number(X[i, j]) * unit[j] - center[j]
             out[i, j] = t * t

@@ -12,14 +12,16 @@ same over any ranks. Numbers that are halves in their file already are kept as t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from mpigd.comm import Comm
-from mpigd.data.matrix import Columns, Dense, Pair, Selection
+from mpigd.data.matrix import Columns, Dense, Into, Selection, Task, block_rows, run
 from mpigd.errors import DataError
-from mpigd_kernels import half, sampling
+from mpigd_kernels import dense, half, sampling
+from mpigd_kernels.sweep import sweep_dense
 
 Array = np.ndarray[Any, Any]
 LARGEST = 65504.0
@@ -42,16 +44,15 @@ class Half:
         return Half(self.bits[selection], self.unit, self.inverse)
 
     def margins(self, w: Array, b: float, z: Array) -> None:
-        half.margins(self.bits, w * self.unit, b, z)
+        dense.margins(self.bits, w * self.unit, b, z)
 
-    def add_exact(self, r: Array, A: Array, C: Array, T: Array, filled: int, panel: int) -> int:
-        return int(half.accumulate_exact(self.bits, r, self.unit, self.inverse, A, C, T, filled))
+    def sweep(self, selection: Selection, task: Task, into: Into) -> None:
+        with into.in_units(self.unit, self.inverse):
+            task = replace(task, coef=task.coef * self.unit)
+            run(sweep_dense, (self.bits,), block_rows(self), self.n, selection, task, into)
 
-    def add_fine(self, r: Array, A: Pair, C: Pair, T: Pair, filled: int, panel: int) -> int:
-        return int(half.accumulate_fine(self.bits, r, self.unit, *A, *C, *T, filled))
-
-    def add_native(self, r: Array, A: Array) -> None:
-        half.accumulate_native(self.bits, r, self.unit, self.inverse, A)
+    def accumulate(self, r: Array, l: Array, into: Into) -> None:
+        self.widened().accumulate(r, l, into)
 
     def columns(self) -> Columns:
         low, high = np.full(self.d, np.inf), np.full(self.d, -np.inf)

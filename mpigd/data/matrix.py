@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from mpigd_kernels import csr, dense, sampling
+from mpigd_kernels.sweep import add_dense, add_sparse, sweep_csr, sweep_dense, take_scalars
 
 Array = np.ndarray[Any, Any]
 Selection = slice | Array
-Pair = tuple[Array, Array]  # of the coarse and the fine grid
-BLOCK_BYTES = 1 << 19  # rows processed at once: they stay in the core's cache from margins to accumulation
+BLOCK_BYTES = 1 << 17  # rows processed at once: they stay in the core's cache from margins to accumulation
 SMALLEST_BLOCK = 64
+NO_ROWS, NONE, NOWHERE = np.empty(0, np.int64), np.empty(0), np.empty((0, 0))
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,46 @@ class Columns:
     low: Array
     high: Array
     count: Array
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a sweep makes of rows: `loss` (a number of mpigd_kernels/sweep.py) with its parameter a.
+
+    y (q, n), weights c (n,), coef (k, d), intercept (k,), offset (n,) or None; keep (k, n) takes the margins if given.
+    """
+
+    loss: int
+    a: float
+    y: Array
+    c: Array
+    coef: Array
+    intercept: Array
+    offset: Array | None = None
+    keep: Array | None = None
+
+    @property
+    def weights(self) -> Array:
+        """As a sweep takes them: one number that is broadcast becomes an array of one."""
+        return self.c if self.c.strides[0] else self.c[:1].copy()
+
+    def at(self, selection: Selection) -> Task:
+        """The same of some rows, which are then all; margins can only be kept of a slice."""
+        offset = None if self.offset is None else self.offset[selection]
+        keep = None if self.keep is None else self.keep[:, selection]
+        return Task(self.loss, self.a, self.y[:, selection], self.c[selection], self.coef, self.intercept, offset, keep)
+
+
+class Into(Protocol):
+    """Accumulators of a sweep: arrays as the kernels take them (limits, biases, S, counts, tops, A, C, D, T of
+    mpigd_kernels/sweep.py), and how many rows they hold unflushed."""
+
+    arrays: tuple[Any, ...]
+    filled: int
+    panel: int
+
+    def in_units(self, unit: Array, inverse: Array) -> AbstractContextManager[None]:
+        """Within the block the accumulators are those of columns divided by `unit` (d,), powers of two; inverse = 1 / unit."""
 
 
 class Matrix(Protocol):
@@ -39,14 +82,11 @@ class Matrix(Protocol):
     def margins(self, w: Array, b: float, z: Array) -> None:
         """z (n,) = X w + b for w (d,) float64."""
 
-    def add_exact(self, r: Array, A: Array, C: Array, T: Array, filled: int, panel: int) -> int:
-        """Accumulate r_i X_ij on the grid of C (sums.py); returns how many rows A holds unflushed."""
+    def sweep(self, selection: Selection, task: Task, into: Into) -> None:
+        """Add up what `task` makes of the selected rows: all three phases, block by block."""
 
-    def add_fine(self, r: Array, A: Pair, C: Pair, T: Pair, filled: int, panel: int) -> int:
-        """add_exact on two grids, the second of which takes what rounding to the first cuts off."""
-
-    def add_native(self, r: Array, A: Array) -> None:
-        """A (d,) += X' r."""
+    def accumulate(self, r: Array, l: Array, into: Into) -> None:
+        """The third phase alone: add up X' r', residuals r (k, n), losses l (n,). May overwrite r and l."""
 
     def columns(self) -> Columns:
         """Extremes and counts of the stored values; for CSR without the zeros."""
@@ -59,6 +99,23 @@ class Matrix(Protocol):
 
     def absorb(self, hashes: Array) -> None:
         """Mix each row's stored bits into hashes (n,) uint64."""
+
+
+def run(
+    kernel: Callable[..., int], parts: tuple[Array, ...], block: int, n: int, selection: Selection, task: Task, into: Into
+) -> None:
+    """Sweep over the selected of n rows, of which a matrix's `parts` hold the values."""
+    if isinstance(selection, slice):
+        first, stop, _ = selection.indices(n)
+        order, m = NO_ROWS, stop - first
+    else:
+        first, order, m = 0, selection.astype(np.int64, copy=False), selection.size
+    if m > 0:
+        into.filled = kernel(
+            *parts, first, order, m, min(block, m), task.y, task.weights, NONE if task.offset is None else task.offset,
+            task.coef, task.intercept, task.loss, task.a, NOWHERE if task.keep is None else task.keep,
+            *into.arrays, into.filled, into.panel,
+        )  # fmt: skip
 
 
 def block_rows(matrix: Matrix) -> int:
@@ -84,14 +141,15 @@ class Dense:
     def margins(self, w: Array, b: float, z: Array) -> None:
         dense.margins(self.values, w, b, z)
 
-    def add_exact(self, r: Array, A: Array, C: Array, T: Array, filled: int, panel: int) -> int:
-        return int(dense.accumulate_exact(self.values, r, A, C, T, filled))
+    def sweep(self, selection: Selection, task: Task, into: Into) -> None:
+        run(sweep_dense, (self.values,), block_rows(self), self.n, selection, task, into)
 
-    def add_fine(self, r: Array, A: Pair, C: Pair, T: Pair, filled: int, panel: int) -> int:
-        return int(dense.accumulate_fine(self.values, r, *A, *C, *T, filled))
-
-    def add_native(self, r: Array, A: Array) -> None:
-        dense.accumulate_native(self.values, r, A)
+    def accumulate(self, r: Array, l: Array, into: Into) -> None:
+        r = np.ascontiguousarray(r)
+        if take_scalars(r, l, *into.arrays[:5], into.arrays[6]):
+            rows = self.values, self.values, NO_ROWS, self.n
+            held = [add_dense(*rows, residual, *into.arrays[5:], q, into.filled) for q, residual in enumerate(r)]
+            into.filled = held[-1]
 
     def columns(self) -> Columns:
         low, high = np.full(self.d, np.inf), np.full(self.d, -np.inf)
@@ -134,14 +192,15 @@ class CSR:
     def margins(self, w: Array, b: float, z: Array) -> None:
         csr.margins(self.indptr, self.indices, self.data, w, b, z)
 
-    def add_exact(self, r: Array, A: Array, C: Array, T: Array, filled: int, panel: int) -> int:
-        return int(csr.accumulate_exact(self.indptr, self.indices, self.data, r, A, C, T, filled, panel))
+    def sweep(self, selection: Selection, task: Task, into: Into) -> None:
+        run(sweep_csr, (self.indptr, self.indices, self.data), block_rows(self), self.n, selection, task, into)
 
-    def add_fine(self, r: Array, A: Pair, C: Pair, T: Pair, filled: int, panel: int) -> int:
-        return int(csr.accumulate_fine(self.indptr, self.indices, self.data, r, *A, *C, *T, filled, panel))
-
-    def add_native(self, r: Array, A: Array) -> None:
-        csr.accumulate_native(self.indptr, self.indices, self.data, r, A)
+    def accumulate(self, r: Array, l: Array, into: Into) -> None:
+        r = np.ascontiguousarray(r)
+        if take_scalars(r, l, *into.arrays[:5], into.arrays[6]):
+            rows = self.indptr[:-1], self.indptr[1:], self.indices, self.data
+            held = [add_sparse(*rows, residual, *into.arrays[5:], q, into.filled, into.panel) for q, residual in enumerate(r)]
+            into.filled = held[-1]
 
     def _stored(self) -> slice:
         return slice(int(self.indptr[0]), int(self.indptr[-1]))

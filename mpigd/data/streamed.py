@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mpigd.data.half import Half, Narrowing
-from mpigd.data.matrix import Columns, Dense, Pair, Selection
+from mpigd.data.matrix import Columns, Dense, Into, Selection, Task
 from mpigd.data.partition import Segment
 from mpigd.data.slabs import Slabs, reading, wide
 from mpigd.data.source import Info
@@ -138,27 +138,29 @@ class Streamed:
             out[mine] = self._piece(int(piece))[selection[mine] - self._starts[piece]]
         return self._matrix(out)
 
-    def _each(self) -> Iterator[tuple[slice, Dense | Half]]:
+    def _each(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, Dense | Half]]:
+        """Rows start to stop, piece by piece."""
+        stop = self.n if stop is None else stop
         for piece in range(len(self._pieces)):
-            yield slice(*self._starts[piece : piece + 2]), self._matrix(self._piece(piece))
+            first, last = (int(edge) for edge in self._starts[piece : piece + 2])
+            rows = slice(max(first, start), min(last, stop))
+            if rows.start < rows.stop:
+                yield rows, self._matrix(self._piece(piece)[rows.start - first : rows.stop - first])
 
     def margins(self, w: Array, b: float, z: Array) -> None:
         for rows, block in self._each():
             block.margins(w, b, z[rows])
 
-    def add_exact(self, r: Array, A: Array, C: Array, T: Array, filled: int, panel: int) -> int:
-        for rows, block in self._each():
-            filled = block.add_exact(r[rows], A, C, T, filled, panel)
-        return filled
+    def sweep(self, selection: Selection, task: Task, into: Into) -> None:
+        if not isinstance(selection, slice):
+            return self.rows(selection).sweep(slice(None), task.at(selection), into)
+        start, stop, _ = selection.indices(self.n)
+        for rows, block in self._each(start, stop):
+            block.sweep(slice(None), task.at(rows), into)
 
-    def add_fine(self, r: Array, A: Pair, C: Pair, T: Pair, filled: int, panel: int) -> int:
+    def accumulate(self, r: Array, l: Array, into: Into) -> None:
         for rows, block in self._each():
-            filled = block.add_fine(r[rows], A, C, T, filled, panel)
-        return filled
-
-    def add_native(self, r: Array, A: Array) -> None:
-        for rows, block in self._each():
-            block.add_native(r[rows], A)
+            block.accumulate(r[:, rows].copy(), l[rows], into)
 
     def columns(self) -> Columns:
         low, high = np.full(self.d, np.inf), np.full(self.d, -np.inf)

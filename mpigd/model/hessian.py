@@ -16,7 +16,7 @@ from mpigd.data.half import Half
 from mpigd.data.matrix import CSR, Dense, Matrix
 from mpigd.exact import ExactReducer
 from mpigd.reduce import NativeReducer, NotFinite, Reducer, Threads, power_above
-from mpigd_kernels import curvature, vector
+from mpigd_kernels import curvature, sweep, vector
 
 if TYPE_CHECKING:
     from mpigd.model.objective import Objective
@@ -61,8 +61,8 @@ class Curvature:
         else:
             columns = objective.statistics.bounds(objective.n)
             reducer = ExactReducer(self._comm, columns, k, objective.n, 1.0, objective.fine)
-        kernel = curvature.softmax_product if self._several else curvature.product
-        sums = objective.sums(v / bound, self._batch, reducer, kernel, self._h)
+        code = sweep.SOFTMAX_PRODUCT if self._several else sweep.PRODUCT
+        sums = objective.sums(v / bound, self._batch, reducer, code, self._h)
         return objective.scaling.gradient(sums.gradient, sums.residual, factor * bound)
 
     def matrices(self, factor: float) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mpigd.config import Config
-from mpigd_kernels import curvature, pointwise
+from mpigd_kernels import curvature, pointwise, sweep
 
 Array = np.ndarray[Any, Any]
 
@@ -37,6 +37,11 @@ class Loss:
     mean: Callable[[Array, Array], None] | None = None
     parameter: Callable[[Config], float] = lambda config: 0.0
     second: Callable[..., None] | None = None
+
+    @property
+    def code(self) -> int:
+        """Its number in a sweep."""
+        return int(getattr(sweep, self.name.upper()))
 
     @property
     def classifies(self) -> bool:

@@ -7,7 +7,6 @@ sums are multiplied by n / (m * sum of all c), never divided by the batch's own 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +14,16 @@ import numpy as np
 
 from mpigd.batches import Batch
 from mpigd.comm import Comm
-from mpigd.data.matrix import Matrix, block_rows
+from mpigd.data.matrix import Matrix, Task, block_rows
 from mpigd.data.shard import RowNumbers
 from mpigd.exact import ExactReducer, rounding
 from mpigd.model.hessian import Curvature
 from mpigd.model.losses import Loss
 from mpigd.model.scaling import Scaling, Statistics
-from mpigd.reduce import Accumulator, NativeReducer, Reducer, Sums, grid, power_above
-from mpigd_kernels import sampling, vector
+from mpigd.reduce import NativeReducer, Reducer, Sums, grid, power_above
+from mpigd_kernels import sampling, sweep, vector
 
 Array = np.ndarray[Any, Any]
-Kernel = Callable[..., None]
 SAMPLE_EPOCH = (1 << 32) - 2  # whose permutation no training step uses
 
 
@@ -96,35 +94,20 @@ class Objective:
         w: Array,
         batch: Batch,
         reducer: Reducer,
-        kernel: Kernel | None = None,
+        code: int | None = None,
         curvature: Array | None = None,
         keep: Array | None = None,
     ) -> Sums:
-        """Unnormalised sums over the batch at w; `kernel` in place of the loss (and no offset then). Collective.
+        """Unnormalised sums over the batch at w; `code` of a sweep in place of the loss (and no offset then). Collective.
 
-        The kernel sees `curvature` (k, n) in place of y where that is given; `keep` (k, n) takes the margins.
+        A sweep sees `curvature` (k, n) in place of y where that is given; `keep` (k, n) takes the margins.
         """
         coef, intercept = self.scaling.to_raw(w, self.k)
-        rows, run = self.rows, kernel or self.loss.kernel
-        offset = rows.offset if kernel is None else None
-        scratch = [np.empty(2 * self.k * self._block + self._block) for _ in range(self.threads)]
-
-        def visit(selection: slice | Array, thread: int, accumulator: Accumulator) -> None:
-            block = rows.X.rows(selection)
-            m, k, room = block.n, self.k, scratch[thread]
-            z, r, l = room[: k * m].reshape(k, m), room[k * m : 2 * k * m].reshape(k, m), room[2 * k * m :][:m]
-            for q in range(k):
-                block.margins(coef[q], intercept[q], z[q])
-            if offset is not None:
-                z += offset[selection]
-            if keep is not None:
-                keep[:, selection] = z
-            y = rows.y[selection] if curvature is None else np.ascontiguousarray(curvature[:, selection])
-            run(z, y, np.ascontiguousarray(rows.c[selection]), self.parameter, r, l)
-            accumulator.add(block, r, l)
-
+        rows, loss = self.rows, self.loss.code if code is None else code
+        y = rows.y[np.newaxis] if curvature is None else curvature
+        task = Task(loss, self.parameter, y, rows.c, coef, intercept, rows.offset if code is None else None, keep)
         self.counter.reads += batch.size / self.n
-        return reducer.sweep(self._shares(batch.rows), visit, batch.size)
+        return reducer.sweep(self._shares(batch.rows), lambda share, into: rows.X.sweep(share, task, into), batch.size)
 
     def remember(self, w: Array, z: Array) -> None:
         self._points = [(w.copy(), z), *self._points[:1]]
@@ -157,15 +140,13 @@ class Objective:
             self._samples[m] = part
         return self._samples[m]
 
-    def _shares(self, rows: slice | Array) -> list[list[Any]]:
-        """The batch cut into blocks, and those into equal consecutive shares for the threads."""
-        step = self._block
-        if isinstance(rows, slice):
-            pieces: list[Any] = [slice(a, min(self.rows.X.n, a + step)) for a in range(0, self.rows.X.n, step)]
-        else:
-            pieces = [rows[a : a + step] for a in range(0, rows.size, step)]
-        threads = min(self.threads, max(1, len(pieces)))
-        return [pieces[t * len(pieces) // threads : (t + 1) * len(pieces) // threads] for t in range(threads)]
+    def _shares(self, rows: slice | Array) -> list[Any]:
+        """The batch cut into equal consecutive shares for the threads, of at least a block of rows."""
+        m = self.rows.X.n if isinstance(rows, slice) else rows.size
+        threads = min(self.threads, max(1, m // self._block))
+        edges = [t * m // threads for t in range(threads + 1)]
+        pieces = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        return pieces if isinstance(rows, slice) else [rows[piece] for piece in pieces]
 
 
 @dataclass
@@ -188,7 +169,7 @@ class Oracle:
 
     def squared_curvature(self, v: Array) -> Array:
         """(X' C X / sum c) v in these coordinates: the Hessian of half the squared margins."""
-        sums = self.objective.sums(v, self.batch, self.reducer, _margin_squares)
+        sums = self.objective.sums(v, self.batch, self.reducer, sweep.SQUARES)
         return self.objective.scaling.gradient(sums.gradient, sums.residual, self._factor())
 
     def sample(self, m: int) -> Oracle:
@@ -216,9 +197,3 @@ class Oracle:
     def _factor(self) -> float:
         weight = self.objective.statistics.weight
         return self.objective.n / (self.batch.size * weight) if weight > 0 else 0.0
-
-
-def _margin_squares(z: Array, y: Array, c: Array, a: float, r: Array, l: Array) -> None:
-    """Residuals c z and losses c z**2 / 2 over all outputs."""
-    np.multiply(c, z, out=r)
-    np.multiply(r[0], z[0], out=l)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from mpigd.comm import Comm
-from mpigd.data.matrix import CSR, Columns, Matrix, block_rows
+from mpigd.data.matrix import CSR, Columns, Into, Matrix, block_rows
 from mpigd.exact import Bounds, ExactReducer
-from mpigd.reduce import Accumulator, total
+from mpigd.reduce import total
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
@@ -56,10 +56,11 @@ def measure(X: Matrix, c: Array, n: int, comm: Comm) -> Statistics:
         """sum_i c_i f(x_ij), f as `view` says, over the stored values."""
         reducer = ExactReducer(comm, Bounds.of(largest, count, size, n), 1, n, top)
 
-        def visit(rows: slice, thread: int, accumulator: Accumulator) -> None:
-            block = X.rows(rows)
-            viewed = {"x": lambda: block, "square": lambda: block.squared_deviation(center), "one": block.ones}[view]()
-            accumulator.add(viewed, c[np.newaxis, rows].copy(), c[rows].copy())
+        def visit(share: list[slice], into: Into) -> None:
+            for rows in share:
+                block = X.rows(rows)
+                viewed = {"x": lambda: block, "square": lambda: block.squared_deviation(center), "one": block.ones}[view]()
+                viewed.accumulate(c[np.newaxis, rows].copy(), c[rows].copy(), into)
 
         return np.asarray(reducer.sweep([blocks(X)], visit, n).gradient[0])
 

@@ -37,6 +37,10 @@ def csr_margins(triple, w, b=0.0):
     return z
 
 
+def add_native(X, r, A):
+    dense.accumulate_native(X, r, A, X, 0)
+
+
 def exact_margins(X, w, b):
     """X w + b, and the same of absolute values, as fractions."""
     W = [Fraction(float(v)) for v in w]
@@ -63,8 +67,8 @@ def test_dense_and_csr_agree(dtype, index):
         triple = to_csr(X, index)
         np.testing.assert_allclose(csr_margins(triple, w, -3.0), dense_margins(X, w, -3.0), rtol=1e-12, atol=1e-12)
         A, B = np.ones(d), np.ones(d)
-        dense.accumulate_native(X, r, A)
-        csr.accumulate_native(*triple, r, B)
+        add_native(X, r, A)
+        csr.add_rows(triple[0][:-1], triple[0][1:], *triple[1:], r, B)
         np.testing.assert_allclose(A, 1 + X.T.astype(np.float64) @ r, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(A, B, rtol=1e-12, atol=1e-12)
 
@@ -101,9 +105,9 @@ def test_native_accumulation_in_any_number_of_calls_is_the_same():
     rng = np.random.default_rng(4)
     X, r = rows_of(rng, sum(ROWS_PER_CALL), 11, np.float32), rng.normal(size=sum(ROWS_PER_CALL))
     A, B = np.zeros(11), np.zeros(11)
-    dense.accumulate_native(X, r, A)
+    add_native(X, r, A)
     for start, m in zip(np.cumsum((0, *ROWS_PER_CALL)), ROWS_PER_CALL, strict=False):
-        dense.accumulate_native(X[start : start + m], r[start : start + m], B)
+        add_native(X[start : start + m], r[start : start + m], B)
     assert A.tobytes() == B.tobytes()
 
 

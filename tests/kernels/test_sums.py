@@ -40,6 +40,12 @@ def fractions(values):
     return [Fraction(float(value)) for value in values]
 
 
+def ends(X):
+    """Starts and stops of compressed rows, and their entries."""
+    indptr, *entries = to_csr(X)
+    return indptr[:-1], indptr[1:], *entries
+
+
 class Accumulator:
     """A, C and the two-word totals of one thread, over columns of at most `largest` |r_i x_ij|."""
 
@@ -48,12 +54,11 @@ class Accumulator:
         self.A, self.T, self.filled = self.C.copy(), np.zeros((2, self.C.size)), 0
 
     def dense(self, X, r):
-        self.filled = dense.accumulate_exact(X, r, self.A, self.C, self.T, self.filled)
+        self.filled = dense.accumulate_exact(X, r, self.A, self.C, self.T, self.filled, X, 0)
         self._check()
 
     def csr(self, X, r):
-        triple = to_csr(X)
-        self.filled = csr.accumulate_exact(*triple, r, self.A, self.C, self.T, self.filled, self.panel)
+        self.filled = csr.add_exact(*ends(X), r, self.A, self.C, self.T, self.filled, self.panel)
         self._check()
 
     def _check(self):
@@ -123,7 +128,7 @@ def test_totals_of_the_two_grids_are_the_rational_model(layout):
         if layout == "dense":
             dense.accumulate_fine(X, r, A, B, C, D, T, U, 0)
         else:
-            csr.accumulate_fine(*to_csr(X), r, A, B, C, D, T, U, 0, PANEL)
+            csr.add_fine(*ends(X), r, A, B, C, D, T, U, 0, PANEL)
         sums.flush(A, C, T)
         sums.flush(B, D, U)
         for j in range(3):

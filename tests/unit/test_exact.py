@@ -45,11 +45,12 @@ class Data:
         cuts = np.arange(0, rows.size + block, block)
         items = [rows[a : a + block] for a in cuts if a < rows.size]
 
-        def visit(item, thread, accumulator):
-            r = self.r[:, item] * scale
-            if spoil is not None:
-                r[0, item == spoil[0]] = spoil[1]
-            accumulator.add(self.X.rows(item), r, self.l[item] * scale)
+        def visit(share, into):
+            for item in share:
+                r = self.r[:, item] * scale
+                if spoil is not None:
+                    r[0, item == spoil[0]] = spoil[1]
+                self.X.rows(item).accumulate(r, self.l[item] * scale, into)
 
         return reducer.sweep([items[t::threads] for t in range(threads)], visit, float(self.n))
 

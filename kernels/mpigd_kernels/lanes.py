@@ -1,0 +1,223 @@
+"""Dense rows in vectors: dot products of several rows at once, and several rows added to an accumulator at once.
+
+The vectors are types of the intermediate code, not a wish to the optimiser: every CPU with fma gives the same bits, whatever its
+own vectors hold, and no order of additions is left to the compiler. Columns beyond the last whole vector are read as a vector
+too, with zeros behind them. A row's dot product does not depend on how many rows are taken at once.
+"""
+
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.core.errors import TypingError
+from numba.extending import intrinsic
+
+LANES = 8  # partial sums of a dot product, added pairwise in a fixed order at its end
+# Rows whose dot products are made at once, to hide the latency of fma; where there are 16 vector registers, eight would not fit.
+ROWS = 8 if binding.get_host_cpu_features().get("avx512f") else 4
+ADDED = 8  # rows added at once, to save loads and stores of the accumulator
+
+_F32, _F64, _I32, _I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
+_VECTOR, _BYTE = ir.VectorType(_F64, LANES), ir.IntType(8).as_pointer()
+
+
+class _Matrix:
+    """Loads of vectors from consecutive rows of a C-contiguous X: float32, float64, or the bits of halves as uint16."""
+
+    def __init__(self, context, builder, kind, value, first, count):
+        matrix = context.make_array(kind)(context, builder, value)
+        self._builder, self.columns = builder, builder.extract_value(matrix.shape, 1)
+        self.element = ir.HalfType() if kind.dtype == types.uint16 else context.get_data_type(kind.dtype)
+        places = [builder.mul(builder.add(first, _I64(q)), self.columns) for q in range(count)]
+        data = builder.bitcast(matrix.data, self.element.as_pointer())
+        self.rows = [builder.gep(data, [place]) for place in places]
+
+    def load(self, q, j, mask=None):
+        """Columns j and after of row q as float64, exactly."""
+        value = _load(self._builder, self.rows[q], j, self.element, mask)
+        if self.element == ir.HalfType():  # by way of float32, for which there is an instruction
+            value = self._builder.fpext(value, ir.VectorType(_F32, LANES))
+        return value if self.element == _F64 else self._builder.fpext(value, _VECTOR)
+
+
+def _function(builder, name, result, arguments):
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def _suffix(element):
+    return {_F32: "f32", _F64: "f64"}.get(element, "f16")
+
+
+def _load(builder, pointer, j, element, mask=None):
+    """LANES elements from pointer[j] on; with a mask those of its lanes, zeros in the others."""
+    kind = ir.VectorType(element, LANES)
+    place = builder.bitcast(builder.gep(pointer, [j]), kind.as_pointer())
+    if mask is None:
+        return builder.load(place, align=1)
+    masked = _function(
+        builder, f"llvm.masked.load.v{LANES}{_suffix(element)}.p0", kind, [kind.as_pointer(), _I32, mask.type, kind]
+    )
+    return builder.call(masked, [place, _I32(1), mask, ir.Constant(kind, [0.0] * LANES)])
+
+
+def _store(builder, value, pointer, j, mask=None):
+    place = builder.bitcast(builder.gep(pointer, [j]), _VECTOR.as_pointer())
+    if mask is None:
+        builder.store(value, place, align=8)
+        return
+    kinds = [_VECTOR, _VECTOR.as_pointer(), _I32, mask.type]
+    builder.call(_function(builder, f"llvm.masked.store.v{LANES}f64.p0", ir.VoidType(), kinds), [value, place, _I32(8), mask])
+
+
+def _fma(builder, a, b, c):
+    return builder.call(_function(builder, f"llvm.fma.v{LANES}f64", _VECTOR, [_VECTOR] * 3), [a, b, c])
+
+
+def _every(builder, value, lanes=LANES):
+    """A vector of one number."""
+    kind = ir.VectorType(value.type, lanes)
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, _I32(0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
+
+
+def _for_vectors(builder, columns, body):
+    """body(j, mask) for every whole vector of columns (mask None), and once for the columns behind the last, if any."""
+    panels = builder.udiv(columns, _I64(LANES))
+    with cgutils.for_range(builder, panels) as loop:
+        body(builder.mul(loop.index, _I64(LANES)), None)
+    whole = builder.mul(panels, _I64(LANES))
+    with builder.if_then(builder.icmp_unsigned("<", whole, columns)):
+        numbers = ir.Constant(ir.VectorType(_I64, LANES), list(range(LANES)))
+        body(whole, builder.icmp_unsigned("<", numbers, _every(builder, builder.sub(columns, whole))))
+
+
+def _add_lanes(builder, vectors):
+    """The sums of the lanes of each vector, as one vector: first half plus second half, until one lane is left of each.
+
+    Two vectors that are half done share one, so that several rows take few shuffles; who shares changes no sum.
+    """
+    width, held = LANES, 1  # lanes of each row that are left, rows that a vector holds
+    while width > 1:
+        width //= 2
+        pairs = list(zip(vectors[::2], vectors[1::2], strict=True)) if len(vectors) > 1 else [(vectors[0], vectors[0])]
+        held *= 2 if len(vectors) > 1 else 1
+        low = [row * 2 * width + lane for row in range(held) for lane in range(width)]
+        halves = [ir.Constant(ir.VectorType(_I32, len(low)), [place + shift for place in low]) for shift in (0, width)]
+        vectors = [builder.fadd(*(builder.shuffle_vector(a, b, half) for half in halves)) for a, b in pairs]
+    return vectors[0]
+
+
+def _check(X, *vectors):
+    if not (X.layout == "C" and all(v.layout == "C" and v.dtype == types.float64 for v in vectors)):
+        raise TypingError(f"rows and vectors must be C-contiguous, vectors float64: not {X}, {', '.join(map(str, vectors))}")
+
+
+def _dot(count):
+    """The code of dot products of `count` rows at once."""
+
+    def generate(context, builder, signature, args):
+        first = context.cast(builder, args[1], signature.args[1], types.intp)
+        X = _Matrix(context, builder, signature.args[0], args[0], first, count)
+        w, z = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (2, 4))
+        zero = ir.Constant(_VECTOR, [0.0] * LANES)
+        sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(count)]
+        for total in sums:
+            builder.store(zero, total)
+
+        def add(j, mask):
+            weights = _load(builder, w, j, _F64, mask)
+            for q, total in enumerate(sums):
+                builder.store(_fma(builder, X.load(q, j, mask), weights, builder.load(total)), total)
+
+        _for_vectors(builder, X.columns, add)
+        result = _add_lanes(builder, [builder.load(total) for total in sums])
+        b = context.cast(builder, args[3], signature.args[3], types.float64)
+        result = builder.fadd(result, _every(builder, b, count))
+        builder.store(result, builder.bitcast(builder.gep(z, [first]), result.type.as_pointer()), align=8)
+        return context.get_dummy_value()
+
+    return generate
+
+
+@intrinsic
+def dot_rows(typingctx, X, i, w, b, z):
+    """z[i : i + ROWS] = X[i : i + ROWS] . w + b: LANES partial sums each by fma, added pairwise."""
+    _check(X, w, z)
+    return types.none(X, i, w, b, z), _dot(ROWS)
+
+
+@intrinsic
+def dot_row(typingctx, X, i, w, b, z):
+    """z[i] = X[i] . w + b, with the bits of dot_rows."""
+    _check(X, w, z)
+    return types.none(X, i, w, b, z), _dot(1)
+
+
+def _add(count):
+    """The code of A_j = fma(r_i, X_ij, A_j) for `count` rows one after the other, and hints for as many of `later`."""
+
+    def generate(context, builder, signature, args):
+        first, ahead = (context.cast(builder, args[i], signature.args[i], types.intp) for i in (1, 5))
+        X = _Matrix(context, builder, signature.args[0], args[0], first, count)
+        later = _Matrix(context, builder, signature.args[4], args[4], ahead, count)
+        r, A = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (2, 3))
+        residuals = [_every(builder, builder.load(builder.gep(r, [builder.add(first, _I64(q))]))) for q in range(count)]
+
+        def add(j, mask):
+            a = _load(builder, A, j, _F64, mask)
+            for q, residual in enumerate(residuals):
+                a = _fma(builder, residual, X.load(q, j, mask), a)
+            _store(builder, a, A, j, mask)
+
+        _prefetch(builder, later)
+        _for_vectors(builder, X.columns, add)
+        return context.get_dummy_value()
+
+    return generate
+
+
+def _prefetch(builder, rows):
+    """Ask for the cache lines of the rows, to be there when they are needed; a hint, which reads nothing."""
+    hint = _function(builder, "llvm.prefetch.p0", ir.VoidType(), [_BYTE, _I32, _I32, _I32])
+    item = {_F32: 4, _F64: 8}.get(rows.element, 2)
+    with cgutils.for_range_slice(builder, _I64(0), rows.columns, _I64(64 // item), _I64) as (j, _):
+        for row in rows.rows:
+            builder.call(hint, [builder.bitcast(builder.gep(row, [j]), _BYTE), _I32(0), _I32(2), _I32(1)])
+
+
+@intrinsic
+def add_rows(typingctx, X, i, r, A, later, ahead):
+    """A_j = fma(r_q, X_qj, A_j) for rows q = i to i + ADDED - 1 in turn, while rows `ahead` and after of `later` are fetched."""
+    _check(X, r, A)
+    return types.none(X, i, r, A, later, ahead), _add(ADDED)
+
+
+@intrinsic
+def add_row(typingctx, X, i, r, A, later, ahead):
+    """The same for one row."""
+    _check(X, r, A)
+    return types.none(X, i, r, A, later, ahead), _add(1)
+
+
+@intrinsic
+def prefetch_row(typingctx, X, i):
+    """Ask for the cache lines of X[i] (X C-contiguous); changes nothing."""
+
+    def generate(context, builder, signature, args):
+        first = context.cast(builder, args[1], signature.args[1], types.intp)
+        _prefetch(builder, _Matrix(context, builder, signature.args[0], args[0], first, 1))
+        return context.get_dummy_value()
+
+    return types.none(X, i), generate
+
+
+@intrinsic
+def number(typingctx, x):
+    """The float64 of an element: of float32, float64, or a half's bits as uint16."""
+
+    def generate(context, builder, signature, args):
+        value = args[0]
+        if signature.args[0] == types.uint16:
+            value = builder.fpext(builder.bitcast(value, ir.HalfType()), _F32)
+        return value if value.type == _F64 else builder.fpext(value, _F64)
+
+    return types.float64(x), generate

@@ -1,0 +1,194 @@
+"""One pass over rows: margins, pointwise, accumulation, a block after the other, so that memory is read once.
+
+The three phases stay functions of their own (dense.py, csr.py, pointwise.py, sums.py); this is the loop around them, compiled,
+because at the speed of memory a block takes less time than a few calls from Python. What is not there has size zero: one type
+for all, so that little is compiled. Only accumulators without `C` (plain sums) or `D` (one grid) are None, and compiled away.
+"""
+
+import numpy as np
+from numba import njit
+
+from mpigd_kernels import csr, curvature, dense, pointwise
+from mpigd_kernels.sums import add_plain, take_block
+
+_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
+# What a sweep makes of margins. Numbers, because functions as arguments would be compiled again in every process.
+SQUARED, LOGISTIC, SOFTMAX, HINGE, SQUARED_HINGE, HUBER, QUANTILE, POISSON, GAMMA = range(9)
+PRODUCT, SOFTMAX_PRODUCT, SQUARES = range(9, 12)
+
+
+@njit(**_OPTIONS)
+def residuals(loss, z, y, c, a, r, l):
+    """The pointwise function that `loss` names: z (k, m), y (q, m), c (m,), a -> r (k, m), l (m,)."""
+    if loss == SQUARED:
+        pointwise.squared(z, y[0], c, a, r, l)
+    elif loss == LOGISTIC:
+        pointwise.logistic(z, y[0], c, a, r, l)
+    elif loss == SOFTMAX:
+        pointwise.softmax(z, y[0], c, a, r, l)
+    elif loss == HINGE:
+        pointwise.hinge(z, y[0], c, a, r, l)
+    elif loss == SQUARED_HINGE:
+        pointwise.squared_hinge(z, y[0], c, a, r, l)
+    elif loss == HUBER:
+        pointwise.huber(z, y[0], c, a, r, l)
+    elif loss == QUANTILE:
+        pointwise.quantile(z, y[0], c, a, r, l)
+    elif loss == POISSON:
+        pointwise.poisson(z, y[0], c, a, r, l)
+    elif loss == GAMMA:
+        pointwise.gamma(z, y[0], c, a, r, l)
+    elif loss == PRODUCT:
+        curvature.product(z, y, c, a, r, l)
+    elif loss == SOFTMAX_PRODUCT:
+        curvature.softmax_product(z, y, c, a, r, l)
+    else:
+        curvature.squares(z, y, c, a, r, l)
+
+
+@njit(**_OPTIONS)
+def sweep_dense(
+    values, first, order, m, block, y, c, offset, coef, intercept, loss, a, keep,
+    limits, biases, S, counts, tops, A, C, D, T, filled, panel,
+):  # fmt: skip
+    """Add the sums of m rows of values (n, d) at coef (k, d), intercept (k,) to accumulators; returns how many A holds unflushed.
+
+    Rows are first, first + 1, ... of everything, or, where `order` has any, order[first], ... : of values, of the targets y
+    (q, n), weights c (n,) or one for all, offset (n,) or none. keep (k, n), or nothing, takes their margins. loss: what residuals() is to make of margins, and its parameter
+    a. limits, biases, S, counts, tops: of sums.take_block. A (1 or 2, k, d), C, D (d,), T (2 or 4, k, d): accumulators, biases
+    and totals of the grid and of a finer one; plain sums into A where C is None.
+    """
+    k = A.shape[1]
+    room = np.empty((2 * k + y.shape[0] + 2) * block)
+    copies = _copies(values, order, block)
+    for start in range(0, m, block):
+        begin, n = first + start, min(block, m - start)
+        z, r, t, l, weights = _views(room, k, y.shape[0], n)
+        _take_vectors(order, begin, y, c, t, weights)
+        X = _dense_rows(values, order, begin, n, copies)
+        for q in range(k):
+            dense.margins(X, coef[q], intercept[q], z[q])
+        _shift_and_keep(z, order, begin, offset, keep)
+        residuals(loss, z, t, weights, a, r, l)
+        if take_scalars(r, l, limits, biases, S, counts, tops, C):
+            held = filled
+            for q in range(k):
+                held = add_dense(X, values, order, begin + block, r[q], A, C, D, T, q, filled)
+            filled = held
+    return filled
+
+
+@njit(**_OPTIONS)
+def sweep_csr(
+    indptr, indices, data, first, order, m, block, y, c, offset, coef, intercept, loss, a, keep,
+    limits, biases, S, counts, tops, A, C, D, T, filled, panel,
+):  # fmt: skip
+    """sweep_dense of compressed rows; they are flushed every `panel` rows."""
+    k = A.shape[1]
+    room = np.empty((2 * k + y.shape[0] + 2) * block)
+    ends = np.empty((2, block), np.int64)
+    for start in range(0, m, block):
+        begin, n = first + start, min(block, m - start)
+        z, r, t, l, weights = _views(room, k, y.shape[0], n)
+        _take_vectors(order, begin, y, c, t, weights)
+        starts, stops = ends[0, :n], ends[1, :n]
+        for i in range(n):
+            row = _row(order, begin + i)
+            starts[i], stops[i] = indptr[row], indptr[row + 1]
+        for q in range(k):
+            csr.margins_of(starts, stops, indices, data, coef[q], intercept[q], z[q])
+        _shift_and_keep(z, order, begin, offset, keep)
+        residuals(loss, z, t, weights, a, r, l)
+        if take_scalars(r, l, limits, biases, S, counts, tops, C):
+            held = filled
+            for q in range(k):
+                held = add_sparse(starts, stops, indices, data, r[q], A, C, D, T, q, filled, panel)
+            filled = held
+    return filled
+
+
+@njit(**_OPTIONS)
+def _views(room, k, targets, n):
+    """Room for n rows: margins and residuals (k, n), targets (q, n), losses and weights (n,)."""
+    ends = k * n, 2 * k * n, (2 * k + targets) * n
+    z, r, t = room[: ends[0]].reshape(k, n), room[ends[0] : ends[1]].reshape(k, n), room[ends[1] : ends[2]].reshape(targets, n)
+    return z, r, t, room[ends[2] : ends[2] + n], room[ends[2] + n : ends[2] + 2 * n]
+
+
+@njit(**_OPTIONS)
+def _row(order, i):
+    return order[i] if order.size > 0 else i
+
+
+@njit(**_OPTIONS)
+def _take_vectors(order, begin, y, c, t, weights):
+    for i in range(weights.size):
+        row = _row(order, begin + i)
+        weights[i] = c[row] if c.size > 1 else c[0]
+        for q in range(y.shape[0]):
+            t[q, i] = y[q, row]
+
+
+@njit(**_OPTIONS)
+def _copies(values, order, block):
+    """Room for rows that lie apart."""
+    return np.empty((block if order.size > 0 else 0, values.shape[1]), values.dtype)
+
+
+@njit(**_OPTIONS)
+def _dense_rows(values, order, begin, n, copies):
+    if order.size == 0:
+        return values[begin : begin + n]
+    dense.gather(values, order[begin : begin + n], copies)
+    return copies[:n]
+
+
+@njit(**_OPTIONS)
+def _shift_and_keep(z, order, begin, offset, keep):
+    """Add the offset to the margins z (k, n), and keep them."""
+    if offset.size > 0:
+        for q in range(z.shape[0]):
+            for i in range(z.shape[1]):
+                z[q, i] += offset[_row(order, begin + i)]
+    if keep.size > 0:
+        for q in range(z.shape[0]):
+            for i in range(z.shape[1]):
+                keep[q, _row(order, begin + i)] = z[q, i]
+
+
+@njit(**_OPTIONS)
+def take_scalars(r, l, limits, biases, S, counts, tops, C):
+    """Losses and residuals into S; False if a limit was exceeded, so that nothing else needs to be added any more."""
+    if C is None:
+        S[0, 0] += add_plain(l)
+        for q in range(r.shape[0]):
+            S[1 + q, 0] += add_plain(r[q])
+        return True
+    else:
+        return take_block(r, l, limits, biases, S, counts, tops)
+
+
+@njit(**_OPTIONS)
+def add_dense(X, values, order, following, r, A, C, D, T, q, filled):
+    """Add the products of residuals r (n,) and rows X of output q, and tell how many rows A holds then. Rows that lie one after the other are followed by those of the next block, which are fetched meanwhile."""
+    ahead = order.size == 0 and q == 0
+    later, shift = (values, following) if ahead else (X, 0)
+    if C is None:
+        dense.accumulate_native(X, r, A[0, q], later, shift)
+        return filled
+    elif D is None:
+        return dense.accumulate_exact(X, r, A[0, q], C, T[:, q], filled, later, shift)
+    else:
+        return dense.accumulate_fine(X, r, A[0, q], A[1, q], C, D, T[:2, q], T[2:, q], filled)
+
+
+@njit(**_OPTIONS)
+def add_sparse(starts, stops, indices, values, r, A, C, D, T, q, filled, panel):
+    """add_dense for compressed rows."""
+    if C is None:
+        csr.add_rows(starts, stops, indices, values, r, A[0, q])
+        return filled
+    elif D is None:
+        return csr.add_exact(starts, stops, indices, values, r, A[0, q], C, T[:, q], filled, panel)
+    else:
+        return csr.add_fine(starts, stops, indices, values, r, A[0, q], A[1, q], C, D, T[:2, q], T[2:, q], filled, panel)
