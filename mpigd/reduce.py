@@ -97,7 +97,7 @@ def grid(largest: Array, terms: Array | float) -> Array:
 
 
 class NativeAccumulator:
-    """One thread's share of a plain float64 sweep: gradient (k, d), and in the first column of S (1 + k, 2) loss and residuals."""
+    """One thread's share of a plain float64 sweep: gradient (k, d); loss and residuals in the first column of S (1 + k, 2)."""
 
     def __init__(self, k: int, d: int) -> None:
         self.words = np.zeros(k * d + 2 * (1 + k))

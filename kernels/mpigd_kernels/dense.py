@@ -1,4 +1,4 @@
-"""Dense rows: margins and the accumulation of residuals times rows. X (n, d) is C-contiguous float32, float64 or bits of halves."""
+"""Dense rows: margins, and residuals times rows. X (n, d) is C-contiguous float32, float64, or the bits of halves as uint16."""
 
 import numpy as np
 from numba import njit

@@ -54,9 +54,9 @@ def sweep_dense(
     """Add the sums of m rows of values (n, d) at coef (k, d), intercept (k,) to accumulators; returns how many A holds unflushed.
 
     Rows are first, first + 1, ... of everything, or, where `order` has any, order[first], ... : of values, of the targets y
-    (q, n), weights c (n,) or one for all, offset (n,) or none. keep (k, n), or nothing, takes their margins. loss: what residuals() is to make of margins, and its parameter
-    a. limits, biases, S, counts, tops: of sums.take_block. A (1 or 2, k, d), C, D (d,), T (2 or 4, k, d): accumulators, biases
-    and totals of the grid and of a finer one; plain sums into A where C is None.
+    (q, n), weights c (n,) or one for all, offset (n,) or none. keep (k, n), or nothing, takes their margins. loss, a: which
+    of residuals() it is, and its parameter. limits, biases, S, counts, tops: of sums.take_block. A (1 or 2, k, d), C, D (d,),
+    T (2 or 4, k, d): accumulators, biases and totals of the grid and of a finer one; plain sums into A where C is None.
     """
     k = A.shape[1]
     room = np.empty((2 * k + y.shape[0] + 2) * block)
@@ -170,7 +170,10 @@ def take_scalars(r, l, limits, biases, S, counts, tops, C):
 
 @njit(**_OPTIONS)
 def add_dense(X, values, order, following, r, A, C, D, T, q, filled):
-    """Add the products of residuals r (n,) and rows X of output q, and tell how many rows A holds then. Rows that lie one after the other are followed by those of the next block, which are fetched meanwhile."""
+    """Add the products of residuals r (n,) and rows X for output q; returns how many rows A holds unflushed.
+
+    Behind rows that lie one after the other comes the next block, from row `following` of `values` on: it is fetched meanwhile.
+    """
     ahead = order.size == 0 and q == 0
     later, shift = (values, following) if ahead else (X, 0)
     if C is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -145,7 +146,7 @@ class Objective:
         m = self.rows.X.n if isinstance(rows, slice) else rows.size
         threads = min(self.threads, max(1, m // self._block))
         edges = [t * m // threads for t in range(threads + 1)]
-        pieces = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        pieces = [slice(*pair) for pair in pairwise(edges)]
         return pieces if isinstance(rows, slice) else [rows[piece] for piece in pieces]
 
 

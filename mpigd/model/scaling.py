@@ -6,6 +6,7 @@ b' = b + sum_j w_j m_j: margins are made with w and b, and gradients g'_j = (g_j
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,24 +53,22 @@ def measure(X: Matrix, c: Array, n: int, comm: Comm) -> Statistics:
     comm.allreduce(entries)
     size = int(entries[0])
 
-    def column_sums(view: str, center: Array, largest: Array) -> Array:
-        """sum_i c_i f(x_ij), f as `view` says, over the stored values."""
+    def column_sums(view: Callable[[Matrix], Matrix], largest: Array) -> Array:
+        """sum_i c_i x_ij over the stored values of a view of the rows."""
         reducer = ExactReducer(comm, Bounds.of(largest, count, size, n), 1, n, top)
 
         def visit(share: list[slice], into: Into) -> None:
             for rows in share:
-                block = X.rows(rows)
-                viewed = {"x": lambda: block, "square": lambda: block.squared_deviation(center), "one": block.ones}[view]()
-                viewed.accumulate(c[np.newaxis, rows].copy(), c[rows].copy(), into)
+                view(X.rows(rows)).accumulate(c[np.newaxis, rows].copy(), c[rows].copy(), into)
 
         return np.asarray(reducer.sweep([blocks(X)], visit, n).gradient[0])
 
     divisor = weight or 1.0
-    mean = column_sums("x", low, np.maximum(np.abs(low), np.abs(high))) / divisor
+    mean = column_sums(lambda block: block, np.maximum(np.abs(low), np.abs(high))) / divisor
     farthest = np.maximum((high - mean) ** 2, (low - mean) ** 2)
-    squares = column_sums("square", mean, farthest)
+    squares = column_sums(lambda block: block.squared_deviation(mean), farthest)
     if isinstance(X, CSR):
-        stored = column_sums("one", mean, np.ones_like(mean))
+        stored = column_sums(lambda block: block.ones(), np.ones_like(mean))
         squares = squares + mean * mean * np.maximum(weight - stored, 0.0)
     deviation = np.where(low == high, 0.0, np.sqrt(squares / divisor))
     return Statistics(weight, top, low, high, count, mean, deviation, size)
