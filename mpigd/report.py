@@ -114,5 +114,8 @@ class Report(Callback):
 
     def _write(self, event: str, **values: Any) -> None:
         if self._log:
-            self._log.write(json.dumps({"event": event, **values}) + "\n")
-            self._log.flush()
+            try:
+                self._log.write(json.dumps({"event": event, **values}) + "\n")
+                self._log.flush()
+            except OSError as error:
+                raise StorageError(f"{self._config.log}: cannot be written: {error.strerror}") from error

@@ -67,11 +67,12 @@ def _open_reason(path: str | os.PathLike[str], error: OSError) -> str:
     return f"cannot be read: {error}"
 
 
-def dataset(file: h5py.File, name: str) -> h5py.Dataset:
+def dataset(file: h5py.Group, name: str) -> h5py.Dataset:
     """The dataset `name`, or a DataError naming what the file does have."""
     found = file.get(name)
     if not isinstance(found, h5py.Dataset):
-        raise DataError(f"{file.filename}: no dataset {name!r}; it has {', '.join(sorted(file)) or 'nothing'}")
+        place = file.file.filename + (f": group {file.name.strip('/')!r}" if file.name != "/" else "")
+        raise DataError(f"{place}: no dataset {name!r}; it has {', '.join(sorted(file)) or 'nothing'}")
     return readable(found)
 
 
@@ -90,6 +91,14 @@ def readable(data: h5py.Dataset) -> h5py.Dataset:
     return data
 
 
+def check_target(path: str | os.PathLike[str]) -> None:
+    """StorageError if `path` is a folder or a device: renaming a file to it would fail at the end of all work, or replace
+    /dev/null for everybody.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise StorageError(f"{path}: cannot be written: it is {'a folder' if os.path.isdir(path) else 'not a regular file'}")
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
     """A temporary name to write to; renamed to `path` once the body ends well, removed otherwise.
@@ -97,6 +106,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
     Raises StorageError (exit code 74) naming the file when the file system refuses.
     """
     target = Path(path)
+    check_target(target)
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
