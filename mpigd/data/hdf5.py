@@ -34,7 +34,7 @@ CHECKSUM = "sha256"
 def open_read(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
     """Open an HDF5 file for reading; DataError if it is missing or not HDF5, or when reading it fails."""
     try:
-        file = h5py.File(path, "r", locking=False)
+        file = _open_unlocked(path)
     except OSError as error:
         raise DataError(f"{path}: {_open_reason(path, error)}") from error
     with file:
@@ -44,6 +44,18 @@ def open_read(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
             if not _from_hdf5(error):
                 raise
             raise DataError(f"{path}: damaged: {_words(error)}") from error
+
+
+def _open_unlocked(path: str | os.PathLike[str]) -> h5py.File:
+    """Without file locks, which parallel file systems may not have; with them where this process has the file open so already
+    (a notebook does), since HDF5 opens a file twice only in the same way.
+    """
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        if "locking flag" not in str(error):
+            raise
+        return h5py.File(path, "r")
 
 
 def _from_hdf5(error: Exception) -> bool:

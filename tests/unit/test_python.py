@@ -106,3 +106,10 @@ def test_info_names_a_target_only_where_there_is_one(folder: Path) -> None:
 
     mpigd.import_data("bare.csv", "bare.h5", like="train.h5")
     assert [describe(name)["target"] for name in ("train.h5", "bare.h5")] == ["count", None]
+
+
+def test_a_file_that_a_notebook_has_open(folder: Path) -> None:
+    import h5py
+
+    with h5py.File("train.h5"):
+        assert mpigd.train("train.h5", loss="poisson").digest == mpigd.load("model.h5").digest
