@@ -12,9 +12,8 @@ from mpigd.comm import Comm
 from mpigd.config import Config, size_of
 from mpigd.data.loading import Layout, fingerprint
 from mpigd.data.shard import Shard
-from mpigd.data.source import agreed
 from mpigd.data.streamed import Streamed
-from mpigd.errors import DataError, UsageError
+from mpigd.errors import UsageError
 from mpigd.model.hessian import is_whole
 from mpigd.model.losses import LOSSES, Loss
 from mpigd.model.objective import Objective, Rows
@@ -124,8 +123,6 @@ def problem(shard: Shard, config: Config, comm: Comm) -> Problem:
     if weights is not None:
         c = c * weights[y.astype(np.int64)]
     statistics = measure(shard.X, c, shard.n, comm)
-    if not statistics.weight > 0.0:
-        raise agreed(DataError(f"{shard.name}: all weights are zero: there is nothing to fit"))
     bend = loss.curvature(loss.parameter(config)) if loss.curvature else 1.0
     scaling = make_scaling(statistics, config.intercept, config.standardize, config.l2 / bend)
     k = classes.values.size if classes and loss.kind == "multiclass" else 1
