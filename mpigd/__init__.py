@@ -8,6 +8,7 @@ Importing the package imports neither MPI nor numba: each function does when it 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,13 @@ if TYPE_CHECKING:
     from mpigd.data.importers import Summary
     from mpigd.model.fitted import Model
 
+    Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
 __version__ = "0.1.0"
 __all__ = ["__version__", "import_data", "load", "train"]
 
 
-def train(
-    data: str | Sequence[str] | tuple[Any, ...], config: Config | None = None, *, comm: Comm | None = None, **options: Any
-) -> Model:
+def train(data: Paths | tuple[Any, ...], config: Config | None = None, *, comm: Comm | None = None, **options: Any) -> Model:
     """Fit a model; under mpirun every rank calls this and gets the same one.
 
     data: paths of HDF5 files (globs allowed), or this rank's own rows as (X, y), (X, y, sample_weight) or
@@ -44,22 +45,31 @@ def train(
     from mpigd.progress import Progress
     from mpigd.trainer import train as run
 
-    changes = {"quiet": True} | options
-    settings = from_mapping(changes) if config is None else config.replace(**options)
+    settings = from_mapping({"quiet": True} | options if config is None else options, config)
+    arrays = isinstance(data, tuple) and not all(isinstance(path, str | os.PathLike) for path in data)
     comm = comm or connect()
-    rows = shard_of(data, settings.dtype, comm) if isinstance(data, tuple) else data
+    rows = shard_of(data, settings.dtype, comm) if isinstance(data, tuple) and arrays else _paths(data)
     return run(rows, settings, comm, Progress(sys.stderr, quiet=settings.quiet or comm.rank > 0))
 
 
-def load(path: str) -> Model:
+def _paths(data: Any) -> list[str]:
+    from mpigd.errors import UsageError
+
+    try:
+        return [os.fspath(path) for path in ([data] if isinstance(data, str | os.PathLike) else data)]
+    except TypeError:
+        raise UsageError("data are paths, or a tuple of this rank's arrays: (X, y)") from None
+
+
+def load(path: str | os.PathLike[str]) -> Model:
     """Read a model file. Raises mpigd.errors.DataError if it is none, or damaged."""
     from mpigd.model.fitted import load as read
 
-    return read(path)
+    return read(os.fspath(path))
 
 
-def import_data(sources: str | Sequence[str], output: str, **options: Any) -> Summary:
+def import_data(sources: Paths, output: str | os.PathLike[str], **options: Any) -> Summary:
     """Turn CSV, Parquet or svmlight files into HDF5, as `mpigd import` does; see mpigd.data.importers.import_data."""
     from mpigd.data.importers import import_data as run
 
-    return run([sources] if isinstance(sources, str) else sources, output, **options)
+    return run(_paths(sources), os.fspath(output), **options)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from mpigd import comm
 from mpigd.cli import parser
 from mpigd.errors import MpigdError
+
+PIPE_CLOSED = 141  # what a shell reports of a program that SIGPIPE ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +31,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader of our output has left, as in `mpigd info FILE | head`: as quiet as any other tool
+        null = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(null, stream.fileno())
+        comm.end_all(PIPE_CLOSED)
+        return PIPE_CLOSED
+    except Exception:
+        traceback.print_exc()
+        comm.end_all(MpigdError.code)
+        return MpigdError.code
 
 
 if __name__ == "__main__":

@@ -144,9 +144,13 @@ def train_command(arguments: argparse.Namespace) -> int:
     if not Path(output).absolute().parent.is_dir():
         raise UsageError(f"-o {output}: the folder does not exist")
     comm = _connect()
+    from mpigd.data.hdf5 import check_target
     from mpigd.progress import Progress
     from mpigd.trainer import plan_only, train
 
+    with together(comm):  # before the work that would be lost
+        if comm.rank == 0:
+            check_target(output)
     progress = Progress(sys.stderr, quiet=config.quiet or comm.rank > 0)
     if config.dry_run:
         return plan_only([data] if isinstance(data, str) else data, config, comm)
@@ -216,11 +220,16 @@ def info_command(arguments: argparse.Namespace) -> int:
     config: Config = resolve(_options(arguments))[0]
     from mpigd.info import describe, text
 
-    if (launched() or (0, 1))[0] > 0:  # under a launcher, which it does not need: say it once
+    if _elsewhere():
         return 0
     about = describe(arguments.file, config.x, config.y)
     print(_json(about) if arguments.json else text(arguments.file, about))
     return 0
+
+
+def _elsewhere() -> bool:
+    """Whether another process of a launcher, which the command does not need, says it already."""
+    return (launched() or (0, 1))[0] > 0
 
 
 def plan_command(arguments: argparse.Namespace) -> int:
@@ -232,6 +241,8 @@ def plan_command(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--network {arguments.network}: expected two numbers, ALPHA,BETA") from None
     if arguments.ranks < 1:
         raise UsageError(f"--ranks {arguments.ranks}: must be at least 1")
+    if _elsewhere():
+        return 0
     cache.prepare()
     cache.import_lean()
     from mpigd.comm import SelfComm

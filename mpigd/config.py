@@ -170,6 +170,18 @@ def field_name(key: str) -> str:
     return name
 
 
+def _named(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by field; `no_intercept = true` is what --no-intercept is on the command line."""
+    named = {}
+    for key, value in options.items():
+        opposite = key.replace("-", "_").lower().removeprefix("no_")
+        if opposite in FIELDS and FIELDS[opposite].default is True and opposite != key.replace("-", "_").lower():
+            named[opposite] = not convert(opposite, value)
+        else:
+            named[field_name(key)] = value
+    return named
+
+
 def convert(name: str, value: Any) -> Any:
     """`value` (from TOML, the environment or Python) in the type of the field `name`, or a UsageError."""
     kinds = get_args(TYPES[name]) if isinstance(TYPES[name], types.UnionType) else (TYPES[name],)
@@ -207,10 +219,9 @@ def _boolean(text: str) -> bool:
         raise ValueError(text) from None
 
 
-def from_mapping(options: Mapping[str, Any]) -> Config:
-    """A Config from option names (any spelling) and values."""
-    named = {field_name(key): value for key, value in options.items()}
-    return Config(**{name: convert(name, value) for name, value in named.items()})
+def from_mapping(options: Mapping[str, Any], base: Config | None = None) -> Config:
+    """A Config from option names (any spelling) and values; what they do not say is as in `base`, or the default."""
+    return (base or Config()).replace(**{name: convert(name, value) for name, value in _named(options).items()})
 
 
 def resolve(
@@ -225,14 +236,22 @@ def resolve(
     if path is not None:
         for key, value in read_toml(path).items():
             if key in ("data", "output"):
-                places[key] = value
+                places[key] = _place(path, key, value)
             else:
-                merged[field_name(key)] = value
+                merged.update(_named({key: value}))
     for key, value in env.items():
         if key.startswith(PREFIX) and key not in OTHER_VARIABLES:
-            merged[field_name(key[len(PREFIX) :])] = value
-    merged.update({field_name(key): value for key, value in given.items()})
+            merged.update(_named({key[len(PREFIX) :]: value}))
+    merged.update(_named(given))
     return from_mapping(merged), places
+
+
+def _place(path: str, key: str, value: Any) -> Any:
+    """What a file says of `data` (a text or a list of texts) or of `output` (a text), or a UsageError."""
+    texts = value if key == "data" and isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise UsageError(f"{path}: {key} = {value!r}: expected a text" + (" or a list of texts" if key == "data" else ""))
+    return value
 
 
 def read_toml(path: str) -> dict[str, Any]:

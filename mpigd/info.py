@@ -30,7 +30,7 @@ def _data(file: h5py.File, path: str, x: str, y: str) -> dict[str, Any]:
     names = encoding.get("feature_names")
     return {
         "rows": info.n, "columns": info.d, "layout": info.layout, "dtype": info.dtype, "nonzeros": info.nonzeros,
-        "rows_per_chunk": info.chunk, "target": (encoding.get("target") or {}).get("name") or (y if info.has_y else None),
+        "rows_per_chunk": info.chunk, "target": ((encoding.get("target") or {}).get("name") or y) if info.has_y else None,
         "classes": (encoding.get("target") or {}).get("classes"), "extras": list(info.extras), "feature_names": names,
     }  # fmt: skip
 

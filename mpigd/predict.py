@@ -17,7 +17,7 @@ from mpigd.data import hdf5
 from mpigd.data.loading import Layout, load
 from mpigd.data.shard import Shard
 from mpigd.data.source import agreed
-from mpigd.errors import DataError
+from mpigd.errors import DataError, MpigdError, StorageError
 from mpigd.metrics import score
 from mpigd.model.fitted import Model
 from mpigd.model.losses import LOSSES, Loss
@@ -76,27 +76,41 @@ def check_columns(shard: Shard, d: int, known: Sequence[str] | None) -> None:
 
 
 @contextmanager
-def encoded(paths: Sequence[str], model: Model, comm: Comm) -> Iterator[list[str]]:
+def encoded(paths: Sequence[str], model: Model, comm: Comm, need_y: bool = True) -> Iterator[list[str]]:
     """Paths of HDF5 files for these data: raw tables are encoded, as the model's training data were, by rank 0."""
     from mpigd.data.importers import is_raw
 
     if not any(is_raw(path) for path in paths):
         yield list(paths)
         return
-    folder = tempfile.mkdtemp(prefix=".mpigd-", dir=os.environ.get("MPIGD_TMPDIR", ".")) if comm.rank == 0 else ""
+    folder = ""
+    with together(comm):
+        if comm.rank == 0:
+            folder = _temporary_folder()
     file = bcast_bytes(comm, str(Path(folder, "data.h5")).encode()).decode()
     try:
         with together(comm):
             if comm.rank == 0:
-                _encode(paths, file, model)
+                _encode(paths, file, model, need_y)
         yield [file]
+    except MpigdError as error:
+        error.args = (str(error).replace(file, ", ".join(paths)),)  # the user knows these, not the file made of them
+        raise
     finally:
         if comm.rank == 0:
             Path(file).unlink(missing_ok=True)
             Path(folder).rmdir()
 
 
-def _encode(paths: Sequence[str], output: str, model: Model) -> None:
+def _temporary_folder() -> str:
+    where = os.environ.get("MPIGD_TMPDIR", ".")
+    try:
+        return tempfile.mkdtemp(prefix=".mpigd-", dir=where)
+    except OSError as error:
+        raise StorageError(f"{where}: no folder for encoded data can be made: {error.strerror} (MPIGD_TMPDIR)") from error
+
+
+def _encode(paths: Sequence[str], output: str, model: Model, need_y: bool) -> None:
     from mpigd.data.encoding import Encoding
     from mpigd.data.importers import encode_like
 
@@ -104,7 +118,7 @@ def _encode(paths: Sequence[str], output: str, model: Model) -> None:
         raise DataError(f"{paths[0]} is a raw table, but the model was not trained on imported data")
     # A dropped row would shift all predictions after it: those rows are refused here.
     policy = None if model.encoding.get("missing") != "drop" else "refuse"
-    encode_like(paths, output, Encoding.from_dict(model.encoding), missing=policy)
+    encode_like(paths, output, Encoding.from_dict(model.encoding), missing=policy, need_y=need_y)
 
 
 def evaluate(model: Model, paths: Sequence[str], config: Config, comm: Comm) -> dict[str, Any]:
@@ -120,7 +134,7 @@ def evaluate(model: Model, paths: Sequence[str], config: Config, comm: Comm) -> 
 
 def predict(model: Model, paths: Sequence[str], output: str, csv: str | None, config: Config, comm: Comm) -> int:
     """Write predictions for a data set in row order; returns the number of rows. Collective."""
-    with encoded(paths, model, comm) as files:
+    with encoded(paths, model, comm, need_y=False) as files:
         shard = load(files, Layout(config.x, config.y, model.config.dtype, "range", need_y=False), comm)
     check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names"))
     slabs = _in_order(lambda rows: _columns(model, shard, rows), shard, model, comm)

@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Clock:
-    """Where this rank's time went: loading, waiting for others, computing."""
+    """Where this rank's time went: loading, waiting for others, computing, and other things between the steps."""
 
     def __init__(self, comm: Comm) -> None:
         self._comm, self._begin, self._waited = comm, time.perf_counter(), comm.waited
@@ -33,17 +33,20 @@ class Clock:
         self._load = time.perf_counter() - self._begin
         self._waited = self._comm.waited
 
-    def summary(self, rows: float) -> dict[str, Any]:
-        """Seconds of training and their parts, averaged over ranks, and each rank's computing and waiting. Collective."""
+    def summary(self, rows: float, other: float = 0.0) -> dict[str, Any]:
+        """Seconds of training and their parts, averaged over ranks, and each rank's computing and waiting. Collective.
+
+        other: this rank's seconds between the steps (validation, checkpoints, lines and the log) that were no waiting.
+        """
         training = time.perf_counter() - self._begin - self._load
         waited = self._comm.waited - self._waited
-        mine = np.array([self._load, training - waited, waited])
+        mine = np.array([self._load, training - waited - other, waited, other])
         ranks = self._comm.allgather(mine)
-        load, compute, wait = ranks.mean(axis=0)
+        parts = dict(zip(("load", "compute", "wait", "other"), ranks.mean(axis=0).tolist(), strict=True))
         return {
             "seconds": training,
             "rows_per_second": rows / training if training > 0 else 0.0,
-            "time": {"load": float(load), "compute": float(compute), "wait": float(wait)},
+            "time": parts,
             "ranks": [{"compute": float(row[1]), "wait": float(row[2])} for row in ranks],
         }
 
@@ -114,5 +117,8 @@ class Report(Callback):
 
     def _write(self, event: str, **values: Any) -> None:
         if self._log:
-            self._log.write(json.dumps({"event": event, **values}) + "\n")
-            self._log.flush()
+            try:
+                self._log.write(json.dumps({"event": event, **values}) + "\n")
+                self._log.flush()
+            except OSError as error:
+                raise StorageError(f"{self._config.log}: cannot be written: {error.strerror}") from error

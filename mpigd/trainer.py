@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -97,7 +98,7 @@ class Run:
         # The saver comes last: what it saves must hold what the others learned from the same step.
         self.replicas = Replicas(self.comm, self.config.check_replicas)
         self.callbacks: list[Callback] = [self.replicas, self.history, *validation, self.report, *tolerance, *saver]
-        self.first, self.reason = 0, ""
+        self.first, self.reason, self.other = 0, "", 0.0
         self.w = self._first_parameters()
         self.state = self.optimizer.start(self.w)
         self._resume()
@@ -114,10 +115,16 @@ class Run:
             oracle = objective.on(batch, reducer)
             self.w, self.state = self.optimizer.step(self.w, self.state, oracle, penalty, vector.dot)
             self.first = batch.step + 1
-            self._after(Step(batch, self.w, self.state), words)
+            self._between(self._after, Step(batch, self.w, self.state), words)
         self.reason = self.reason or "epochs"
         if self.config.checkpoint:
-            self._save(None)
+            self._between(self._save, None)
+
+    def _between(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Do what is no part of a step, on the account `other` of the closing summary."""
+        begin, waited = time.perf_counter(), self.comm.waited
+        work(*arguments)
+        self.other += time.perf_counter() - begin - (self.comm.waited - waited)
 
     def _words(self) -> list[tuple[Callback, slice]]:
         """Each callback's place in the step's one buffer."""
@@ -239,7 +246,7 @@ class Run:
                     for name, array in self._parts().get(part, {}).items()
                 }
             ),
-            **clock.summary(reads * objective.n),
+            **clock.summary(reads * objective.n, self.other),
         }
         coef, intercept = objective.scaling.to_raw(w, self.problem.k)
         if self.problem.k > 1:

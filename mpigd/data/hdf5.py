@@ -34,7 +34,7 @@ CHECKSUM = "sha256"
 def open_read(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
     """Open an HDF5 file for reading; DataError if it is missing or not HDF5, or when reading it fails."""
     try:
-        file = h5py.File(path, "r", locking=False)
+        file = _open_unlocked(path)
     except OSError as error:
         raise DataError(f"{path}: {_open_reason(path, error)}") from error
     with file:
@@ -44,6 +44,18 @@ def open_read(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
             if not _from_hdf5(error):
                 raise
             raise DataError(f"{path}: damaged: {_words(error)}") from error
+
+
+def _open_unlocked(path: str | os.PathLike[str]) -> h5py.File:
+    """Without file locks, which parallel file systems may not have; with them where this process has the file open so already
+    (a notebook does), since HDF5 opens a file twice only in the same way.
+    """
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        if "locking flag" not in str(error):
+            raise
+        return h5py.File(path, "r")
 
 
 def _from_hdf5(error: Exception) -> bool:
@@ -67,11 +79,12 @@ def _open_reason(path: str | os.PathLike[str], error: OSError) -> str:
     return f"cannot be read: {error}"
 
 
-def dataset(file: h5py.File, name: str) -> h5py.Dataset:
+def dataset(file: h5py.Group, name: str) -> h5py.Dataset:
     """The dataset `name`, or a DataError naming what the file does have."""
     found = file.get(name)
     if not isinstance(found, h5py.Dataset):
-        raise DataError(f"{file.filename}: no dataset {name!r}; it has {', '.join(sorted(file)) or 'nothing'}")
+        place = file.file.filename + (f": group {file.name.strip('/')!r}" if file.name != "/" else "")
+        raise DataError(f"{place}: no dataset {name!r}; it has {', '.join(sorted(file)) or 'nothing'}")
     return readable(found)
 
 
@@ -90,6 +103,14 @@ def readable(data: h5py.Dataset) -> h5py.Dataset:
     return data
 
 
+def check_target(path: str | os.PathLike[str]) -> None:
+    """StorageError if `path` is a folder or a device: renaming a file to it would fail at the end of all work, or replace
+    /dev/null for everybody.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise StorageError(f"{path}: cannot be written: it is {'a folder' if os.path.isdir(path) else 'not a regular file'}")
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
     """A temporary name to write to; renamed to `path` once the body ends well, removed otherwise.
@@ -97,6 +118,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
     Raises StorageError (exit code 74) naming the file when the file system refuses.
     """
     target = Path(path)
+    check_target(target)
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)

@@ -98,16 +98,20 @@ def encode_like(
     missing: str | None = None,
     format: str | None = None,
     progress: Progress | None = None,
+    need_y: bool = False,
 ) -> Summary:
     """Encode new raw files as `encoding` says, in one pass; `missing` replaces its policy for missing values.
 
-    Where the files have no target column there is no y, and then a weight column may be absent too. Other columns that the
-    encoding does not use are ignored. DataError names a column that is missing, or a category that is new.
+    Where the files have no target column there is no y, unless need_y refuses that, and then a weight column may be absent
+    too. Other columns that the encoding does not use are ignored. DataError names a column that is missing, or a category
+    that is new.
     """
     found = tables.expand(sources, format)
     if (found[0].format == "svmlight") != (encoding.format == "svmlight"):
         raise DataError(f"{found[0].path} is {found[0].format}, but the training data was not")
     policy = missing or encoding.missing
+    if need_y and encoding.target is not None:
+        _require(found, encoding.target.name)
     unlabelled = encoding.target is not None and encoding.target.name not in found[0].kinds()
     if missing is None and policy == "drop" and unlabelled:
         policy = "refuse"  # predictions would no longer stand beside their rows
@@ -164,6 +168,13 @@ def _wanted(found: Sequence[Source], encoding: Encoding) -> tuple[list[str], lis
             if name in numbers and kinds[name] not in ("text", "number", "category", "null"):
                 raise DataError(f"{source.path}: column {name!r} holds {kinds[name]}, but numbers in the training data")
     return vectors, wanted
+
+
+def _require(found: Sequence[Source], column: str) -> None:
+    for source in found:
+        kinds = source.kinds()
+        if column not in kinds:
+            raise DataError(no_column(source.path, column, list(kinds), ", the target of the training data"))
 
 
 def is_raw(path: str) -> bool:

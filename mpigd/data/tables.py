@@ -11,6 +11,7 @@ import gzip
 import importlib.util
 import io
 import os
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -94,6 +95,8 @@ def expand(patterns: Sequence[str], format: str | None = None) -> list[Source]:
     """The files that paths, globs and folders name: in the order given, a glob's or folder's by name."""
     if importlib.util.find_spec("pyarrow") is None:
         raise UsageError("reading raw tables needs pyarrow: pip install 'mpigd[import]'")
+    if format not in (None, *SUFFIXES.values()):
+        raise UsageError(f"--format {format}: expected csv, parquet or svmlight")
     found: list[Source] = []
     for pattern in patterns:
         plain = os.path.exists(pattern) or not glob.has_magic(pattern)
@@ -193,7 +196,7 @@ def _csv(path: str, wanted: Sequence[str]) -> Iterator[Any]:
     wrong: list[str] = []
     parse.invalid_row_handler = refuse
     try:
-        with open_bytes(path) as file:
+        with open_bytes(path) as file, _undecodable_rows_ignored(refuse):
             yield pc.open_csv(file, read_options=read, parse_options=parse, convert_options=convert)
     except pa.ArrowInvalid as error:
         if wrong:
@@ -201,6 +204,17 @@ def _csv(path: str, wanted: Sequence[str]) -> Iterator[Any]:
         if "straddling" in str(error):
             raise DataError(f"{path}: a row is longer than {BLOCK_BYTES} bytes (an unclosed quotation mark?)") from error
         raise
+
+
+@contextmanager
+def _undecodable_rows_ignored(handler: Any) -> Iterator[None]:
+    """pyarrow decodes a row before it calls the handler, and would print a traceback for one that is not UTF-8."""
+    usual = sys.unraisablehook
+    sys.unraisablehook = lambda lost: None if lost.object is handler else usual(lost)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = usual
 
 
 def _csv_kinds(path: str) -> dict[str, str]:

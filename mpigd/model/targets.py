@@ -111,7 +111,9 @@ def _named_weights(text: str, classes: Classes) -> Array:
     labels = [str(label) for label in classes.labels()]
     weights = np.ones(len(labels))
     for part in text.split(","):
-        label, _, number = part.rpartition("=")
+        label, equals, number = part.rpartition("=")
+        if not equals:
+            raise UsageError(f"--class-weight {text}: expected balanced, or LABEL=WEIGHT,...")
         if label.strip() not in labels:
             raise UsageError(f"--class-weight {part}: no class {label!r}; the classes are {', '.join(labels[:10])}")
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
+from mpigd.__main__ import main
 from tests.cli.driver import Done, run_commands
 from tests.launch import mpiexec, python
 from tests.scenarios import fit, write
@@ -50,6 +53,8 @@ TRAIN_DATA: dict[str, tuple[str, int, str]] = {
     "resume a model": ("good.h5 --resume model.h5", 65, "model.h5: not a checkpoint of mpigd"),
     "class weight of none": ("good.h5 --loss logistic --class-weight 7=2", 2, "no class '7'; the classes are 0, 1"),
     "class weight of numbers": ("good.h5 --class-weight balanced", 2, "--class-weight goes with losses that have classes"),
+    "CSR without indices": ("torso.h5", 65, "torso.h5: group 'X': no dataset 'indices'; it has data"),
+    "output is a pipe": ("good.h5 -o pipe", 74, "pipe: cannot be written: it is not a regular file"),
     "dry run": ("none.h5 --dry-run", 65, "none.h5: no such file"),
 }  # fmt: skip
 OPTIONS: dict[str, tuple[str, int, str]] = {
@@ -114,6 +119,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put("wide", X=rng.normal(size=(40, 5)), y=y)
     put("empty", X=X[:0], y=y[:0])
     put("text", X=X, y=np.array([b"yes", b"no"] * 20))
+    with h5py.File(where / "torso.h5", "w") as file:
+        file.create_group("X").attrs.update({"encoding-type": "csr_matrix", "shape": [40, 3]})
+        file["X/data"], file["y"] = y, y
+    os.mkfifo(where / "pipe")
     (where / "sub").mkdir()
     (where / "sub" / "sparse.h5").write_bytes(Path(write(table, where / "sub", as_csr=True)[0]).read_bytes())
     (where / "sub" / "sparse.h5").rename(where / "sparse.h5")
@@ -196,9 +205,37 @@ class TestJobs:
         assert words.replace(" --quiet", "").split()[-1] in ours[0]
         assert "Traceback" not in done.stderr
 
+    def test_an_output_that_cannot_be_is_found_before_the_work(self, folder: Path) -> None:
+        check_line(job(0, "train", "good.h5", "-o", "sub", folder=folder).stderr, "sub: cannot be written: it is a folder")
+
+    def test_a_full_disk_below_the_log(self, folder: Path) -> None:
+        done = job(0, "train", "good.h5", "--log", "/dev/full", "--quiet", folder=folder)
+        assert done.returncode == 74
+        check_line(done.stderr, "/dev/full: cannot be written: No space left on device")
+
 
 def job(ranks: int, *words: str, folder: Path, env: Mapping[str, str] | None = None) -> Any:
     """`python -m mpigd WORDS` without a launcher for 0 ranks, else under it."""
     if ranks:
         return mpiexec(ranks, "-m", "mpigd", *words, cwd=folder, env=env, timeout=30)
     return python("-m", "mpigd", *words, cwd=folder, env=env, timeout=30)
+
+
+@pytest.mark.parametrize("words", ["info model.h5", "evaluate model.h5 good.h5"])
+def test_a_reader_that_leaves_sees_no_traceback(words: str, folder: Path) -> None:
+    code = f"import os, subprocess, sys; r, w = os.pipe(); os.close(r); sys.exit(subprocess.call({command(words)!r}, stdout=w))"
+    done = python("-c", code, cwd=folder, timeout=30)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def command(words: str) -> list[str]:
+    return [sys.executable, "-m", "mpigd", *words.split()]
+
+
+def test_what_nobody_foresaw_is_an_internal_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(*_: Any) -> None:
+        raise ZeroDivisionError("never seen")
+
+    monkeypatch.setattr("mpigd.info.describe", fails)
+    assert main(["info", "any.h5"]) == 70
+    assert "ZeroDivisionError: never seen" in capsys.readouterr().err

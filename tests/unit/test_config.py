@@ -50,6 +50,21 @@ def test_spellings(key: str) -> None:
     assert from_mapping({key: 7, "mode": "minibatch"}).batch_size == 7
 
 
+def test_switches_have_the_spelling_of_the_command_line_everywhere(tmp_path: Path) -> None:
+    """--no-intercept is no_intercept = true in a file and MPIGD_NO_INTERCEPT=1: one spelling, one place in the precedence."""
+    assert not from_mapping({"no_intercept": True}).intercept
+    assert not resolve({}, "no-standardize = true", {}, tmp_path).standardize
+    assert not resolve({}, "intercept = true", {"MPIGD_NO_INTERCEPT": "1"}, tmp_path).intercept
+    assert resolve({}, "no_intercept = true", {"MPIGD_INTERCEPT": "1"}, tmp_path).intercept
+    assert "did you mean" in refused({"no_quiet": True})
+
+
+@pytest.mark.parametrize("line", ["data = 3", "data = ['a.h5', 3]", "output = 7", "output = ['m.h5']"])
+def test_places_are_texts(line: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"run.toml: (data|output) = .*: expected a text"):
+        resolve({}, line, {}, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("key", "nearest"),
     [("batchsize", "batch_size"), ("learning_rte", "learning_rate"), ("optimiser", "optimizer"), ("epoch", "epochs")],

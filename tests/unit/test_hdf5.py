@@ -75,7 +75,7 @@ def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"nowhere/model\.h5: cannot be written: No such file or directory") as caught:
         write(tmp_path / "nowhere" / "model.h5")
     assert caught.value.code == 74
-    with pytest.raises(StorageError, match="cannot be written: Is a directory"):
+    with pytest.raises(StorageError, match="cannot be written: it is a folder"):
         write(tmp_path)
     assert [name for name in os.listdir(tmp_path.parent) if name.endswith(".tmp")] == []
 

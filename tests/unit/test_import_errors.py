@@ -22,6 +22,15 @@ def out(tmp_path):
     return str(tmp_path / "out.h5")
 
 
+def test_a_row_that_is_no_unicode_and_too_long_prints_no_traceback(tmp_path, out, monkeypatch):
+    printed = []
+    monkeypatch.setattr("sys.unraisablehook", printed.append)
+    (tmp_path / "a.csv").write_bytes(b"a,t\n1,2\n3,caf\xe9,4\n")
+    with pytest.raises(DataError, match=r"a\.csv: cannot be read: .*Expected 2 columns, got 3"):
+        import_data([str(tmp_path / "a.csv")], out, target="t")
+    assert not printed
+
+
 def test_like_names_what_new_data_lack(tmp_path, out):
     import_data([write(tmp_path / "a.csv", "a,c,t\n1,UA,no\n2,AA,yes\n")], out, target="t")
     for text, message in (

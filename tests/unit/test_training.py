@@ -263,3 +263,15 @@ def test_the_fingerprint_is_that_of_the_data(place: str) -> None:
     reversed_rows, fewer = table.take(np.arange(200)[::-1]), table.take(slice(0, 199))
     for other in (Table(table.X, y, table.c), Table(table.X, table.y), reversed_rows, fewer):
         assert fit(other, epochs=1).summary["fingerprint"] != truth
+
+
+def test_the_time_has_four_parts_that_add_up(held_out: tuple[str, ...], tmp_path: Path) -> None:
+    """Validation, checkpoints and the log are no computing."""
+    options: dict[str, Any] = dict(loss="logistic", mode="minibatch", epochs=20, batch_size=100)
+    plain = fit(generate("logistic"), **options).summary
+    busy = fit(generate("logistic"), validation=held_out, checkpoint=str(tmp_path / "saved"), **options).summary
+    for summary in (plain, busy):
+        assert list(summary["time"]) == ["load", "compute", "wait", "other"]
+        assert sum(summary["time"].values()) - summary["time"]["load"] == pytest.approx(summary["seconds"])
+        assert all(seconds >= 0.0 for seconds in summary["time"].values())
+    assert busy["time"]["other"] > plain["time"]["other"]

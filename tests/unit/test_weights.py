@@ -77,7 +77,8 @@ def test_balanced_classes_weigh_the_same() -> None:
         ("1=heavy", "'heavy' is not a number"),
         ("1=-1", "at least 0"),
         ("1=nan", "finite"),
-        ("", "no class ''"),
+        ("", "expected balanced, or LABEL=WEIGHT"),
+        ("balance", "--class-weight balance: expected balanced, or LABEL=WEIGHT"),
     ],
 )
 def test_bad_class_weights(weight: str, message: str) -> None:
