@@ -106,7 +106,7 @@ class Run:
         """Step until the last epoch, or until a callback gives a reason to stop."""
         objective, reducer, penalty = self.problem.objective, self.problem.reducer, self.problem.penalty
         words = self._words()
-        self.replicas.watch(self.w)
+        self.replicas.watch(self.w, self.first)
         batches = self.schedule.batches(self.first)
         for batch in takewhile(lambda batch: batch.step < self.steps and not self.reason, batches):
             for callback, place in words:
@@ -118,6 +118,8 @@ class Run:
         self.reason = self.reason or "epochs"
         if self.config.checkpoint:
             self._save(None)
+        else:
+            self._check()  # the model is about to be made from them, and written by rank 0 alone
 
     def _words(self) -> list[tuple[Callback, slice]]:
         """Each callback's place in the step's one buffer."""
@@ -160,9 +162,14 @@ class Run:
         parts = {"optimizer": self.state, "reducer": self.problem.reducer.state(), **callbacks}
         return {name: arrays for name, arrays in parts.items() if arrays}
 
+    def _check(self) -> None:
+        """ReplicaError on all ranks unless all hold the same bits, those of the states too: from a damaged state of rank 0
+        a continued run would give the same wrong parameters to all. Collective."""
+        self.replicas.check(self.w, *(array for arrays in self._parts().values() for array in arrays.values()))
+
     def _save(self, step: Step | None) -> None:
         """Rank 0 writes; a failure is a warning, since the last good checkpoint is still there. Collective."""
-        self.replicas.check(self.w)
+        self._check()
         if self.comm.rank:
             return
         notes = {

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,32 +135,45 @@ def test_native_sums_do_differ() -> None:
     assert len(digests) > 1
 
 
-def test_a_rank_with_other_parameters_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bit that flips on rank 1 is found at the next comparison, on all ranks, before anything else is saved."""
-    honest, folder = Accelerated.step, tempfile.mkdtemp()
+def flip(rank: int, what: str, folder: str | None, **options: Any) -> None:
+    """Train on three ranks; on one of them a bit of the parameters or of the optimiser's state flips in step 12."""
+    honest = Accelerated.step
 
     def on_rank(comm: Comm) -> str:
         def flipping(self: Any, w: Any, state: Any, *rest: Any) -> Any:
             w, state = honest(self, w, state, *rest)
-            if comm.rank == 1 and state["step"][0] == 12:
-                w[0] = np.nextafter(w[0], np.inf)
+            if comm.rank == rank and state["step"][0] == 12:
+                damaged = w if what == "parameters" else state["previous"]
+                damaged[0] = np.nextafter(damaged[0], np.inf)
             return w, state
 
-        return build_and_train(comm, flipping, folder)
+        return build_and_train(comm, flipping, folder, **options)
 
-    with pytest.raises(ReplicaError, match=r"rank\(s\) 1 differ"):
-        run(3, on_rank)
-    saved = sorted(int(name[5:17]) for name in os.listdir(folder))
-    shutil.rmtree(folder)
-    assert saved and max(saved) <= 11
+    run(3, on_rank)
 
 
-def build_and_train(comm: Comm, step: Any, folder: str) -> str:
-    """Train with a step of the test's own on this rank only."""
-    options = dict(
-        loss="logistic", optimizer="nesterov", l2=1e-3, epochs=40, tol=0.0,
-        checkpoint=folder, checkpoint_every=3, check_replicas=5,
-    )  # fmt: skip
+@pytest.mark.parametrize(("rank", "what"), [(1, "parameters"), (2, "parameters"), (0, "state"), (2, "state")])
+def test_a_rank_that_differs_is_named_and_nothing_is_saved(rank: int, what: str, tmp_path: Path) -> None:
+    """A flipped bit is found at the next comparison, on all ranks. A checkpoint of the step with the damage is refused."""
+    with pytest.raises(ReplicaError, match=rf"rank\(s\) {rank} differ .* the same before step 10:"):
+        flip(rank, what, str(tmp_path), checkpoint_every=3, check_replicas=100)
+    assert sorted(int(name[5:17]) for name in os.listdir(tmp_path)) == [6, 9]
+
+
+def test_a_comparison_on_the_way_names_the_rank() -> None:
+    with pytest.raises(ReplicaError, match=r"rank\(s\) 1 differ .* the same before step 11:"):
+        flip(1, "parameters", None, check_replicas=5)
+
+
+def test_a_model_of_ranks_that_differ_is_refused() -> None:
+    """Also by a run without checkpoints, and after the last comparison on the way."""
+    with pytest.raises(ReplicaError, match=r"rank\(s\) 1 differ .* the same before step 1:"):
+        flip(1, "parameters", None, check_replicas=100)
+
+
+def build_and_train(comm: Comm, step: Any, folder: str | None, **options: Any) -> str:
+    """Train with a step of the test's own."""
+    options |= dict(loss="logistic", optimizer="nesterov", l2=1e-3, epochs=40, tol=0.0, checkpoint=folder)
     table = generate("logistic")
     shard = scenarios.shard(table, comm)
     config = build.complete(from_mapping(options), shard.n)
