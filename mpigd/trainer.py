@@ -15,7 +15,7 @@ from mpigd.batches import Batch
 from mpigd.callbacks import Callback, EarlyStop, History, Saver, Step, Tolerance
 from mpigd.comm import Comm, together
 from mpigd.config import FIELDS, Config, to_dict
-from mpigd.data.loading import load, read, survey
+from mpigd.data.loading import fingerprint, load, read, survey
 from mpigd.data.shard import Shard
 from mpigd.data.source import expand, inspect
 from mpigd.errors import StorageError, UsageError
@@ -87,6 +87,7 @@ class Run:
         self.optimizer: Optimizer = build.optimizer(self.problem, self.config, self.schedule.steps_per_epoch)
         self.steps = (self.config.epochs or 1) * self.schedule.steps_per_epoch
         self.history = History()
+        self.held_out = ""  # fingerprint of the validation data
         self.early = self._early_stop()
         saver = [Saver(self._save, self.config.checkpoint_every, self.comm.rank == 0)] if self.config.checkpoint else []
         tolerance = [Tolerance(self.config.tol, self._gap)] if self.config.mode == "full" else []
@@ -146,6 +147,7 @@ class Run:
             return None
         shard = load(self.config.validation, build.layout(self.config), self.comm)
         check_columns(shard, self.problem.shard.X.d, self.problem.shard.feature_names)
+        self.held_out = fingerprint(shard, self.comm)
         evaluator = Evaluator(shard, self.problem.loss, self.problem.objective.parameter, self.problem.classes, self.comm)
         scaling, k = self.problem.objective.scaling, self.problem.k
 
@@ -174,6 +176,7 @@ class Run:
             return
         notes = {
             "fingerprint": self.problem.fingerprint,
+            "validation": self.held_out,
             "history": self.history.records,
             "reason": self.reason,
             "reads": self.problem.objective.reads,
@@ -184,7 +187,7 @@ class Run:
             self.report.say(f"warning: {error}; going on without this checkpoint")
 
     def _resume(self) -> None:
-        saved = checkpoint.resume(self.config, self.problem.fingerprint, self.comm, self.report.say)
+        saved = checkpoint.resume(self.config, self.problem.fingerprint, self.comm, self.report.say, self.held_out)
         if saved is None:
             return
         self.first, self.w, self.state = saved.step, saved.w, saved.parts["optimizer"]
