@@ -125,7 +125,8 @@ class Run:
     def _words(self) -> list[tuple[Callback, slice]]:
         """Each callback's place in the step's one buffer."""
         ends = np.cumsum([0, *(callback.words for callback in self.callbacks)])
-        self.problem.reducer.extra = np.zeros(int(ends[-1]))
+        reducer = self.problem.reducer
+        reducer.extra, reducer.summed = np.zeros((2, int(ends[-1])))  # a step may end without a finite sum
         return [(callback, slice(ends[i], ends[i + 1])) for i, callback in enumerate(self.callbacks)]
 
     def _after(self, step: Step, words: Sequence[tuple[Callback, slice]]) -> None:
@@ -198,8 +199,9 @@ class Run:
         self.history.records[:] = saved.notes["history"]
         self.report.skip()
         self.problem.objective.reads = saved.notes["reads"]
-        same_end = saved.config.epochs == self.config.epochs and saved.config.tol == self.config.tol
-        self.reason = saved.notes["reason"] if same_end else ""
+        reason = saved.notes["reason"]
+        ended_by = {"epochs": "epochs", "tolerance": "tol"}.get(reason)  # with another value of that, the run goes on
+        self.reason = "" if ended_by and getattr(saved.config, ended_by) != getattr(self.config, ended_by) else reason
         for name, field in FIELDS.items():
             before, now = getattr(saved.config, name), getattr(self.config, name)
             if field.metadata["model"] and before != now:

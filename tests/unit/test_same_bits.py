@@ -23,9 +23,10 @@ from mpigd.data import matrix
 from mpigd.data.half import Half, Narrowing
 from mpigd.data.matrix import Matrix
 from mpigd.data.shard import Shard
-from mpigd.errors import ReplicaError
+from mpigd.errors import NumericalError, ReplicaError
 from mpigd.model.losses import LOSSES
 from mpigd.optim.accelerated import Accelerated
+from mpigd.optim.base import advance
 from mpigd.progress import Progress
 from mpigd.report import Report
 from mpigd.trainer import Run
@@ -203,6 +204,17 @@ def build_and_train(comm: Comm, step: Any, folder: str | None, **options: Any) -
     going.optimizer = type("Flipping", (kind,), {"step": step})(going.optimizer.curvature)  # type: ignore[attr-defined]
     going.train()
     return "no difference was seen"
+
+
+def test_a_continued_step_may_end_without_a_finite_sum(tmp_path: Path) -> None:
+    """As when a second-order method's trial points all are too far: the step is refused, and there are no sums of words."""
+
+    def refused(self: Any, w: Any, state: Any, oracle: Any, *rest: Any) -> Any:
+        with pytest.raises(NumericalError):
+            oracle.value_and_gradient(np.full_like(w, np.inf))
+        return w, advance(state, 1.0, 1.0)
+
+    assert build_and_train(SelfComm(), refused, str(tmp_path))
 
 
 def test_one_process_is_the_world() -> None:
