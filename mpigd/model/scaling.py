@@ -6,13 +6,14 @@ b' = b + sum_j w_j m_j: margins are made with w and b, and gradients g'_j = (g_j
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from mpigd.comm import Comm
-from mpigd.data.matrix import CSR, Columns, Matrix, block_rows
+from mpigd.data.matrix import CSR, Columns, Dense, Matrix, block_rows
 from mpigd.exact import Bounds, ExactReducer
 from mpigd.reduce import Accumulator, total
 from mpigd_kernels import vector
@@ -53,15 +54,12 @@ def measure(X: Matrix, c: Array, n: int, comm: Comm) -> Statistics:
     size = int(entries[0])
 
     def column_sums(view: str, center: Array, largest: Array) -> Array:
-        """sum_i c_i f(x_ij), f as `view` says, over the stored values."""
-        reducer = ExactReducer(comm, Bounds.of(largest, count, size, n), 1, n, top)
-
-        def visit(rows: slice, thread: int, accumulator: Accumulator) -> None:
-            block = X.rows(rows)
-            viewed = {"x": lambda: block, "square": lambda: block.squared_deviation(center), "one": block.ones}[view]()
-            accumulator.add(viewed, c[np.newaxis, rows].copy(), c[rows].copy())
-
-        return np.asarray(reducer.sweep([blocks(X)], visit, n).gradient[0])
+        views = {
+            "x": lambda block: block,
+            "square": lambda block: block.squared_deviation(center),
+            "one": lambda block: block.ones(),
+        }
+        return _weighted(X, c, views[view], ExactReducer(comm, Bounds.of(largest, count, size, n), 1, n, top))
 
     divisor = weight or 1.0
     mean = column_sums("x", low, np.maximum(np.abs(low), np.abs(high))) / divisor
@@ -72,6 +70,27 @@ def measure(X: Matrix, c: Array, n: int, comm: Comm) -> Statistics:
         squares = squares + mean * mean * np.maximum(weight - stored, 0.0)
     deviation = np.where(low == high, 0.0, np.sqrt(squares / divisor))
     return Statistics(weight, top, low, high, count, mean, deviation, size)
+
+
+def absolute_sums(X: Matrix, c: Array, n: int, statistics: Statistics, comm: Comm) -> Array:
+    """sum_i c_i |x_ij| over all rows (d,). One read. Collective."""
+
+    def view(block: Matrix) -> Matrix:
+        squares = block.squared_deviation(np.zeros(X.d))
+        values = squares.data if isinstance(squares, CSR) else cast(Dense, squares).values
+        np.sqrt(values, out=values)
+        return squares
+
+    return _weighted(X, c, view, ExactReducer(comm, statistics.bounds(n), 1, n, statistics.heaviest))
+
+
+def _weighted(X: Matrix, c: Array, view: Callable[[Matrix], Matrix], reducer: ExactReducer) -> Array:
+    """sum_i c_i f(x_ij) (d,) over the stored values of all rows, f as `view` of a block says."""
+
+    def visit(rows: slice, thread: int, accumulator: Accumulator) -> None:
+        accumulator.add(view(X.rows(rows)), c[np.newaxis, rows].copy(), c[rows].copy())
+
+    return np.asarray(reducer.sweep([blocks(X)], visit, reducer.n).gradient[0])
 
 
 def _extremes(X: Matrix, n: int, comm: Comm) -> tuple[Array, Array, Array]:
