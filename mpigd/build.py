@@ -18,6 +18,7 @@ from mpigd.model.hessian import is_whole
 from mpigd.model.losses import LOSSES, Loss
 from mpigd.model.objective import Objective, Rows
 from mpigd.model.penalties import L2
+from mpigd.model.rounding import needs_fine
 from mpigd.model.scaling import make_scaling, measure
 from mpigd.model.targets import Classes, check_domain, class_weights, find_classes
 from mpigd.optim import curvature
@@ -37,7 +38,6 @@ BATCH_SIZE = {"minibatch": 1024, "stochastic": 1}
 ADAPTIVE = {"adagrad": 0.3, "rmsprop": 0.01, "adam": 0.01, "adamw": 0.01}
 FASTEST = 0.1  # an adaptive rate for runs of few steps
 FAR = 10.0  # how far adaptive steps of that size must be able to carry a coordinate
-FINEST = 1e-9  # the accuracy of gradients where no tolerance is given
 SECOND_ORDER = ("newton", "newton-cholesky", "lbfgs")
 LARGEST_FACTOR = 16_000_000  # numbers in the Cholesky factors that precondition Newton's method: 4,000 columns
 ROWS_PER_PARAMETER = 25  # of a sample: one much smaller is worse than none as a start
@@ -136,21 +136,12 @@ def problem(shard: Shard, config: Config, comm: Comm) -> Problem:
     spread = float(np.sqrt(total(squares, comm)[0] / (statistics.weight or 1.0)))
     del squares
     objective.numbers, objective.seed = shard.rows, config.seed
-    objective.fine = _needs_fine(objective, y, mean, spread, config, comm)
+    objective.fine = needs_fine(objective, y, mean, spread, config.tol, comm)
     reducer = objective.reducer(config.reduce, comm, replacement=config.mode == "stochastic")
     return Problem(
         objective, L2(config.l2, np.tile(scaling.penalty, k)), reducer, loss, classes,
         shard, fingerprint(shard, comm), mean, spread,
     )  # fmt: skip
-
-
-def _needs_fine(objective: Objective, y: Array, mean: float, spread: float, config: Config, comm: Comm) -> bool:
-    """Whether one grid may round a gradient by more than a tenth of what the tolerance asks for. Collective."""
-    known = objective.loss.residual
-    farthest = np.array([np.max(np.abs(y - mean), initial=0.0) if known is None else known(objective.parameter)])
-    comm.allreduce(farthest, "max")
-    residual = float(farthest[0]) * objective.statistics.heaviest
-    return objective.gradient_rounding(residual) > 0.1 * (config.tol or FINEST) * max(1.0, spread)
 
 
 def start(problem: Problem) -> Array:

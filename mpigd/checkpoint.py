@@ -28,7 +28,7 @@ KEPT = 2
 class Checkpoint:
     """A position in a run. `step`: the next one to take; `parts`: named arrays of each part that has a state.
 
-    `notes`: JSON values (history, the reason if the run had come to its end, the data's fingerprint).
+    `notes`: JSON values (history, the reason if the run had come to its end, the data's fingerprints).
     """
 
     step: int
@@ -89,11 +89,11 @@ def read(path: str | Path) -> Checkpoint:
         )
 
 
-def resume(config: Config, fingerprint: str, comm: Comm, say: Callable[[str], None]) -> Checkpoint | None:
+def resume(config: Config, fingerprint: str, comm: Comm, say: Callable[[str], None], validation: str = "") -> Checkpoint | None:
     """The checkpoint to go on from, the same on every rank, or None to begin. Collective.
 
-    With --resume auto damaged files are passed over with a message, the newest whole one is taken. Raises UsageError
-    if that belongs to other data or to another configuration.
+    fingerprint, validation: of the data to train on and to score. With --resume auto damaged files are passed over with a
+    message, the newest whole one is taken. Raises UsageError if that belongs to other data or to another configuration.
     """
     if config.resume == "never" or (config.resume == "auto" and config.checkpoint is None):
         return None
@@ -106,7 +106,7 @@ def resume(config: Config, fingerprint: str, comm: Comm, say: Callable[[str], No
         return None
     with together(comm):
         checkpoint = read(path.decode())
-        _same_run(checkpoint, config, fingerprint, path.decode())
+        _same_run(checkpoint, config, fingerprint, validation, path.decode())
     return checkpoint
 
 
@@ -123,10 +123,12 @@ def _newest(config: Config, say: Callable[[str], None]) -> str:
     return ""
 
 
-def _same_run(checkpoint: Checkpoint, config: Config, fingerprint: str, path: str) -> None:
+def _same_run(checkpoint: Checkpoint, config: Config, fingerprint: str, validation: str, path: str) -> None:
     """UsageError unless data and every option that must stay are those of the checkpoint."""
     if checkpoint.notes["fingerprint"] != fingerprint:
         raise UsageError(f"{path} was made from other data: use another --checkpoint folder, or --resume never")
+    if checkpoint.notes["validation"] != validation:
+        raise UsageError(f"{path} was made with other --validation data: they may not change on the way")
     for name, field in FIELDS.items():
         before, now = getattr(checkpoint.config, name), getattr(config, name)
         if field.metadata["fixed"] and before != now:

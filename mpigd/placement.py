@@ -22,7 +22,7 @@ def cores() -> set[int]:
 def fair_threads(comm: Comm) -> int:
     """This rank's cores divided by the ranks of its host that are bound to the same ones, at least 1. Collective."""
     mine = sorted(cores())
-    place = zlib.crc32(f"{socket.gethostname()} {mine}".encode())
+    place = _place(mine)
     places = comm.allgather(np.array([place], dtype=np.int64))
     return max(1, len(mine) // int(np.count_nonzero(places == place)))
 
@@ -34,15 +34,23 @@ def leads_host(comm: Comm) -> bool:
 
 
 def crowded(comm: Comm, threads: int) -> str | None:
-    """A warning if a host has more threads than cores (10 to 100 times slower), the same on every rank. Collective."""
-    host = zlib.crc32(socket.gethostname().encode())
-    told = comm.allgather(np.array([host, threads, os.cpu_count() or 1], dtype=np.int64))
-    for number in np.unique(told[:, 0]):
-        here = told[told[:, 0] == number]
-        running, available = int(here[:, 1].sum()), int(here[0, 2])
-        if running > available:
-            return (
-                f"warning: {len(here)} ranks with {running} threads on a host with {available} cores: "
-                "use fewer ranks or --threads 1"
-            )
+    """A warning if a host, or the cores that some ranks are bound to, have more threads than cores (10 to 100 times slower).
+
+    The same on every rank. Collective.
+    """
+    mine, host = sorted(cores()), zlib.crc32(socket.gethostname().encode())
+    told = comm.allgather(np.array([host, _place(mine), threads, os.cpu_count() or 1, len(mine)], dtype=np.int64))
+    for column, available, where in ((0, 3, "a host with {} cores"), (1, 4, "the {} core(s) that they are bound to")):
+        for group in np.unique(told[:, column]):
+            here = told[told[:, column] == group]
+            running, there = int(here[:, 2].sum()), int(here[0, available])
+            if running > there:
+                return (
+                    f"warning: {len(here)} ranks with {running} threads on {where.format(there)}: use fewer ranks or --threads 1"
+                )
     return None
+
+
+def _place(mine: list[int]) -> int:
+    """A number for this host and these of its cores."""
+    return zlib.crc32(f"{socket.gethostname()} {mine}".encode())

@@ -19,9 +19,12 @@ Array = np.ndarray[Any, Any]
 WORDS = 4  # of 16 bits
 
 
-def words_of(w: Array) -> Array:
-    """The hash of the parameters' bits as WORDS numbers below 2**16."""
-    return np.frombuffer(hashlib.blake2b(w.tobytes(), digest_size=2 * WORDS).digest(), dtype=np.uint16)
+def words_of(*arrays: Array) -> Array:
+    """The hash of the arrays' bits as WORDS numbers below 2**16."""
+    total = hashlib.blake2b(digest_size=2 * WORDS)
+    for array in arrays:
+        total.update(array.tobytes())
+    return np.frombuffer(total.digest(), dtype=np.uint16)
 
 
 class Replicas(Callback):
@@ -31,11 +34,11 @@ class Replicas(Callback):
 
     def __init__(self, comm: Comm, every: int) -> None:
         self._comm, self._every = comm, every
-        self._steps, self._equal_at = 0, 0
+        self._steps, self._next, self._equal_at = 0, 0, 0
 
-    def watch(self, w: Array) -> None:
-        """Begin with these parameters."""
-        self._w = w
+    def watch(self, w: Array, first: int) -> None:
+        """Begin with these parameters before step `first`: all ranks have them from the same file, or from sums."""
+        self._w, self._next, self._equal_at = w, first, first
 
     def before(self, words: Array) -> None:
         words[:] = 0.0
@@ -48,14 +51,15 @@ class Replicas(Callback):
             if np.any(self._comm.size * words[WORDS:] != words[:WORDS] ** 2):
                 self.check(self._w)
             self._equal_at = step.batch.step
-        self._w, self._steps = step.w, self._steps + 1
+        self._w, self._steps, self._next = step.w, self._steps + 1, step.batch.step + 1
         return None
 
-    def check(self, w: Array) -> None:
+    def check(self, *arrays: Array) -> None:
         """Raise ReplicaError on all ranks, naming those that differ, unless all hold the same bits. Collective."""
-        hashes = self._comm.allgather(words_of(w))
+        hashes = self._comm.allgather(words_of(*arrays))
         kinds, counts = np.unique(hashes, axis=0, return_counts=True)
         if len(kinds) == 1:
+            self._equal_at = self._next
             return
         usual = kinds[int(np.argmax(counts))]
         ranks = ", ".join(str(rank) for rank in np.flatnonzero(np.any(hashes != usual, axis=1)))

@@ -16,7 +16,7 @@ from mpigd.batches import Batch
 from mpigd.callbacks import Callback, EarlyStop, History, Saver, Step, Tolerance
 from mpigd.comm import Comm, together
 from mpigd.config import FIELDS, Config, to_dict
-from mpigd.data.loading import load, read, survey
+from mpigd.data.loading import fingerprint, load, read, survey
 from mpigd.data.shard import Shard
 from mpigd.data.source import expand, inspect
 from mpigd.errors import StorageError, UsageError
@@ -88,6 +88,7 @@ class Run:
         self.optimizer: Optimizer = build.optimizer(self.problem, self.config, self.schedule.steps_per_epoch)
         self.steps = (self.config.epochs or 1) * self.schedule.steps_per_epoch
         self.history = History()
+        self.held_out = ""  # fingerprint of the validation data
         self.early = self._early_stop()
         saver = [Saver(self._save, self.config.checkpoint_every, self.comm.rank == 0)] if self.config.checkpoint else []
         tolerance = [Tolerance(self.config.tol, self._gap)] if self.config.mode == "full" else []
@@ -107,7 +108,7 @@ class Run:
         """Step until the last epoch, or until a callback gives a reason to stop."""
         objective, reducer, penalty = self.problem.objective, self.problem.reducer, self.problem.penalty
         words = self._words()
-        self.replicas.watch(self.w)
+        self.replicas.watch(self.w, self.first)
         batches = self.schedule.batches(self.first)
         for batch in takewhile(lambda batch: batch.step < self.steps and not self.reason, batches):
             for callback, place in words:
@@ -119,6 +120,8 @@ class Run:
         self.reason = self.reason or "epochs"
         if self.config.checkpoint:
             self._between(self._save, None)
+        else:
+            self._check()  # the model is about to be made from them, and written by rank 0 alone
 
     def _between(self, work: Callable[..., None], *arguments: Any) -> None:
         """Do what is no part of a step, on the account `other` of the closing summary."""
@@ -129,7 +132,8 @@ class Run:
     def _words(self) -> list[tuple[Callback, slice]]:
         """Each callback's place in the step's one buffer."""
         ends = np.cumsum([0, *(callback.words for callback in self.callbacks)])
-        self.problem.reducer.extra = np.zeros(int(ends[-1]))
+        reducer = self.problem.reducer
+        reducer.extra, reducer.summed = np.zeros((2, int(ends[-1])))  # a step may end without a finite sum
         return [(callback, slice(ends[i], ends[i + 1])) for i, callback in enumerate(self.callbacks)]
 
     def _after(self, step: Step, words: Sequence[tuple[Callback, slice]]) -> None:
@@ -151,6 +155,7 @@ class Run:
             return None
         shard = load(self.config.validation, build.layout(self.config), self.comm)
         check_columns(shard, self.problem.shard.X.d, self.problem.shard.feature_names)
+        self.held_out = fingerprint(shard, self.comm)
         evaluator = Evaluator(shard, self.problem.loss, self.problem.objective.parameter, self.problem.classes, self.comm)
         scaling, k = self.problem.objective.scaling, self.problem.k
 
@@ -167,13 +172,19 @@ class Run:
         parts = {"optimizer": self.state, "reducer": self.problem.reducer.state(), **callbacks}
         return {name: arrays for name, arrays in parts.items() if arrays}
 
+    def _check(self) -> None:
+        """ReplicaError on all ranks unless all hold the same bits, those of the states too: from a damaged state of rank 0
+        a continued run would give the same wrong parameters to all. Collective."""
+        self.replicas.check(self.w, *(array for arrays in self._parts().values() for array in arrays.values()))
+
     def _save(self, step: Step | None) -> None:
         """Rank 0 writes; a failure is a warning, since the last good checkpoint is still there. Collective."""
-        self.replicas.check(self.w)
+        self._check()
         if self.comm.rank:
             return
         notes = {
             "fingerprint": self.problem.fingerprint,
+            "validation": self.held_out,
             "history": self.history.records,
             "reason": self.reason,
             "reads": self.problem.objective.reads,
@@ -184,7 +195,7 @@ class Run:
             self.report.say(f"warning: {error}; going on without this checkpoint")
 
     def _resume(self) -> None:
-        saved = checkpoint.resume(self.config, self.problem.fingerprint, self.comm, self.report.say)
+        saved = checkpoint.resume(self.config, self.problem.fingerprint, self.comm, self.report.say, self.held_out)
         if saved is None:
             return
         self.first, self.w, self.state = saved.step, saved.w, saved.parts["optimizer"]
@@ -195,8 +206,9 @@ class Run:
         self.history.records[:] = saved.notes["history"]
         self.report.skip()
         self.problem.objective.reads = saved.notes["reads"]
-        same_end = saved.config.epochs == self.config.epochs and saved.config.tol == self.config.tol
-        self.reason = saved.notes["reason"] if same_end else ""
+        reason = saved.notes["reason"]
+        ended_by = {"epochs": "epochs", "tolerance": "tol"}.get(reason)  # with another value of that, the run goes on
+        self.reason = "" if ended_by and getattr(saved.config, ended_by) != getattr(self.config, ended_by) else reason
         for name, field in FIELDS.items():
             before, now = getattr(saved.config, name), getattr(self.config, name)
             if field.metadata["model"] and before != now:

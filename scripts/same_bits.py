@@ -65,6 +65,8 @@ def full_configurations() -> Iterator[tuple[str, ...]]:
         yield (*CONFIGURATIONS[1], "--optimizer", optimizer)
     for loss in ("squared", "hinge", "squared_hinge", "huber", "quantile", "poisson", "softmax"):
         yield ("--loss", loss, "--l2", "1e-4", "--mode", "full", "--epochs", "10")
+    for optimizer in ("newton-cholesky", "lbfgs"):  # newton is what full mode takes by itself
+        yield ("--loss", "logistic", "--l2", "1e-4", "--mode", "full", "--epochs", "10", "--tol", "0", "--optimizer", optimizer)
     yield ("--loss", "logistic", "--mode", "full", "--epochs", "10", "--dtype", "float64", "--class-weight", "balanced")
 
 

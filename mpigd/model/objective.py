@@ -17,12 +17,12 @@ from mpigd.batches import Batch
 from mpigd.comm import Comm
 from mpigd.data.matrix import Matrix, Task, block_rows
 from mpigd.data.shard import RowNumbers
-from mpigd.exact import ExactReducer, rounding
+from mpigd.exact import ExactReducer
 from mpigd.model.hessian import Curvature
 from mpigd.model.losses import Loss
 from mpigd.model.scaling import Scaling, Statistics
-from mpigd.reduce import NativeReducer, Reducer, Sums, grid, power_above
-from mpigd_kernels import sampling, sweep, vector
+from mpigd.reduce import NativeReducer, Reducer, Sums
+from mpigd_kernels import sampling, sweep
 
 Array = np.ndarray[Any, Any]
 SAMPLE_EPOCH = (1 << 32) - 2  # whose permutation no training step uses
@@ -78,13 +78,6 @@ class Objective:
         columns = self.statistics.bounds(self.n)
         columns = columns.with_replacement() if replacement else columns
         return ExactReducer(comm, columns, self.k, self.n, bound, self.fine)
-
-    def gradient_rounding(self, residual: float) -> float:
-        """Bound on the norm of what one grid costs a full gradient, for residuals of at most `residual` in size."""
-        columns = self.statistics.bounds(self.n)
-        lost = rounding(grid(columns.largest * float(power_above(residual)), columns.terms), self.n)
-        scaled = lost * self.scaling.inverse / (self.statistics.weight or 1.0)
-        return float(np.sqrt(self.k * vector.dot(scaled, scaled)))
 
     def on(self, batch: Batch, reducer: Reducer) -> Oracle:
         """The objective as this batch estimates it."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from mpigd.comm import Comm
-from mpigd.data.matrix import CSR, Columns, Into, Matrix, block_rows
+from mpigd.data.matrix import CSR, Columns, Dense, Into, Matrix, block_rows
 from mpigd.exact import Bounds, ExactReducer
 from mpigd.reduce import total
 from mpigd_kernels import vector
@@ -54,14 +54,7 @@ def measure(X: Matrix, c: Array, n: int, comm: Comm) -> Statistics:
     size = int(entries[0])
 
     def column_sums(view: Callable[[Matrix], Matrix], largest: Array) -> Array:
-        """sum_i c_i x_ij over the stored values of a view of the rows."""
-        reducer = ExactReducer(comm, Bounds.of(largest, count, size, n), 1, n, top)
-
-        def visit(share: list[slice], into: Into) -> None:
-            for rows in share:
-                view(X.rows(rows)).accumulate(c[np.newaxis, rows].copy(), c[rows].copy(), into)
-
-        return np.asarray(reducer.sweep([blocks(X)], visit, n).gradient[0])
+        return _weighted(X, c, view, ExactReducer(comm, Bounds.of(largest, count, size, n), 1, n, top))
 
     divisor = weight or 1.0
     mean = column_sums(lambda block: block, np.maximum(np.abs(low), np.abs(high))) / divisor
@@ -72,6 +65,28 @@ def measure(X: Matrix, c: Array, n: int, comm: Comm) -> Statistics:
         squares = squares + mean * mean * np.maximum(weight - stored, 0.0)
     deviation = np.where(low == high, 0.0, np.sqrt(squares / divisor))
     return Statistics(weight, top, low, high, count, mean, deviation, size)
+
+
+def absolute_sums(X: Matrix, c: Array, n: int, statistics: Statistics, comm: Comm) -> Array:
+    """sum_i c_i |x_ij| over all rows (d,). One read. Collective."""
+
+    def view(block: Matrix) -> Matrix:
+        squares = block.squared_deviation(np.zeros(X.d))
+        values = squares.data if isinstance(squares, CSR) else cast(Dense, squares).values
+        np.sqrt(values, out=values)
+        return squares
+
+    return _weighted(X, c, view, ExactReducer(comm, statistics.bounds(n), 1, n, statistics.heaviest))
+
+
+def _weighted(X: Matrix, c: Array, view: Callable[[Matrix], Matrix], reducer: ExactReducer) -> Array:
+    """sum_i c_i f(x_ij) (d,) over the stored values of all rows, f as `view` of a block says."""
+
+    def visit(share: list[slice], into: Into) -> None:
+        for rows in share:
+            view(X.rows(rows)).accumulate(c[np.newaxis, rows].copy(), c[rows].copy(), into)
+
+    return np.asarray(reducer.sweep([blocks(X)], visit, reducer.n).gradient[0])
 
 
 def _extremes(X: Matrix, n: int, comm: Comm) -> tuple[Array, Array, Array]:

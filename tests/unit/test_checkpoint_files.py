@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mpigd import checkpoint
 from mpigd.comm import Comm, SelfComm
 from mpigd.data import hdf5
 from mpigd.errors import DataError, MpigdError, UsageError
-from tests.scenarios import fit, kill, same, shard
+from tests.scenarios import fit, kill, same, shard, write
 from tests.threadcomm import run
 from tests.truths import Table, generate
 
@@ -51,6 +52,42 @@ def test_another_loss_or_mode_is_refused(change: dict[str, Any], tmp_path: Path)
     fit(table, **options)
     with pytest.raises(UsageError, match=f"was made with --{name} "):
         fit(table, **(options | change))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_validation_data_may_move_but_not_change(size: int, tmp_path: Path) -> None:
+    """They decide when to stop and which parameters to keep."""
+    held_out = generate("softmax", n=30, seed=7)
+    for name in ("here", "there", "other"):
+        (tmp_path / name).mkdir()
+    (here,), (there,) = (write(held_out, tmp_path / name) for name in ("here", "there"))
+    (other,) = write(replace(held_out, X=held_out.X * 1.01), tmp_path / "other")
+    options = OPTIONS | dict(epochs=6, patience=2, validate_every=2)
+    truth = fit(TABLE, validation=(here,), **options)
+    options |= dict(checkpoint=str(tmp_path / "saved"), checkpoint_every=1)
+    kill(3, shard(TABLE, SelfComm()), SelfComm(), validation=(here,), **options)
+
+    def go_on(*held_out: str) -> Callable[[Comm], Any]:
+        return lambda comm: fit(shard(TABLE, comm), comm, **options, validation=held_out)
+
+    for changed in ((other,), (here, there)):
+        errors = refused(size, go_on(*changed), UsageError)
+        assert "was made with other --validation data" in errors
+    for model in run(size, go_on(there)):
+        same(model, truth)
+
+
+@pytest.mark.parametrize("reason", ["patience", "tolerance"])
+def test_more_epochs_do_not_wake_a_run_that_had_stopped(reason: str, tmp_path: Path) -> None:
+    """It would have stopped there with them from the beginning."""
+    held_out = write(generate("softmax", n=30, seed=7), tmp_path)
+    early = OPTIONS | dict(lr=3.0, lr_schedule="constant", validation=held_out, patience=1, validate_every=1)
+    options = early if reason == "patience" else dict(loss="softmax", l2=1e-2, tol=1e-3)
+    truth = fit(TABLE, **(options | dict(epochs=40)))
+    assert truth.summary["stop_reason"] == reason
+    options |= dict(checkpoint=str(tmp_path / "saved"))
+    assert fit(TABLE, **(options | dict(epochs=30))).summary["stop_reason"] == reason
+    same(fit(TABLE, **(options | dict(epochs=40))), truth)
 
 
 @pytest.mark.parametrize("size", [1, 3])

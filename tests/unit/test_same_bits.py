@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,13 @@ from mpigd import build
 from mpigd.comm import Comm, SelfComm
 from mpigd.config import from_mapping
 from mpigd.data import matrix
+from mpigd.data.half import Half, Narrowing
+from mpigd.data.matrix import Matrix
 from mpigd.data.shard import Shard
-from mpigd.errors import ReplicaError
+from mpigd.errors import NumericalError, ReplicaError
+from mpigd.model.losses import LOSSES
 from mpigd.optim.accelerated import Accelerated
+from mpigd.optim.base import advance
 from mpigd.progress import Progress
 from mpigd.report import Report
 from mpigd.trainer import Run
@@ -31,6 +36,8 @@ from tests.threadcomm import run
 
 FULL = "TEST_FULL" in os.environ
 LOG_LINK = ("poisson", "gamma")
+SECOND_ORDER = ("newton", "newton-cholesky", "lbfgs")
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -55,8 +62,8 @@ ways = st.builds(
 
 
 @st.composite
-def problems(draw: Any) -> tuple[Table, dict[str, Any], str, bool]:
-    """(rows, options, dtype, CSR?): tie-rich or wide numbers, weights over many decades, all losses, modes, optimisers."""
+def problems(draw: Any) -> tuple[Table, dict[str, Any], str]:
+    """(rows, options, how X is held): tie-rich or wide numbers, weights over many decades, all losses, modes, optimisers."""
     loss = draw(st.sampled_from(ALL_LOSSES))
     table = generate(loss, n=draw(st.integers(12, 90)), d=draw(st.integers(1, 20)), seed=draw(st.integers(0, 50)))
     rng = np.random.default_rng(draw(st.integers(0, 99)))
@@ -67,18 +74,33 @@ def problems(draw: Any) -> tuple[Table, dict[str, Any], str, bool]:
         table.X[rng.integers(0, n), 0] *= 1e4
     table = replace(
         table,
-        c=10 ** rng.uniform(-5, 0, n) if draw(st.booleans()) else None,
+        c=10 ** rng.uniform(-10, 0, n) if draw(st.booleans()) else None,
         offset=rng.normal(size=n) if draw(st.booleans()) else None,
     )
     mode = draw(st.sampled_from(("full", "minibatch", "stochastic")))
+    second_order = SECOND_ORDER if mode == "full" and LOSSES[loss].smooth else ()
     options: dict[str, Any] = dict(
-        loss=loss, mode=mode, epochs=draw(st.integers(2, 4)), optimizer=draw(st.sampled_from(("auto", *OPTIMIZERS))),
+        loss=loss, mode=mode, epochs=draw(st.integers(2, 4)),
+        optimizer=draw(st.sampled_from(("auto", *OPTIMIZERS, *second_order))),
         l2=draw(st.sampled_from((0.0, 1e-3))), intercept=draw(st.booleans()), standardize=draw(st.booleans()),
         seed=draw(st.integers(0, 3)), tol=0.0,
     )  # fmt: skip
     if mode != "full":
         options["batch_size"] = draw(st.integers(1, 40))
-    return table, options, draw(st.sampled_from(("float64", "float32"))), draw(st.booleans())
+    if mode == "minibatch":
+        options["shuffle"] = draw(st.sampled_from(("rows", "blocks")))
+    if LOSSES[loss].classifies:
+        options["class_weight"] = draw(st.sampled_from((None, "balanced")))
+    return table, options, draw(st.sampled_from(("float64", "float32", "csr float64", "csr float32", "float16")))
+
+
+def matrix_of(X: Array, kind: str) -> Matrix:
+    """X as it is held in memory: dense, compressed rows, or halves."""
+    if kind != "float16":
+        return scenarios.matrix(X.astype(kind.removeprefix("csr ")), kind.startswith("csr"))
+    narrowing, bits = Narrowing(X.min(axis=0), X.max(axis=0), SelfComm()), np.empty(X.shape, np.uint16)
+    narrowing.narrow(X, bits)
+    return Half(bits, narrowing.unit)
 
 
 def trained(way: Way, whole: Shard, table: Table, options: dict[str, Any]) -> tuple[str, str]:
@@ -101,11 +123,11 @@ def with_blocks(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
 @settings(max_examples=400 if FULL else 60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(problem=problems(), one=ways, other=ways, stop=st.integers(0, 6))
 def test_no_two_digests_differ(
-    problem: tuple[Table, dict[str, Any], str, bool], one: Way, other: Way, stop: int, monkeypatch: pytest.MonkeyPatch
+    problem: tuple[Table, dict[str, Any], str], one: Way, other: Way, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table, options, dtype, as_csr = problem
+    table, options, kind = problem
     event(f"{options['loss']} {options['mode']}")
-    X = scenarios.matrix(table.X.astype(dtype), as_csr)
+    X = matrix_of(table.X, kind)
     whole = Shard(len(table.y), np.arange(len(table.y), dtype=np.int64), X, table.y, table.c, table.offset)
     truth = fit(whole, **options)
     digests = (truth.digest, truth.summary["state_digest"])
@@ -134,32 +156,45 @@ def test_native_sums_do_differ() -> None:
     assert len(digests) > 1
 
 
-def test_a_rank_with_other_parameters_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bit that flips on rank 1 is found at the next comparison, on all ranks, before anything else is saved."""
-    honest, folder = Accelerated.step, tempfile.mkdtemp()
+def flip(rank: int, what: str, folder: str | None, **options: Any) -> None:
+    """Train on three ranks; on one of them a bit of the parameters or of the optimiser's state flips in step 12."""
+    honest = Accelerated.step
 
     def on_rank(comm: Comm) -> str:
         def flipping(self: Any, w: Any, state: Any, *rest: Any) -> Any:
             w, state = honest(self, w, state, *rest)
-            if comm.rank == 1 and state["step"][0] == 12:
-                w[0] = np.nextafter(w[0], np.inf)
+            if comm.rank == rank and state["step"][0] == 12:
+                damaged = w if what == "parameters" else state["previous"]
+                damaged[0] = np.nextafter(damaged[0], np.inf)
             return w, state
 
-        return build_and_train(comm, flipping, folder)
+        return build_and_train(comm, flipping, folder, **options)
 
-    with pytest.raises(ReplicaError, match=r"rank\(s\) 1 differ"):
-        run(3, on_rank)
-    saved = sorted(int(name[5:17]) for name in os.listdir(folder))
-    shutil.rmtree(folder)
-    assert saved and max(saved) <= 11
+    run(3, on_rank)
 
 
-def build_and_train(comm: Comm, step: Any, folder: str) -> str:
-    """Train with a step of the test's own on this rank only."""
-    options = dict(
-        loss="logistic", optimizer="nesterov", l2=1e-3, epochs=40, tol=0.0,
-        checkpoint=folder, checkpoint_every=3, check_replicas=5,
-    )  # fmt: skip
+@pytest.mark.parametrize(("rank", "what"), [(1, "parameters"), (2, "parameters"), (0, "state"), (2, "state")])
+def test_a_rank_that_differs_is_named_and_nothing_is_saved(rank: int, what: str, tmp_path: Path) -> None:
+    """A flipped bit is found at the next comparison, on all ranks. A checkpoint of the step with the damage is refused."""
+    with pytest.raises(ReplicaError, match=rf"rank\(s\) {rank} differ .* the same before step 10:"):
+        flip(rank, what, str(tmp_path), checkpoint_every=3, check_replicas=100)
+    assert sorted(int(name[5:17]) for name in os.listdir(tmp_path)) == [6, 9]
+
+
+def test_a_comparison_on_the_way_names_the_rank() -> None:
+    with pytest.raises(ReplicaError, match=r"rank\(s\) 1 differ .* the same before step 11:"):
+        flip(1, "parameters", None, check_replicas=5)
+
+
+def test_a_model_of_ranks_that_differ_is_refused() -> None:
+    """Also by a run without checkpoints, and after the last comparison on the way."""
+    with pytest.raises(ReplicaError, match=r"rank\(s\) 1 differ .* the same before step 1:"):
+        flip(1, "parameters", None, check_replicas=100)
+
+
+def build_and_train(comm: Comm, step: Any, folder: str | None, **options: Any) -> str:
+    """Train with a step of the test's own."""
+    options |= dict(loss="logistic", optimizer="nesterov", l2=1e-3, epochs=40, tol=0.0, checkpoint=folder)
     table = generate("logistic")
     shard = scenarios.shard(table, comm)
     config = build.complete(from_mapping(options), shard.n)
@@ -169,6 +204,17 @@ def build_and_train(comm: Comm, step: Any, folder: str) -> str:
     going.optimizer = type("Flipping", (kind,), {"step": step})(going.optimizer.curvature)  # type: ignore[attr-defined]
     going.train()
     return "no difference was seen"
+
+
+def test_a_continued_step_may_end_without_a_finite_sum(tmp_path: Path) -> None:
+    """As when a second-order method's trial points all are too far: the step is refused, and there are no sums of words."""
+
+    def refused(self: Any, w: Any, state: Any, oracle: Any, *rest: Any) -> Any:
+        with pytest.raises(NumericalError):
+            oracle.value_and_gradient(np.full_like(w, np.inf))
+        return w, advance(state, 1.0, 1.0)
+
+    assert build_and_train(SelfComm(), refused, str(tmp_path))
 
 
 def test_one_process_is_the_world() -> None:
