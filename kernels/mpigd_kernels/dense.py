@@ -16,17 +16,23 @@ _OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 @njit(**_OPTIONS)
 def margins(X, w, b, z):
     """z_i = X_i . w + b: a pure function of the row, wherever it lies."""
+    margins_ahead(X, w, b, z, X, 0)
+
+
+@njit(**_OPTIONS)
+def margins_ahead(X, w, b, z, later, shift):
+    """margins, while half of rows `shift` further of `later` is fetched (0 and X itself: none is)."""
     n = X.shape[0]
     whole = n // ROWS * ROWS
     for i in range(0, whole, ROWS):
-        dot_rows(X, i, w, b, z)
+        dot_rows(X, i, w, b, z, later, i + shift)
     for i in range(whole, n):
-        dot_row(X, i, w, b, z)
+        dot_row(X, i, w, b, z, later, i + shift)
 
 
 @njit(**_OPTIONS)
 def _add_panel(X, r, start, stop, A, later, shift):
-    """A_j = fma(r_i, X_ij, A_j) for rows start to stop, while rows `shift` further of `later` are asked for."""
+    """A_j = fma(r_i, X_ij, A_j) for rows start to stop, while half of rows `shift` further of `later` is fetched."""
     whole = start + (stop - start) // ADDED * ADDED
     for i in range(start, whole, ADDED):
         add_rows(X, i, r, A, later, i + shift)
@@ -38,8 +44,8 @@ def _add_panel(X, r, start, stop, A, later, shift):
 def accumulate_exact(X, r, A, C, T, filled, later, shift):
     """Add r_i X_ij, each rounded to the grid of column j, into A and, every PANEL rows, into the totals T (2, d).
 
-    A starts at C and r is odd (sums.py). `filled` rows are in A already; returns how many are at the end. Row i + shift of
-    `later` is fetched while row i is added: the memory would have nothing to do otherwise (`shift` 0 and X itself: none is).
+    A starts at C and r is odd (sums.py). `filled` rows are in A already; returns how many are at the end. Meanwhile
+    half of rows `shift` further of `later` is fetched (0 and X itself: none is).
     """
     start, n = 0, X.shape[0]
     while start < n:

@@ -17,6 +17,7 @@ ROWS = 8 if binding.get_host_cpu_features().get("avx512f") else 4
 ADDED = 8  # rows added at once, to save loads and stores of the accumulator
 
 _F32, _F64, _I32, _I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
+_LINE = 64  # bytes of a cache line
 _VECTOR, _BYTE = ir.VectorType(_F64, LANES), ir.IntType(8).as_pointer()
 
 
@@ -30,6 +31,7 @@ class _Matrix:
         places = [builder.mul(builder.add(first, _I64(q)), self.columns) for q in range(count)]
         data = builder.bitcast(matrix.data, self.element.as_pointer())
         self.rows = [builder.gep(data, [place]) for place in places]
+        self.item = {_F32: 4, _F64: 8}.get(self.element, 2)
 
     def load(self, q, j, mask=None):
         """Columns j and after of row q as float64, exactly."""
@@ -37,6 +39,25 @@ class _Matrix:
         if self.element == ir.HalfType():  # by way of float32, for which there is an instruction
             value = self._builder.fpext(value, ir.VectorType(_F32, LANES))
         return value if self.element == _F64 else self._builder.fpext(value, _VECTOR)
+
+    def hint(self, offset):
+        """Ask for the cache line so many bytes behind the first row's beginning; reads nothing, whatever is there."""
+        place = self._builder.gep(self._builder.bitcast(self.rows[0], _BYTE), [offset])
+        fetch = _function(self._builder, "llvm.prefetch.p0", ir.VoidType(), [_BYTE, _I32, _I32, _I32])
+        self._builder.call(fetch, [place, _I32(0), _I32(2), _I32(1)])
+
+    def fetch(self, j, count, phase):
+        """At column j of a pass over `count` rows: ask for its share of as many rows, in each of two phases half of it.
+
+        Evenly over both, for a burst of hints would wait for the memory, and then the memory for the next burst. A phase takes
+        pairs of lines, which the processor fetches together: single lines in turn are a fifth slower, as are hints for the
+        first level of the cache, whose few outstanding misses are then all taken.
+        """
+        step = count * LANES * self.item
+        begin = self._builder.mul(self._builder.udiv(j, _I64(LANES)), _I64(step))
+        for pair in range(phase * 2 * _LINE, step, 4 * _LINE):
+            for line in (pair, pair + _LINE):
+                self.hint(self._builder.add(begin, _I64(line)))
 
 
 def _function(builder, name, result, arguments):
@@ -112,11 +133,12 @@ def _check(X, *vectors):
 
 
 def _dot(count):
-    """The code of dot products of `count` rows at once."""
+    """The code of dot products of `count` rows at once, while half of as many rows of `later` is fetched."""
 
     def generate(context, builder, signature, args):
-        first = context.cast(builder, args[1], signature.args[1], types.intp)
+        first, ahead = (context.cast(builder, args[i], signature.args[i], types.intp) for i in (1, 6))
         X = _Matrix(context, builder, signature.args[0], args[0], first, count)
+        later = _Matrix(context, builder, signature.args[5], args[5], ahead, 1)
         w, z = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (2, 4))
         zero = ir.Constant(_VECTOR, [0.0] * LANES)
         sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(count)]
@@ -124,6 +146,7 @@ def _dot(count):
             builder.store(zero, total)
 
         def add(j, mask):
+            later.fetch(j, count, 0)
             weights = _load(builder, w, j, _F64, mask)
             for q, total in enumerate(sums):
                 builder.store(_fma(builder, X.load(q, j, mask), weights, builder.load(total)), total)
@@ -139,54 +162,51 @@ def _dot(count):
 
 
 @intrinsic
-def dot_rows(typingctx, X, i, w, b, z):
-    """z[i : i + ROWS] = X[i : i + ROWS] . w + b: LANES partial sums each by fma, added pairwise."""
+def dot_rows(typingctx, X, i, w, b, z, later, ahead):
+    """z[i : i + ROWS] = X[i : i + ROWS] . w + b: LANES partial sums each by fma, added pairwise.
+
+    Meanwhile half of rows ahead : ahead + ROWS of `later` is fetched.
+    """
     _check(X, w, z)
-    return types.none(X, i, w, b, z), _dot(ROWS)
+    return types.none(X, i, w, b, z, later, ahead), _dot(ROWS)
 
 
 @intrinsic
-def dot_row(typingctx, X, i, w, b, z):
+def dot_row(typingctx, X, i, w, b, z, later, ahead):
     """z[i] = X[i] . w + b, with the bits of dot_rows."""
     _check(X, w, z)
-    return types.none(X, i, w, b, z), _dot(1)
+    return types.none(X, i, w, b, z, later, ahead), _dot(1)
 
 
 def _add(count):
-    """The code of A_j = fma(r_i, X_ij, A_j) for `count` rows one after the other, and hints for as many of `later`."""
+    """The code of A_j = fma(r_i, X_ij, A_j) for `count` rows in turn, while half of as many of `later` is fetched."""
 
     def generate(context, builder, signature, args):
         first, ahead = (context.cast(builder, args[i], signature.args[i], types.intp) for i in (1, 5))
         X = _Matrix(context, builder, signature.args[0], args[0], first, count)
-        later = _Matrix(context, builder, signature.args[4], args[4], ahead, count)
+        later = _Matrix(context, builder, signature.args[4], args[4], ahead, 1)
         r, A = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (2, 3))
         residuals = [_every(builder, builder.load(builder.gep(r, [builder.add(first, _I64(q))]))) for q in range(count)]
 
         def add(j, mask):
+            later.fetch(j, count, 1)
             a = _load(builder, A, j, _F64, mask)
             for q, residual in enumerate(residuals):
                 a = _fma(builder, residual, X.load(q, j, mask), a)
             _store(builder, a, A, j, mask)
 
-        _prefetch(builder, later)
         _for_vectors(builder, X.columns, add)
         return context.get_dummy_value()
 
     return generate
 
 
-def _prefetch(builder, rows):
-    """Ask for the cache lines of the rows, to be there when they are needed; a hint, which reads nothing."""
-    hint = _function(builder, "llvm.prefetch.p0", ir.VoidType(), [_BYTE, _I32, _I32, _I32])
-    item = {_F32: 4, _F64: 8}.get(rows.element, 2)
-    with cgutils.for_range_slice(builder, _I64(0), rows.columns, _I64(64 // item), _I64) as (j, _):
-        for row in rows.rows:
-            builder.call(hint, [builder.bitcast(builder.gep(row, [j]), _BYTE), _I32(0), _I32(2), _I32(1)])
-
-
 @intrinsic
 def add_rows(typingctx, X, i, r, A, later, ahead):
-    """A_j = fma(r_q, X_qj, A_j) for rows q = i to i + ADDED - 1 in turn, while rows `ahead` and after of `later` are fetched."""
+    """A_j = fma(r_q, X_qj, A_j) for rows q = i to i + ADDED - 1 in turn.
+
+    Meanwhile the other half of rows ahead : ahead + ADDED of `later` is fetched.
+    """
     _check(X, r, A)
     return types.none(X, i, r, A, later, ahead), _add(ADDED)
 
@@ -204,7 +224,9 @@ def prefetch_row(typingctx, X, i):
 
     def generate(context, builder, signature, args):
         first = context.cast(builder, args[1], signature.args[1], types.intp)
-        _prefetch(builder, _Matrix(context, builder, signature.args[0], args[0], first, 1))
+        row = _Matrix(context, builder, signature.args[0], args[0], first, 1)
+        with cgutils.for_range_slice(builder, _I64(0), row.columns, _I64(_LINE // row.item), _I64) as (j, _):
+            row.hint(builder.mul(j, _I64(row.item)))
         return context.get_dummy_value()
 
     return types.none(X, i), generate

@@ -7,7 +7,7 @@ loss's own parameter, where it has one. All float64. Losses are at least zero: h
 import numpy as np
 from numba import njit
 
-from mpigd_kernels.elementary import exp, log, log1p_unit
+from mpigd_kernels.elementary import exp, expit_and_log1p, log
 
 _OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 
@@ -28,11 +28,11 @@ def logistic(z, y, c, a, r, l):
     for i in range(y.size):
         x = z[0, i]
         e = exp(-abs(x))
-        p = 1.0 / (1.0 + e)
+        p, softplus = expit_and_log1p(e)
         p = e * p if x < 0.0 else p
         r[0, i] = c[i] * (p - y[i])
         # max(x, 0) - y x, written so that the right class at a large margin gives zero, not a rounding error
-        l[i] = c[i] * ((x if x > 0.0 else 0.0) - y[i] * x + log1p_unit(e))
+        l[i] = c[i] * ((x if x > 0.0 else 0.0) - y[i] * x + softplus)
 
 
 @njit(**_OPTIONS)

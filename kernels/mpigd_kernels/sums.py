@@ -44,20 +44,23 @@ def make_odd(v):
 @njit(**_OPTIONS)
 def add_vector(v, c, T):
     """Add the sum of v (n,), odd terms, on the grid of C = c into T (2,)."""
-    A, C, n = np.full(WIDTH, c), np.full(WIDTH, c), v.size
-    lanes = np.zeros((2, WIDTH))
-    whole, panel = n // WIDTH * WIDTH, WIDTH * (PANEL - 1)  # a lane takes one more of the rest
-    for start in range(0, whole, panel):
-        for i in range(start, min(whole, start + panel), WIDTH):
+    A, n = np.empty(WIDTH), v.size
+    whole, panel, shift = n // WIDTH * WIDTH, WIDTH * (PANEL - 1), SPLIT * c  # a lane takes one more of the rest
+    for start in range(0, max(1, whole), panel):
+        stop = min(whole, start + panel)
+        for j in range(WIDTH):
+            A[j] = c
+        for i in range(start, stop, WIDTH):
             for j in range(WIDTH):
                 A[j] += v[i + j]
-        flush(A, C, lanes)
-    for j in range(n - whole):
-        A[j] += v[whole + j]
-    flush(A, C, lanes)
-    for j in range(WIDTH):
-        T[0] += lanes[0, j]
-        T[1] += lanes[1, j]
+        if stop == whole:
+            for j in range(n - whole):
+                A[j] += v[whole + j]
+        for j in range(WIDTH):
+            excess = A[j] - c
+            high = (excess + shift) - shift
+            T[0] += high
+            T[1] += excess - high
 
 
 @njit(**_OPTIONS)

@@ -59,21 +59,23 @@ def sweep_dense(
     T (2 or 4, k, d): accumulators, biases and totals of the grid and of a finer one; plain sums into A where C is None.
     """
     k = A.shape[1]
-    room = np.empty((2 * k + y.shape[0] + 2) * block)
+    room, every = np.empty((2 * k + y.shape[0] + 1) * block), np.full(block, c[0])
     copies = _copies(values, order, block)
     for start in range(0, m, block):
         begin, n = first + start, min(block, m - start)
-        z, r, t, l, weights = _views(room, k, y.shape[0], n)
+        z, r, t, l = _views(room, k, y.shape[0], n)
+        weights = every[:n]
         _take_vectors(order, begin, y, c, t, weights)
         X = _dense_rows(values, order, begin, n, copies)
+        later, shift = (values, begin + block) if order.size == 0 else (X, 0)
         for q in range(k):
-            dense.margins(X, coef[q], intercept[q], z[q])
+            dense.margins_ahead(X, coef[q], intercept[q], z[q], later, shift)
         _shift_and_keep(z, order, begin, offset, keep)
         residuals(loss, z, t, weights, a, r, l)
         if take_scalars(r, l, limits, biases, S, counts, tops, C):
             held = filled
             for q in range(k):
-                held = add_dense(X, values, order, begin + block, r[q], A, C, D, T, q, filled)
+                held = add_dense(X, later, shift, r[q], A, C, D, T, q, filled)
             filled = held
     return filled
 
@@ -85,11 +87,12 @@ def sweep_csr(
 ):  # fmt: skip
     """sweep_dense of compressed rows; they are flushed every `panel` rows."""
     k = A.shape[1]
-    room = np.empty((2 * k + y.shape[0] + 2) * block)
+    room, every = np.empty((2 * k + y.shape[0] + 1) * block), np.full(block, c[0])
     ends = np.empty((2, block), np.int64)
     for start in range(0, m, block):
         begin, n = first + start, min(block, m - start)
-        z, r, t, l, weights = _views(room, k, y.shape[0], n)
+        z, r, t, l = _views(room, k, y.shape[0], n)
+        weights = every[:n]
         _take_vectors(order, begin, y, c, t, weights)
         starts, stops = ends[0, :n], ends[1, :n]
         for i in range(n):
@@ -109,10 +112,10 @@ def sweep_csr(
 
 @njit(**_OPTIONS)
 def _views(room, k, targets, n):
-    """Room for n rows: margins and residuals (k, n), targets (q, n), losses and weights (n,)."""
+    """Room for n rows: margins and residuals (k, n), targets (q, n), losses (n,)."""
     ends = k * n, 2 * k * n, (2 * k + targets) * n
     z, r, t = room[: ends[0]].reshape(k, n), room[ends[0] : ends[1]].reshape(k, n), room[ends[1] : ends[2]].reshape(targets, n)
-    return z, r, t, room[ends[2] : ends[2] + n], room[ends[2] + n : ends[2] + 2 * n]
+    return z, r, t, room[ends[2] : ends[2] + n]
 
 
 @njit(**_OPTIONS)
@@ -122,11 +125,20 @@ def _row(order, i):
 
 @njit(**_OPTIONS)
 def _take_vectors(order, begin, y, c, t, weights):
-    for i in range(weights.size):
-        row = _row(order, begin + i)
-        weights[i] = c[row] if c.size > 1 else c[0]
+    """Targets and weights of a block's rows; one weight for all is there already."""
+    n = weights.size
+    if order.size == 0:
+        for q in range(y.shape[0]):
+            t[q] = y[q, begin : begin + n]
+        if c.size > 1:
+            weights[:] = c[begin : begin + n]
+        return
+    for i in range(n):
+        row = order[begin + i]
         for q in range(y.shape[0]):
             t[q, i] = y[q, row]
+        if c.size > 1:
+            weights[i] = c[row]
 
 
 @njit(**_OPTIONS)
@@ -169,13 +181,11 @@ def take_scalars(r, l, limits, biases, S, counts, tops, C):
 
 
 @njit(**_OPTIONS)
-def add_dense(X, values, order, following, r, A, C, D, T, q, filled):
-    """Add the products of residuals r (n,) and rows X for output q; returns how many rows A holds unflushed.
+def add_dense(X, later, shift, r, A, C, D, T, q, filled):
+    """Add the products of residuals r (n,) and rows X for output q, while rows of `later` are fetched (dense.py).
 
-    Behind rows that lie one after the other comes the next block, from row `following` of `values` on: it is fetched meanwhile.
+    Returns how many rows A holds unflushed.
     """
-    ahead = order.size == 0 and q == 0
-    later, shift = (values, following) if ahead else (X, 0)
     if C is None:
         dense.accumulate_native(X, r, A[0, q], later, shift)
         return filled
