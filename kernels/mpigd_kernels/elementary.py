@@ -116,7 +116,7 @@ def log(x):
 
 @njit(inline="always", error_model="numpy")
 def log1p_unit(e):
-    """log(1 + e) for 0 <= e <= 1, as 2**n (1 + s) / (1 - s): n = 0, s = e / (e + 2); from sqrt(2) - 1 on n = 1, s = (e - 1) / (e + 3)."""
+    """log(1 + e) for 0 <= e <= 1, 1 + e = 2**n (1 + s) / (1 - s) with s = (e - n) / (e + 2 + n); n is 1 from sqrt(2) - 1 on."""
     n = 1.0 if e > 0.41421356237309503 else 0.0
     return scaled_log(n, (e - n) / ((2.0 + n) + e))
 
