@@ -34,7 +34,7 @@ def prepare() -> Path:
 
 
 def _whole_vectors() -> str:
-    """This CPU's features for numba; LLVM would use half of a 512-bit vector for fear of lower clocks, which few CPUs have now."""
+    """This CPU's features for numba; LLVM would use half of a 512-bit vector for fear of lower clocks, which few CPUs have."""
     from llvmlite import binding
 
     return f"{binding.get_host_cpu_features().flatten()},-prefer-256-bit"
