@@ -29,15 +29,9 @@ def prepare() -> Path:
     except OSError:
         folder = Path(tempfile.mkdtemp(prefix="mpigd-"))
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
-    os.environ.setdefault("NUMBA_CPU_FEATURES", _whole_vectors())
+    host = import_module("mpigd_kernels.host")  # only now: it loads LLVM
+    os.environ.setdefault("NUMBA_CPU_FEATURES", host.features())
     return folder
-
-
-def _whole_vectors() -> str:
-    """This CPU's features for numba; LLVM would use half of a 512-bit vector for fear of lower clocks, which few CPUs have."""
-    from llvmlite import binding
-
-    return f"{binding.get_host_cpu_features().flatten()},-prefer-256-bit"
 
 
 def import_lean() -> None:

@@ -1,11 +1,12 @@
 """Dense rows: margins, and residuals times rows. X (n, d) is C-contiguous float32, float64, or the bits of halves as uint16."""
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import overload
 from numpy import float64
 
 from mpigd_kernels.elementary import fma, set_odd
-from mpigd_kernels.lanes import ADDED, ROWS, add_row, add_rows, dot_row, dot_rows, number, prefetch_row
+from mpigd_kernels.lanes import ADDED, ROWS, add_row, add_rows, dot_row, dot_rows, half, number, prefetch_row
 from mpigd_kernels.sums import PANEL, flush
 
 AHEAD = 16  # rows asked for before they are copied
@@ -16,12 +17,12 @@ _OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 @njit(**_OPTIONS)
 def margins(X, w, b, z):
     """z_i = X_i . w + b: a pure function of the row, wherever it lies."""
-    margins_ahead(X, w, b, z, X, 0)
+    margins_ahead(X, w, b, z, None, 0)
 
 
 @njit(**_OPTIONS)
 def margins_ahead(X, w, b, z, later, shift):
-    """margins, while half of rows `shift` further of `later` is fetched (0 and X itself: none is)."""
+    """margins, while half of rows `shift` further of `later`, unless None, is fetched."""
     n = X.shape[0]
     whole = n // ROWS * ROWS
     for i in range(0, whole, ROWS):
@@ -45,7 +46,7 @@ def accumulate_exact(X, r, A, C, T, filled, later, shift):
     """Add r_i X_ij, each rounded to the grid of column j, into A and, every PANEL rows, into the totals T (2, d).
 
     A starts at C and r is odd (sums.py). `filled` rows are in A already; returns how many are at the end. Meanwhile
-    half of rows `shift` further of `later` is fetched (0 and X itself: none is).
+    half of rows `shift` further of `later`, unless None, is fetched.
     """
     start, n = 0, X.shape[0]
     while start < n:
@@ -63,6 +64,48 @@ def accumulate_exact(X, r, A, C, T, filled, later, shift):
 def accumulate_native(X, r, A, later, shift):
     """A_j += r_i X_ij in float64, in the order of the rows."""
     _add_panel(X, r, 0, X.shape[0], A, later, shift)
+
+
+def as_floats(X, room):
+    """Rows as the other kernels read them fastest: halves as float32 in `room`, all others as they are.
+
+    From halves to float64 takes the processor three times as long as from float32, and every element is needed twice.
+    """
+    raise NotImplementedError("for compiled code")
+
+
+@overload(as_floats)
+def _as_floats(X, room):
+    def widened(X, room):
+        n, d = X.shape
+        for i in range(n):
+            for j in range(d):
+                room[i, j] = half(X[i, j])
+        return room[:n]
+
+    return widened if X.dtype == types.uint16 else lambda X, room: X
+
+
+def in_place(X):
+    """Whether as_floats leaves the rows where they are: a pass that widens reads memory as fast as it can be read."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(in_place)
+def _in_place(X):
+    return (lambda X: False) if X.dtype == types.uint16 else (lambda X: True)
+
+
+def room_for_floats(X, rows):
+    """What as_floats needs for so many rows."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(room_for_floats)
+def _room_for_floats(X, rows):
+    if X.dtype == types.uint16:
+        return lambda X, rows: np.empty((rows, X.shape[1]), np.float32)
+    return lambda X, rows: X[:0]
 
 
 @njit(**_OPTIONS)

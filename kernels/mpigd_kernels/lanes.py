@@ -5,15 +5,19 @@ own vectors hold, and no order of additions is left to the compiler. Columns bey
 too, with zeros behind them. A row's dot product does not depend on how many rows are taken at once.
 """
 
-from llvmlite import binding, ir
+from collections import namedtuple
+
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
+from mpigd_kernels.host import wide
+
 LANES = 8  # partial sums of a dot product, added pairwise in a fixed order at its end
 # Rows whose dot products are made at once, to hide the latency of fma; where there are 16 vector registers, eight would not fit.
-ROWS = 8 if binding.get_host_cpu_features().get("avx512f") else 4
+ROWS = 8 if wide() else 4
 ADDED = 8  # rows added at once, to save loads and stores of the accumulator
 
 _F32, _F64, _I32, _I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
@@ -21,43 +25,54 @@ _LINE = 64  # bytes of a cache line
 _VECTOR, _BYTE = ir.VectorType(_F64, LANES), ir.IntType(8).as_pointer()
 
 
-class _Matrix:
-    """Loads of vectors from consecutive rows of a C-contiguous X: float32, float64, or the bits of halves as uint16."""
+# Consecutive rows of a C-contiguous matrix of float32, float64, or the bits of halves as uint16: pointers to them, the number of
+# columns, the type of an element and its bytes.
+_Rows = namedtuple("_Rows", "pointers columns element item")
 
-    def __init__(self, context, builder, kind, value, first, count):
-        matrix = context.make_array(kind)(context, builder, value)
-        self._builder, self.columns = builder, builder.extract_value(matrix.shape, 1)
-        self.element = ir.HalfType() if kind.dtype == types.uint16 else context.get_data_type(kind.dtype)
-        places = [builder.mul(builder.add(first, _I64(q)), self.columns) for q in range(count)]
-        data = builder.bitcast(matrix.data, self.element.as_pointer())
-        self.rows = [builder.gep(data, [place]) for place in places]
-        self.item = {_F32: 4, _F64: 8}.get(self.element, 2)
 
-    def load(self, q, j, mask=None):
-        """Columns j and after of row q as float64, exactly."""
-        value = _load(self._builder, self.rows[q], j, self.element, mask)
-        if self.element == ir.HalfType():  # by way of float32, for which there is an instruction
-            value = self._builder.fpext(value, ir.VectorType(_F32, LANES))
-        return value if self.element == _F64 else self._builder.fpext(value, _VECTOR)
+def _rows(context, builder, kind, value, first, count):
+    matrix = context.make_array(kind)(context, builder, value)
+    columns = builder.extract_value(matrix.shape, 1)
+    element = ir.HalfType() if kind.dtype == types.uint16 else context.get_data_type(kind.dtype)
+    data = builder.bitcast(matrix.data, element.as_pointer())
+    pointers = [builder.gep(data, [builder.mul(builder.add(first, _I64(q)), columns)]) for q in range(count)]
+    return _Rows(pointers, columns, element, {_F32: 4, _F64: 8}.get(element, 2))
 
-    def hint(self, offset):
-        """Ask for the cache line so many bytes behind the first row's beginning; reads nothing, whatever is there."""
-        place = self._builder.gep(self._builder.bitcast(self.rows[0], _BYTE), [offset])
-        fetch = _function(self._builder, "llvm.prefetch.p0", ir.VoidType(), [_BYTE, _I32, _I32, _I32])
-        self._builder.call(fetch, [place, _I32(0), _I32(2), _I32(1)])
 
-    def fetch(self, j, count, phase):
-        """At column j of a pass over `count` rows: ask for its share of as many rows, in each of two phases half of it.
+def _columns(builder, rows, q, j, mask):
+    """Columns j and after of row q as float64, exactly."""
+    value = _load(builder, rows.pointers[q], j, rows.element, mask)
+    if rows.element == ir.HalfType():  # by way of float32, for which there is an instruction
+        value = builder.fpext(value, ir.VectorType(_F32, LANES))
+    return value if rows.element == _F64 else builder.fpext(value, _VECTOR)
 
-        Evenly over both, for a burst of hints would wait for the memory, and then the memory for the next burst. A phase takes
-        pairs of lines, which the processor fetches together: single lines in turn are a fifth slower, as are hints for the
-        first level of the cache, whose few outstanding misses are then all taken.
-        """
-        step = count * LANES * self.item
-        begin = self._builder.mul(self._builder.udiv(j, _I64(LANES)), _I64(step))
+
+def _hint(builder, pointer, offset):
+    """Ask for the cache line so many bytes behind a pointer; reads nothing, whatever is there."""
+    place = builder.gep(builder.bitcast(pointer, _BYTE), [offset])
+    fetch = _function(builder, "llvm.prefetch.p0", ir.VoidType(), [_BYTE, _I32, _I32, _I32])
+    builder.call(fetch, [place, _I32(0), _I32(2), _I32(1)])
+
+
+def _fetcher(context, builder, kind, value, first, count, phase):
+    """fetch(j): at column j of a pass over `count` rows, ask for its share of as many rows of `value`, unless that is None.
+
+    Each of two phases asks for half of them, evenly, for a burst of hints would wait for the memory, and then the memory for the
+    next burst. A phase takes pairs of lines, which the processor fetches together: single lines in turn are a fifth slower,
+    as are hints for the first level of the cache, whose few outstanding misses are then all taken.
+    """
+    if isinstance(kind, types.NoneType):
+        return lambda j: None
+    later = _rows(context, builder, kind, value, first, 1)
+    step = count * LANES * later.item
+
+    def fetch(j):
+        begin = builder.mul(builder.udiv(j, _I64(LANES)), _I64(step))
         for pair in range(phase * 2 * _LINE, step, 4 * _LINE):
             for line in (pair, pair + _LINE):
-                self.hint(self._builder.add(begin, _I64(line)))
+                _hint(builder, later.pointers[0], builder.add(begin, _I64(line)))
+
+    return fetch
 
 
 def _function(builder, name, result, arguments):
@@ -137,8 +152,8 @@ def _dot(count):
 
     def generate(context, builder, signature, args):
         first, ahead = (context.cast(builder, args[i], signature.args[i], types.intp) for i in (1, 6))
-        X = _Matrix(context, builder, signature.args[0], args[0], first, count)
-        later = _Matrix(context, builder, signature.args[5], args[5], ahead, 1)
+        X = _rows(context, builder, signature.args[0], args[0], first, count)
+        fetch = _fetcher(context, builder, signature.args[5], args[5], ahead, count, 0)
         w, z = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (2, 4))
         zero = ir.Constant(_VECTOR, [0.0] * LANES)
         sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(count)]
@@ -146,10 +161,10 @@ def _dot(count):
             builder.store(zero, total)
 
         def add(j, mask):
-            later.fetch(j, count, 0)
+            fetch(j)
             weights = _load(builder, w, j, _F64, mask)
             for q, total in enumerate(sums):
-                builder.store(_fma(builder, X.load(q, j, mask), weights, builder.load(total)), total)
+                builder.store(_fma(builder, _columns(builder, X, q, j, mask), weights, builder.load(total)), total)
 
         _for_vectors(builder, X.columns, add)
         result = _add_lanes(builder, [builder.load(total) for total in sums])
@@ -183,16 +198,16 @@ def _add(count):
 
     def generate(context, builder, signature, args):
         first, ahead = (context.cast(builder, args[i], signature.args[i], types.intp) for i in (1, 5))
-        X = _Matrix(context, builder, signature.args[0], args[0], first, count)
-        later = _Matrix(context, builder, signature.args[4], args[4], ahead, 1)
+        X = _rows(context, builder, signature.args[0], args[0], first, count)
+        fetch = _fetcher(context, builder, signature.args[4], args[4], ahead, count, 1)
         r, A = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (2, 3))
         residuals = [_every(builder, builder.load(builder.gep(r, [builder.add(first, _I64(q))]))) for q in range(count)]
 
         def add(j, mask):
-            later.fetch(j, count, 1)
+            fetch(j)
             a = _load(builder, A, j, _F64, mask)
             for q, residual in enumerate(residuals):
-                a = _fma(builder, residual, X.load(q, j, mask), a)
+                a = _fma(builder, residual, _columns(builder, X, q, j, mask), a)
             _store(builder, a, A, j, mask)
 
         _for_vectors(builder, X.columns, add)
@@ -224,12 +239,22 @@ def prefetch_row(typingctx, X, i):
 
     def generate(context, builder, signature, args):
         first = context.cast(builder, args[1], signature.args[1], types.intp)
-        row = _Matrix(context, builder, signature.args[0], args[0], first, 1)
+        row = _rows(context, builder, signature.args[0], args[0], first, 1)
         with cgutils.for_range_slice(builder, _I64(0), row.columns, _I64(_LINE // row.item), _I64) as (j, _):
-            row.hint(builder.mul(j, _I64(row.item)))
+            _hint(builder, row.pointers[0], builder.mul(j, _I64(row.item)))
         return context.get_dummy_value()
 
     return types.none(X, i), generate
+
+
+@intrinsic
+def half(typingctx, bits):
+    """The float32 of a half's bits, exactly."""
+
+    def generate(context, builder, signature, args):
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), _F32)
+
+    return types.float32(types.uint16), generate
 
 
 @intrinsic

@@ -60,22 +60,34 @@ def sweep_dense(
     """
     k = A.shape[1]
     room, every = np.empty((2 * k + y.shape[0] + 1) * block), np.full(block, c[0])
-    copies = _copies(values, order, block)
+    copies = np.empty((block if order.size > 0 else 0, values.shape[1]), values.dtype)
+    floats = dense.room_for_floats(values, block)
     for start in range(0, m, block):
         begin, n = first + start, min(block, m - start)
         z, r, t, l = _views(room, k, y.shape[0], n)
         weights = every[:n]
         _take_vectors(order, begin, y, c, t, weights)
-        X = _dense_rows(values, order, begin, n, copies)
-        later, shift = (values, begin + block) if order.size == 0 else (X, 0)
+        if order.size == 0:
+            rows = values[begin : begin + n]
+        else:
+            dense.gather(values, order[begin : begin + n], copies)
+            rows = copies[:n]
+        X = dense.as_floats(rows, floats)
+        ahead = dense.in_place(values) and order.size == 0  # then the next block is fetched while this one is computed
         for q in range(k):
-            dense.margins_ahead(X, coef[q], intercept[q], z[q], later, shift)
+            if ahead and q == 0:
+                dense.margins_ahead(X, coef[q], intercept[q], z[q], values, begin + block)
+            else:
+                dense.margins(X, coef[q], intercept[q], z[q])
         _shift_and_keep(z, order, begin, offset, keep)
         residuals(loss, z, t, weights, a, r, l)
         if take_scalars(r, l, limits, biases, S, counts, tops, C):
             held = filled
             for q in range(k):
-                held = add_dense(X, later, shift, r[q], A, C, D, T, q, filled)
+                if ahead and q == 0:
+                    held = add_dense(X, values, begin + block, r[q], A, C, D, T, q, filled)
+                else:
+                    held = add_dense(X, None, 0, r[q], A, C, D, T, q, filled)
             filled = held
     return filled
 
@@ -139,20 +151,6 @@ def _take_vectors(order, begin, y, c, t, weights):
             t[q, i] = y[q, row]
         if c.size > 1:
             weights[i] = c[row]
-
-
-@njit(**_OPTIONS)
-def _copies(values, order, block):
-    """Room for rows that lie apart."""
-    return np.empty((block if order.size > 0 else 0, values.shape[1]), values.dtype)
-
-
-@njit(**_OPTIONS)
-def _dense_rows(values, order, begin, n, copies):
-    if order.size == 0:
-        return values[begin : begin + n]
-    dense.gather(values, order[begin : begin + n], copies)
-    return copies[:n]
 
 
 @njit(**_OPTIONS)

@@ -147,7 +147,7 @@ class Dense:
     def accumulate(self, r: Array, l: Array, into: Into) -> None:
         r = np.ascontiguousarray(r)
         if take_scalars(r, l, *into.arrays[:5], into.arrays[6]):
-            rows = self.values, self.values, 0
+            rows = self.values, None, 0
             held = [add_dense(*rows, residual, *into.arrays[5:], q, into.filled) for q, residual in enumerate(r)]
             into.filled = held[-1]
 

@@ -38,7 +38,7 @@ def csr_margins(triple, w, b=0.0):
 
 
 def add_native(X, r, A):
-    dense.accumulate_native(X, r, A, X, 0)
+    dense.accumulate_native(X, r, A, None, 0)
 
 
 def exact_margins(X, w, b):

@@ -54,7 +54,7 @@ class Accumulator:
         self.A, self.T, self.filled = self.C.copy(), np.zeros((2, self.C.size)), 0
 
     def dense(self, X, r):
-        self.filled = dense.accumulate_exact(X, r, self.A, self.C, self.T, self.filled, X, 0)
+        self.filled = dense.accumulate_exact(X, r, self.A, self.C, self.T, self.filled, None, 0)
         self._check()
 
     def csr(self, X, r):
