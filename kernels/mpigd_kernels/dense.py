@@ -8,6 +8,7 @@ from numpy import float64
 from mpigd_kernels.elementary import fma, set_odd
 from mpigd_kernels.lanes import ADDED, ROWS, add_row, add_rows, dot_row, dot_rows, half, number, prefetch_row
 from mpigd_kernels.sums import PANEL, flush
+from mpigd_kernels.tiles import TILE, add_tile, dot_tile
 
 AHEAD = 16  # rows asked for before they are copied
 
@@ -42,28 +43,61 @@ def _add_panel(X, r, start, stop, A, later, shift):
 
 
 @njit(**_OPTIONS)
-def accumulate_exact(X, r, A, C, T, filled, later, shift):
-    """Add r_i X_ij, each rounded to the grid of column j, into A and, every PANEL rows, into the totals T (2, d).
+def accumulate_exact(X, R, A, C, T, filled, later, shift):
+    """Add R X, each product rounded to the grid of its column, into A (k, d) and, every PANEL rows, into the totals T (2, k, d).
 
-    A starts at C and r is odd (sums.py). `filled` rows are in A already; returns how many are at the end. Meanwhile
+    A starts at C and R (k, n) is odd (sums.py). `filled` rows are in A already; returns how many are at the end. Meanwhile
     half of rows `shift` further of `later`, unless None, is fetched.
     """
     start, n = 0, X.shape[0]
     while start < n:
         stop = min(n, start + PANEL - filled)
-        _add_panel(X, r, start, stop, A, later, shift)
+        add_all(X, R, start, stop, A, later, shift)
         filled += stop - start
         start = stop
         if filled == PANEL:
-            flush(A, C, T)
+            for q in range(A.shape[0]):
+                flush(A[q], C, T[:, q])
             filled = 0
     return filled
 
 
 @njit(**_OPTIONS)
-def accumulate_native(X, r, A, later, shift):
-    """A_j += r_i X_ij in float64, in the order of the rows."""
-    _add_panel(X, r, 0, X.shape[0], A, later, shift)
+def margins_of_all(X, W, b, Z, later, shift):
+    """Z (k, n) = W X' + b, every output with the bits of `margins`; the rows behind are fetched once."""
+    k, n = W.shape[0], X.shape[0]
+    tiled = k // TILE * TILE if k >= TILE else 0
+    whole = n // TILE * TILE
+    for i in range(0, whole if tiled else 0, TILE):
+        for q in range(0, tiled, TILE):
+            dot_tile(X, i, W, q, b, Z)
+    for q in range(tiled):
+        for i in range(whole, n):
+            dot_row(X, i, W[q], b[q], Z[q], None, 0)
+    for q in range(tiled, k):
+        if q == 0:
+            margins_ahead(X, W[q], b[q], Z[q], later, shift)
+        else:
+            margins(X, W[q], b[q], Z[q])
+
+
+@njit(**_OPTIONS)
+def add_all(X, R, start, stop, A, later, shift):
+    """A (k, d) += R X for rows start to stop, each element a chain of fma in the order of the rows."""
+    k = A.shape[0]
+    tiled = k // TILE * TILE if k >= TILE else 0
+    whole = start + (stop - start) // TILE * TILE
+    for i in range(start, whole if tiled else start, TILE):
+        for q in range(0, tiled, TILE):
+            add_tile(X, i, R, q, A)
+    for q in range(tiled):
+        for i in range(whole, stop):
+            add_row(X, i, R[q], A[q], None, 0)
+    for q in range(tiled, k):
+        if q == 0:
+            _add_panel(X, R[q], start, stop, A[q], later, shift)
+        else:
+            _add_panel(X, R[q], start, stop, A[q], None, 0)
 
 
 def as_floats(X, room):

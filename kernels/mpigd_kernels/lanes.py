@@ -20,9 +20,9 @@ LANES = 8  # partial sums of a dot product, added pairwise in a fixed order at i
 ROWS = 8 if wide() else 4
 ADDED = 8  # rows added at once, to save loads and stores of the accumulator
 
-_F32, _F64, _I32, _I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
+_F32, F64, _I32, I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
 _LINE = 64  # bytes of a cache line
-_VECTOR, _BYTE = ir.VectorType(_F64, LANES), ir.IntType(8).as_pointer()
+VECTOR, _BYTE = ir.VectorType(F64, LANES), ir.IntType(8).as_pointer()
 
 
 # Consecutive rows of a C-contiguous matrix of float32, float64, or the bits of halves as uint16: pointers to them, the number of
@@ -30,21 +30,21 @@ _VECTOR, _BYTE = ir.VectorType(_F64, LANES), ir.IntType(8).as_pointer()
 _Rows = namedtuple("_Rows", "pointers columns element item")
 
 
-def _rows(context, builder, kind, value, first, count):
+def rows_of(context, builder, kind, value, first, count):
     matrix = context.make_array(kind)(context, builder, value)
     columns = builder.extract_value(matrix.shape, 1)
     element = ir.HalfType() if kind.dtype == types.uint16 else context.get_data_type(kind.dtype)
     data = builder.bitcast(matrix.data, element.as_pointer())
-    pointers = [builder.gep(data, [builder.mul(builder.add(first, _I64(q)), columns)]) for q in range(count)]
-    return _Rows(pointers, columns, element, {_F32: 4, _F64: 8}.get(element, 2))
+    pointers = [builder.gep(data, [builder.mul(builder.add(first, I64(q)), columns)]) for q in range(count)]
+    return _Rows(pointers, columns, element, {_F32: 4, F64: 8}.get(element, 2))
 
 
-def _columns(builder, rows, q, j, mask):
+def columns_of(builder, rows, q, j, mask):
     """Columns j and after of row q as float64, exactly."""
-    value = _load(builder, rows.pointers[q], j, rows.element, mask)
+    value = load_lanes(builder, rows.pointers[q], j, rows.element, mask)
     if rows.element == ir.HalfType():  # by way of float32, for which there is an instruction
         value = builder.fpext(value, ir.VectorType(_F32, LANES))
-    return value if rows.element == _F64 else builder.fpext(value, _VECTOR)
+    return value if rows.element == F64 else builder.fpext(value, VECTOR)
 
 
 def _hint(builder, pointer, offset):
@@ -63,14 +63,14 @@ def _fetcher(context, builder, kind, value, first, count, phase):
     """
     if isinstance(kind, types.NoneType):
         return lambda j: None
-    later = _rows(context, builder, kind, value, first, 1)
+    later = rows_of(context, builder, kind, value, first, 1)
     step = count * LANES * later.item
 
     def fetch(j):
-        begin = builder.mul(builder.udiv(j, _I64(LANES)), _I64(step))
+        begin = builder.mul(builder.udiv(j, I64(LANES)), I64(step))
         for pair in range(phase * 2 * _LINE, step, 4 * _LINE):
             for line in (pair, pair + _LINE):
-                _hint(builder, later.pointers[0], builder.add(begin, _I64(line)))
+                _hint(builder, later.pointers[0], builder.add(begin, I64(line)))
 
     return fetch
 
@@ -80,10 +80,10 @@ def _function(builder, name, result, arguments):
 
 
 def _suffix(element):
-    return {_F32: "f32", _F64: "f64"}.get(element, "f16")
+    return {_F32: "f32", F64: "f64"}.get(element, "f16")
 
 
-def _load(builder, pointer, j, element, mask=None):
+def load_lanes(builder, pointer, j, element, mask=None):
     """LANES elements from pointer[j] on; with a mask those of its lanes, zeros in the others."""
     kind = ir.VectorType(element, LANES)
     place = builder.bitcast(builder.gep(pointer, [j]), kind.as_pointer())
@@ -95,38 +95,38 @@ def _load(builder, pointer, j, element, mask=None):
     return builder.call(masked, [place, _I32(1), mask, ir.Constant(kind, [0.0] * LANES)])
 
 
-def _store(builder, value, pointer, j, mask=None):
-    place = builder.bitcast(builder.gep(pointer, [j]), _VECTOR.as_pointer())
+def store_lanes(builder, value, pointer, j, mask=None):
+    place = builder.bitcast(builder.gep(pointer, [j]), VECTOR.as_pointer())
     if mask is None:
         builder.store(value, place, align=8)
         return
-    kinds = [_VECTOR, _VECTOR.as_pointer(), _I32, mask.type]
+    kinds = [VECTOR, VECTOR.as_pointer(), _I32, mask.type]
     builder.call(_function(builder, f"llvm.masked.store.v{LANES}f64.p0", ir.VoidType(), kinds), [value, place, _I32(8), mask])
 
 
-def _fma(builder, a, b, c):
-    return builder.call(_function(builder, f"llvm.fma.v{LANES}f64", _VECTOR, [_VECTOR] * 3), [a, b, c])
+def fma_lanes(builder, a, b, c):
+    return builder.call(_function(builder, f"llvm.fma.v{LANES}f64", VECTOR, [VECTOR] * 3), [a, b, c])
 
 
-def _every(builder, value, lanes=LANES):
+def every(builder, value, lanes=LANES):
     """A vector of one number."""
     kind = ir.VectorType(value.type, lanes)
     one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, _I32(0))
     return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
 
 
-def _for_vectors(builder, columns, body):
+def for_vectors(builder, columns, body):
     """body(j, mask) for every whole vector of columns (mask None), and once for the columns behind the last, if any."""
-    panels = builder.udiv(columns, _I64(LANES))
+    panels = builder.udiv(columns, I64(LANES))
     with cgutils.for_range(builder, panels) as loop:
-        body(builder.mul(loop.index, _I64(LANES)), None)
-    whole = builder.mul(panels, _I64(LANES))
+        body(builder.mul(loop.index, I64(LANES)), None)
+    whole = builder.mul(panels, I64(LANES))
     with builder.if_then(builder.icmp_unsigned("<", whole, columns)):
-        numbers = ir.Constant(ir.VectorType(_I64, LANES), list(range(LANES)))
-        body(whole, builder.icmp_unsigned("<", numbers, _every(builder, builder.sub(columns, whole))))
+        numbers = ir.Constant(ir.VectorType(I64, LANES), list(range(LANES)))
+        body(whole, builder.icmp_unsigned("<", numbers, every(builder, builder.sub(columns, whole))))
 
 
-def _add_lanes(builder, vectors):
+def add_lanes(builder, vectors):
     """The sums of the lanes of each vector, as one vector: first half plus second half, until one lane is left of each.
 
     Two vectors that are half done share one, so that several rows take few shuffles; who shares changes no sum.
@@ -152,24 +152,24 @@ def _dot(count):
 
     def generate(context, builder, signature, args):
         first, ahead = (context.cast(builder, args[i], signature.args[i], types.intp) for i in (1, 6))
-        X = _rows(context, builder, signature.args[0], args[0], first, count)
+        X = rows_of(context, builder, signature.args[0], args[0], first, count)
         fetch = _fetcher(context, builder, signature.args[5], args[5], ahead, count, 0)
         w, z = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (2, 4))
-        zero = ir.Constant(_VECTOR, [0.0] * LANES)
-        sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(count)]
+        zero = ir.Constant(VECTOR, [0.0] * LANES)
+        sums = [cgutils.alloca_once(builder, VECTOR) for _ in range(count)]
         for total in sums:
             builder.store(zero, total)
 
         def add(j, mask):
             fetch(j)
-            weights = _load(builder, w, j, _F64, mask)
+            weights = load_lanes(builder, w, j, F64, mask)
             for q, total in enumerate(sums):
-                builder.store(_fma(builder, _columns(builder, X, q, j, mask), weights, builder.load(total)), total)
+                builder.store(fma_lanes(builder, columns_of(builder, X, q, j, mask), weights, builder.load(total)), total)
 
-        _for_vectors(builder, X.columns, add)
-        result = _add_lanes(builder, [builder.load(total) for total in sums])
+        for_vectors(builder, X.columns, add)
+        result = add_lanes(builder, [builder.load(total) for total in sums])
         b = context.cast(builder, args[3], signature.args[3], types.float64)
-        result = builder.fadd(result, _every(builder, b, count))
+        result = builder.fadd(result, every(builder, b, count))
         builder.store(result, builder.bitcast(builder.gep(z, [first]), result.type.as_pointer()), align=8)
         return context.get_dummy_value()
 
@@ -198,19 +198,19 @@ def _add(count):
 
     def generate(context, builder, signature, args):
         first, ahead = (context.cast(builder, args[i], signature.args[i], types.intp) for i in (1, 5))
-        X = _rows(context, builder, signature.args[0], args[0], first, count)
+        X = rows_of(context, builder, signature.args[0], args[0], first, count)
         fetch = _fetcher(context, builder, signature.args[4], args[4], ahead, count, 1)
         r, A = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (2, 3))
-        residuals = [_every(builder, builder.load(builder.gep(r, [builder.add(first, _I64(q))]))) for q in range(count)]
+        residuals = [every(builder, builder.load(builder.gep(r, [builder.add(first, I64(q))]))) for q in range(count)]
 
         def add(j, mask):
             fetch(j)
-            a = _load(builder, A, j, _F64, mask)
+            a = load_lanes(builder, A, j, F64, mask)
             for q, residual in enumerate(residuals):
-                a = _fma(builder, residual, _columns(builder, X, q, j, mask), a)
-            _store(builder, a, A, j, mask)
+                a = fma_lanes(builder, residual, columns_of(builder, X, q, j, mask), a)
+            store_lanes(builder, a, A, j, mask)
 
-        _for_vectors(builder, X.columns, add)
+        for_vectors(builder, X.columns, add)
         return context.get_dummy_value()
 
     return generate
@@ -239,9 +239,9 @@ def prefetch_row(typingctx, X, i):
 
     def generate(context, builder, signature, args):
         first = context.cast(builder, args[1], signature.args[1], types.intp)
-        row = _rows(context, builder, signature.args[0], args[0], first, 1)
-        with cgutils.for_range_slice(builder, _I64(0), row.columns, _I64(_LINE // row.item), _I64) as (j, _):
-            _hint(builder, row.pointers[0], builder.mul(j, _I64(row.item)))
+        row = rows_of(context, builder, signature.args[0], args[0], first, 1)
+        with cgutils.for_range_slice(builder, I64(0), row.columns, I64(_LINE // row.item), I64) as (j, _):
+            _hint(builder, row.pointers[0], builder.mul(j, I64(row.item)))
         return context.get_dummy_value()
 
     return types.none(X, i), generate
@@ -265,6 +265,6 @@ def number(typingctx, x):
         value = args[0]
         if signature.args[0] == types.uint16:
             value = builder.fpext(builder.bitcast(value, ir.HalfType()), _F32)
-        return value if value.type == _F64 else builder.fpext(value, _F64)
+        return value if value.type == F64 else builder.fpext(value, F64)
 
     return types.float64(x), generate

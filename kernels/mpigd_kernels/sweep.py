@@ -74,21 +74,17 @@ def sweep_dense(
             rows = copies[:n]
         X = dense.as_floats(rows, floats)
         ahead = dense.in_place(values) and order.size == 0  # then the next block is fetched while this one is computed
-        for q in range(k):
-            if ahead and q == 0:
-                dense.margins_ahead(X, coef[q], intercept[q], z[q], values, begin + block)
-            else:
-                dense.margins(X, coef[q], intercept[q], z[q])
+        if ahead:
+            dense.margins_of_all(X, coef, intercept, z, values, begin + block)
+        else:
+            dense.margins_of_all(X, coef, intercept, z, None, 0)
         _shift_and_keep(z, order, begin, offset, keep)
         residuals(loss, z, t, weights, a, r, l)
         if take_scalars(r, l, limits, biases, S, counts, tops, C):
-            held = filled
-            for q in range(k):
-                if ahead and q == 0:
-                    held = add_dense(X, values, begin + block, r[q], A, C, D, T, q, filled)
-                else:
-                    held = add_dense(X, None, 0, r[q], A, C, D, T, q, filled)
-            filled = held
+            if ahead:
+                filled = add_dense(X, values, begin + block, r, A, C, D, T, filled)
+            else:
+                filled = add_dense(X, None, 0, r, A, C, D, T, filled)
     return filled
 
 
@@ -179,18 +175,18 @@ def take_scalars(r, l, limits, biases, S, counts, tops, C):
 
 
 @njit(**_OPTIONS)
-def add_dense(X, later, shift, r, A, C, D, T, q, filled):
-    """Add the products of residuals r (n,) and rows X for output q, while rows of `later` are fetched (dense.py).
-
-    Returns how many rows A holds unflushed.
-    """
+def add_dense(X, later, shift, r, A, C, D, T, filled):
+    """Add R X for residuals r (k, n), while rows of `later` are fetched; returns how many rows A holds unflushed."""
     if C is None:
-        dense.accumulate_native(X, r, A[0, q], later, shift)
+        dense.add_all(X, r, 0, X.shape[0], A[0], later, shift)
         return filled
     elif D is None:
-        return dense.accumulate_exact(X, r, A[0, q], C, T[:, q], filled, later, shift)
+        return dense.accumulate_exact(X, r, A[0], C, T, filled, later, shift)
     else:
-        return dense.accumulate_fine(X, r, A[0, q], A[1, q], C, D, T[:2, q], T[2:, q], filled)
+        held = filled
+        for q in range(r.shape[0]):
+            held = dense.accumulate_fine(X, r[q], A[0, q], A[1, q], C, D, T[:2, q], T[2:, q], filled)
+        return held
 
 
 @njit(**_OPTIONS)

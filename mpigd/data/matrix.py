@@ -147,9 +147,7 @@ class Dense:
     def accumulate(self, r: Array, l: Array, into: Into) -> None:
         r = np.ascontiguousarray(r)
         if take_scalars(r, l, *into.arrays[:5], into.arrays[6]):
-            rows = self.values, None, 0
-            held = [add_dense(*rows, residual, *into.arrays[5:], q, into.filled) for q, residual in enumerate(r)]
-            into.filled = held[-1]
+            into.filled = add_dense(self.values, None, 0, r, *into.arrays[5:], into.filled)
 
     def columns(self) -> Columns:
         low, high = np.full(self.d, np.inf), np.full(self.d, -np.inf)

@@ -38,7 +38,7 @@ def csr_margins(triple, w, b=0.0):
 
 
 def add_native(X, r, A):
-    dense.accumulate_native(X, r, A, None, 0)
+    dense.add_all(X, r[np.newaxis], 0, len(X), A[np.newaxis], None, 0)
 
 
 def exact_margins(X, w, b):
@@ -109,6 +109,21 @@ def test_native_accumulation_in_any_number_of_calls_is_the_same():
     for start, m in zip(np.cumsum((0, *ROWS_PER_CALL)), ROWS_PER_CALL, strict=False):
         add_native(X[start : start + m], r[start : start + m], B)
     assert A.tobytes() == B.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_several_outputs_have_the_bits_of_each_alone(dtype):
+    rng = np.random.default_rng(9)
+    for n, d, k in itertools.product((1, 3, 4, 9, 16), (1, 8, 13), (1, 3, 4, 5, 8, 10)):
+        X, W, R, b = rows_of(rng, n, d, dtype, 0.9), rng.normal(size=(k, d)), rng.normal(size=(k, n)), rng.normal(size=k)
+        Z, A = np.empty((k, n)), np.zeros((k, d))
+        dense.margins_of_all(X, W, b, Z, X, 0)
+        dense.add_all(X, R, 0, n, A, X, 0)
+        for q in range(k):
+            alone = np.zeros(d)
+            add_native(X, R[q], alone)
+            assert A[q].tobytes() == alone.tobytes()
+            assert Z[q].tobytes() == dense_margins(X, W[q], b[q]).tobytes()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

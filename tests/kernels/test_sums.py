@@ -54,7 +54,9 @@ class Accumulator:
         self.A, self.T, self.filled = self.C.copy(), np.zeros((2, self.C.size)), 0
 
     def dense(self, X, r):
-        self.filled = dense.accumulate_exact(X, r, self.A, self.C, self.T, self.filled, None, 0)
+        self.filled = dense.accumulate_exact(
+            X, r[np.newaxis], self.A[np.newaxis], self.C, self.T[:, np.newaxis], self.filled, None, 0
+        )
         self._check()
 
     def csr(self, X, r):

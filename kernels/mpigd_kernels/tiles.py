@@ -1,0 +1,95 @@
+"""Dense rows and several outputs at once: an element is converted to float64 once for TILE outputs instead of once for each.
+
+The bits are those of lanes.py: every dot product and every element of an accumulator is the same chain of fma.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.errors import TypingError
+from numba.extending import intrinsic
+
+from mpigd_kernels.lanes import (
+    F64,
+    I64,
+    LANES,
+    VECTOR,
+    add_lanes,
+    columns_of,
+    every,
+    fma_lanes,
+    for_vectors,
+    load_lanes,
+    rows_of,
+    store_lanes,
+)  # fmt: skip
+
+TILE = 4  # rows and outputs at once: as many as the registers hold beside weights or accumulators
+
+
+def _outputs(context, builder, kind, value, first):
+    """Pointers to TILE consecutive rows of a C-contiguous float64 matrix."""
+    return rows_of(context, builder, kind, value, first, TILE).pointers
+
+
+def _check(*matrices):
+    if not all(M.layout == "C" and M.ndim == 2 for M in matrices):
+        raise TypingError(f"matrices must be C-contiguous: not {', '.join(map(str, matrices))}")
+
+
+@intrinsic
+def dot_tile(typingctx, X, i, W, q, b, Z):
+    """Z[q + s, i + t] = X[i + t] . W[q + s] + b[q + s] for s, t < TILE."""
+    _check(X, W, Z)
+
+    def generate(context, builder, signature, args):
+        first, output = (context.cast(builder, args[k], signature.args[k], types.intp) for k in (1, 3))
+        rows = rows_of(context, builder, signature.args[0], args[0], first, TILE)
+        weights, margins = (_outputs(context, builder, signature.args[k], args[k], output) for k in (2, 5))
+        intercepts = context.make_array(signature.args[4])(context, builder, args[4]).data
+        sums = [[cgutils.alloca_once(builder, VECTOR) for _ in range(TILE)] for _ in range(TILE)]
+        for total in (total for row in sums for total in row):
+            builder.store(ir.Constant(VECTOR, [0.0] * LANES), total)
+
+        def add(j, mask):
+            w = [load_lanes(builder, pointer, j, F64, mask) for pointer in weights]
+            for t in range(TILE):
+                x = columns_of(builder, rows, t, j, mask)
+                for s in range(TILE):
+                    builder.store(fma_lanes(builder, x, w[s], builder.load(sums[s][t])), sums[s][t])
+
+        for_vectors(builder, rows.columns, add)
+        for s in range(TILE):
+            b = builder.load(builder.gep(intercepts, [builder.add(output, I64(s))]))
+            z = builder.fadd(add_lanes(builder, [builder.load(total) for total in sums[s]]), every(builder, b, TILE))
+            builder.store(z, builder.bitcast(builder.gep(margins[s], [first]), z.type.as_pointer()), align=8)
+        return context.get_dummy_value()
+
+    return types.none(X, i, W, q, b, Z), generate
+
+
+@intrinsic
+def add_tile(typingctx, X, i, R, q, A):
+    """A[q + s]_j = fma(R[q + s, i + t], X[i + t, j], A[q + s]_j) for t < TILE in turn, for every s < TILE."""
+    _check(X, R, A)
+
+    def generate(context, builder, signature, args):
+        first, output = (context.cast(builder, args[k], signature.args[k], types.intp) for k in (1, 3))
+        rows = rows_of(context, builder, signature.args[0], args[0], first, TILE)
+        given, accumulators = (_outputs(context, builder, signature.args[k], args[k], output) for k in (2, 4))
+        residuals = [
+            [every(builder, builder.load(builder.gep(r, [builder.add(first, I64(t))]))) for t in range(TILE)] for r in given
+        ]
+
+        def add(j, mask):
+            a = [load_lanes(builder, pointer, j, F64, mask) for pointer in accumulators]
+            for t in range(TILE):
+                x = columns_of(builder, rows, t, j, mask)
+                a = [fma_lanes(builder, residuals[s][t], x, a[s]) for s in range(TILE)]
+            for s in range(TILE):
+                store_lanes(builder, a[s], accumulators[s], j, mask)
+
+        for_vectors(builder, rows.columns, add)
+        return context.get_dummy_value()
+
+    return types.none(X, i, R, q, A), generate
