@@ -183,22 +183,19 @@ def _write(slabs: Iterator[Array], n: int, model: Model, output: str, csv: str |
     second = {"regression": "", "margin": "margin"}.get(loss.kind, "probability")
     with hdf5.create(output) as file, _table(csv) as table:
         chunk = (min(max(n, 1), SLAB),)
-        kind = np.float64 if labels is None or model.encoding.get("target", {}).get("classes") is None else "codes"
-        values = file.create_dataset(
-            "prediction", (n,), np.int64 if kind == "codes" else np.float64, chunks=chunk, fletcher32=True
-        )
+        stored = _stored_labels(model)
+        kind = np.dtype(np.float64) if stored is None else stored.dtype
+        values = file.create_dataset("prediction", (n,), kind, chunks=chunk, fletcher32=True)
         extra = None
         if second:
             shape = (n,) if k == 1 else (n, k)
             extra = file.create_dataset(second, shape, np.float64, chunks=chunk + shape[1:], fletcher32=True)
-        if kind == "codes":
-            hdf5.write_json(file, "classes", labels)
         if table:
             table.write(",".join(["prediction", *_headers(second, labels, k)]) + "\n")
         at = 0
         for slab in slabs:
             rows = slice(at, at + slab.shape[0])
-            values[rows] = _labels(slab[:, 0], model) if labels is not None else slab[:, 0]
+            values[rows] = slab[:, 0] if stored is None else stored[slab[:, 0].astype(np.int64)]
             if extra is not None:
                 extra[rows] = slab[:, 1:] if k > 1 else slab[:, 1]
             if table:
@@ -206,9 +203,12 @@ def _write(slabs: Iterator[Array], n: int, model: Model, output: str, csv: str |
             at = rows.stop
 
 
-def _labels(codes: Array, model: Model) -> Array:
-    assert model.classes is not None
-    return np.asarray(model.classes[codes.astype(np.int64)])
+def _stored_labels(model: Model) -> Array | None:
+    """The labels (k,) as an HDF5 file holds them: the values of y, or texts of fixed length in UTF-8; None for numbers."""
+    if model.classes is None:
+        return None
+    labels = model.labels() or []
+    return hdf5.texts(labels) if any(isinstance(label, str) for label in labels) else model.classes
 
 
 def _headers(second: str, labels: list[Any] | None, k: int) -> list[str]:

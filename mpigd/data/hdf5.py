@@ -13,7 +13,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -211,6 +211,12 @@ def read_text(group: h5py.Group, name: str) -> str:
     """The text attribute `name`, or an empty text where there is none."""
     value = group.attrs.get(name, b"")
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def texts(values: Sequence[str]) -> Array:
+    """Texts (m,) as an array of fixed length in UTF-8, which h5py reads as text with `.asstr()`; see write_text."""
+    encoded = [text.encode() for text in values]
+    return np.array(encoded, dtype=h5py.string_dtype("utf-8", max(1, max(map(len, encoded), default=1))))
 
 
 def write_json(group: h5py.Group, name: str, value: Any) -> None:
