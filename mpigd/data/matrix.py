@@ -128,6 +128,7 @@ class Dense:
         self.n, self.d = values.shape
         self.row_bytes = self.d * values.itemsize
         self.entries = values.size
+        self._block = block_rows(self)
 
     def rows(self, selection: Selection) -> Dense:
         if isinstance(selection, slice):
@@ -140,7 +141,7 @@ class Dense:
         dense.margins(self.values, w, b, z)
 
     def sweep(self, selection: Selection, task: Task, into: Into) -> None:
-        run(sweep_dense, (self.values,), block_rows(self), self.n, selection, task, into)
+        run(sweep_dense, (self.values,), self._block, self.n, selection, task, into)
 
     def accumulate(self, r: Array, l: Array, into: Into) -> None:
         r = np.ascontiguousarray(r)
