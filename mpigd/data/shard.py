@@ -28,9 +28,9 @@ class RowNumbers:
     def __getitem__(self, selection: Selection | int) -> Any:
         if isinstance(selection, slice):
             start, stop, step = selection.indices(self.size)
-            piece = int(np.searchsorted(self._starts, start, "right")) - 1
-            if step > 0 and start < stop <= self._starts[piece + 1]:  # of one range, as nearly always
-                shift = self._firsts[piece] - self._starts[piece]
+            held = int(np.searchsorted(self._starts, start, "right")) - 1
+            if step > 0 and start < stop <= self._starts[held + 1]:  # of one range, as nearly always
+                shift = int(self._firsts[held] - self._starts[held])
                 return np.arange(start + shift, stop + shift, step, dtype=np.int64)
             selection = np.arange(start, stop, step, dtype=np.int64)
         places = np.asarray(selection, dtype=np.int64)
