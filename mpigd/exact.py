@@ -74,14 +74,19 @@ class ExactAccumulator:
         self.A = np.empty((words // 2, k, d))
         self.tops = np.zeros(3)
 
+        self._at: Grids | None = None  # of whose biases A is full
+
     def start(self, grids: Grids, limits: Array, panel: int) -> None:
-        self.grids, self.panel = grids, panel
-        self.arrays = (
-            limits, grids.scalars, self.S, self.counts, self.tops, self.A, grids.coarse, grids.fine, self.T,
-        )  # fmt: skip
-        self.A[0] = grids.coarse
-        if grids.fine is not None:
-            self.A[1] = grids.fine
+        """Begin a sweep with these grids, made for these limits."""
+        if self._at is not grids:
+            self.grids, self.panel = grids, panel
+            self.arrays = (
+                limits, grids.scalars, self.S, self.counts, self.tops, self.A, grids.coarse, grids.fine, self.T,
+            )  # fmt: skip
+            self.A[0] = grids.coarse
+            if grids.fine is not None:
+                self.A[1] = grids.fine
+        self._at = None  # until `finish`: what fails in between leaves A as it is
         self.filled = 0
         self.words.fill(0.0)
         self.tops.fill(0.0)
@@ -100,16 +105,14 @@ class ExactAccumulator:
 
     def finish(self) -> None:
         if self.filled:
-            for A, C, T in zip(self.A, (self.grids.coarse, self.grids.fine), (self.T[:2], self.T[2:]), strict=False):
-                for q in range(A.shape[0]):
-                    sums.flush(A[q], C, T[:, q])
+            sums.flush_all(self.A, self.grids.coarse, self.grids.fine, self.T)
+        self._at = self.grids
 
     def total(self) -> Sums:
         """The sums that the words hold."""
-        T, S = self.T, self.S
-        gradient = T[0] + T[1] if self.grids.fine is None else (T[0] + T[1]) + (T[2] + T[3])
-        scalars = S[:, 0] + S[:, 1]
-        return Sums(gradient, scalars[1:], float(scalars[0]))
+        gradient, scalars = np.empty(self.T.shape[1:]), np.empty(self.S.shape[0])
+        sums.join(self.T, self.S, gradient, scalars)
+        return Sums(gradient, scalars[1:], scalars.item(0))
 
 
 def rounding(C: Array, n: int) -> Array:
@@ -132,7 +135,12 @@ class ExactReducer:
         self._threads = Threads()
         self._limits_of_grids: Array | None = None
         self.repeats = 0
-        self.extra = self.summed = np.zeros(0)
+        self._extra, self._summed = np.zeros((2, 0))
+
+    def reserve(self, count: int) -> tuple[Array, Array]:
+        self._accumulators = []
+        self._extra, self._summed = np.zeros((2, count))
+        return self._extra, self._summed
 
     def state(self) -> dict[str, Array]:
         return self._limits.state()
@@ -160,10 +168,9 @@ class ExactReducer:
 
     def _for_threads(self, count: int) -> list[ExactAccumulator]:
         """One accumulator each; the first has room for the extra words, and its words are the step's one buffer."""
-        if not self._accumulators or self._accumulators[0].extra.size != self.extra.size:
-            self._accumulators = [ExactAccumulator(*self._shape, self._fine, self.extra.size)]
         while len(self._accumulators) < count:
-            self._accumulators.append(ExactAccumulator(*self._shape, self._fine))
+            extra = 0 if self._accumulators else self._extra.size
+            self._accumulators.append(ExactAccumulator(*self._shape, self._fine, extra))
         return self._accumulators[:count]
 
     def _visit(self, shares: Sequence[Share], visit: Callable[[Share, Into], None], used: Sequence[ExactAccumulator]) -> None:
@@ -193,7 +200,7 @@ class ExactReducer:
         first = used[0]
         for other in used[1:]:
             first.words[: other.words.size] += other.words
-        first.extra[:] = self.extra
+        first.extra[:] = self._extra
         self.comm.allreduce(first.words)
         over, *large, visible_r, visible_l = first.counts.tolist()
         if over:
@@ -204,5 +211,5 @@ class ExactReducer:
         if rows >= self.n and self._limits.measure_again((visible_r, visible_l)):
             return None
         self._limits.fall(large, rows)
-        self.summed = first.extra
+        self._summed[:] = first.extra
         return first.total()

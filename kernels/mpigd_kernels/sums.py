@@ -33,6 +33,28 @@ def flush(A, C, T):
 
 
 @njit(**_OPTIONS)
+def flush_all(A, C, D, T):
+    """flush every output: A (1 or 2, k, d), T (2 or 4, k, d), biases C (d,) and, of a finer grid, D (d,) or None."""
+    for q in range(A.shape[1]):
+        flush(A[0, q], C, T[:2, q])
+        if D is not None:
+            flush(A[1, q], D, T[2:, q])
+
+
+@njit(**_OPTIONS)
+def join(T, S, gradient, scalars):
+    """The numbers that two-word totals hold: T (2 or 4, k, d) -> gradient (k, d), S (1 + k, 2) -> scalars (1 + k,)."""
+    for q in range(gradient.shape[0]):
+        for j in range(gradient.shape[1]):
+            gradient[q, j] = T[0, q, j] + T[1, q, j]
+        if T.shape[0] == 4:
+            for j in range(gradient.shape[1]):
+                gradient[q, j] += T[2, q, j] + T[3, q, j]
+    for q in range(scalars.size):
+        scalars[q] = S[q, 0] + S[q, 1]
+
+
+@njit(**_OPTIONS)
 def make_odd(v):
     """Set the last significand bit of every element of v (any shape, contiguous); below 2**-1000 it becomes zero."""
     flat = v.ravel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -28,11 +28,11 @@ class Columns:
     count: Array
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """What a sweep makes of rows: `loss` (a number of mpigd_kernels/sweep.py) with its parameter a.
 
-    y (q, n), weights c (n,), coef (k, d), intercept (k,), offset (n,) or None; keep (k, n) takes the margins if given.
+    y (q, n), weights c (n,) or (1,) for all alike, coef (k, d), intercept (k,), offset (n,) or None; keep (k, n) takes the
+    margins if given. A tuple, because every step makes one.
     """
 
     loss: int
@@ -44,16 +44,12 @@ class Task:
     offset: Array | None = None
     keep: Array | None = None
 
-    @property
-    def weights(self) -> Array:
-        """As a sweep takes them: one number that is broadcast becomes an array of one."""
-        return self.c if self.c.strides[0] else self.c[:1].copy()
-
     def at(self, selection: Selection) -> Task:
         """The same of some rows, which are then all; margins can only be kept of a slice."""
         offset = None if self.offset is None else self.offset[selection]
         keep = None if self.keep is None else self.keep[:, selection]
-        return Task(self.loss, self.a, self.y[:, selection], self.c[selection], self.coef, self.intercept, offset, keep)
+        c = self.c if self.c.size == 1 else self.c[selection]
+        return Task(self.loss, self.a, self.y[:, selection], c, self.coef, self.intercept, offset, keep)
 
 
 class Into(Protocol):
@@ -109,10 +105,12 @@ def run(
         first, stop, _ = selection.indices(n)
         order, m = NO_ROWS, stop - first
     else:
-        first, order, m = 0, selection.astype(np.int64, copy=False), selection.size
+        first, order, m = 0, selection, selection.size
+        if order.dtype != np.int64:
+            order = order.astype(np.int64)
     if m > 0:
         into.filled = kernel(
-            *parts, first, order, m, min(block, m), task.y, task.weights, NONE if task.offset is None else task.offset,
+            *parts, first, order, m, min(block, m), task.y, task.c, NONE if task.offset is None else task.offset,
             task.coef, task.intercept, task.loss, task.a, NOWHERE if task.keep is None else task.keep,
             *into.arrays, into.filled, into.panel,
         )  # fmt: skip
@@ -130,6 +128,7 @@ class Dense:
         self.n, self.d = values.shape
         self.row_bytes = self.d * values.itemsize
         self.entries = values.size
+        self._block = block_rows(self)
 
     def rows(self, selection: Selection) -> Dense:
         if isinstance(selection, slice):
@@ -142,7 +141,7 @@ class Dense:
         dense.margins(self.values, w, b, z)
 
     def sweep(self, selection: Selection, task: Task, into: Into) -> None:
-        run(sweep_dense, (self.values,), block_rows(self), self.n, selection, task, into)
+        run(sweep_dense, (self.values,), self._block, self.n, selection, task, into)
 
     def accumulate(self, r: Array, l: Array, into: Into) -> None:
         r = np.ascontiguousarray(r)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -118,7 +119,7 @@ class Scaling:
     penalty: Array
     intercept: bool
 
-    @property
+    @cached_property
     def p(self) -> int:
         return self.center.size + self.intercept
 

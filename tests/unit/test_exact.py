@@ -209,9 +209,10 @@ def test_extra_words_travel_once_even_when_a_sweep_is_repeated(make):
 
     def work(comm, rows):
         reducer = make(data, comm)
-        reducer.extra = np.array([1.0, comm.rank])
+        mine, summed = reducer.reserve(2)
+        mine[:] = 1.0, comm.rank
         data.sweep(reducer, rows, scale=100.0)
-        return reducer.summed.tolist()
+        return summed.tolist()
 
     assert on_ranks(5, data, work) == [5.0, 10.0]
 
