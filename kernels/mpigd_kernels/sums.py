@@ -22,8 +22,8 @@ _OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 
 @njit(**_OPTIONS)
 def flush(A, C, T):
-    """Move A - C into the two-word totals T (2, d), both exactly, and set A back to C."""
-    for j in range(A.size):
+    """Move A - C into the two-word totals T (2, h) of the first h columns, both exactly, and set A back to C."""
+    for j in range(T.shape[1]):
         excess = A[j] - C[j]
         shift = SPLIT * C[j]
         high = (excess + shift) - shift
