@@ -57,13 +57,14 @@ class Bounds:
     def with_replacement(self) -> Bounds:
         """The same for rows that may be drawn several times: any column may fill a whole panel."""
         panel, d = self.panel, self.terms.size
-        while self.per_row < d and _grows(panel, d, self.per_row):
+        while self.per_row < d and _grows(panel, d, self.per_row, 8):
             panel *= 2
         return Bounds(self.largest, np.full_like(self.terms, float(panel)), panel, d, self.per_row)
 
 
-def _grows(panel: int, head: int, per_row: float) -> bool:
-    return panel < 64 * head / per_row and panel < 1 << 20
+def _grows(panel: int, head: int, per_row: float, share: int = 64) -> bool:
+    """Whether flushing `head` columns every `panel` rows would cost more than one in `share` entries."""
+    return panel < share * head / per_row and panel < 1 << 20
 
 
 @dataclass(frozen=True)
