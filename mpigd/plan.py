@@ -117,7 +117,7 @@ def _made_up(layout: str, d: int, row_bytes: float, threads: int) -> Matrix:
     drawn = np.minimum(np.exp(rng.random((n, per_row)) * math.log(d + 1)).astype(np.int64) - 1, d - 1)
     columns = np.sort(rng.permutation(d).astype(np.int32)[drawn], axis=1)
     indptr = np.arange(0, n * per_row + 1, per_row, dtype=np.int64)
-    return CSR(indptr, columns.reshape(-1), np.ones(n * per_row, np.float32), d)
+    return CSR(indptr, columns.reshape(-1), rng.random(n * per_row, np.float32), d)
 
 
 def text(predicted: Plan) -> str:

@@ -103,6 +103,7 @@ class NativeAccumulator:
         unused = np.zeros(2)
         self.arrays = (unused, unused, self.S, unused, unused, self.gradient[np.newaxis], None, None, None)
         self.filled = self.panel = 0
+        self.pairs: Array | None = None
 
     @contextmanager
     def in_units(self, unit: Array, inverse: Array) -> Iterator[None]:

@@ -158,7 +158,7 @@ class Run:
         scaling, k = self.problem.objective.scaling, self.problem.k
 
         def score(w: Array) -> dict[str, Any]:
-            return evaluator.scores(*scaling.to_raw(w, k))
+            return evaluator.scores(*scaling.coefficients(w, k))
 
         metric = PRIMARY[self.problem.loss.kind]
         every = self.config.validate_every or self.schedule.steps_per_epoch
@@ -258,7 +258,7 @@ class Run:
             ),
             **clock.summary(reads * objective.n, self.other),
         }
-        coef, intercept = objective.scaling.to_raw(w, self.problem.k)
+        coef, intercept = objective.scaling.coefficients(w, self.problem.k)
         if self.problem.k > 1:
             intercept = intercept - vector.dot(intercept, np.ones(self.problem.k)) / self.problem.k
         classes = self.problem.classes.values if self.problem.classes else None

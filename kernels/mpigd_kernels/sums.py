@@ -22,8 +22,8 @@ _OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 
 @njit(**_OPTIONS)
 def flush(A, C, T):
-    """Move A - C into the two-word totals T (2, d), both exactly, and set A back to C."""
-    for j in range(A.size):
+    """Move A - C into the two-word totals T (2, h) of the first h columns, both exactly, and set A back to C."""
+    for j in range(T.shape[1]):
         excess = A[j] - C[j]
         shift = SPLIT * C[j]
         high = (excess + shift) - shift
@@ -43,12 +43,12 @@ def flush_all(A, C, D, T):
 
 @njit(**_OPTIONS)
 def join(T, S, gradient, scalars):
-    """The numbers that two-word totals hold: T (2 or 4, k, d) -> gradient (k, d), S (1 + k, 2) -> scalars (1 + k,)."""
+    """The numbers that two-word totals hold: T (2 or 4, k, h) -> gradient (k, d >= h), S (1 + k, 2) -> scalars (1 + k,)."""
     for q in range(gradient.shape[0]):
-        for j in range(gradient.shape[1]):
+        for j in range(T.shape[2]):
             gradient[q, j] = T[0, q, j] + T[1, q, j]
         if T.shape[0] == 4:
-            for j in range(gradient.shape[1]):
+            for j in range(T.shape[2]):
                 gradient[q, j] += T[2, q, j] + T[3, q, j]
     for q in range(scalars.size):
         scalars[q] = S[q, 0] + S[q, 1]

@@ -58,6 +58,9 @@ class Half:
         half.column_range(self.bits, low, high)
         return Columns(low * self.unit, high * self.unit, np.full(self.d, self.n, dtype=np.int64))
 
+    def arrange(self, count: Array) -> None:
+        return None
+
     def squared_deviation(self, center: Array) -> Dense:
         out = np.empty(self.bits.shape)
         half.squared_deviation(self.bits, self.unit, center, out)

@@ -170,6 +170,9 @@ class Streamed:
             np.maximum(high, part.high, out=high)
         return Columns(low, high, np.full(self.d, self.n, dtype=np.int64))
 
+    def arrange(self, count: Array) -> None:
+        return None
+
     def squared_deviation(self, center: Array) -> Dense:
         return self.rows(slice(None)).squared_deviation(center)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from mpigd.batches import Batch
 from mpigd.comm import Comm
-from mpigd.data.matrix import Matrix, Task, block_rows
+from mpigd.data.matrix import CSR, Matrix, Task, block_rows
 from mpigd.data.shard import RowNumbers
 from mpigd.exact import ExactReducer
 from mpigd.model.hessian import Curvature
@@ -88,7 +88,7 @@ class Objective:
         bound = None if known is None else known(self.parameter) * self.statistics.heaviest
         columns = self.statistics.bounds(self.n)
         columns = columns.with_replacement() if replacement else columns
-        return ExactReducer(comm, columns, self.k, self.n, bound, self.fine)
+        return ExactReducer(comm, columns, self.k, self.n, bound, self.fine, isinstance(self.rows.X, CSR))
 
     def on(self, batch: Batch, reducer: Reducer) -> Oracle:
         """The objective as this batch estimates it."""
