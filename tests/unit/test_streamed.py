@@ -148,6 +148,22 @@ def test_bad_numbers_are_found_before_training(small: None, tmp_path: Path) -> N
     run(2, refused)
 
 
+def test_plain_rows_are_mapped_unless_some_must_be_changed(small: None, tmp_path: Path) -> None:
+    """A subnormal number is zero in memory, so it must be zero here: its rows are read."""
+    table = generate("squared", n=301)
+    paths = write(table, tmp_path, files=2)
+    assert set(loaded(paths).X._maps) == {0, 1}
+    with h5py.File(paths[1], "r+") as file:
+        file["X"][77, 2] = 5e-324
+        subnormal = 301 - file["X"].shape[0] + 77
+    X = loaded(paths).X
+    assert set(X._maps) == {0}
+    truth = table.X.copy()
+    truth[subnormal, 2] = 0
+    np.testing.assert_array_equal(X.rows(slice(None)).values, truth)
+    assert X.rows(slice(subnormal, subnormal + 1)).values[0, 2] == 0
+
+
 @pytest.mark.parametrize(("text", "size"), [("2GB", 2e9), ("1.5 GiB", 1.5 * 2**30), ("500mb", 5e8), ("7", 7)])
 def test_sizes(text: str, size: float) -> None:
     assert size_of(text) == size
