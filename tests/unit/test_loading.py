@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from mpigd.data import plain
 from mpigd.data.loading import Layout, load
 from mpigd.data.matrix import CSR, Dense
 from mpigd.data.shard import Shard
@@ -232,7 +234,9 @@ def test_compressed_by_filters_beyond_hdf5s_own(name: str, tmp_path: Path) -> No
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("how", [{}, dict(chunks=(16, 4)), dict(chunks=(16, 4), compression="gzip")], ids=["plain", "chunks", "gzip"])
+@pytest.mark.parametrize(
+    "how", [{}, dict(chunks=(16, 4)), dict(chunks=(16, 4), compression="gzip")], ids=["plain", "chunks", "gzip"]
+)
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_every_number_is_read_once(how: dict[str, Any], size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks end where chunks do and slabs too, so over all ranks no chunk, and no byte of contiguous data, is touched twice."""
