@@ -136,16 +136,12 @@ def _row(order, i):
 
 @njit(**_OPTIONS)
 def _take_vectors(order, begin, y, c, t, weights):
-    """Targets and weights of a block's rows; one weight for all is there already."""
-    n = weights.size
-    if order.size == 0:
-        for q in range(y.shape[0]):
-            t[q] = y[q, begin : begin + n]
-        if c.size > 1:
-            weights[:] = c[begin : begin + n]
-        return
-    for i in range(n):
-        row = order[begin + i]
+    """Targets and weights of a block's rows; one weight for all is there already.
+
+    Loops: assigning slices would bring numba's broadcasting along, two seconds of compilation.
+    """
+    for i in range(weights.size):
+        row = _row(order, begin + i)
         for q in range(y.shape[0]):
             t[q, i] = y[q, row]
         if c.size > 1:
