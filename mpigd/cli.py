@@ -80,6 +80,7 @@ def parser() -> Parser:
     info = command("info", "describe a data set, a model or a checkpoint", info_command)
     info.add_argument("file")
     info.add_argument("--json", action="store_true", help="everything, for machines")
+    info.add_argument("--summary", action="store_true", help="a model's coefficients with standard errors and tests")
     add_options(info, ["x", "y"])
     plan = command("plan", "predict memory and times of a run, without MPI", plan_command)
     plan.add_argument("data", nargs="+", help="HDF5 files or globs: one data set, in this order")
@@ -218,9 +219,12 @@ def _score_table(scores: dict[str, Any]) -> str:
 
 def info_command(arguments: argparse.Namespace) -> int:
     config: Config = resolve(_options(arguments))[0]
-    from mpigd.info import describe, text
+    from mpigd.info import describe, summary, text
 
     if _elsewhere():
+        return 0
+    if arguments.summary and not arguments.json:
+        print(summary(arguments.file))
         return 0
     about = describe(arguments.file, config.x, config.y)
     print(_json(about) if arguments.json else text(arguments.file, about))

@@ -25,7 +25,7 @@ FLOORS = [
     ["mpigd.model", "mpigd.model.*", "mpigd.metrics"],
     ["mpigd.optim", "mpigd.optim.*"],
     ["mpigd.checkpoint", "mpigd.callbacks", "mpigd.replicas", "mpigd.progress", "mpigd.report"],
-    ["mpigd.predict", "mpigd.build", "mpigd.info"],
+    ["mpigd.predict", "mpigd.build", "mpigd.info", "mpigd.summary"],
     ["mpigd.trainer", "mpigd.rehearsal", "mpigd.plan"],
     ["mpigd"],  # the Python interface
     ["mpigd.cli", "mpigd.doctor", "mpigd.__main__"],
