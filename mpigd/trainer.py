@@ -42,7 +42,7 @@ def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progres
     Raises MpigdError (on all ranks) for data, options or numbers that cannot be used.
     """
     clock = Clock(comm)
-    shard = data if isinstance(data, Shard) else _load([data] if isinstance(data, str) else data, config, comm)
+    shard = data if isinstance(data, Shard) else load_rows([data] if isinstance(data, str) else data, config, comm)
     if config.statistics == "yes" and (why := inference.why_never(config)):
         raise UsageError(f"--statistics yes: {why}")
     chosen = build.choice(config, shard.X.d)
@@ -55,7 +55,7 @@ def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progres
     return run.model(clock)
 
 
-def _load(data: Sequence[str], config: Config, comm: Comm) -> Shard:
+def load_rows(data: Sequence[str], config: Config, comm: Comm) -> Shard:
     """Read the files, after one rank of each host has compiled what the run needs. Collective."""
     layout = build.layout(config)
     infos = survey(data, layout, comm)
