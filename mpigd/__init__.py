@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpigd.comm import Comm
     from mpigd.config import Config
+    from mpigd.crossval import CrossValidation
     from mpigd.data.importers import Summary
     from mpigd.model.fitted import Model
 
     Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "import_data", "load", "train"]
+__all__ = ["__version__", "cv", "import_data", "load", "train"]
 
 
 def train(data: Paths | tuple[Any, ...], config: Config | None = None, *, comm: Comm | None = None, **options: Any) -> Model:
@@ -34,6 +35,36 @@ def train(data: Paths | tuple[Any, ...], config: Config | None = None, *, comm: 
 
     Raises mpigd.errors.MpigdError (UsageError, DataError, ...), the same on all ranks.
     """
+    rows, settings, comm, progress = _prepared(data, config, comm, options)
+    from mpigd.trainer import train as run
+
+    return run(rows, settings, comm, progress)
+
+
+def cv(
+    data: Paths | tuple[Any, ...],
+    l2: str | Sequence[float] = "1e-6:1e2:20",
+    folds: int = 5,
+    choose: str = "best",
+    config: Config | None = None,
+    *,
+    comm: Comm | None = None,
+    **options: Any,
+) -> CrossValidation:
+    """Compare ridge penalties by cross-validation and train the chosen one on all rows, as `mpigd cv` does.
+
+    data, config, comm, options: as for `train`. l2: LOW:HIGH:COUNT, or penalties. choose: "best", or "one-se" for the largest
+    penalty within a standard error of it. Returns scores, smaller is better, and the model.
+    """
+    rows, settings, comm, progress = _prepared(data, config, comm, options)
+    from mpigd.crossval import cross_validate, penalties_of
+
+    penalties = penalties_of(l2 if isinstance(l2, str) else ",".join(repr(float(value)) for value in l2))
+    return cross_validate(rows, settings, penalties, folds, choose, comm, progress)
+
+
+def _prepared(data: Any, config: Config | None, comm: Comm | None, options: dict[str, Any]) -> tuple[Any, Config, Comm, Any]:
+    """Rows or paths, configuration, communicator and progress, with the kernels' cache in place before numba is imported."""
     import sys
 
     from mpigd import cache
@@ -43,13 +74,12 @@ def train(data: Paths | tuple[Any, ...], config: Config | None = None, *, comm: 
     cache.prepare()
     from mpigd.data.arrays import shard_of
     from mpigd.progress import Progress
-    from mpigd.trainer import train as run
 
     settings = from_mapping({"quiet": True} | options if config is None else options, config)
     arrays = isinstance(data, tuple) and not all(isinstance(path, str | os.PathLike) for path in data)
     comm = comm or connect()
     rows = shard_of(data, settings.dtype, comm) if isinstance(data, tuple) and arrays else _paths(data)
-    return run(rows, settings, comm, Progress(sys.stderr, quiet=settings.quiet or comm.rank > 0))
+    return rows, settings, comm, Progress(sys.stderr, quiet=settings.quiet or comm.rank > 0)
 
 
 def _paths(data: Any) -> list[str]:

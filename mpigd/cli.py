@@ -3,51 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import math
 import sys
-import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from mpigd import __version__, cache
 from mpigd.comm import Comm, connect, launched, together
-from mpigd.config import FIELDS, TYPES, Config, resolve
+from mpigd.config import FIELDS, Config, resolve
 from mpigd.errors import UsageError
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that reports mistakes as our own errors, and names the option that was probably meant."""
-
-    def error(self, message: str) -> Any:
-        raise UsageError(f"{message} (see {self.prog} --help)")
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        known, rest = super().parse_known_args(args, namespace)
-        for word in rest:
-            near = difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, 1)
-            if word.startswith("-") and near:
-                raise UsageError(f"unknown option {word}: did you mean {near[0]}? (see {self.prog} --help)")
-        return known, rest
-
-
-def add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """An argument for each of these configuration fields; only what is given appears in the result."""
-    for name in names:
-        field, spelling = FIELDS[name], name.replace("_", "-")
-        limits = field.metadata
-        kinds = get_args(TYPES[name]) if isinstance(TYPES[name], types.UnionType) else (TYPES[name],)
-        common: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": limits["help"].replace("%", "%%")}
-        if kinds[0] is bool:
-            flag = f"--no-{spelling}" if field.default else f"--{spelling}"
-            parser.add_argument(flag, action="store_false" if field.default else "store_true", **common)
-            continue
-        flags = [f"--{spelling}", *([f"--{limits['alias']}"] if limits["alias"] else [])]
-        many: dict[str, Any] = {"nargs": "+"} if kinds[0] == tuple[str, ...] else {}
-        shown = "{" + ",".join(limits["choices"]) + "}" if limits["choices"] else spelling.upper().replace("-", "_")
-        parser.add_argument(*flags, metavar=shown, **many, **common)
+from mpigd.options import Parser, add_options
 
 
 def parser() -> Parser:
@@ -66,6 +34,7 @@ def parser() -> Parser:
     train.add_argument("-o", "--output", default=None, help="the model file (default model.h5)")
     train.add_argument("--config", default=None, help="a TOML file with the same options")
     add_options(train, list(FIELDS))
+    _cv_arguments(command("cv", "choose the ridge penalty by cross-validation, all folds in one pass", cv_command))
     evaluate = command("evaluate", "score a model on data", evaluate_command)
     evaluate.add_argument("model")
     evaluate.add_argument("data", nargs="+", help="HDF5 files, or raw tables encoded like the training data")
@@ -80,6 +49,7 @@ def parser() -> Parser:
     info = command("info", "describe a data set, a model or a checkpoint", info_command)
     info.add_argument("file")
     info.add_argument("--json", action="store_true", help="everything, for machines")
+    info.add_argument("--summary", action="store_true", help="a model's coefficients with standard errors and tests")
     add_options(info, ["x", "y"])
     plan = command("plan", "predict memory and times of a run, without MPI", plan_command)
     plan.add_argument("data", nargs="+", help="HDF5 files or globs: one data set, in this order")
@@ -90,6 +60,18 @@ def parser() -> Parser:
     add_options(plan, ["loss", "mode", "batch_size", "shuffle", "epochs", "dtype", "max_memory", "x", "y", "reduce"])
     command("doctor", "check MPI, launcher, binding, HDF5 and numba", doctor_command)
     return top
+
+
+def _cv_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("data", nargs="+", help="HDF5 files or globs: one data set, in this order")
+    sub.add_argument("-o", "--output", default=None, help="where to save the chosen model, trained on all rows")
+    sub.add_argument("--l2", dest="penalties", default="1e-6:1e2:20", metavar="LOW:HIGH:COUNT", help="or NUMBER,NUMBER,...")
+    sub.add_argument("--folds", type=int, default=5, help="parts of the rows, each held out once")
+    sub.add_argument("--choose", default="best", metavar="{best,one-se}", help="the penalty of the model that is trained")
+    sub.add_argument("--chart", default=None, metavar="FILE", help="a picture of the scores (PNG; needs matplotlib)")
+    sub.add_argument("--json", action="store_true", help="one JSON object with every score")
+    sub.add_argument("--config", default=None, help="a TOML file of training options")
+    add_options(sub, [name for name in FIELDS if name != "l2"])
 
 
 def _import_arguments(sub: argparse.ArgumentParser) -> None:
@@ -164,6 +146,32 @@ def train_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def cv_command(arguments: argparse.Namespace) -> int:
+    config, _ = resolve(_options(arguments), arguments.config)
+    comm = _connect()
+    from mpigd.crossval import chart, check, cross_validate, penalties_of, table
+    from mpigd.data.hdf5 import check_target
+    from mpigd.progress import Progress
+
+    if arguments.chart and not find_spec("matplotlib"):
+        raise UsageError("--chart needs matplotlib: pip install matplotlib")
+    penalties = penalties_of(arguments.penalties)
+    check(config, arguments.folds, arguments.choose)
+    with together(comm):
+        if comm.rank == 0 and arguments.output:
+            check_target(arguments.output)
+    progress = Progress(sys.stderr, quiet=config.quiet or comm.rank > 0)
+    found = cross_validate(arguments.data, config, penalties, arguments.folds, arguments.choose, comm, progress)
+    with together(comm):
+        if comm.rank == 0:
+            print(_json(found.plain()) if arguments.json else table(found))
+            if arguments.output:
+                found.model.save(arguments.output)
+            if arguments.chart:
+                chart(found, arguments.chart)
+    return 0
+
+
 def evaluate_command(arguments: argparse.Namespace) -> int:
     config, _ = resolve(_options(arguments))
     comm = _connect()
@@ -219,9 +227,12 @@ def _score_table(scores: dict[str, Any]) -> str:
 
 def info_command(arguments: argparse.Namespace) -> int:
     config: Config = resolve(_options(arguments))[0]
-    from mpigd.info import describe, text
+    from mpigd.info import describe, summary, text
 
     if _elsewhere():
+        return 0
+    if arguments.summary and not arguments.json:
+        print(summary(arguments.file))
         return 0
     about = describe(arguments.file, config.x, config.y)
     print(_json(about) if arguments.json else text(arguments.file, about))

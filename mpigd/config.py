@@ -89,6 +89,12 @@ class Config:
     threads: int | None = option(None, "per rank; default: the rank's cores", low=1, model=False)
     reduce: str = option("exact", "exact: the same bits on any machine; native: plain sums", ("exact", "native"))
     tol: float = option(1e-6, "full mode stops at this relative accuracy; 0 runs all epochs", low=0, fixed=False)
+    statistics: str = option(
+        "auto",
+        "standard errors in the model, for info --summary; auto: at an optimum, where they take little time",
+        ("auto", "yes", "no"),
+        model=False,
+    )
     validation: tuple[str, ...] = option((), "data scored after every epoch", fixed=False)
     validate_every: int | None = option(None, "steps between validations; default: an epoch", low=1)
     patience: int | None = option(None, "stop after so many validations without improvement; keep the best", low=1)

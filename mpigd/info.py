@@ -11,6 +11,8 @@ from mpigd.config import to_dict
 from mpigd.data import hdf5
 from mpigd.data.source import look
 from mpigd.model import fitted
+from mpigd.summary import table
+from mpigd.summary import text as summary_text
 
 SHOWN = 12  # coefficients and columns listed for people
 
@@ -41,8 +43,13 @@ def _model(path: str) -> dict[str, Any]:
     return {
         "digest": model.digest, **model.summary, "loss": model.config.loss, "labels": model.labels(),
         "intercept": model.intercept.tolist(), "coefficients": model.coef.tolist(), "feature_names": names,
-        "config": to_dict(model.config), "history": model.history,
+        "config": to_dict(model.config), "history": model.history, "statistics": table(model),
     }  # fmt: skip
+
+
+def summary(path: str) -> str:
+    """The table of a model's coefficients. UsageError if it has no standard errors, DataError if it is no model."""
+    return summary_text(path, fitted.load(path))
 
 
 def _checkpoint(path: str) -> dict[str, Any]:
@@ -58,10 +65,12 @@ def _checkpoint(path: str) -> dict[str, Any]:
 def text(path: str, about: dict[str, Any]) -> str:
     """The same for people: a screen of lines."""
     lines = [f"{path}: {about['kind']}"]
-    hidden = {"kind", "config", "history", "coefficients", "feature_names", "ranks", "time", "intercept"}
+    hidden = {"kind", "config", "history", "coefficients", "feature_names", "ranks", "time", "intercept", "statistics"}
     lines += [f"  {key:16} {_short(value)}" for key, value in about.items() if key not in hidden and value is not None]
     if about["kind"] == "model":
         lines += _coefficients(about)
+        why = about["statistics"].get("refused")
+        lines.append(f"  {'standard errors':16} {f'none: {why}' if why else 'info --summary shows them'}")
     elif about.get("feature_names"):
         lines.append(f"  {'column names':16} {_short(about['feature_names'])}")
     if "config" in about:

@@ -21,7 +21,7 @@ from mpigd.data.shard import Shard
 from mpigd.data.source import expand, inspect
 from mpigd.errors import StorageError, UsageError
 from mpigd.metrics import METRICS, PRIMARY
-from mpigd.model import fitted
+from mpigd.model import fitted, inference
 from mpigd.model.certificate import duality_gap, least_gap
 from mpigd.model.fitted import Model
 from mpigd.optim.base import Optimizer, evaluate
@@ -42,7 +42,9 @@ def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progres
     Raises MpigdError (on all ranks) for data, options or numbers that cannot be used.
     """
     clock = Clock(comm)
-    shard = data if isinstance(data, Shard) else _load([data] if isinstance(data, str) else data, config, comm)
+    shard = data if isinstance(data, Shard) else load_rows([data] if isinstance(data, str) else data, config, comm)
+    if config.statistics == "yes" and (why := inference.why_never(config)):
+        raise UsageError(f"--statistics yes: {why}")
     chosen = build.choice(config, shard.X.d)
     config = build.complete(config, shard.n, shard.X.d)
     run = Run(build.problem(shard, config, comm), config, comm, Report(progress, config, comm))
@@ -53,7 +55,7 @@ def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progres
     return run.model(clock)
 
 
-def _load(data: Sequence[str], config: Config, comm: Comm) -> Shard:
+def load_rows(data: Sequence[str], config: Config, comm: Comm) -> Shard:
     """Read the files, after one rank of each host has compiled what the run needs. Collective."""
     layout = build.layout(config)
     infos = survey(data, layout, comm)
@@ -231,6 +233,17 @@ class Run:
         objective.reads = reads
         return value, g
 
+    def _statistics(self, w: Array) -> dict[str, Any]:
+        """Standard errors and so on, or why there are none. One read, which is not one of training. Collective."""
+        objective, penalty = self.problem.objective, self.problem.penalty
+        refused = inference.why_not(self.config, penalty, objective.n, objective.size, self.reason)
+        if refused is not None:
+            return {"refused": refused}
+        reads = objective.reads
+        found = inference.infer(w, objective, penalty, objective.reducer(self.config.reduce, self.comm))
+        objective.reads = reads
+        return found
+
     def model(self, clock: Clock) -> Model:
         """The model with its certificate: objective and gradient at the last parameters, one more read. Collective."""
         objective = self.problem.objective
@@ -262,6 +275,7 @@ class Run:
         if self.problem.k > 1:
             intercept = intercept - vector.dot(intercept, np.ones(self.problem.k)) / self.problem.k
         classes = self.problem.classes.values if self.problem.classes else None
-        model = Model(coef, intercept, classes, self.config, self.problem.shard.encoding, summary, self.history.records)
+        encoding, history = self.problem.shard.encoding, self.history.records
+        model = Model(coef, intercept, classes, self.config, encoding, summary, history, self._statistics(w))
         self.report.end(model)
         return model

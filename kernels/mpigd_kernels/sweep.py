@@ -15,11 +15,35 @@ _OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 # What a sweep makes of margins. Numbers, because functions as arguments would be compiled again in every process.
 SQUARED, LOGISTIC, SOFTMAX, HINGE, SQUARED_HINGE, HUBER, QUANTILE, POISSON, GAMMA = range(9)
 PRODUCT, SOFTMAX_PRODUCT, SQUARES = range(9, 12)
+FOLDS = 16  # plus the number of a loss: that loss of one output for each of k columns
 
 
 @njit(**_OPTIONS)
 def residuals(loss, z, y, c, a, r, l):
     """The pointwise function that `loss` names: z (k, m), y (q, m), c (m,), a -> r (k, m), l (m,)."""
+    if loss >= FOLDS:
+        _folds(loss - FOLDS, z, y, c, a, r, l)
+    else:
+        _of_loss(loss, z, y, c, a, r, l)
+
+
+@njit(**_OPTIONS)
+def _folds(loss, z, y, c, a, r, l):
+    """k models of one output: column q does not see the rows whose fold y[1] is q. l: the sum over columns."""
+    m = l.size
+    weights, one = np.empty(m), np.empty(m)
+    l[:] = 0.0
+    for q in range(z.shape[0]):
+        for i in range(m):
+            weights[i] = 0.0 if y[1, i] == q else c[i]
+        _of_loss(loss, z[q : q + 1], y, weights, a, r[q : q + 1], one)
+        for i in range(m):
+            l[i] += one[i]
+
+
+@njit(**_OPTIONS)
+def _of_loss(loss, z, y, c, a, r, l):
+    """residuals() of everything but folds."""
     if loss == SQUARED:
         pointwise.squared(z, y[0], c, a, r, l)
     elif loss == LOGISTIC:

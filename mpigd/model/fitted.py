@@ -27,6 +27,7 @@ class Model:
 
     classes (k' ,): distinct values of y, ascending, for losses with classes, else None. summary: the numbers of the run
     (objective, gradient_norm, gap, reads, steps, epochs, stop_reason, ...). history: a record per epoch or validation.
+    statistics: standard errors and so on (mpigd/model/inference.py), or under `refused` why there are none.
     """
 
     coef: Array
@@ -36,6 +37,7 @@ class Model:
     encoding: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    statistics: dict[str, Any] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -89,6 +91,7 @@ class Model:
     def _texts(self) -> dict[str, Any]:
         return {
             "config": to_dict(self.config), "encoding": self.encoding, "summary": self.summary, "history": self.history,
+            "statistics": self.statistics,
         }  # fmt: skip
 
 
@@ -111,6 +114,7 @@ def _read(file: h5py.File) -> Model:
         encoding=hdf5.read_json(file, "encoding"),
         summary=hdf5.read_json(file, "summary"),
         history=hdf5.read_json(file, "history"),
+        statistics=hdf5.read_json(file, "statistics") if "statistics" in file else {},
     )
 
 

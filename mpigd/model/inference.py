@@ -1,0 +1,209 @@
+"""Standard errors and what goes with them: from the information matrix at the optimum, summed exactly over all rows.
+
+For the losses that are half deviances of exponential families (McCullagh and Nelder, "Generalized Linear Models", 1989). The
+covariance of the coefficients is dispersion * (X'WX + ridge)^-1, W the expected second derivatives times the weights, which
+count as repeated rows. With a ridge penalty that is the inverse of the penalised information, no sandwich: the covariance about
+the penalised optimum, conditional on the penalty, whose bias the intervals do not cover; degrees of freedom are those of the
+fit, trace((X'WX + ridge)^-1 X'WX) (Hastie, Tibshirani, Friedman, "The Elements of Statistical Learning", 7.6).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mpigd.batches import Batch
+from mpigd.comm import Comm
+from mpigd.config import Config
+from mpigd.model.hessian import Curvature
+from mpigd.model.objective import Objective
+from mpigd.model.penalties import L2, Penalty
+from mpigd.reduce import NotFinite, Reducer, total
+from mpigd_kernels import curvature, likelihood, linalg, vector
+
+Array = np.ndarray[Any, Any]
+MOST_COLUMNS = 500  # for which statistics come unasked, and
+MOST_PRODUCTS = 2e9  # n p^2 then: half a second for one core
+MOST_PARAMETERS = 4000  # whose information matrix is factorised when asked for
+TWO_PI = 6.283185307179586
+NULL_STEPS, ENOUGH, HUGE = 100, 1e-8, 1e300  # of Newton's method for the intercept alone
+
+
+@dataclass(frozen=True)
+class Family:
+    """A loss as a distribution. information: the kernel of expected second derivatives; dispersed: a dispersion is estimated, by
+    Pearson's statistic; saturated: y (m,) -> the log-likelihood of a row whose mean is y, less what the dispersion decides."""
+
+    information: Callable[..., None]
+    dispersed: bool = False
+    saturated: Callable[[Array, Array], None] | None = None
+
+
+FAMILIES = {
+    "squared": Family(curvature.squared, dispersed=True),
+    "logistic": Family(curvature.logistic),
+    "poisson": Family(curvature.poisson, saturated=likelihood.poisson),
+    # y / mu is what is observed, and 1 what is expected of it.
+    "gamma": Family(curvature.squared, dispersed=True, saturated=likelihood.gamma),
+}
+
+
+def why_never(config: Config) -> str | None:
+    """Why a run with these options cannot have statistics, or None."""
+    if config.loss not in FAMILIES:
+        return f"the {config.loss} loss has no standard errors: those that have are {', '.join(FAMILIES)}"
+    if getattr(config, "l1", 0.0):
+        return "an l1 penalty has no standard errors: its optimum is not a smooth function of the data"
+    if config.mode != "full":
+        return f"standard errors belong to the optimum, and {config.mode} mode does not reach it: use --mode full"
+    return None
+
+
+def why_not(config: Config, penalty: Penalty, n: int, p: int, reason: str) -> str | None:
+    """Why this run, of n rows and p parameters, ended for `reason`, has no statistics, or None."""
+    if config.statistics == "no":
+        return "the model was trained with --statistics no"
+    if (never := why_never(config)) is not None:
+        return never
+    if not isinstance(penalty, L2):
+        return "this penalty has no standard errors"
+    if reason not in ("tolerance", "flat"):
+        return f"standard errors belong to the optimum, and the run ended before it ({reason})"
+    if p > MOST_PARAMETERS:
+        return f"the information matrix of {p:,} parameters is too large to factorise: {MOST_PARAMETERS:,} are the most"
+    if config.statistics == "auto" and (p > MOST_COLUMNS or float(n) * p * p > MOST_PRODUCTS):
+        return f"{n:,} rows of {p:,} parameters take a while: train with --statistics yes"
+    return None
+
+
+def infer(w: Array, objective: Objective, penalty: L2, reducer: Reducer) -> dict[str, Any]:
+    """Statistics at the optimum w (p,), as plain values; {"refused": sentence} where they do not exist. One read. Collective.
+
+    standard_errors (d,) and intercept_error belong to the original columns; None for a column that was left out.
+    """
+    comm, scaling, weight = reducer.comm, objective.scaling, objective.statistics.weight
+    family = FAMILIES[objective.loss.name]
+    used = np.flatnonzero(np.append(scaling.inverse > 0.0, [True] * scaling.intercept))
+    ridge = penalty.strength * weight * penalty.weights[used]
+    U = np.ascontiguousarray(_information(w, objective, family, reducer)[np.ix_(used, used)])
+    U[np.diag_indices_from(U)] += ridge
+    if linalg.cholesky(U):
+        return {"refused": "columns depend on each other: standard errors need a ridge penalty, or fewer columns"}
+    variances = _variances(U, np.eye(used.size))
+    degrees = used.size - float(vector.dot(ridge, variances))
+    half_deviance, pearson, saturated = _sums(w, objective, family, comm)
+    if not weight > degrees:
+        return {"refused": f"{weight:g} rows are too few for {degrees:g} parameters: no degrees of freedom are left"}
+    dispersion = pearson / (weight - degrees) if family.dispersed else 1.0
+    log_likelihood = _log_likelihood(objective.loss.name, half_deviance, saturated, weight, dispersion)
+    errors, intercept_error = _original(U, variances, used, objective, dispersion)
+    return {
+        "dispersion": dispersion, "degrees_of_freedom": degrees, "residual_degrees": weight - degrees, "weight": weight,
+        "deviance": 2.0 * half_deviance, "null_deviance": _null(objective, comm), "pearson": pearson,
+        "log_likelihood": log_likelihood, "aic": 2.0 * (degrees - log_likelihood),
+        "standard_errors": errors, "intercept_error": intercept_error,
+    }  # fmt: skip
+
+
+def _information(w: Array, objective: Objective, family: Family, reducer: Reducer) -> Array:
+    expected = copy.copy(objective)
+    expected.loss = dataclasses.replace(objective.loss, second=family.information)
+    batch = Batch(slice(None), objective.n, 0, 0, True)
+    return np.asarray(Curvature(expected, objective.margins(w), batch, reducer).matrices(1.0)[0])
+
+
+def _variances(U: Array, directions: Array) -> Array:
+    """v' (U'U)^-1 v for each row v of `directions` (m, p)."""
+    out, x = np.empty(directions.shape[0]), np.empty(U.shape[0])
+    for i, v in enumerate(directions):
+        linalg.solve(U, v, x)
+        out[i] = vector.dot(v, x)
+    return out
+
+
+def _original(
+    U: Array, variances: Array, used: Array, objective: Objective, dispersion: float
+) -> tuple[list[float | None], float | None]:
+    """Standard errors for the original columns and the intercept: coef_j = u_j / s_j, b = u_p - sum_j u_j m_j / s_j."""
+    scaling = objective.scaling
+    d = scaling.center.size
+    errors: list[float | None] = [None] * d
+    for place, j in enumerate(used):
+        if j < d:
+            errors[j] = math.sqrt(dispersion * variances[place]) * float(scaling.inverse[j])
+    if not scaling.intercept:
+        return errors, None
+    shift = np.append(-scaling.center * scaling.inverse, 1.0)[used]
+    return errors, math.sqrt(dispersion * float(_variances(U, shift[np.newaxis])[0]))
+
+
+def _sums(w: Array, objective: Objective, family: Family, comm: Comm) -> tuple[float, float, float]:
+    """Over all rows, weighted: half the deviance, Pearson's statistic over the dispersion, the saturated log-likelihood."""
+    rows, z = objective.rows, objective.margins(w)
+    r, l, s = np.empty_like(z), np.empty(z.shape[1]), np.zeros(z.shape[1])
+    c = np.ascontiguousarray(rows.c)
+    objective.loss.kernel(z, rows.y, c, objective.parameter, r, l)
+    if family.saturated is not None:
+        family.saturated(rows.y, s)
+    h = np.empty_like(z)
+    family.information(z, rows.y, c, objective.parameter, h)
+    squares = np.divide(r[0] * r[0], h[0], out=np.zeros_like(l), where=h[0] > 0.0)
+    half_deviance, pearson, saturated = total(np.column_stack([l, squares, c * s]), comm)
+    return float(half_deviance), float(pearson), float(saturated)
+
+
+def _log_likelihood(loss: str, half_deviance: float, saturated: float, weight: float, dispersion: float) -> float:
+    """Of a normal distribution at its most likely variance; of a gamma distribution at the dispersion estimated."""
+    if loss == "squared":
+        return -0.5 * weight * (math.log(TWO_PI * 2.0 * half_deviance / weight) + 1.0) if half_deviance > 0.0 else math.inf
+    if loss == "gamma":
+        shape = 1.0 / dispersion
+        return saturated - shape * (half_deviance + weight) + weight * (shape * math.log(shape) - math.lgamma(shape))
+    return saturated - half_deviance
+
+
+def _null(objective: Objective, comm: Comm) -> float | None:
+    """The deviance of the best model with an intercept alone, by Newton's method within a bracket; None where that overflows.
+
+    Looks at y, weights and offsets only.
+    """
+    rows, loss = objective.rows, objective.loss
+    c = np.ascontiguousarray(rows.c)
+    offset = np.zeros(rows.y.size) if rows.offset is None else rows.offset
+    r, l, h = np.empty((1, offset.size)), np.empty(offset.size), np.empty((1, offset.size))
+    assert loss.second is not None
+    ends = np.array([np.max(-offset, initial=-np.inf), np.max(offset, initial=-np.inf)])
+    comm.allreduce(ends, "max")
+    middle = _link_of_mean(objective, comm)
+    low, high = middle - float(ends[1]), middle + float(ends[0])  # where the mean response is met by some row's offset
+    b = 0.5 * (low + high)
+    try:
+        for _ in range(NULL_STEPS):
+            z = (offset + b)[np.newaxis]
+            loss.kernel(z, rows.y, c, objective.parameter, r, l)
+            loss.second(z, rows.y, c, objective.parameter, h)
+            slope, value, bend = (float(x) for x in total(np.column_stack([r[0], l, h[0]]), comm))
+            low, high = (low, b) if slope > 0.0 else (b, high)
+            before, b = b, b - slope / bend if bend > 0.0 else low
+            if abs(b - before) <= ENOUGH * max(1.0, abs(before)) or not low < high:
+                return 2.0 * value  # flat there: what is left to gain is the square of that
+            b = b if low < b < high else 0.5 * (low + high)
+    except NotFinite:
+        return None
+    return 2.0 * value
+
+
+def _link_of_mean(objective: Objective, comm: Comm) -> float:
+    """The margin of the mean response."""
+    mean = float(total(objective.rows.c * objective.rows.y, comm)[0]) / objective.statistics.weight
+    if objective.loss.name == "squared":
+        return mean
+    if objective.loss.name == "logistic":
+        mean = mean / (1.0 - mean) if mean < 1.0 else HUGE
+    return float(vector.logarithm(min(max(mean, 1.0 / HUGE), HUGE)))
