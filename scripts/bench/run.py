@@ -24,7 +24,7 @@ from scripts.bench.harness import FULL, RESULTS, ROOT, SHORT, Row, Size
 RANKS = 2
 # Subjects that run inside the ranks of one MPI job (`measure`), and those that start whole commands (`drive`).
 INSIDE = ("roof", "allreduce", "kernels", "softmax", "sparse", "minibatch", "steps", "peers", "scaling", "exact_cost", "loading")
-OUTSIDE = ("streaming", "memory", "startup", "plan")
+OUTSIDE = ("solve", "streaming", "memory", "startup", "plan")
 SUBJECTS = (*INSIDE, *OUTSIDE)
 LIMIT = 300.0  # seconds a subject may take; ten times that with --full
 PAGE = ROOT / "docs" / "performance.md"
