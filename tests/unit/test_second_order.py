@@ -281,7 +281,7 @@ def test_newton_without_a_factorisation() -> None:
     newton, lbfgs = (mpigd.train((X, y), optimizer=name, **options) for name in ("newton", "lbfgs"))
     assert newton.summary["stop_reason"] == lbfgs.summary["stop_reason"] == "tolerance"
     assert newton.summary["objective"] == pytest.approx(lbfgs.summary["objective"], rel=1e-8)
-    assert newton.summary["reads"] < 100
+    assert lbfgs.summary["reads"] < 100 and newton.summary["reads"] < 200  # why auto chooses L-BFGS here
     assert build.choice(from_mapping(dict(loss="logistic")), d) == (
         "optimizer auto: lbfgs (smooth loss, 6,001 columns are too many to factorise)"
     )
@@ -302,7 +302,7 @@ def test_a_hessian_made_along_with_the_gradient(loss: str, monkeypatch: pytest.M
             oracle.look_at(w)
             assert value == expected[0]
             np.testing.assert_array_equal(g, expected[1])
-            np.testing.assert_allclose(H, oracle.hessian(), rtol=1e-10, atol=1e-13)
+            np.testing.assert_allclose(H, oracle.hessian(), rtol=1e-10, atol=1e-10)  # 42 bits of the largest term
 
         run(size, both)
 
