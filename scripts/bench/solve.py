@@ -35,7 +35,7 @@ def drive(size: Size) -> list[Row]:
 def contest(problem: Problem, l2: float, data: Path, full: bool) -> list[Row]:
     ours, judged = data.with_suffix(".ours.npz"), data.with_suffix(".judged.npz")
     words = (data, problem.loss, repr(l2), ours)
-    launch(RANKS, "-m", "scripts.bench.solving", *words, "3" if full else "1", limit=300.0)
+    launch(RANKS, "-m", "scripts.bench.solving", *words, "5" if full else "3", limit=300.0)
     launch(0, "-m", "scripts.bench.solvers", *words, judged, repr(BUDGET[full]), env=TWO_THREADS, limit=1500.0)
     name = f"solve: {problem.name}" + (f" l2 {l2:g}" if len(problem.l2) > 1 else "")
     return judge(name, dict(np.load(ours)), dict(np.load(judged)))
