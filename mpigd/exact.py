@@ -190,6 +190,10 @@ class ExactReducer:
         grids = self._grid()
         return rounding(grids.coarse if grids.fine is None else grids.fine, self.n)
 
+    def residual_error(self) -> float:
+        """The same for the sum of the residuals, on a grid that is as coarse as that of the losses at most."""
+        return float(rounding(self._grid().scalars, self.n).max())
+
     def sweep(self, shares: Sequence[Share], visit: Callable[[Share, Into], None], rows: float) -> Sums:
         used, before = self._for_threads(len(shares)), self._limits.values
         try:

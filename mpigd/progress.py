@@ -86,6 +86,10 @@ class Progress:
         if not self.quiet:
             self._write((ERASE if self._live else "") + text + "\n")
 
+    def warn(self, text: str) -> None:
+        """A line that even the quiet see."""
+        self._write((ERASE if self._live else "") + f"mpigd: warning: {text}\n")
+
     def close(self, summary: Mapping[str, Any]) -> None:
         """The end of a run: its result, and where the time went.
 
@@ -128,7 +132,18 @@ RESULTS: dict[str, Callable[[Any], str]] = {
 def closing(summary: Mapping[str, Any]) -> list[str]:
     """The lines at the end of a run; see Progress.close."""
     words = [show(summary[name]) for name, show in RESULTS.items() if summary.get(name) is not None]
-    return ["done: " + "  ".join(words), *_where(summary.get("time", {}), summary.get("ranks", []))]
+    return ["done: " + "  ".join(words), *_proof(summary), *_where(summary.get("time", {}), summary.get("ranks", []))]
+
+
+def _proof(summary: Mapping[str, Any]) -> list[str]:
+    """How near the optimum is, or what is known instead."""
+    gap, value = summary.get("gap"), summary.get("objective")
+    if gap is not None and value:
+        return [f"  proven: at most {gap / abs(value):.1e} of the objective above its optimum"]
+    if (lost := summary.get("gradient_error")) is None:
+        return []
+    norm = summary["gradient_norm"]
+    return [f"  no finite bound on the distance from the optimum: gradient {norm:.2e}, of that rounding at most {lost:.1e}"]
 
 
 def _where(time: Mapping[str, float], ranks: Sequence[Mapping[str, float]]) -> list[str]:

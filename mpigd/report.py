@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mpigd.optim.base import Optimizer
 
 Array = np.ndarray[Any, Any]
+UNPROVEN = {"epochs": "--epochs {} ended", "flat": "rounding left no way down"}  # reasons to stop full mode that prove nothing
 
 
 class Clock:
@@ -118,9 +119,20 @@ class Report(Callback):
         if not self._first:
             return
         self._progress.close(model.summary)
+        if early := self._unproven(model.summary):
+            self._progress.warn(early)
         self._write("end", digest=model.digest, **model.summary)
         if self._log:
             self._log.close()
+
+    def _unproven(self, summary: dict[str, Any]) -> str | None:
+        """What to know of a full run that ended before its tolerance."""
+        config, reason = self._config, summary["stop_reason"]
+        if config.mode != "full" or not config.tol or reason not in UNPROVEN:
+            return None
+        gap, value = summary["gap"], abs(summary["objective"]) or 1.0
+        left = f"gradient {summary['gradient_norm']:.2e}" if gap is None else f"at most {gap / value:.1e} above the optimum"
+        return f"{UNPROVEN[reason].format(config.epochs)} before --tol {config.tol:g} was reached: {left}"
 
     def _write(self, event: str, **values: Any) -> None:
         if self._log:

@@ -24,6 +24,7 @@ from mpigd.metrics import METRICS, PRIMARY
 from mpigd.model import fitted, inference
 from mpigd.model.certificate import duality_gap, least_gap
 from mpigd.model.fitted import Model
+from mpigd.model.rounding import gradient_error
 from mpigd.optim.base import Optimizer, evaluate
 from mpigd.placement import crowded
 from mpigd.predict import Evaluator, check_columns
@@ -254,6 +255,7 @@ class Run:
             "objective": value,
             "gradient_norm": float(np.sqrt(vector.dot(g, g))),
             "gap": duality_gap(w, g, objective, self.problem.penalty, self.comm),
+            "gradient_error": gradient_error(objective, self.problem.reducer) if self.config.mode == "full" else None,
             "penalty": self.problem.penalty.value(w),
             "reads": reads,
             "steps": self.first,

@@ -7,24 +7,23 @@ two so that no row can exceed 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mpigd.batches import Batch
-from mpigd.data.half import Half
-from mpigd.data.matrix import CSR, Dense, Matrix
+from mpigd.comm import Comm
 from mpigd.exact import ExactReducer
+from mpigd.model.outer import LARGE, MOST, Outer, Pair, column_reach
 from mpigd.reduce import NativeReducer, NotFinite, Reducer, Threads, power_above
-from mpigd_kernels import curvature, sweep, vector
+from mpigd_kernels import sweep, vector
 
 if TYPE_CHECKING:
     from mpigd.model.objective import Objective
 
 Array = np.ndarray[Any, Any]
-PANEL_BYTES = 1 << 18  # of dense rows at once: they stay in the core's cache while p columns pass over them
 WHOLE = 2048  # most parameters of several outputs whose whole Hessian is made, not its diagonal blocks alone
-LARGE = 1024  # columns from which every thread's own accumulators would take too much room
 
 
 class Curvature:
@@ -66,78 +65,89 @@ class Curvature:
         return objective.scaling.gradient(sums.gradient, sums.residual, factor * bound)
 
     def matrices(self, factor: float) -> Array:
-        """The Hessian (1, k * p, k * p); of several outputs and more than WHOLE parameters its blocks (k, p, p). One read."""
-        objective, k, p = self._objective, self._objective.k, self._objective.scaling.p
-        whole = is_whole(k, p)
-        H = np.empty((1, k * p, k * p) if whole else (k, p, p))
-        for q in range(k):
-            H[0 if whole else q][self._place(q, whole), self._place(q, whole)] = self._block(q, q, factor)
-            for s in range(q + 1, k if whole else 0):
-                block = self._block(q, s, factor)
-                H[0][self._place(q), self._place(s)] = H[0][self._place(s), self._place(q)] = -block
-        objective.counter.reads += self._batch.size / objective.n
-        return H
+        """The Hessian (1, k * p, k * p); of several outputs and more than WHOLE parameters its blocks (k, p, p).
 
-    def _place(self, q: int, whole: bool = True) -> slice:
-        p = self._objective.scaling.p
-        return slice(q * p, (q + 1) * p) if whole else slice(None)
+        One read, but for the largest of several outputs, whose accumulators are too many at once.
+        """
+        objective, found = self._objective, list[Array]()
+        for pairs in groups(objective):
+            outer = Outer(objective, pairs, self._largest)
+            found += over_ranks(outer, objective, lambda rows: np.ascontiguousarray(self._h[:, rows]), factor, self._comm)
+            objective.counter.reads += self._batch.size / objective.n
+        return assemble(objective, found)
 
-    def _block(self, q: int, s: int, factor: float) -> Array:
-        """sum_i |d2loss_i / dz_q dz_s| x_i x_i' (p, p), centred and scaled, times `factor`."""
-        objective, h = self._objective, self._h[q]
-        if self._several:
-            h = np.empty(h.size)
-            curvature.softmax_pair(self._h, np.ascontiguousarray(objective.rows.c), q, s, h)
-        unit = power_above(self._reach)  # powers of two: nothing is rounded by dividing
-        scale = np.append(objective.scaling.inverse, [1.0] * objective.scaling.intercept) / unit
-        T = self._outer_sums(h / self._largest, scale)
-        self._comm.allreduce(T)
-        upper = np.triu(T[0] + T[1]) * unit[:, np.newaxis] * unit * (self._largest * factor)
-        return np.asarray(upper + np.triu(upper, 1).T)
 
-    def _outer_sums(self, h: Array, scale: Array) -> Array:
-        """sum_i h_i x_i x_i' over this rank's rows, centred and times `scale`: two-word totals (2, p, p)."""
-        X, p = self._objective.rows.X, scale.size
-        count = self._objective.threads if p <= LARGE else 1
-        step = int(min(curvature.PANEL, max(8, PANEL_BYTES // (8 * p) // 8 * 8)))
-        panels = [slice(a, min(X.n, a + step)) for a in range(0, X.n, step)]
-        totals = [np.zeros((2, p, p)) for _ in range(count)]
+def over_ranks(
+    outer: Outer, objective: Objective, curvatures: Callable[[slice], Array], factor: float, comm: Comm
+) -> list[Array]:
+    """The sums of all rows. Collective."""
+    n, count = objective.rows.X.n, objective.threads if objective.scaling.p <= LARGE else 1
+    shares = [slice(t * n // count, (t + 1) * n // count) for t in range(count)]
+    parts = [np.zeros(0)] * count
 
-        def work(thread: int) -> None:
-            A, Z, filled = np.full((p, p), curvature.BIAS), np.empty((step, p)), 0
-            for panel in panels[thread * len(panels) // count : (thread + 1) * len(panels) // count]:
-                block = X.rows(panel)
-                if filled + block.n > curvature.PANEL:
-                    curvature.flush_outer(A, totals[thread])
-                    filled = 0
-                dense_rows(block, self._objective.scaling.center, scale, Z[: block.n])
-                curvature.add_outer(Z[: block.n], h[panel], A)
-                filled += block.n
-            curvature.flush_outer(A, totals[thread])
+    def work(thread: int) -> None:
+        parts[thread] = outer.over(shares[thread], curvatures)
 
-        Threads().run(work, count)
-        for other in totals[1:]:
-            totals[0] += other
-        return totals[0]
+    Threads().run(work, count)
+    return outer.matrices(parts, factor, comm)
+
+
+def groups(objective: Objective) -> list[list[Pair]]:
+    """The pairs of outputs whose blocks the Hessian has, cut into as many as one visit of the rows can sum."""
+    k, p = objective.k, objective.scaling.p
+    several = is_whole(k, p) and objective.loss.kind == "multiclass"
+    pairs = [(q, s) for q in range(k) for s in range(q, k if several else q + 1)]
+    size = max(1, MOST // (p * p))
+    return [pairs[a : a + size] for a in range(0, len(pairs), size)]
+
+
+def assemble(objective: Objective, blocks: Sequence[Array]) -> Array:
+    """The Hessian, or its diagonal blocks, of the blocks of all pairs."""
+    k, p = objective.k, objective.scaling.p
+    if not is_whole(k, p):
+        return np.array(blocks)
+    H = np.zeros((k, p, k, p))
+    pairs = [pair for group in groups(objective) for pair in group]
+    for (q, s), block in zip(pairs, blocks, strict=True):
+        H[q, :, s] = H[s, :, q] = block if q == s else -block
+    return H.reshape(1, k * p, k * p)
+
+
+class Alongside:
+    """A Hessian summed while a sweep visits the rows: its panels follow the sweep's, which leaves their margins in `keep`.
+
+    For losses whose curvature has a bound: the grid must be known before the margins are.
+    """
+
+    def __init__(self, objective: Objective, keep: Array) -> None:
+        loss, heaviest = objective.loss, objective.statistics.heaviest
+        assert loss.curvature is not None
+        self._objective, self._keep = objective, keep
+        bound = loss.curvature(objective.parameter) * heaviest
+        (pairs,) = groups(objective)
+        self._outer = Outer(objective, pairs, float(power_above(bound)))
+        self._parts: dict[int, Array] = {}
+
+    @staticmethod
+    def fits(objective: Objective) -> bool:
+        return objective.loss.curvature is not None and len(groups(objective)) == 1 and objective.scaling.p <= LARGE
+
+    def visit(self, share: slice, sweep: Callable[[slice], None]) -> None:
+        """Once a share; again, anew, where a sweep is repeated."""
+        self._parts[share.start] = self._outer.over(share, self._curvatures, sweep)
+
+    def matrices(self, factor: float, comm: Comm) -> Array:
+        return assemble(self._objective, self._outer.matrices(list(self._parts.values()), factor, comm))
+
+    def _curvatures(self, rows: slice) -> Array:
+        objective = self._objective
+        h, kernel = np.empty((objective.k, rows.stop - rows.start)), objective.loss.second
+        assert kernel is not None
+        z, c = np.ascontiguousarray(self._keep[:, rows]), np.ascontiguousarray(objective.rows.c[rows])
+        kernel(z, objective.rows.y[rows], c, objective.parameter, h)
+        return h
 
 
 def is_whole(k: int, p: int) -> bool:
     """Whether `Curvature.matrices` is the Hessian itself."""
     return k == 1 or k * p <= WHOLE
-
-
-def column_reach(objective: Objective) -> Array:
-    """The largest |x_j - centre_j| / scale_j of each parameter's column (p,), over all rows; 1 for the intercept."""
-    scaling, statistics = objective.scaling, objective.statistics
-    far = np.maximum(np.abs(statistics.high - scaling.center), np.abs(statistics.low - scaling.center))
-    return np.append(far * scaling.inverse, [1.0] * scaling.intercept)
-
-
-def dense_rows(X: Matrix, center: Array, scale: Array, Z: Array) -> None:
-    """Z (m, p) = the rows, centred and times `scale` (p,), the intercept's column of ones too."""
-    if isinstance(X, CSR):
-        curvature.csr_rows(X.indptr, X.indices, X.data, center, scale, Z)
-    elif isinstance(X, Half):
-        curvature.dense_rows(X.widened().values, center, scale, Z)
-    elif isinstance(X, Dense):
-        curvature.dense_rows(X.values, center, scale, Z)

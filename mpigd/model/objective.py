@@ -16,10 +16,10 @@ import numpy as np
 
 from mpigd.batches import Batch
 from mpigd.comm import Comm
-from mpigd.data.matrix import CSR, Matrix, Task, block_rows
+from mpigd.data.matrix import CSR, Into, Matrix, Task, block_rows
 from mpigd.data.shard import RowNumbers
 from mpigd.exact import ExactReducer
-from mpigd.model.hessian import Curvature
+from mpigd.model.hessian import Alongside, Curvature
 from mpigd.model.losses import Loss
 from mpigd.model.scaling import Scaling, Statistics
 from mpigd.reduce import NativeReducer, Reducer, Sums
@@ -102,17 +102,26 @@ class Objective:
         code: int | None = None,
         curvature: Array | None = None,
         keep: Array | None = None,
+        along: Alongside | None = None,
     ) -> Sums:
         """Unnormalised sums over the batch at w; `code` of a sweep in place of the loss (and no offset then). Collective.
 
         A sweep sees `curvature` (k, n) in place of y where that is given; `keep` (k, n) takes the margins.
+        `along` sums a Hessian in the same visit of the rows.
         """
         coef, intercept = self.scaling.to_raw(w, self.k)
         rows, loss = self.rows, self.loss.code if code is None else code
         y = rows.targets if curvature is None else curvature
         task = Task(loss, self.parameter, y, rows.weights, coef, intercept, rows.offset if code is None else None, keep)
         self.counter.reads += batch.size / self.n
-        return reducer.sweep(self._shares(batch.rows), lambda share, into: rows.X.sweep(share, task, into), batch.size)
+
+        def visit(share: Any, into: Into) -> None:
+            if along is None:
+                rows.X.sweep(share, task, into)
+            else:
+                along.visit(share, lambda panel: rows.X.sweep(panel, task, into))
+
+        return reducer.sweep(self._shares(batch.rows), visit, batch.size)
 
     def remember(self, w: Array, z: Array) -> None:
         self._points = [(w.copy(), z), *self._points[:1]]
@@ -174,6 +183,23 @@ class Oracle:
         factor = self._factor()
         return sums.loss * factor, objective.scaling.gradient(sums.gradient, sums.residual, factor)
 
+    def derivatives(self, w: Array) -> tuple[float, Array, Array]:
+        """`value_and_gradient`, and the `hessian` there; for oracles of all their objective's rows. Collective.
+
+        One read where the loss's curvature has a bound and p is not large, else two.
+        """
+        objective, factor = self.objective, self._factor()
+        if not Alongside.fits(objective):
+            value, g = self.value_and_gradient(w)
+            self.look_at(w)
+            return value, g, self.hessian()
+        keep = np.empty((objective.k, objective.rows.X.n))
+        along = Alongside(objective, keep)
+        sums = objective.sums(w, self.batch, self.reducer, keep=keep, along=along)
+        objective.remember(w, keep)
+        g = objective.scaling.gradient(sums.gradient, sums.residual, factor)
+        return sums.loss * factor, g, along.matrices(factor, self.reducer.comm)
+
     def squared_curvature(self, v: Array) -> Array:
         """(X' C X / sum c) v in these coordinates: the Hessian of half the squared margins."""
         sums = self.objective.sums(v, self.batch, self.reducer, sweep.SQUARES)
@@ -198,7 +224,7 @@ class Oracle:
 
     def hessian(self) -> Array:
         """The Hessian (1, k * p, k * p) at the point of `look_at`, or where that is large its diagonal blocks (k, p, p), one
-        per output: one read. Collective."""
+        per output: one read, of many outputs more. Collective."""
         return self.curvature.matrices(self._factor())
 
     def _factor(self) -> float:

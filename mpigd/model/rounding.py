@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from mpigd.comm import Comm
-from mpigd.exact import rounding
+from mpigd.exact import ExactReducer, rounding
 from mpigd.model.objective import Objective
 from mpigd.model.scaling import absolute_sums
-from mpigd.reduce import grid, power_above
+from mpigd.reduce import Reducer, grid, power_above
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
@@ -45,6 +45,17 @@ def _norm(objective: Objective, half_unit: Array) -> float:
     weight = objective.statistics.weight or 1.0
     scaled = half_unit * objective.n * objective.scaling.inverse / weight
     return float(np.sqrt(objective.k * vector.dot(scaled, scaled)))
+
+
+def gradient_error(objective: Objective, reducer: Reducer) -> float | None:
+    """Bound on the norm of what the grids cost the gradient that a reducer has just summed; None for sums that have no grid."""
+    if not isinstance(reducer, ExactReducer):
+        return None
+    scaling, weight = objective.scaling, objective.statistics.weight or 1.0
+    lost = reducer.residual_error()
+    columns = (reducer.error_bound() + np.abs(scaling.center) * lost) * scaling.inverse
+    errors = np.append(columns, [lost] * scaling.intercept) / weight
+    return float(np.sqrt(objective.k * vector.dot(errors, errors)))
 
 
 def _too_coarse(objective: Objective, half_unit: Array, comm: Comm) -> bool:

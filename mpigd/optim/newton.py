@@ -9,7 +9,7 @@ after Eisenstat and Walker (SISC 1996).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 import numpy as np
@@ -22,11 +22,15 @@ from mpigd_kernels import linalg
 LOOSEST, TIGHTEST = 0.2, 1e-3  # inner tolerances
 INNER, ON_SAMPLE = 200, 40  # most products in a step, most steps on a sample
 ENOUGH = 0.02  # a sample's optimum is no closer to that of all rows than about p / 2m: half a per cent of it will do
+LARGE = ("factor", "hessian")  # in the state, and never changed in place
 FLAT = 1e-14  # a decrease that drowns in the rounding of the objective, relative to it
 
 
 class SecondOrderOracle(OracleLike, Protocol):
     """An oracle with second derivatives."""
+
+    def derivatives(self, w: Array) -> tuple[float, Array, Array]:
+        """Value, gradient (p,) and `hessian` at w (p,)."""
 
     def look_at(self, w: Array) -> None:
         """Second derivatives are those at w (p,) from now on."""
@@ -58,7 +62,10 @@ class Preconditioner:
 
 @dataclass
 class Point:
-    """Where an iteration stands: parameters, value and gradient of the whole objective; the radius of trust around it."""
+    """Where an iteration stands: parameters, value and gradient of the whole objective; the radius of trust around it.
+
+    H: the Hessian with the penalty's, where steps are made of it.
+    """
 
     w: Array
     value: float
@@ -67,6 +74,7 @@ class Point:
     tolerance: float = LOOSEST
     moved: bool = True
     flat: bool = False
+    H: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -97,11 +105,13 @@ class Newton:
         factor = state.get("factor", np.zeros(0))
         if state["step"][0] == 0:
             w, factor = self._begin(w, oracle, penalty, dot)
-            value, g = evaluate(w, oracle, penalty)
-            return w, _after(state, Point(w, value, g), factor, dot)
-        point = Point(w, float(state["value"][0]), state["gradient"], float(state["radius"][0]), float(state["tolerance"][0]))
-        oracle.look_at(w)
-        M = Preconditioner(factor_of(oracle, penalty, w)) if self.direct else Preconditioner(factor)
+            return w, _after(state, stand(w, oracle, penalty, self.direct), factor, dot)
+        H = state.get("hessian")
+        value, radius, tolerance = (float(state[name][0]) for name in ("value", "radius", "tolerance"))
+        point = Point(w, value, state["gradient"], radius, tolerance, H=H)
+        if H is None:
+            oracle.look_at(w)
+        M = Preconditioner(factor if H is None else factors(H))
         point = advance_point(point, M, oracle, penalty, dot, self.direct)
         return point.w, _after(state, point, factor, dot)
 
@@ -110,50 +120,78 @@ class Newton:
         factor = np.zeros(0)
         if self.samples and self.descend:
             for m in self.samples:
-                w, factor = self._on_sample(w, oracle.sample(m), w.size / m, penalty, dot)
+                w, factor = self._on_sample(w, oracle.sample(m), factor, w.size / m, penalty, dot)
         elif self.dense and not self.direct:
             part = oracle.sample(self.samples[-1]) if self.samples else oracle
             part.look_at(w)
-            factor = factor_of(part, penalty, w)
+            factor = factors(with_penalty(part.hessian(), penalty, w.size))
         return w, factor
 
-    def _on_sample(self, w: Array, part: SecondOrderOracle, error: float, penalty: Penalty, dot: Dot) -> tuple[Array, Array]:
-        """Newton steps on a sample until they gain less than `error`, about its optimum's own, asks for."""
-        direct = self.dense and self.whole
-        value, g = evaluate(w, part, penalty)
-        point, factor = Point(w, value, g), np.zeros(0)
+    def _on_sample(
+        self, w: Array, part: SecondOrderOracle, factor: Array, error: float, penalty: Penalty, dot: Dot
+    ) -> tuple[Array, Array]:
+        """Newton steps on a sample until they gain less than `error`, about its optimum's own, asks for.
+
+        Without a `factor` from a smaller sample they are made of the Hessian; with one they are conjugate gradients: on a
+        core a Hessian of many columns costs as much as many products.
+        """
+        direct = self.dense and self.whole and not factor.size
+        point = stand(w, part, penalty, direct)
         for _ in range(ON_SAMPLE):
-            part.look_at(point.w)
-            if point.moved and self.dense:
-                factor = factor_of(part, penalty, w)
+            if not direct:
+                part.look_at(point.w)
+                if self.dense and not factor.size:
+                    factor = factors(with_penalty(part.hessian(), penalty, w.size))
+            elif point.moved and point.H is not None:
+                factor = factors(point.H)
             M = Preconditioner(factor)
-            y = M.solve(point.g)
-            gain = 0.5 * dot(point.g, y)
+            gain = 0.5 * dot(point.g, M.solve(point.g))
             if point.flat or gain <= ENOUGH * error * abs(point.value):
-                # Its last step is that of Newton: what it finds needs no evaluation.
-                return (point.w - y if self.dense and gain < point.radius * point.radius else point.w), factor
+                break
             point = advance_point(point, M, part, penalty, dot, direct)
-        return point.w, factor
+        if self.dense and not direct:
+            part.look_at(point.w)
+            factor = factors(with_penalty(part.hessian(), penalty, w.size))
+        y = Preconditioner(factor).solve(point.g)
+        # The last step is that of Newton: what it finds needs no evaluation.
+        return (point.w - y if self.dense and 0.5 * dot(point.g, y) < point.radius * point.radius else point.w), factor
+
+
+def stand(w: Array, oracle: SecondOrderOracle, penalty: Penalty, direct: bool) -> Point:
+    """What is to be known of w."""
+    if not direct:
+        return Point(w, *evaluate(w, oracle, penalty))
+    value, g, H = oracle.derivatives(w)
+    penalty.add_gradient(w, g)
+    return Point(w, value + penalty.value(w), g, H=with_penalty(H, penalty, w.size))
 
 
 def _after(state: State, point: Point, factor: Array, dot: Dot) -> State:
-    rest = {name: array for name, array in state.items() if name != "factor"}  # large, and never changed in place
+    rest = {name: array for name, array in state.items() if name not in LARGE}
     after = advance(rest, point.value, norm(point.g, dot))
     after["gradient"] = point.g
     after["radius"], after["tolerance"] = np.array([point.radius]), np.array([point.tolerance])
     after["flat"] = np.array([float(point.flat)])
+    if point.H is not None:
+        after["hessian"] = point.H
     return after | ({"factor": factor} if factor.size else {})
 
 
-def factor_of(oracle: SecondOrderOracle, penalty: Penalty, w: Array) -> Array:
-    """The Cholesky factors of the Hessian, or its blocks, with the penalty's, at the point that the oracle looks at."""
-    H = oracle.hessian()
-    ridge = np.zeros_like(w)
-    penalty.add_gradient(np.ones_like(w), ridge)  # a quadratic's gradient at 1 is its diagonal
+def with_penalty(H: Array, penalty: Penalty, size: int) -> Array:
+    """The Hessian, or its blocks, with the penalty's added in place."""
+    ridge = np.zeros(size)
+    penalty.add_gradient(np.ones(size), ridge)  # a quadratic's gradient at 1 is its diagonal
     for block, diagonal in zip(H, ridge.reshape(H.shape[0], -1), strict=True):
         block[np.diag_indices_from(block)] += diagonal
-        linalg.cholesky(block)
     return H
+
+
+def factors(H: Array) -> Array:
+    """The Cholesky factors of the blocks of a Hessian."""
+    U = H.copy()
+    for block in U:
+        linalg.cholesky(block)
+    return U
 
 
 def advance_point(point: Point, M: Preconditioner, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot, direct: bool) -> Point:
@@ -164,10 +202,10 @@ def advance_point(point: Point, M: Preconditioner, oracle: SecondOrderOracle, pe
         s, gain, length = steihaug(point, M, oracle, penalty, dot)
     there = point.w + s
     try:
-        value, g = evaluate(there, oracle, penalty)
+        new = stand(there, oracle, penalty, direct)
     except NumericalError:  # raised on all ranks together: too far
-        return Point(point.w, point.value, point.g, 0.25 * length, point.tolerance, moved=False)
-    change = value - point.value
+        return replace(point, radius=0.25 * length, moved=False, flat=False)
+    change, g = new.value - point.value, new.g
     if gain <= 1e-6 * abs(point.value):  # the difference of the values has lost its digits: the trapezoid of the slopes
         change = 0.5 * (dot(point.g, s) + dot(g, s))
     ratio = -change / gain if gain > 0.0 else 0.0
@@ -178,9 +216,9 @@ def advance_point(point: Point, M: Preconditioner, oracle: SecondOrderOracle, pe
         radius = 2.0 * point.radius
     if not ratio > 1e-4:
         flat = gain <= FLAT * abs(point.value)
-        return Point(point.w, point.value, point.g, radius, point.tolerance, moved=False, flat=flat)
+        return replace(point, radius=radius, moved=False, flat=flat)
     shrunk = norm(g, dot) / (norm(point.g, dot) or 1.0)
-    return Point(there, value, g, radius, min(LOOSEST, max(TIGHTEST, shrunk)), flat=not dot(g, g) > 0.0)
+    return replace(new, radius=radius, tolerance=min(LOOSEST, max(TIGHTEST, shrunk)), flat=not dot(g, g) > 0.0)
 
 
 def newton_step(point: Point, M: Preconditioner, dot: Dot) -> tuple[Array, float, float]:

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from mpigd.comm import SelfComm
-from scripts.bench import data, harness, run
+from scripts.bench import data, harness, run, solve
+from scripts.bench.common import Common
 from scripts.bench.harness import ABSENT, MISSING, Row, Size
+from tests import scenarios, truths
 
 TINY = Size(megabytes=0.5, repeats=5)
 
@@ -186,3 +189,27 @@ def test_pictures(tmp_path: Path) -> None:
 
 def test_the_harness_uses_this_python() -> None:
     assert harness.launch(0, "-c", "import sys; print(sys.executable)").strip() == sys.executable
+
+
+@pytest.mark.parametrize("loss", ["logistic", "softmax", "poisson"])
+def test_the_common_objective_is_ours(loss: str, tmp_path: Path) -> None:
+    """What `solve` measures all contestants by; its own optimum, and the columns that peers get."""
+    table = truths.generate(loss, n=300)
+    table = truths.Table(table.X, table.y, None, np.linspace(-0.2, 0.2, 300) if loss == "poisson" else None)
+    model = scenarios.fit(table, loss=loss, l2=1e-2, tol=1e-10)
+    for X in (table.X, sparse.csr_matrix(table.X)):
+        made = Common(X, table.y, loss, 1e-2, table.offset)
+        assert made.value(model.coef, model.intercept) == pytest.approx(model.summary["objective"], rel=1e-12)
+        assert made.optimum(model.coef * 1.01, model.intercept) == pytest.approx(model.summary["objective"], rel=1e-10)
+        scaled = made.standardised()
+        coef, intercept = made.from_standardised(model.coef, model.intercept)
+        np.testing.assert_allclose(X @ coef.T + intercept, scaled @ model.coef.T + model.intercept, atol=1e-9)
+
+
+def test_a_contest_is_judged_by_errors() -> None:
+    ours = dict(reads=np.array([2.0, 4.0, 13.0]), seconds=np.array([0.1, 0.2, 0.3]))
+    judged = dict(errors=np.array([1e-3, 1e-7, 1e-8]), names=np.array(["a", "b"]), seconds=np.array([0.1, 0.5]))
+    rows = solve.judge("p", ours, judged | dict(reached=np.array([1e-3, 1e-7])))
+    assert [row.value for row in rows] == [4.0, "not reached", 0.2, pytest.approx(2.5)]
+    assert [row.met for row in rows] == [True, False, None, False]
+    assert rows[-1].name == "p: b's fit / ours, seconds"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.svm import SVC
 
+import mpigd
 from mpigd import build
 from mpigd.comm import Comm, SelfComm
 from mpigd.config import from_mapping
@@ -15,7 +16,7 @@ from mpigd.model.certificate import _sums, duality_gap
 from mpigd.optim.base import evaluate
 from tests.scenarios import fit, shard
 from tests.threadcomm import run
-from tests.truths import ALL_LOSSES, SMOOTH, Table, generate, optimum
+from tests.truths import ALL_LOSSES, SMOOTH, Table, generate, objective, optimum
 
 Array = np.ndarray[Any, Any]
 
@@ -124,3 +125,51 @@ def test_a_rank_with_one_row_adds_its_classes_in_the_same_order() -> None:
         return [part.tobytes() for w in points for part in _sums(w, goal, comm)]
 
     assert run(13, gap) == [gap(SelfComm())] * 13
+
+
+def said(capsys: pytest.CaptureFixture[str], table: Table, **options: Any) -> tuple[dict[str, Any], str]:
+    """The summary of a run through the public door, and what stderr got."""
+    summary = mpigd.train((table.X, table.y), **options).summary
+    return summary, capsys.readouterr().err
+
+
+def test_a_run_that_stops_for_another_reason_warns_even_the_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    table = generate("logistic", n=300)
+    options = dict(loss="logistic", l2=1e-3, optimizer="lbfgs")
+    summary, err = said(capsys, table, **options, epochs=2)
+    left = summary["gap"] / summary["objective"]
+    assert err == f"mpigd: warning: --epochs 2 ended before --tol 1e-06 was reached: at most {left:.1e} above the optimum\n"
+    summary, err = said(capsys, table, **options | dict(l2=0.0), epochs=2)
+    assert err.endswith(f"was reached: gradient {summary['gradient_norm']:.2e}\n")
+    summary, err = said(capsys, table, **options, tol=1e-300)
+    assert (summary["stop_reason"], err[:46]) == ("flat", "mpigd: warning: rounding left no way down befo")
+    for quiet in (dict(), dict(epochs=2, tol=0.0), dict(epochs=1, mode="minibatch", optimizer="adam")):
+        assert said(capsys, table, **options | quiet)[1] == ""
+
+
+def test_what_is_said_of_the_distance(capsys: pytest.CaptureFixture[str]) -> None:
+    table = generate("logistic", n=300)
+    summary, err = said(capsys, table, loss="logistic", l2=1e-3, quiet=False)
+    assert f"proven: at most {summary['gap'] / summary['objective']:.1e} of the objective above its optimum" in err
+    assert "optimizer auto: newton" in err
+    summary, err = said(capsys, table, loss="logistic", quiet=False)
+    assert summary["gap"] is None
+    lost = summary["gradient_error"]
+    assert f"no finite bound on the distance from the optimum: gradient {summary['gradient_norm']:.2e}" in err
+    assert f"rounding at most {lost:.1e}" in err
+
+
+@pytest.mark.parametrize("loss", SMOOTH)
+def test_the_rounding_of_the_sums_is_within_its_bound(loss: str) -> None:
+    """The truth is numpy's gradient in the optimiser's coordinates, at the model's own parameters."""
+    table = generate(loss, n=300, weights=True)
+    config = from_mapping(dict(loss=loss))
+    model = fit(table, loss=loss, epochs=3, tol=0)
+    _, G, g0 = objective(table, config, model.coef, model.intercept)
+    assert table.c is not None
+    center = np.average(table.X, 0, table.c)
+    scale = np.sqrt(np.average((table.X - center) ** 2, 0, table.c))
+    truth = np.column_stack([(G - np.outer(g0, center)) / scale, g0])
+    lost = model.summary["gradient_error"]
+    assert 0.0 < lost < 1e-6
+    assert abs(model.summary["gradient_norm"] - np.linalg.norm(truth)) <= lost + 1e-12

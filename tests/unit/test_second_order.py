@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
+import mpigd
 from mpigd import build
 from mpigd.comm import Comm, SelfComm
 from mpigd.config import from_mapping
@@ -264,3 +266,51 @@ def test_a_step_can_be_repeated(name: str) -> None:
         assert all(np.array_equal(state[key], array) for key, array in before[0].items())
         assert all(np.array_equal(after[key], same_after[key]) for key in after)
         w, state = once, after
+
+
+def test_newton_without_a_factorisation() -> None:
+    """6,001 columns are too many for that: conjugate gradients in standardised coordinates alone."""
+    rng = np.random.default_rng(0)
+    n, d = 8_000, 6_001
+    columns = np.minimum((d * rng.random((n, 8)) ** 3).astype(np.int32), d - 1)
+    columns.sort(axis=1)
+    X = sparse.csr_matrix((np.ones(8 * n), columns.ravel(), np.arange(0, 8 * n + 1, 8)), shape=(n, d))
+    X.sum_duplicates()
+    y = (rng.random(n) < 1 / (1 + np.exp(-(X @ rng.normal(size=d))))).astype(float)
+    options = dict(loss="logistic", l2=1e-3, tol=1e-8)
+    newton, lbfgs = (mpigd.train((X, y), optimizer=name, **options) for name in ("newton", "lbfgs"))
+    assert newton.summary["stop_reason"] == lbfgs.summary["stop_reason"] == "tolerance"
+    assert newton.summary["objective"] == pytest.approx(lbfgs.summary["objective"], rel=1e-8)
+    assert lbfgs.summary["reads"] < 100 and newton.summary["reads"] < 200  # why auto chooses L-BFGS here
+    assert build.choice(from_mapping(dict(loss="logistic")), d) == (
+        "optimizer auto: lbfgs (smooth loss, 6,001 columns are too many to factorise)"
+    )
+
+
+@pytest.mark.parametrize("loss", SMOOTH)
+def test_a_hessian_made_along_with_the_gradient(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same gradient, bit for bit, and one read where the loss's curvature has a bound."""
+    table = with_offset(generate(loss, n=700, weights=True))
+    for size, threads in ((1, 1), (1, 3), (3, 2)):
+
+        def both(comm: Comm, threads: int = threads) -> None:
+            oracle = oracle_of(table, comm, "hash", loss=loss, threads=threads)
+            w = np.linspace(-0.3, 0.3, oracle.objective.size)
+            value, g, H = oracle.derivatives(w)
+            assert oracle.objective.reads == (2.0 if loss in ("poisson", "gamma") else 1.0)
+            expected = oracle.value_and_gradient(w)
+            oracle.look_at(w)
+            assert value == expected[0]
+            np.testing.assert_array_equal(g, expected[1])
+            np.testing.assert_allclose(H, oracle.hessian(), rtol=1e-10, atol=1e-10)  # 42 bits of the largest term
+
+        run(size, both)
+
+
+def test_many_outputs_take_several_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle = oracle_of(generate("softmax", n=80), loss="softmax")
+    oracle.look_at(np.linspace(-1, 1, oracle.objective.size))
+    whole, before = oracle.hessian(), oracle.objective.reads
+    monkeypatch.setattr("mpigd.model.hessian.MOST", 4 * 25)
+    np.testing.assert_array_equal(oracle.hessian(), whole)
+    assert oracle.objective.reads - before == 2.0  # six pairs of outputs, four at once

@@ -1,0 +1,95 @@
+"""The problems of the subject `solve`: data sets in HDF5, each with its loss and penalties; the same for the same size."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`make` (path, full) writes the data set; every one of the penalties `l2` is a problem of its own."""
+
+    name: str
+    loss: str
+    l2: tuple[float, ...]
+    make: Callable[[Path, bool], None]
+
+
+def _write(path: Path, X: Array, y: Array, offset: Array | None = None) -> None:
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file["X"], file["y"] = X, y
+        if offset is not None:
+            file["offset"] = offset
+
+
+def _coin(z: Array, rng: np.random.Generator) -> Array:
+    """Labels of a logistic model whose margins have a deviation of 2."""
+    return (rng.random(z.size) < 1.0 / (1.0 + np.exp(-2.0 * (z - z.mean()) / z.std()))).astype(np.float64)
+
+
+def correlated(path: Path, full: bool) -> None:
+    """Columns share 16 factors, as measured quantities do."""
+    n, d = 1_000_000 if full else 250_000, 128
+    rng = np.random.default_rng(1)
+    factors = rng.standard_normal((16, d), dtype=np.float32)
+    X = rng.standard_normal((n, 16), dtype=np.float32) @ factors
+    X += rng.standard_normal((n, d), dtype=np.float32)
+    _write(path, X, _coin(X @ rng.standard_normal(d, dtype=np.float32), rng))
+
+
+def generated(path: Path, full: bool) -> None:
+    """Singular values from 1 to 1 / 1000, turned out of the axes: standardisation does not help."""
+    n, d = 100_000, 400
+    rng = np.random.default_rng(2)
+    turned = np.geomspace(1.0, 1e-3, d)[:, np.newaxis] * np.linalg.qr(rng.standard_normal((d, d)))[0]
+    X = rng.standard_normal((n, d)) @ turned
+    _write(path, X.astype(np.float32), _coin(X @ rng.standard_normal(d), rng))
+
+
+def one_hot(path: Path, full: bool) -> None:
+    """The demo's flights, categories one-hot, CSR."""
+    import mpigd
+    from scripts import flights
+
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder, "flights.csv")
+        flights.split()[0].to_csv(table, index=False, float_format="%.10g")
+        mpigd.import_data(str(table), str(path), target=flights.TARGET, missing="mean")
+
+
+def digits(path: Path, full: bool) -> None:
+    from sklearn.datasets import load_digits
+
+    X, y = load_digits(return_X_y=True)
+    _write(path, X, y.astype(np.float64))
+
+
+def claims(path: Path, full: bool) -> None:
+    """Counts over exposures of between a month and a year: the offset is the logarithm of the exposure."""
+    n, d = 500_000 if full else 200_000, 50
+    rng = np.random.default_rng(3)
+    X = rng.standard_normal((n, d)) @ (np.eye(d) + 0.3 * rng.standard_normal((d, d)) / np.sqrt(d))
+    X[:, :10] = X[:, :10] > 0.8  # some columns say yes or no
+    exposure = rng.uniform(1.0 / 12.0, 1.0, n)
+    z = X @ rng.standard_normal(d)
+    y = rng.poisson(exposure * np.exp(0.6 * (z - z.mean()) / z.std() - 1.0)).astype(np.float64)
+    _write(path, X.astype(np.float32), y, np.log(exposure))
+
+
+PROBLEMS = (
+    Problem("correlated", "logistic", (1e-4,), correlated),
+    Problem("flights", "logistic", (1e-4,), one_hot),
+    Problem("generated", "logistic", (1e-2, 1e-4, 1e-6), generated),
+    Problem("digits", "softmax", (1e-3,), digits),
+    Problem("poisson", "poisson", (1e-4,), claims),
+)

@@ -1,0 +1,63 @@
+"""To a proven optimum: reads of the data and seconds until the objective is within 1e-6, and 1e-9, of the true one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.bench.commands import RANKS, folder
+from scripts.bench.harness import FULL, Row, Size, launch
+from scripts.bench.problems import PROBLEMS, Problem
+
+TARGETS = {1e-6: 12, 1e-9: 18}
+FASTER = 3.0  # than the best peer
+BUDGET = {False: 2.0, True: 60.0}  # seconds for a peer on one problem
+TWO_THREADS = {name: "2" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+Found = Mapping[str, Any]
+
+
+def drive(size: Size) -> list[Row]:
+    full = size.megabytes >= FULL.megabytes
+    rows = []
+    with folder() as where:
+        for problem in PROBLEMS:
+            data = where / f"{problem.name}.h5"
+            problem.make(data, full)
+            for l2 in problem.l2:
+                rows += contest(problem, l2, data, full)
+            data.unlink()
+    return rows
+
+
+def contest(problem: Problem, l2: float, data: Path, full: bool) -> list[Row]:
+    ours, judged = data.with_suffix(".ours.npz"), data.with_suffix(".judged.npz")
+    words = (data, problem.loss, repr(l2), ours)
+    launch(RANKS, "-m", "scripts.bench.solving", *words, "5" if full else "3", limit=300.0)
+    launch(0, "-m", "scripts.bench.solvers", *words, judged, repr(BUDGET[full]), env=TWO_THREADS, limit=1500.0)
+    name = f"solve: {problem.name}" + (f" l2 {l2:g}" if len(problem.l2) > 1 else "")
+    return judge(name, dict(np.load(ours)), dict(np.load(judged)))
+
+
+def judge(name: str, ours: Found, judged: Found) -> list[Row]:
+    """Rows on reads and on time, of what both programs have written."""
+    steps = {goal: int(np.argmax(judged["errors"] <= goal)) for goal in TARGETS}
+    missed = {goal for goal, step in steps.items() if judged["errors"][step] > goal}
+    rows = [
+        Row(f"{name}: reads to {goal:g}", "not reached" if goal in missed else float(ours["reads"][steps[goal]]), f"<= {most}")
+        for goal, most in TARGETS.items()
+    ]
+    if 1e-6 in missed:
+        return rows
+    mine = float(ours["seconds"][steps[1e-6]])
+    rows.append(Row(f"{name}: seconds to 1e-6, statistics included", mine))
+    contestants = zip(*(judged[part] for part in ("seconds", "names", "reached")), strict=True)
+    there = [(float(spent), str(peer)) for spent, peer, error in contestants if error <= 1e-6]
+    if there:
+        spent, peer = min(there)
+        rows.append(Row(f"{name}: {peer}'s fit / ours, seconds", spent / mine, f">= {FASTER:g}"))
+    else:
+        rows.append(Row(f"{name}: no peer within 1e-6 in its time", "none"))
+    return rows

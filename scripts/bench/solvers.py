@@ -1,0 +1,143 @@
+"""The peers of the subject `solve`, one process with two threads: python -m scripts.bench.solvers DATA.h5 LOSS L2 OUT.npz BUDGET.
+
+Each gets columns that are standardised already, which it is not charged for, and tightens its own tolerance until the common
+objective is within 1e-6 of its optimum, or its budget of seconds is spent. Its time is that of its last fit alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from scripts.bench.common import Common, Part
+
+Array = np.ndarray[Any, Any]
+GOAL, TOLERANCES = 1e-6, (1e-4, 1e-6, 1e-8)
+THREADS = 2
+Fit = Callable[[Any, Array, Part, float], tuple[Array, Array]]  # X, y, problem, tolerance -> coef (k, d), intercept (k,)
+
+
+def scikit(solver: str) -> Fit:
+    def fit(X: Any, y: Array, part: Part, tol: float) -> tuple[Array, Array]:
+        from sklearn.linear_model import LogisticRegression, PoissonRegressor
+
+        n = len(y)
+        if part.loss == "poisson":  # the offset as scikit-learn takes it: rates, weighted by exposure
+            exposure = np.exp(part.offset)
+            model = PoissonRegressor(alpha=part.l2 * n / exposure.sum(), solver=solver, tol=tol, max_iter=1000)
+            model.fit(X, y / exposure, sample_weight=exposure)
+            return model.coef_[np.newaxis], np.atleast_1d(model.intercept_)
+        model = LogisticRegression(C=1.0 / (part.l2 * n), solver=solver, tol=tol, max_iter=1000).fit(X, y)
+        return model.coef_, model.intercept_
+
+    return fit
+
+
+def snapml(X: Any, y: Array, part: Part, tol: float) -> tuple[Array, Array]:
+    from snapml import LogisticRegression
+
+    # Its intercept is a column that is penalised like the others: a large one is hardly penalised.
+    model = LogisticRegression(
+        regularizer=part.l2 * len(y), tol=tol, max_iter=1000, n_jobs=THREADS, fit_intercept=True, intercept_scaling=100.0
+    )
+    model.fit(X, y)
+    return np.asarray(model.coef_).reshape(1, -1), np.atleast_1d(model.intercept_)
+
+
+def glum(X: Any, y: Array, part: Part, tol: float) -> tuple[Array, Array]:
+    from glum import GeneralizedLinearRegressor
+
+    family = "poisson" if part.loss == "poisson" else "binomial"
+    model = GeneralizedLinearRegressor(family=family, alpha=part.l2, l1_ratio=0, gradient_tol=tol, max_iter=1000)
+    model.fit(X, y, offset=part.offset)
+    return model.coef_[np.newaxis], np.atleast_1d(model.intercept_)
+
+
+def torch(X: Any, y: Array, part: Part, tol: float) -> tuple[Array, Array]:
+    import torch as t
+    from torch.nn import functional
+
+    t.set_num_threads(THREADS)
+    rows, k = t.from_numpy(X), part.k
+    labels = t.from_numpy(y).long() if part.loss == "softmax" else t.from_numpy(y.astype(X.dtype))
+    offset = None if part.offset is None else t.from_numpy(part.offset.astype(X.dtype))
+    W = t.zeros((X.shape[1], k), dtype=rows.dtype, requires_grad=True)
+    b = t.zeros(k, dtype=rows.dtype, requires_grad=True)
+    best = t.optim.LBFGS([W, b], max_iter=1000, tolerance_grad=tol * 1e-2, tolerance_change=0, line_search_fn="strong_wolfe")
+
+    def closure() -> Any:
+        best.zero_grad()
+        z = rows @ W + b
+        if part.loss == "softmax":
+            loss = functional.cross_entropy(z, labels)
+        elif part.loss == "poisson":
+            loss = functional.poisson_nll_loss(z[:, 0] + offset, labels)
+        else:
+            loss = functional.binary_cross_entropy_with_logits(z[:, 0], labels)
+        loss = loss + 0.5 * part.l2 * (W * W).sum()
+        loss.backward()
+        return loss
+
+    best.step(closure)
+    return W.detach().numpy().T.astype(np.float64), b.detach().numpy().astype(np.float64)
+
+
+LOGISTIC = ("lbfgs", "newton-cholesky", "newton-cg", "saga")
+SOLVERS: dict[str, tuple[str, tuple[str, ...], bool, Fit]] = {  # module, losses, takes CSR
+    **{f"scikit-learn {name}": ("sklearn", ("logistic", "softmax"), True, scikit(name)) for name in LOGISTIC},
+    "scikit-learn Poisson lbfgs": ("sklearn", ("poisson",), True, scikit("lbfgs")),
+    "scikit-learn Poisson newton-cholesky": ("sklearn", ("poisson",), True, scikit("newton-cholesky")),
+    "snapml": ("snapml", ("logistic",), True, snapml),
+    "glum": ("glum", ("logistic", "poisson"), True, glum),
+    "torch L-BFGS": ("torch", ("logistic", "softmax", "poisson"), False, torch),
+}
+
+
+def race(common: Common, best: float, budget: float) -> dict[str, tuple[float, float]]:
+    """Of each installed peer that knows the problem: seconds of its fit and the relative error that it reached."""
+    X, y = common.standardised(), common.y
+    found = {}
+    for name, (module, losses, sparse, fit) in SOLVERS.items():
+        if not find_spec(module) or common.part.loss not in losses or (common.sparse and not sparse):
+            continue
+        begin, spent, error = time.perf_counter(), np.inf, np.inf
+        for tol in TOLERANCES:
+            start = time.perf_counter()
+            try:
+                coef, intercept = fit(X, y, common.part, tol)
+            except Exception as trouble:  # what a peer cannot do is its row, not the end of the others'
+                print(f"{name}: {trouble}", file=sys.stderr)
+                break
+            spent = time.perf_counter() - start
+            error = common.value(*common.from_standardised(coef, intercept)) / best - 1.0
+            if error <= GOAL or time.perf_counter() - begin + spent > budget:
+                break
+        if spent < 0.2 and error <= GOAL:  # the first call of a library pays for its start
+            start = time.perf_counter()
+            fit(X, y, common.part, tol)
+            spent = min(spent, time.perf_counter() - start)
+        found[name] = (spent, error)
+    return found
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")  # of convergence: the objective tells
+    data, loss, l2, ours, out, budget = sys.argv[1:]
+    common = Common.read(data, loss, float(l2))
+    known = np.load(ours)
+    start = known["coef"][-1], known["intercept"][-1]
+    best = common.optimum(*start)
+    errors = [common.value(*point) / best - 1.0 for point in zip(known["coef"], known["intercept"], strict=True)]
+    peers = race(common, best, float(budget)) if float(budget) > 0 else {}
+    table = np.array(list(peers.values())).reshape(-1, 2)
+    np.savez(out, errors=np.array(errors), names=np.array(list(peers), dtype=str), seconds=table[:, 0], reached=table[:, 1])
+
+
+if __name__ == "__main__":
+    main()
