@@ -61,8 +61,23 @@ class Config:
     epochs: int | None = option(None, "passes over the data (1000 full, 5 minibatch, 1 stochastic)", low=1, fixed=False)
     optimizer: str = option(
         "auto",
-        "auto: newton for smooth losses in full mode (lbfgs if they have too many columns), nesterov for others; else adam",
-        ("auto", "newton", "newton-cholesky", "lbfgs", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"),
+        "auto: newton for smooth losses in full mode (lbfgs if they have too many columns), nesterov for others; else adam; "
+        "with --l1 or bounds proximal-newton, sgd, or fista",
+        (
+            "auto",
+            "newton",
+            "newton-cholesky",
+            "lbfgs",
+            "proximal-newton",
+            "fista",
+            "sgd",
+            "momentum",
+            "nesterov",
+            "adagrad",
+            "rmsprop",
+            "adam",
+            "adamw",
+        ),
     )
     learning_rate: float | None = option(
         None, "step size; default: from the curvature of the data", above=0, alias="lr", fixed=False
@@ -74,6 +89,9 @@ class Config:
     clip: float | None = option(None, "largest norm of a gradient; longer ones are shortened", above=0)
     momentum: float = option(0.9, "of the momentum optimiser", low=0, below=1)
     l2: float = option(0.0, "ridge penalty l2/2 |w|^2", low=0)
+    l1: float = option(0.0, "lasso penalty l1 |w|_1; with --l2 the elastic net", low=0)
+    nonnegative: bool = option(False, "no coefficient below 0: --bounds 0:")
+    bounds: str | None = option(None, "LOW:HIGH, of every coefficient but the intercept; 0 within them; a side may be empty")
     seed: int = option(0, "of everything random", low=0)
     class_weight: str | None = option(None, "balanced, or LABEL=WEIGHT,... for the classes of a two- or k-class loss")
     intercept: bool = option(True, "fit an intercept (never penalised)")
@@ -110,6 +128,10 @@ class Config:
             raise UsageError("--shuffle blocks goes with --mode minibatch")
         if self.max_memory is not None:
             size_of(self.max_memory)
+        if self.nonnegative and self.bounds is not None:
+            raise UsageError("--nonnegative is --bounds 0: and does not go with other bounds")
+        if self.bounds is not None:
+            limits_of(self.bounds)
         if self.patience is not None and not self.validation:
             raise UsageError("--patience counts validations: name the data with --validation")
 
@@ -158,6 +180,18 @@ def size_of(text: str) -> int:
         return int(float(number) * UNITS[unit])
     except (ValueError, KeyError, OverflowError):
         raise UsageError(f"--max-memory {text}: expected a size like 500MB or 2GB") from None
+
+
+def limits_of(text: str) -> tuple[float, float]:
+    """(low, high) of bounds like 0:1, -1:1, 0: or :2, or a UsageError."""
+    low, colon, high = text.partition(":")
+    try:
+        limits = (float(low) if low.strip() else -math.inf), (float(high) if high.strip() else math.inf)
+    except ValueError:
+        limits = (math.nan, math.nan)
+    if not colon or not limits[0] <= 0.0 <= limits[1] or limits[0] == limits[1]:
+        raise UsageError(f"--bounds {text}: expected LOW:HIGH with LOW <= 0 <= HIGH, like 0:1, 0: or --bounds=-1:1")
+    return limits
 
 
 def field_name(key: str) -> str:

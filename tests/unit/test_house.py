@@ -23,7 +23,7 @@ FLOORS = [
     ["mpigd.data", "mpigd.data.*"],
     ["mpigd.batches", "mpigd.reduce", "mpigd.limits", "mpigd.exact", "mpigd.ranking"],
     ["mpigd.model", "mpigd.model.*", "mpigd.metrics"],
-    ["mpigd.optim", "mpigd.optim.*"],
+    ["mpigd.optim", "mpigd.optim.*", "mpigd.choices"],
     ["mpigd.checkpoint", "mpigd.callbacks", "mpigd.replicas", "mpigd.progress", "mpigd.report"],
     ["mpigd.predict", "mpigd.build", "mpigd.info"],
     ["mpigd.trainer", "mpigd.rehearsal", "mpigd.plan"],
