@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from mpigd.batches import BLOCK, Batch, FullBatch, MiniBatch, Schedule, Stochastic
-from mpigd.choices import LARGEST_FACTOR, check, is_rough, limits
+from mpigd.choices import BATCH_SIZE, LARGEST_FACTOR, check, is_rough, limits
 from mpigd.choices import choice as choice  # build and choices are one door to the others
 from mpigd.choices import complete as complete
 from mpigd.comm import Comm
-from mpigd.config import Config, size_of
+from mpigd.config import Config
 from mpigd.data.loading import Layout, fingerprint
 from mpigd.data.shard import Shard
 from mpigd.data.streamed import Streamed
@@ -30,8 +30,11 @@ from mpigd.optim.base import Optimizer
 from mpigd.optim.first_order import FIRST_ORDER, Momentum, Nesterov
 from mpigd.optim.lbfgs import LBFGS
 from mpigd.optim.newton import Newton
+from mpigd.optim.proximal_newton import ProximalNewton
 from mpigd.optim.rates import Rate
+from mpigd.optim.variance_reduced import SVRG, Hybrid
 from mpigd.placement import fair_threads
+from mpigd.quantities import size_of
 from mpigd.reduce import Reducer, total
 from mpigd_kernels import vector
 
@@ -39,7 +42,7 @@ Array = np.ndarray[Any, Any]
 ADAPTIVE = {"adagrad": 0.3, "rmsprop": 0.01, "adam": 0.01, "adamw": 0.01}
 FASTEST = 0.1  # an adaptive rate for runs of few steps
 FAR = 10.0  # how far adaptive steps of that size must be able to carry a coordinate
-SECOND_ORDER = ("newton", "newton-cholesky", "lbfgs")
+SECOND_ORDER = ("newton", "newton-cholesky", "lbfgs", "hybrid", "proximal-newton")
 ROWS_PER_PARAMETER = 25  # of a sample: one much smaller is worse than none as a start
 SAMPLE = 4096  # rows that tell the curvature of batches
 SAMPLE_EPOCH = (1 << 32) - 1  # whose draws no training step uses
@@ -154,7 +157,7 @@ def optimizer(problem: Problem, config: Config, steps_per_epoch: int) -> Optimiz
     steps = (config.epochs or 1) * steps_per_epoch
     base = config.learning_rate or _automatic_rate(problem, config, steps)
     rate = Rate(base, config.lr_schedule, config.warmup, steps, steps_per_epoch)
-    kind = FIRST_ORDER[config.optimizer]
+    kind = SVRG if config.optimizer == "svrg" else FIRST_ORDER[config.optimizer]
     if issubclass(kind, Momentum | Nesterov):
         return kind(rate, config.clip, config.momentum)
     return kind(rate, config.clip)
@@ -164,16 +167,33 @@ def _second_order(problem: Problem, config: Config) -> Optimizer:
     objective, k = problem.objective, problem.k
     if config.optimizer == "lbfgs":
         return LBFGS()
+    if config.optimizer == "hybrid":
+        return _hybrid(problem, config)
     objective.keeps_margins = True
-    n, p = objective.n, objective.scaling.p
-    least = ROWS_PER_PARAMETER * p
-    samples = tuple(m for m in sorted({max(n // 100, least), max(n // 10, least)}) if 2 * m <= n)
+    if config.optimizer == "proximal-newton":
+        samples = _samples(objective) if config.start is None else ()
+        return ProximalNewton(k, objective.scaling.intercept, samples, LARGEST_FACTOR)
+    p, samples = objective.scaling.p, _samples(objective)
     whole = is_whole(k, p)
     dense = k * p * p <= LARGEST_FACTOR
     if config.optimizer == "newton-cholesky" and not (whole and dense):
         raise UsageError(f"--optimizer newton-cholesky: {k * p:,} parameters are too many to factorise: try newton, or lbfgs")
     direct = dense and whole and (not samples or config.optimizer == "newton-cholesky")
     return Newton(samples, config.start is None, whole, direct, dense)
+
+
+def _hybrid(problem: Problem, config: Config) -> Hybrid:
+    """One epoch of Adam's steps on mini-batches, down to a rate of zero, and L-BFGS from there."""
+    size = min(problem.objective.n, BATCH_SIZE["minibatch"])
+    steps = -(-problem.objective.n // size)
+    base = _adaptive_rate(problem, config.replace(optimizer="adam"), steps)
+    return Hybrid(FIRST_ORDER["adam"](Rate(base, "cosine", 0, steps, steps)), size, LBFGS())
+
+
+def _samples(objective: Objective) -> tuple[int, ...]:
+    """Sizes of the samples that Newton's method begins on."""
+    n, least = objective.n, ROWS_PER_PARAMETER * objective.scaling.p
+    return tuple(m for m in sorted({max(n // 100, least), max(n // 10, least)}) if 2 * m <= n)
 
 
 def _automatic_rate(problem: Problem, config: Config, steps: int) -> float:

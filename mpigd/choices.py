@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mpigd.config import Config, limits_of
+from mpigd.config import Config
 from mpigd.errors import UsageError
 from mpigd.model.losses import LOSSES
+from mpigd.quantities import limits_of
 
 EPOCHS = {"full": 1000, "minibatch": 5, "stochastic": 1}
 BATCH_SIZE = {"minibatch": 1024, "stochastic": 1}
@@ -31,11 +32,16 @@ NEEDS = {
     "newton": Needs(("full",), smooth=True),
     "newton-cholesky": Needs(("full",), smooth=True),
     "lbfgs": Needs(("full",), smooth=True),
+    "hybrid": Needs(("full",), smooth=True),
     "proximal-newton": Needs(("full",), smooth=True, prox=True),
     "fista": Needs(("full",), smooth=True, prox=True),
+    "svrg": Needs(("minibatch",), smooth=True, prox=True),
     "sgd": Needs(prox=True),
     **dict.fromkeys(("momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"), Needs()),
 }
+
+
+SELF_PACED = ("newton", "newton-cholesky", "lbfgs", "hybrid", "proximal-newton", "fista")
 
 
 def check(config: Config) -> None:
@@ -52,7 +58,7 @@ def check(config: Config) -> None:
     if is_rough(config) and not needs.prox:
         penalty = "bounds need" if not config.l1 else "elastic net needs" if config.l2 else "l1 needs"
         raise UsageError(f"{penalty} an optimiser with prox: {', '.join(fitting(config))}; --optimizer {name} has none")
-    if (fixed_steps := _tells_steps(config)) and name in ("proximal-newton", "fista") and fixed_steps != "--lr":
+    if (fixed_steps := _tells_steps(config)) and name in SELF_PACED and fixed_steps != "--lr":
         raise UsageError(f"{fixed_steps} does not go with --optimizer {name}, which finds its steps by itself")
 
 
@@ -83,11 +89,12 @@ def complete(config: Config, n: int, d: int = 0) -> Config:
     mode = config.mode
     size = n if mode == "full" else min(n, config.batch_size or BATCH_SIZE[mode])
     smooth = LOSSES[config.loss].smooth
-    schedule = ("constant" if smooth else "root") if mode == "full" else "cosine"
+    optimizer = automatic_optimizer(config, d)[0] if config.optimizer == "auto" else config.optimizer
+    schedule = ("constant" if smooth else "root") if mode == "full" else "constant" if optimizer == "svrg" else "cosine"
     return config.replace(
         epochs=config.epochs or EPOCHS[mode],
         batch_size=None if mode == "full" else size,
-        optimizer=automatic_optimizer(config, d)[0] if config.optimizer == "auto" else config.optimizer,
+        optimizer=optimizer,
         lr_schedule=schedule if config.lr_schedule == "auto" else config.lr_schedule,
     )
 
@@ -98,6 +105,8 @@ def automatic_optimizer(config: Config, d: int) -> tuple[str, str]:
     asked = config.learning_rate is not None or config.lr_schedule != "auto" or _tells_steps(config)
     if is_rough(config):
         penalty = f"l1 {config.l1:g}" if config.l1 else "bounds"
+        if config.mode == "minibatch" and smooth:
+            return "svrg", f"{penalty}, minibatch mode"
         if config.mode != "full" or not smooth or _tells_steps(config):
             return "sgd", f"{penalty}, {config.mode} mode" + ("" if smooth else f", the {config.loss} loss is not smooth")
         return ("fista", f"{penalty}, a learning rate was asked for") if asked else ("proximal-newton", f"{penalty}, smooth loss")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # modules of a package that have no line of their own.
 FLOORS = [
     ["mpigd_kernels", "mpigd_kernels.*"],
-    ["mpigd.errors", "mpigd.comm", "mpigd.config", "mpigd.cache", "mpigd.placement"],
+    ["mpigd.errors", "mpigd.comm", "mpigd.config", "mpigd.quantities", "mpigd.cache", "mpigd.placement"],
     ["mpigd.data", "mpigd.data.*"],
     ["mpigd.batches", "mpigd.reduce", "mpigd.limits", "mpigd.exact", "mpigd.ranking"],
     ["mpigd.model", "mpigd.model.*", "mpigd.metrics"],

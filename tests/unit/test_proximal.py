@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from scipy.optimize import minimize, nnls
 from sklearn import linear_model
 
 from mpigd import build, choices
-from mpigd.comm import SelfComm
+from mpigd.comm import Comm, SelfComm
 from mpigd.config import Config, from_mapping
+from mpigd.data.half import Half
+from mpigd.data.shard import Shard
 from mpigd.errors import UsageError
 from mpigd.model.certificate import duality_gap
 from mpigd.model.fitted import Model
@@ -23,7 +26,7 @@ from tests.threadcomm import run
 from tests.truths import ALL_LOSSES, SMOOTH, Table, generate, objective
 
 Array = np.ndarray[Any, Any]
-PROXIMAL = ("fista",)
+PROXIMAL = ("proximal-newton", "fista")
 
 
 def scales(table: Table, config: Config) -> Array:
@@ -199,6 +202,53 @@ def test_above_the_largest_useful_l1_nothing_is_left() -> None:
         assert np.count_nonzero(fit(table, l1=most * 0.99, optimizer=name).coef) == 1
 
 
+def wide_table(loss: str = "squared") -> Table:
+    """More columns than a working set takes at first."""
+    return sparse_table(n=300, d=400, seed=3, loss=loss)
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic", "softmax"])
+def test_working_sets_lead_where_all_columns_do(loss: str) -> None:
+    """The truth is FISTA's, which knows no working sets; reads of some columns count as that share."""
+    table, l1 = wide_table("logistic" if loss == "softmax" else loss), 0.02 if loss == "softmax" else 0.05
+    models = [fit(table, loss=loss, l1=l1, l2=l2, tol=1e-9) for l2 in (0.0, 0.03)]
+    for model, l2 in zip(models, (0.0, 0.03), strict=True):
+        assert model.config.optimizer == "proximal-newton"
+        assert model.summary["stop_reason"] == "tolerance"
+        truth = fit(table, loss=loss, l1=l1, l2=l2, optimizer="fista", tol=1e-9, epochs=20000)
+        assert model.summary["objective"] == pytest.approx(truth.summary["objective"], rel=1e-8)
+        if loss != "softmax":
+            np.testing.assert_array_equal(model.coef != 0, truth.coef != 0)
+        assert 10 < np.count_nonzero(model.coef[0]) < 200
+        assert model.summary["reads"] < truth.summary["reads"] / 3
+
+
+def test_more_coefficients_than_a_hessian_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then steps of FISTA do it."""
+    table = wide_table()
+    truth = fit(table, l1=0.05, tol=1e-9)
+    monkeypatch.setattr("mpigd.build.LARGEST_FACTOR", 30 * 30)
+    model = fit(table, l1=0.05, tol=1e-9)
+    assert model.summary["objective"] == pytest.approx(truth.summary["objective"], rel=1e-8)
+    np.testing.assert_array_equal(model.coef != 0, truth.coef != 0)
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.05])
+def test_other_programs_find_the_same(l2: float) -> None:
+    celer, skglm = pytest.importorskip("celer"), pytest.importorskip("skglm")
+    table, l1 = wide_table(), 0.1
+    X = (table.X - table.X.mean(axis=0)) / table.X.std(axis=0)
+    model = fit(table, l1=l1, l2=l2, tol=1e-10)
+    peers = [skglm.ElasticNet if l2 else skglm.Lasso, celer.ElasticNet if l2 else celer.Lasso]
+    for kind in peers:
+        mixed = dict(alpha=l1 + l2, l1_ratio=l1 / (l1 + l2)) if l2 else dict(alpha=l1)
+        peer = kind(**mixed, tol=1e-12, max_iter=1000).fit(X, table.y)
+        coef = np.asarray(peer.coef_) / table.X.std(axis=0)
+        best = whole(table, model.config, coef[None], np.array([np.mean(table.y - table.X @ coef)]))
+        assert model.summary["objective"] == pytest.approx(best, rel=1e-8)
+        np.testing.assert_array_equal(model.coef[0] != 0, coef != 0)
+
+
 # The certificate.
 
 
@@ -246,6 +296,26 @@ def test_continued_after_any_step(loss: str, name: str, tmp_path: Path) -> None:
             same(model, truth)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("form", ["dense", "csr", "half"])
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+def test_bits_with_working_sets(loss: str, form: str, size: int) -> None:
+    table, options = wide_table(loss), dict(loss=loss, l1=0.08, l2=1e-3, epochs=4, tol=0)
+    table = Table(np.where(np.abs(table.X) < 0.5, 0.0, table.X), table.y)
+
+    def rows(comm: Comm, place: str = "range") -> Shard:
+        part = shard(table, comm, place, form == "csr")
+        if form == "half":
+            bits = part.X.values.astype(np.float16).view(np.uint16)  # type: ignore[attr-defined]
+            part = dataclasses.replace(part, X=Half(bits, np.ones(400)))
+        return part
+
+    truth = fit(rows(SelfComm()), **options)
+    for place, threads in (("hash", 1), ("file", 3)):
+        for model in run(size, lambda c, p=place, t=threads: fit(rows(c, p), c, threads=t, **options)):
+            same(model, truth)
+
+
 # What does not go together.
 
 
@@ -256,7 +326,7 @@ def test_one_sentence_before_any_work() -> None:
             dict(l1=0.1, optimizer="lbfgs"),
             "l1 needs an optimiser with prox: proximal-newton, fista, sgd; --optimizer lbfgs has none",
         ),
-        (dict(l1=0.1, l2=0.1, optimizer="adam", mode="minibatch"), "elastic net needs an optimiser with prox: sgd"),
+        (dict(l1=0.1, l2=0.1, optimizer="adam", mode="minibatch"), "elastic net needs an optimiser with prox: svrg, sgd"),
         (dict(nonnegative=True, optimizer="newton"), "bounds need an optimiser with prox: "),
         (dict(loss="hinge", optimizer="fista"), "--optimizer fista goes with --mode full and a smooth loss: try sgd"),
         (dict(mode="minibatch", optimizer="fista"), "--optimizer fista goes with --mode full and a smooth loss: try sgd"),
@@ -270,11 +340,10 @@ def test_one_sentence_before_any_work() -> None:
 
 
 def test_what_auto_chooses() -> None:
-    chosen = [
-        build.complete(from_mapping(options), 1000, 10).optimizer
-        for options in (dict(l1=0.1, lr=0.1), dict(l1=0.1, mode="minibatch"), dict(l1=0.1, loss="hinge"), dict(l1=0.1, clip=1.0))
-    ]
-    assert chosen == ["fista", "sgd", "sgd", "sgd"]
+    l1: dict[str, Any] = dict(l1=0.1)
+    several = l1, l1 | dict(lr=0.1), l1 | dict(mode="minibatch"), l1 | dict(loss="hinge"), l1 | dict(clip=1.0)
+    chosen = [build.complete(from_mapping(options), 1000, 10).optimizer for options in several]
+    assert chosen == ["proximal-newton", "fista", "svrg", "sgd", "sgd"]
     for loss in ALL_LOSSES:
         for mode in choices.MODES:
             for more in (dict(), dict(l1=0.1), dict(l1=0.1, l2=0.1), dict(nonnegative=True)):
