@@ -270,5 +270,7 @@ class Run:
             intercept = intercept - vector.dot(intercept, np.ones(self.problem.k)) / self.problem.k
         classes = self.problem.classes.values if self.problem.classes else None
         model = Model(coef, intercept, classes, self.config, self.problem.shard.encoding, summary, self.history.records)
+        if summary["gap"] is None and self.config.mode == "full":
+            self.report.say("no bound on the distance from the optimum here: --tol is that of the gradient's norm")
         self.report.end(model)
         return model

@@ -86,7 +86,10 @@ def _conjugate_gap(w: Array, g: Array, objective: Objective, penalty: ElasticNet
         error = np.sqrt(shifted * np.tile(np.append(_spread(objective), 0.0), objective.k)) * (1.0 + 1e-9)
     found = []
     for theta in {1.0, gaps.shrink(np.abs(v) + error, v, error)} if scales.all() else ():
-        rest = vector.dot(1.0 - theta * scales, losses) / objective.statistics.weight
+        missing = 1.0 - theta * scales
+        # What shrinking costs: known exactly for the squared loss, of second order, so that a small l1 does no harm.
+        cost = missing * missing if objective.loss.name == "squared" else missing
+        rest = vector.dot(cost, losses) / objective.statistics.weight
         found.append(rest + gaps.at(theta * v, theta * error))
     best = min(found, default=math.inf)
     return best if math.isfinite(best) else None
