@@ -7,14 +7,18 @@ the way there, is one triangular solve. Both only go down. After Bertsekas, "Pro
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from mpigd.model.penalties import ElasticNet
 from mpigd.optim.base import Array, Dot, norm
 from mpigd_kernels import descent, linalg
 
-ROUNDS, SWEEPS = 200, 5  # at most so many rounds, each of a whole sweep, sweeps over what is not zero, a solve
+ROUNDS, SWEEPS = 2000, 5  # at most so many rounds, each of a whole sweep, sweeps over what is not zero, a solve
+FEWEST, WORK = 100, 2e10  # rounds in any case; operations that are worth a read of the data
 SOLVED = 1e-11  # of the model's shortest subgradient at its start
+PATIENCE, ROUGHLY = 10, 1e-6  # rounds without progress, once the subgradient has become so small
 DENSEST = 2000  # free coordinates whose matrix is factorised
 
 
@@ -22,9 +26,13 @@ def minimize(H: Array, g: Array, w: Array, penalty: ElasticNet, dot: Dot) -> Arr
     """argmin_u g . (u - w) + (u - w)' H (u - w) / 2 + rough part(u), for H (p, p) symmetric, g and w (p,)."""
     u, s = w.copy(), g.copy()
     first = norm(penalty.subgradient(u, s), dot)
-    for _ in range(ROUNDS):
-        if not norm(penalty.subgradient(u, s), dot) > SOLVED * first:
-            break
+    best, stalled = math.inf, 0
+    rounds = min(ROUNDS, max(FEWEST, int(WORK / max(1, w.size) ** 3)))
+    for _ in range(rounds):
+        left = norm(penalty.subgradient(u, s), dot)
+        best, stalled = (left, 0) if left < best else (best, stalled + 1)
+        if not left > SOLVED * first or (stalled > PATIENCE and best < ROUGHLY * first):
+            break  # the second: rounding lets it come no closer
         moved = descent.sweep_coordinates(H, penalty.l1, penalty.low, penalty.high, u, s, True)
         for _ in range(SWEEPS):
             moved = max(moved, descent.sweep_coordinates(H, penalty.l1, penalty.low, penalty.high, u, s, False))
@@ -51,13 +59,29 @@ def _along_face(H: Array, u: Array, s: Array, penalty: ElasticNet, dot: Dot) -> 
     downhill, bend = -dot(slope, part), dot(d, product)
     if not downhill > 0.0 or not bend > 0.0:
         return 0.0
-    t = min(downhill / bend, _room(u, d, penalty))
-    before = np.sign(u)
-    u += t * d
-    u[(np.sign(u) * before < 0.0) & (penalty.l1 > 0.0)] = 0.0  # the rounding of the one that was to meet zero
-    penalty.prox(u, 0.0)
-    s += t * product
-    return t * norm(d, dot)
+    t = downhill / bend
+    safe = _onto_face(u, u + min(t, _room(u, d, penalty)) * d, penalty)
+    # Stopping at the first coordinate that meets zero is safe. Stopping all of them at zero, or none of them where l1 is
+    # small, is far faster where the model agrees.
+    crossing = u + t * d
+    penalty.prox(crossing, 0.0)
+    best, moved = 0.0, 0.0
+    goal, slopes = u, s
+    for there in (safe, _onto_face(u, u + t * d, penalty), crossing):
+        step, product = there - u, np.zeros_like(u)
+        descent.add_product(H, step, product)
+        change = dot(s, step) + 0.5 * dot(step, product) + dot(penalty.l1, np.abs(there) - np.abs(u))
+        if change < best:
+            best, goal, slopes, moved = change, there, s + product, norm(step, dot)
+    u[:], s[:] = goal, slopes
+    return moved
+
+
+def _onto_face(u: Array, there: Array, penalty: ElasticNet) -> Array:
+    """`there`, zero where its sign is not that of u any more, within the bounds."""
+    far = np.where((np.sign(there) * np.sign(u) < 0.0) & (penalty.l1 > 0.0), 0.0, there)
+    penalty.prox(far, 0.0)
+    return far
 
 
 def _room(u: Array, d: Array, penalty: ElasticNet) -> float:
