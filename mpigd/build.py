@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 
 from mpigd.batches import BLOCK, Batch, FullBatch, MiniBatch, Schedule, Stochastic
+from mpigd.choices import BATCH_SIZE, LARGEST_FACTOR, check, is_rough, limits
+from mpigd.choices import choice as choice  # build and choices are one door to the others
+from mpigd.choices import complete as complete
 from mpigd.comm import Comm
-from mpigd.config import Config, size_of
+from mpigd.config import Config
 from mpigd.data.loading import Layout, fingerprint
 from mpigd.data.shard import Shard
 from mpigd.data.streamed import Streamed
@@ -17,9 +20,9 @@ from mpigd.errors import UsageError
 from mpigd.model.hessian import is_whole
 from mpigd.model.losses import LOSSES, Loss
 from mpigd.model.objective import Objective, Rows
-from mpigd.model.penalties import L2
+from mpigd.model.penalties import L2, ElasticNet, bounds
 from mpigd.model.rounding import needs_fine
-from mpigd.model.scaling import make_scaling, measure
+from mpigd.model.scaling import Scaling, make_scaling, measure
 from mpigd.model.targets import Classes, check_domain, class_weights, find_classes
 from mpigd.optim import curvature
 from mpigd.optim.accelerated import Accelerated
@@ -27,19 +30,19 @@ from mpigd.optim.base import Optimizer
 from mpigd.optim.first_order import FIRST_ORDER, Momentum, Nesterov
 from mpigd.optim.lbfgs import LBFGS
 from mpigd.optim.newton import Newton
+from mpigd.optim.proximal_newton import ProximalNewton
 from mpigd.optim.rates import Rate
+from mpigd.optim.variance_reduced import SVRG, Hybrid
 from mpigd.placement import fair_threads
+from mpigd.quantities import size_of
 from mpigd.reduce import Reducer, total
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
-EPOCHS = {"full": 1000, "minibatch": 5, "stochastic": 1}
-BATCH_SIZE = {"minibatch": 1024, "stochastic": 1}
 ADAPTIVE = {"adagrad": 0.3, "rmsprop": 0.01, "adam": 0.01, "adamw": 0.01}
 FASTEST = 0.1  # an adaptive rate for runs of few steps
 FAR = 10.0  # how far adaptive steps of that size must be able to carry a coordinate
-SECOND_ORDER = ("newton", "newton-cholesky", "lbfgs")
-LARGEST_FACTOR = 16_000_000  # numbers in the Cholesky factors that precondition Newton's method: 4,000 columns
+SECOND_ORDER = ("newton", "newton-cholesky", "lbfgs", "hybrid", "proximal-newton")
 ROWS_PER_PARAMETER = 25  # of a sample: one much smaller is worse than none as a start
 SAMPLE = 4096  # rows that tell the curvature of batches
 SAMPLE_EPOCH = (1 << 32) - 1  # whose draws no training step uses
@@ -75,42 +78,6 @@ def layout(config: Config, need_y: bool = True) -> Layout:
     return Layout(config.x, config.y, config.dtype, config.partition, need_y, limit, BLOCK if blocks else None, why)
 
 
-def complete(config: Config, n: int, d: int = 0) -> Config:
-    """The configuration with everything that mode and data (n rows of d columns) decide filled in."""
-    mode = config.mode
-    size = n if mode == "full" else min(n, config.batch_size or BATCH_SIZE[mode])
-    smooth = LOSSES[config.loss].smooth
-    schedule = ("constant" if smooth else "root") if mode == "full" else "cosine"
-    return config.replace(
-        epochs=config.epochs or EPOCHS[mode],
-        batch_size=None if mode == "full" else size,
-        optimizer=_automatic_optimizer(config, d)[0] if config.optimizer == "auto" else config.optimizer,
-        lr_schedule=schedule if config.lr_schedule == "auto" else config.lr_schedule,
-    )
-
-
-def _automatic_optimizer(config: Config, d: int) -> tuple[str, str]:
-    """What `auto` stands for, and why."""
-    asked = config.learning_rate is not None or config.clip is not None or config.lr_schedule != "auto"
-    if config.mode != "full":
-        return "adam", f"{config.mode} mode"
-    if not LOSSES[config.loss].smooth:
-        return "nesterov", f"the {config.loss} loss is not smooth"
-    if asked or config.warmup:
-        return "nesterov", "a learning rate or its schedule was asked for"
-    if (d + 1) * (d + 1) > LARGEST_FACTOR:
-        return "lbfgs", f"smooth loss, {d:,} columns are too many to factorise"
-    return "newton", f"smooth loss, {d:,} columns"
-
-
-def choice(config: Config, d: int) -> str | None:
-    """A sentence on what `auto` chose, or None where the user did."""
-    if config.optimizer != "auto":
-        return None
-    name, reason = _automatic_optimizer(config, d)
-    return f"optimizer auto: {name} ({reason})"
-
-
 def problem(shard: Shard, config: Config, comm: Comm) -> Problem:
     """Check the target, agree on classes and weights, measure the columns. Collective; DataError on all ranks together."""
     loss = LOSSES[config.loss]
@@ -139,9 +106,21 @@ def problem(shard: Shard, config: Config, comm: Comm) -> Problem:
     objective.fine = needs_fine(objective, y, mean, spread, config.tol, comm)
     reducer = objective.reducer(config.reduce, comm, replacement=config.mode == "stochastic")
     return Problem(
-        objective, L2(config.l2, np.tile(scaling.penalty, k)), reducer, loss, classes,
+        objective, penalty(config, scaling, k), reducer, loss, classes,
         shard, fingerprint(shard, comm), mean, spread,
     )  # fmt: skip
+
+
+def penalty(config: Config, scaling: Scaling, k: int) -> L2:
+    """Of k outputs' parameters; what l1 weighs in a coordinate is the root of what l2 does."""
+    weights = np.tile(scaling.penalty, k)
+    if not is_rough(config):
+        return L2(config.l2, weights)
+    free = np.full((2, int(scaling.intercept)), [[-np.inf], [np.inf]])
+    low, high = (
+        np.tile(np.append(side, rest), k) for side, rest in zip(bounds(*limits(config), scaling.inverse), free, strict=True)
+    )
+    return ElasticNet(config.l2, weights, config.l1 * np.sqrt(weights), low, high)
 
 
 def start(problem: Problem) -> Array:
@@ -166,19 +145,19 @@ def schedule(problem: Problem, config: Config) -> Schedule:
 
 def optimizer(problem: Problem, config: Config, steps_per_epoch: int) -> Optimizer:
     """The optimiser of a complete configuration. Collective, for the curvature that an automatic rate needs."""
+    check(config)
     full, smooth = config.mode == "full", problem.loss.smooth
-    if config.optimizer == "nesterov" and full and smooth and config.clip is None and config.lr_schedule == "constant":
+    plain = full and smooth and config.clip is None and config.lr_schedule == "constant"
+    if config.optimizer == "fista" or (config.optimizer == "nesterov" and plain):
         if config.learning_rate is not None:
-            return Accelerated(1.0 / config.learning_rate)
-        return Accelerated(_curvature(problem, config), backtrack=problem.loss.curvature is None)
+            return Accelerated(1.0 / config.learning_rate, name=config.optimizer)
+        return Accelerated(_curvature(problem, config), problem.loss.curvature is None, config.optimizer)
     if config.optimizer in SECOND_ORDER:
         return _second_order(problem, config)
-    if config.optimizer not in FIRST_ORDER:
-        raise UsageError(f"no optimizer {config.optimizer!r}")
     steps = (config.epochs or 1) * steps_per_epoch
     base = config.learning_rate or _automatic_rate(problem, config, steps)
     rate = Rate(base, config.lr_schedule, config.warmup, steps, steps_per_epoch)
-    kind = FIRST_ORDER[config.optimizer]
+    kind = SVRG if config.optimizer == "svrg" else FIRST_ORDER[config.optimizer]
     if issubclass(kind, Momentum | Nesterov):
         return kind(rate, config.clip, config.momentum)
     return kind(rate, config.clip)
@@ -186,20 +165,35 @@ def optimizer(problem: Problem, config: Config, steps_per_epoch: int) -> Optimiz
 
 def _second_order(problem: Problem, config: Config) -> Optimizer:
     objective, k = problem.objective, problem.k
-    if config.mode != "full" or not problem.loss.smooth:
-        raise UsageError(f"--optimizer {config.optimizer} goes with --mode full and a smooth loss: try adam, or sgd")
     if config.optimizer == "lbfgs":
         return LBFGS()
+    if config.optimizer == "hybrid":
+        return _hybrid(problem, config)
     objective.keeps_margins = True
-    n, p = objective.n, objective.scaling.p
-    least = ROWS_PER_PARAMETER * p
-    samples = tuple(m for m in sorted({max(n // 100, least), max(n // 10, least)}) if 2 * m <= n)
+    if config.optimizer == "proximal-newton":
+        samples = _samples(objective) if config.start is None else ()
+        return ProximalNewton(k, objective.scaling.intercept, samples, LARGEST_FACTOR)
+    p, samples = objective.scaling.p, _samples(objective)
     whole = is_whole(k, p)
     dense = k * p * p <= LARGEST_FACTOR
     if config.optimizer == "newton-cholesky" and not (whole and dense):
         raise UsageError(f"--optimizer newton-cholesky: {k * p:,} parameters are too many to factorise: try newton, or lbfgs")
     direct = dense and whole and (not samples or config.optimizer == "newton-cholesky")
     return Newton(samples, config.start is None, whole, direct, dense)
+
+
+def _hybrid(problem: Problem, config: Config) -> Hybrid:
+    """One epoch of Adam's steps on mini-batches, down to a rate of zero, and L-BFGS from there."""
+    size = min(problem.objective.n, BATCH_SIZE["minibatch"])
+    steps = -(-problem.objective.n // size)
+    base = _adaptive_rate(problem, config.replace(optimizer="adam"), steps)
+    return Hybrid(FIRST_ORDER["adam"](Rate(base, "cosine", 0, steps, steps)), size, LBFGS())
+
+
+def _samples(objective: Objective) -> tuple[int, ...]:
+    """Sizes of the samples that Newton's method begins on."""
+    n, least = objective.n, ROWS_PER_PARAMETER * objective.scaling.p
+    return tuple(m for m in sorted({max(n // 100, least), max(n // 10, least)}) if 2 * m <= n)
 
 
 def _automatic_rate(problem: Problem, config: Config, steps: int) -> float:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from mpigd.errors import UsageError
+from mpigd.quantities import limits_of, size_of
 
 PREFIX = "MPIGD_"
 # Environment variables with the prefix that are no training options.
@@ -61,8 +62,25 @@ class Config:
     epochs: int | None = option(None, "passes over the data (1000 full, 5 minibatch, 1 stochastic)", low=1, fixed=False)
     optimizer: str = option(
         "auto",
-        "auto: newton for smooth losses in full mode (lbfgs if they have too many columns), nesterov for others; else adam",
-        ("auto", "newton", "newton-cholesky", "lbfgs", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"),
+        "auto: newton for smooth losses in full mode (lbfgs if they have too many columns), nesterov for others; else adam; "
+        "with --l1 or bounds proximal-newton, fista, svrg or sgd",
+        (
+            "auto",
+            "newton",
+            "newton-cholesky",
+            "lbfgs",
+            "hybrid",
+            "proximal-newton",
+            "fista",
+            "svrg",
+            "sgd",
+            "momentum",
+            "nesterov",
+            "adagrad",
+            "rmsprop",
+            "adam",
+            "adamw",
+        ),
     )
     learning_rate: float | None = option(
         None, "step size; default: from the curvature of the data", above=0, alias="lr", fixed=False
@@ -74,6 +92,9 @@ class Config:
     clip: float | None = option(None, "largest norm of a gradient; longer ones are shortened", above=0)
     momentum: float = option(0.9, "of the momentum optimiser", low=0, below=1)
     l2: float = option(0.0, "ridge penalty l2/2 |w|^2", low=0)
+    l1: float = option(0.0, "lasso penalty l1 |w|_1; with --l2 the elastic net", low=0)
+    nonnegative: bool = option(False, "no coefficient below 0: --bounds 0:")
+    bounds: str | None = option(None, "LOW:HIGH, of every coefficient but the intercept; 0 within them; a side may be empty")
     seed: int = option(0, "of everything random", low=0)
     class_weight: str | None = option(None, "balanced, or LABEL=WEIGHT,... for the classes of a two- or k-class loss")
     intercept: bool = option(True, "fit an intercept (never penalised)")
@@ -116,6 +137,10 @@ class Config:
             raise UsageError("--shuffle blocks goes with --mode minibatch")
         if self.max_memory is not None:
             size_of(self.max_memory)
+        if self.nonnegative and self.bounds is not None:
+            raise UsageError("--nonnegative is --bounds 0: and does not go with other bounds")
+        if self.bounds is not None:
+            limits_of(self.bounds)
         if self.patience is not None and not self.validation:
             raise UsageError("--patience counts validations: name the data with --validation")
 
@@ -151,19 +176,6 @@ def _check(name: str, value: Any) -> None:
     for key, fails, phrase in bounds:
         if limits[key] is not None and fails(limits[key]):
             raise UsageError(f"{spelling} {value}: must be {phrase} {limits[key]:g}")
-
-
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def size_of(text: str) -> int:
-    """Bytes of a size like 500MB or 1.5 GiB, or a UsageError."""
-    number = text.strip().rstrip("abgikmtABGIKMT ")
-    unit = text.strip()[len(number) :].strip().upper()
-    try:
-        return int(float(number) * UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
-        raise UsageError(f"--max-memory {text}: expected a size like 500MB or 2GB") from None
 
 
 def field_name(key: str) -> str:

@@ -92,7 +92,7 @@ def check(config: Config, folds: int, choose: str) -> None:
         raise UsageError(f"cv goes with smooth losses of one output, not {config.loss}: {able}")
     if config.mode != "full":
         raise UsageError(f"cv goes with --mode full, not {config.mode}: it compares optima")
-    if getattr(config, "l1", 0.0):
+    if config.l1:
         raise UsageError("cv compares ridge penalties: --l1 does not go with it")
     if config.checkpoint or config.validation:
         raise UsageError("cv takes neither --checkpoint nor --validation: its folds are its validation")

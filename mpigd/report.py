@@ -78,12 +78,13 @@ class Report(Callback):
         self._rows, self._steps = problem.objective.n, steps
         self._records, self._logged = records, 0
         self._begin, self._seen = time.perf_counter(), 0.0
-        d, penalty = problem.objective.rows.X.d, self._config.l2
+        d, config = problem.objective.rows.X.d, self._config
+        penalty = (f"l1 {config.l1:g}, " if config.l1 else "") + f"l2 {config.l2:g}"
         self.say(
-            f"{problem.loss.name} loss on {self._rows:,} rows x {d:,} columns, l2 {penalty:g}, {self._config.mode} mode, "
-            f"optimizer {optimizer.name}, seed {self._config.seed}"
+            f"{problem.loss.name} loss on {self._rows:,} rows x {d:,} columns, {penalty}, {config.mode} mode, "
+            f"optimizer {optimizer.name}, seed {config.seed}"
         )
-        self._write("start", rows=self._rows, columns=d, config=to_dict(self._config))
+        self._write("start", rows=self._rows, columns=d, config=to_dict(config))
 
     def skip(self) -> None:
         """What has been recorded so far is in the log already: the run is being continued."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mpigd import build, checkpoint
+from mpigd import build, checkpoint, choices
 from mpigd.batches import Batch
 from mpigd.callbacks import Callback, EarlyStop, History, Saver, Step, Tolerance
 from mpigd.comm import Comm, together
@@ -25,7 +25,7 @@ from mpigd.model import fitted, inference
 from mpigd.model.certificate import duality_gap, least_gap
 from mpigd.model.fitted import Model
 from mpigd.model.rounding import gradient_error
-from mpigd.optim.base import Optimizer, evaluate
+from mpigd.optim.base import Optimizer, evaluate, norm
 from mpigd.placement import crowded
 from mpigd.predict import Evaluator, check_columns
 from mpigd.progress import Progress
@@ -35,6 +35,7 @@ from mpigd.report import Clock, Report
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
+CHECK = 10  # steps between certificates that cost a read each and that no gradient announces
 
 
 def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progress: Progress) -> Model:
@@ -43,9 +44,10 @@ def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progres
     Raises MpigdError (on all ranks) for data, options or numbers that cannot be used.
     """
     clock = Clock(comm)
-    shard = data if isinstance(data, Shard) else load_rows([data] if isinstance(data, str) else data, config, comm)
+    choices.check(config)
     if config.statistics == "yes" and (why := inference.why_never(config)):
         raise UsageError(f"--statistics yes: {why}")
+    shard = data if isinstance(data, Shard) else load_rows([data] if isinstance(data, str) else data, config, comm)
     chosen = build.choice(config, shard.X.d)
     config = build.complete(config, shard.n, shard.X.d)
     run = Run(build.problem(shard, config, comm), config, comm, Report(progress, config, comm))
@@ -67,6 +69,7 @@ def load_rows(data: Sequence[str], config: Config, comm: Comm) -> Shard:
 
 def plan_only(data: Sequence[str], config: Config, comm: Comm) -> int:
     """Say what a run would do, from the files' metadata and the options alone. Collective; returns the exit code."""
+    choices.check(config)
     infos = inspect(expand(data, comm), config.x, config.y, comm)
     n = sum(info.n for info in infos)
     config = build.complete(config, n, infos[0].d)
@@ -219,6 +222,8 @@ class Run:
     def _gap(self, step: Step) -> float | None:
         """A bound on what a step left to gain; infinite, and cheap, while the gradient is too large. Collective."""
         penalty, g = self.problem.penalty, step.state.get("gradient")
+        if g is None and not penalty.smooth and step.batch.step % CHECK:
+            return math.inf
         far = least_gap(step.gradient_norm, penalty)
         if far is None or far > self.config.tol * abs(step.value):
             return None if far is None else math.inf
@@ -253,7 +258,7 @@ class Run:
         value, g = self._evaluate(w)
         summary = {
             "objective": value,
-            "gradient_norm": float(np.sqrt(vector.dot(g, g))),
+            "gradient_norm": norm(self.problem.penalty.subgradient(w, g), vector.dot),
             "gap": duality_gap(w, g, objective, self.problem.penalty, self.comm),
             "gradient_error": gradient_error(objective, self.problem.reducer) if self.config.mode == "full" else None,
             "penalty": self.problem.penalty.value(w),

@@ -133,6 +133,15 @@ def bits_of_optimizers(comm: Comm, folder: Path, optimizer: str, mode: str) -> N
     same(fit(shard(table, comm, "hash"), comm, **options), fit(table, **options))
 
 
+@scenarios(optimizer=("proximal-newton", "fista", "svrg", "hybrid"))
+def bits_of_proximal(comm: Comm, folder: Path, optimizer: str) -> None:
+    table = generate("logistic", n=80, d=6, weights=True)
+    steps = STEPS["minibatch" if optimizer == "svrg" else "full"]
+    mode, l1 = "minibatch" if optimizer == "svrg" else "full", 0.0 if optimizer == "hybrid" else 0.03
+    options = dict(loss="logistic", mode=mode, l1=l1, l2=1e-2, optimizer=optimizer, **steps)
+    same(fit(shard(table, comm, "hash"), comm, **options), fit(table, **options))
+
+
 @scenarios(files=(1, 2, 5), partition=PLACES, as_csr=(False, True))
 def bits_of_files(comm: Comm, folder: Path, files: int, partition: str, as_csr: bool) -> None:
     table, folder = generate("logistic", n=101, weights=True), shared(comm, folder)

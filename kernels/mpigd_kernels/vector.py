@@ -79,6 +79,15 @@ def shrink(w, rate, weights):
 
 
 @njit(**_OPTIONS)
+def soft_threshold(w, step, weights, low, high):
+    """w = argmin_u |u - w|**2 / 2 + step weights |u|, low <= u <= high: shrunk towards zero, then clipped."""
+    for i in range(w.size):
+        t, v = step * weights[i], w[i]
+        v = v - t if v > t else (v + t if v < -t else 0.0)
+        w[i] = min(max(v, low[i]), high[i])
+
+
+@njit(**_OPTIONS)
 def logarithm(x):
     """log(x) for a number x > 0, the same in every version of libm."""
     return log(x)

@@ -14,6 +14,7 @@ import numpy as np
 
 from mpigd.batches import Batch
 from mpigd.comm import Comm
+from mpigd.data.matrix import CSR
 from mpigd.exact import ExactReducer
 from mpigd.model.outer import LARGE, MOST, Outer, Pair, column_reach
 from mpigd.reduce import NativeReducer, NotFinite, Reducer, Threads, power_above

@@ -58,7 +58,7 @@ def why_never(config: Config) -> str | None:
     """Why a run with these options cannot have statistics, or None."""
     if config.loss not in FAMILIES:
         return f"the {config.loss} loss has no standard errors: those that have are {', '.join(FAMILIES)}"
-    if getattr(config, "l1", 0.0):
+    if config.l1:
         return "an l1 penalty has no standard errors: its optimum is not a smooth function of the data"
     if config.mode != "full":
         return f"standard errors belong to the optimum, and {config.mode} mode does not reach it: use --mode full"

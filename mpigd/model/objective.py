@@ -7,15 +7,17 @@ sums are multiplied by n / (m * sum of all c), never divided by the batch's own 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
 
-from mpigd.batches import Batch
+from mpigd.batches import Batch, MiniBatch
 from mpigd.comm import Comm
+from mpigd.data import selection
 from mpigd.data.matrix import CSR, Into, Matrix, Task, block_rows
 from mpigd.data.shard import RowNumbers
 from mpigd.exact import ExactReducer
@@ -78,6 +80,8 @@ class Objective:
         self.keeps_margins = False  # for optimisers that ask for second derivatives
         self._points: list[tuple[Array, Array]] = []
         self._samples: dict[int, Objective] = {}
+        self._columns: tuple[Array, Objective] | None = None
+        self.width = 1.0  # of the columns, how many are read: a part's reads are that much of the whole's
         self._block = block_rows(rows.X)
 
     def reducer(self, kind: str, comm: Comm, replacement: bool = False) -> Reducer:
@@ -113,7 +117,7 @@ class Objective:
         rows, loss = self.rows, self.loss.code if code is None else code
         y = rows.targets if curvature is None else curvature
         task = Task(loss, self.parameter, y, rows.weights, coef, intercept, rows.offset if code is None else None, keep)
-        self.counter.reads += batch.size / self.n
+        self.counter.reads += self.width * batch.size / self.n
 
         def visit(share: Any, into: Into) -> None:
             if along is None:
@@ -150,9 +154,26 @@ class Objective:
             part.rows = Rows(
                 rows.X.rows(drawn), rows.y[drawn], rows.c[drawn], None if rows.offset is None else rows.offset[drawn]
             )
-            part.keeps_margins, part._points, part._samples = True, [], {}
+            part.keeps_margins, part._points, part._samples, part._columns = True, [], {}, None
             self._samples[m] = part
         return self._samples[m]
+
+    def columns(self, chosen: Array) -> Objective | None:
+        """The same over the columns `chosen` (s,), a copy of them; None where the rows are not in memory."""
+        if self._columns is not None and np.array_equal(self._columns[0], chosen):
+            return self._columns[1]
+        X = selection.columns(self.rows.X, chosen)
+        if X is None:
+            return None
+        part = copy.copy(self)
+        part.rows = replace(self.rows, X=X)
+        part.scaling, part.statistics = self.scaling.take(chosen), self.statistics.take(chosen)
+        part.size = self.k * part.scaling.p
+        part.width = self.width * chosen.size / max(1, self.rows.X.d)
+        part.keeps_margins, part._points, part._samples, part._columns = True, [], {}, None
+        part._block = block_rows(X)
+        self._columns = chosen, part
+        return part
 
     def _shares(self, rows: slice | Array) -> list[Any]:
         """The batch cut into equal consecutive shares for the threads, of at least a block of rows."""
@@ -208,8 +229,30 @@ class Oracle:
     def sample(self, m: int) -> Oracle:
         """The same oracle over m rows, drawn as a function of seed and global row number."""
         part = self.objective.sample(m)
+        return Oracle(part, Batch(slice(None), m, 0, 0, True), self._own_reducer(part))
+
+    def columns(self, chosen: Array) -> Oracle | None:
+        """The same oracle over some of the columns alone, the others' coefficients zero."""
+        part = self.objective.columns(chosen)
+        return None if part is None else Oracle(part, self.batch, self._own_reducer(part))
+
+    def whole(self) -> Oracle:
+        """The oracle of all rows, with limits of its own for its sums."""
+        batch = Batch(slice(None), self.objective.n, 0, 0, True)
+        return Oracle(self.objective, batch, self._own_reducer(self.objective))
+
+    def epoch(self, size: int) -> Iterator[Oracle]:
+        """The oracles of an epoch of mini-batches of `size` rows; those of streamed rows take blocks of them."""
+        objective = self.objective
+        expect = getattr(objective.rows.X, "expect", None)
+        schedule = MiniBatch(objective.numbers, objective.n, size, objective.seed, expect is not None, expect)
+        reducer = self._own_reducer(objective)
+        for batch in islice(schedule.batches(0), schedule.steps_per_epoch):
+            yield Oracle(objective, batch, reducer)
+
+    def _own_reducer(self, objective: Objective) -> Reducer:
         kind = "native" if isinstance(self.reducer, NativeReducer) else "exact"
-        return Oracle(part, Batch(slice(None), m, 0, 0, True), part.reducer(kind, self.reducer.comm))
+        return objective.reducer(kind, self.reducer.comm)
 
     def look_at(self, w: Array) -> None:
         """Second derivatives are those at w from now on; for oracles of all their objective's rows. Collective.

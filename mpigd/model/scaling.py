@@ -43,6 +43,13 @@ class Statistics:
     def largest(self) -> Array:
         return np.maximum(np.abs(self.low), np.abs(self.high))
 
+    def take(self, chosen: Array) -> Statistics:
+        """Those of some columns."""
+        low, high, count, mean, deviation = (
+            part[chosen] for part in (self.low, self.high, self.count, self.mean, self.deviation)
+        )
+        return Statistics(self.weight, self.heaviest, low, high, count, mean, deviation, int(count.sum()))
+
     def bounds(self, n: int) -> Bounds:
         return Bounds.of(self.largest, self.count, self.entries, n)
 
@@ -134,6 +141,11 @@ class Scaling:
     @cached_property
     def p(self) -> int:
         return self.center.size + self.intercept
+
+    def take(self, chosen: Array) -> Scaling:
+        """The map of some columns, and of the intercept."""
+        rest = self.penalty[self.center.size :]
+        return Scaling(self.center[chosen], self.inverse[chosen], np.append(self.penalty[chosen], rest), self.intercept)
 
     def to_raw(self, w: Array, k: int) -> tuple[Array, Array]:
         """(coef (k, d), intercept (k,)) for parameters w (k * p,)."""

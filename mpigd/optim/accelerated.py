@@ -1,7 +1,8 @@
-"""Nesterov's accelerated gradient for full mode, with restart, and backtracking where the curvature has no bound.
+"""Accelerated proximal gradients for full mode, with restart, and backtracking where the curvature has no bound.
 
-Nesterov (1983); step sequence and backtracking of Beck and Teboulle, "FISTA" (SIAM J. Imaging Sci. 2009); the restart by
-the gradient of O'Donoghue and Candes, "Adaptive restart for accelerated gradient schemes" (2015).
+Without l1 and bounds the proximal operator does nothing, and this is Nesterov's method (1983). Step sequence and backtracking
+of Beck and Teboulle, "FISTA" (SIAM J. Imaging Sci. 2009); the restart by the gradient of O'Donoghue and Candes, "Adaptive
+restart for accelerated gradient schemes" (2015).
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ LARGEST = 1e300
 
 @dataclass(frozen=True)
 class Accelerated:
-    """Steps of 1 / curvature from a point extrapolated along the last step.
+    """Proximal steps of 1 / curvature from a point extrapolated along the last step.
 
     `curvature`: bound on the Hessian's largest eigenvalue. `backtrack`: take it as a first guess only, raise it
-    until the quadratic model at each point bounds the objective there (one more evaluation a step), and let it fall slowly.
+    until the quadratic model at each point bounds the smooth part there (one more evaluation a step), and let it fall slowly.
     """
 
     curvature: float
     backtrack: bool = False
-    name = "nesterov"
+    name: str = "nesterov"
 
     def start(self, w: Array) -> State:
         state = fresh("previous", like=w)
@@ -45,9 +46,9 @@ class Accelerated:
         ahead = np.empty_like(w)
         vector.extrapolate(w, state["previous"], (theta - 1.0) / following, ahead)
         value, g = evaluate(ahead, oracle, penalty)
-        length = norm(g, dot)
-        moved, curvature = self._move(ahead, value, g, length, curvature, oracle, penalty)
-        uphill = dot(g, moved - w) > 0.0  # the momentum points against the gradient: begin anew
+        length = norm(penalty.subgradient(ahead, g), dot)
+        moved, curvature = self._move(ahead, value, g, curvature, oracle, penalty, dot)
+        uphill = dot(ahead - moved, moved - w) > 0.0  # the momentum points against the step: begin anew
         after = advance(state, value, length)
         after["previous"][:] = moved if uphill else w
         after["theta"][0] = 1.0 if uphill else following
@@ -59,27 +60,31 @@ class Accelerated:
         ahead: Array,
         value: float,
         g: Array,
-        length: float,
         curvature: float,
         oracle: OracleLike,
         penalty: Penalty,
+        dot: Dot,
     ) -> tuple[Array, float]:
         """The step from `ahead`, and the curvature that it was taken with."""
         curvature *= 0.9 if self.backtrack else 1.0
+        value -= penalty.rough_value(ahead)
         while True:
             moved = ahead.copy()
             vector.descend(moved, g, 1.0 / curvature)
-            if not self.backtrack or length == 0.0 or curvature > LARGEST:
+            penalty.prox(moved, 1.0 / curvature)
+            step = moved - ahead
+            square = dot(step, step)
+            if not self.backtrack or square == 0.0 or curvature > LARGEST:
                 return moved, curvature
-            reached = _value(moved, oracle, penalty)
+            reached = _smooth_value(moved, oracle, penalty)
             # The last term forgives rounding: near the optimum the decrease drowns in the objective's own error.
-            if reached <= value - 0.5 * length * length / curvature + 1e-12 * abs(value):
+            if reached <= value + dot(g, step) + 0.5 * curvature * square + 1e-12 * abs(value):
                 return moved, curvature
             curvature *= 2.0
 
 
-def _value(w: Array, oracle: OracleLike, penalty: Penalty) -> float:
+def _smooth_value(w: Array, oracle: OracleLike, penalty: Penalty) -> float:
     try:
-        return evaluate(w, oracle, penalty)[0]
+        return evaluate(w, oracle, penalty)[0] - penalty.rough_value(w)
     except NumericalError:  # raised on all ranks together: too far, step back
         return math.inf

@@ -25,11 +25,12 @@ class OracleLike(Protocol):
 class Optimizer(Protocol):
     """One kind of parameter step. Never sees MPI.
 
-    `name`; `smooth_only`: needs a loss and penalty with a continuous gradient. `state` is named arrays, and a step
+    `name`; what it needs is in mpigd/choices.py. `state` is named arrays, and a step
     returns new ones, so that it can be repeated; it always holds `step` (1,), `value` (1,) and `gradient_norm` (1,).
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def start(self, w: Array) -> State:
         """The state before the first step from w (p,)."""
@@ -39,7 +40,7 @@ class Optimizer(Protocol):
 
 
 def evaluate(w: Array, oracle: OracleLike, penalty: Penalty) -> tuple[float, Array]:
-    """Value and gradient of objective plus penalty."""
+    """Value of objective plus penalty, gradient of their smooth part."""
     value, g = oracle.value_and_gradient(w)
     penalty.add_gradient(w, g)
     return value + penalty.value(w), g

@@ -28,8 +28,8 @@ class FirstOrder:
     def step(self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot) -> tuple[Array, State]:
         value, g = evaluate(w, oracle, self.part_of_objective(penalty))
         length = norm(g, dot)
+        after, moved = advance(state, value, length if penalty.smooth else norm(penalty.subgradient(w, g), dot)), w.copy()
         clip(g, length, self.longest)
-        after, moved = advance(state, value, length), w.copy()
         self.update(moved, g, after, self.rate(int(state["step"][0])), penalty)
         return moved, after
 
@@ -41,12 +41,13 @@ class FirstOrder:
 
 
 class SGD(FirstOrder):
-    """w -= lr g."""
+    """w -= lr g, then the penalty's proximal operator: exact zeros where there is an l1."""
 
     name = "sgd"
 
     def update(self, w: Array, g: Array, state: State, lr: float, penalty: Penalty) -> None:
         vector.descend(w, g, lr)
+        penalty.prox(w, lr)
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 # modules of a package that have no line of their own.
 FLOORS = [
     ["mpigd_kernels", "mpigd_kernels.*"],
-    ["mpigd.errors", "mpigd.comm", "mpigd.config", "mpigd.options", "mpigd.cache", "mpigd.placement"],
+    ["mpigd.errors", "mpigd.comm", "mpigd.config", "mpigd.options", "mpigd.quantities", "mpigd.cache", "mpigd.placement"],
     ["mpigd.data", "mpigd.data.*"],
     ["mpigd.batches", "mpigd.reduce", "mpigd.limits", "mpigd.exact", "mpigd.ranking"],
     ["mpigd.model", "mpigd.model.*", "mpigd.metrics"],
-    ["mpigd.optim", "mpigd.optim.*"],
+    ["mpigd.optim", "mpigd.optim.*", "mpigd.choices"],
     ["mpigd.checkpoint", "mpigd.callbacks", "mpigd.replicas", "mpigd.progress", "mpigd.report"],
     ["mpigd.predict", "mpigd.build", "mpigd.info", "mpigd.summary"],
     ["mpigd.trainer", "mpigd.rehearsal", "mpigd.pace", "mpigd.plan", "mpigd.crossval"],

@@ -1,0 +1,138 @@
+"""What goes with what: the needs of each optimiser, and what the configuration leaves to mode and data.
+
+A wrong pair is one sentence, before a row is read: needs are told by options alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from mpigd.config import Config
+from mpigd.errors import UsageError
+from mpigd.model.losses import LOSSES
+from mpigd.quantities import limits_of
+
+EPOCHS = {"full": 1000, "minibatch": 5, "stochastic": 1}
+BATCH_SIZE = {"minibatch": 1024, "stochastic": 1}
+LARGEST_FACTOR = 16_000_000  # numbers in the Cholesky factors that precondition Newton's method: 4,000 columns
+MODES = tuple(EPOCHS)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Of an optimiser: modes it works in; smooth: a loss without kinks; prox: it has one, for l1 and bounds."""
+
+    modes: tuple[str, ...] = MODES
+    smooth: bool = False
+    prox: bool = False
+
+
+NEEDS = {
+    "newton": Needs(("full",), smooth=True),
+    "newton-cholesky": Needs(("full",), smooth=True),
+    "lbfgs": Needs(("full",), smooth=True),
+    "hybrid": Needs(("full",), smooth=True),
+    "proximal-newton": Needs(("full",), smooth=True, prox=True),
+    "fista": Needs(("full",), smooth=True, prox=True),
+    "svrg": Needs(("minibatch",), smooth=True, prox=True),
+    "sgd": Needs(prox=True),
+    **dict.fromkeys(("momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"), Needs()),
+}
+
+
+SELF_PACED = ("newton", "newton-cholesky", "lbfgs", "hybrid", "proximal-newton", "fista")
+
+
+def check(config: Config) -> None:
+    """Raise UsageError, one sentence, if optimiser, mode, loss and penalty do not go together."""
+    name = config.optimizer if config.optimizer != "auto" else automatic_optimizer(config, 1)[0]
+    if name not in NEEDS:
+        raise UsageError(f"no optimizer {name!r}")
+    needs = NEEDS[name]
+    if config.mode not in needs.modes or (needs.smooth and not LOSSES[config.loss].smooth):
+        loss = " and a smooth loss" if needs.smooth else ""
+        raise UsageError(
+            f"--optimizer {name} goes with --mode {' or '.join(needs.modes)}{loss}: try {', '.join(fitting(config))}"
+        )
+    if is_rough(config) and not needs.prox:
+        penalty = "bounds need" if not config.l1 else "elastic net needs" if config.l2 else "l1 needs"
+        raise UsageError(f"{penalty} an optimiser with prox: {', '.join(fitting(config))}; --optimizer {name} has none")
+    if (fixed_steps := _tells_steps(config)) and name in SELF_PACED and fixed_steps != "--lr":
+        raise UsageError(f"{fixed_steps} does not go with --optimizer {name}, which finds its steps by itself")
+
+
+def fitting(config: Config) -> list[str]:
+    """The optimisers that go with mode, loss and penalty."""
+    smooth, rough = LOSSES[config.loss].smooth, is_rough(config)
+    return [
+        name
+        for name, needs in NEEDS.items()
+        if config.mode in needs.modes and (smooth or not needs.smooth) and (needs.prox or not rough)
+    ]
+
+
+def limits(config: Config) -> tuple[float, float]:
+    """The bounds of the coefficients."""
+    if config.nonnegative:
+        return 0.0, math.inf
+    return limits_of(config.bounds) if config.bounds is not None else (-math.inf, math.inf)
+
+
+def is_rough(config: Config) -> bool:
+    """Whether the penalty has kinks or bounds."""
+    return config.l1 > 0.0 or limits(config) != (-math.inf, math.inf)
+
+
+def complete(config: Config, n: int, d: int = 0) -> Config:
+    """The configuration with everything that mode and data (n rows of d columns) decide filled in."""
+    mode = config.mode
+    size = n if mode == "full" else min(n, config.batch_size or BATCH_SIZE[mode])
+    smooth = LOSSES[config.loss].smooth
+    optimizer = automatic_optimizer(config, d)[0] if config.optimizer == "auto" else config.optimizer
+    schedule = ("constant" if smooth else "root") if mode == "full" else "constant" if optimizer == "svrg" else "cosine"
+    return config.replace(
+        epochs=config.epochs or EPOCHS[mode],
+        batch_size=None if mode == "full" else size,
+        optimizer=optimizer,
+        lr_schedule=schedule if config.lr_schedule == "auto" else config.lr_schedule,
+    )
+
+
+def automatic_optimizer(config: Config, d: int) -> tuple[str, str]:
+    """What `auto` stands for, and why."""
+    smooth = LOSSES[config.loss].smooth
+    asked = config.learning_rate is not None or config.lr_schedule != "auto" or _tells_steps(config)
+    if is_rough(config):
+        penalty = f"l1 {config.l1:g}" if config.l1 else "bounds"
+        if config.mode == "minibatch" and smooth:
+            return "svrg", f"{penalty}, minibatch mode"
+        if config.mode != "full" or not smooth or _tells_steps(config):
+            return "sgd", f"{penalty}, {config.mode} mode" + ("" if smooth else f", the {config.loss} loss is not smooth")
+        return ("fista", f"{penalty}, a learning rate was asked for") if asked else ("proximal-newton", f"{penalty}, smooth loss")
+    if config.mode != "full":
+        return "adam", f"{config.mode} mode"
+    if not smooth:
+        return "nesterov", f"the {config.loss} loss is not smooth"
+    if asked:
+        return "nesterov", "a learning rate or its schedule was asked for"
+    if (d + 1) * (d + 1) > LARGEST_FACTOR:
+        return "lbfgs", f"smooth loss, {d:,} columns are too many to factorise"
+    return "newton", f"smooth loss, {d:,} columns"
+
+
+def _tells_steps(config: Config) -> str:
+    """The option, if any, that shapes steps beyond their length."""
+    if config.clip is not None:
+        return "--clip"
+    if config.warmup:
+        return "--warmup"
+    return "--lr-schedule" if config.lr_schedule not in ("auto", "constant") else ""
+
+
+def choice(config: Config, d: int) -> str | None:
+    """A sentence on what `auto` chose, or None where the user did."""
+    if config.optimizer != "auto":
+        return None
+    name, reason = automatic_optimizer(config, d)
+    return f"optimizer auto: {name} ({reason})"

@@ -1,0 +1,29 @@
+"""Some columns of a rank's rows, as a matrix of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpigd.data.half import Half
+from mpigd.data.matrix import CSR, Dense, Matrix
+
+Array = np.ndarray[Any, Any]
+
+
+def columns(X: Matrix, chosen: Array) -> Matrix | None:
+    """A copy of the columns `chosen` (s,), ascending; None where the rows are not in memory."""
+    if isinstance(X, Dense):
+        return Dense(np.ascontiguousarray(X.values[:, chosen]))
+    if isinstance(X, Half):
+        return Half(np.ascontiguousarray(X.bits[:, chosen]), X.unit[chosen], X.inverse[chosen])
+    if not isinstance(X, CSR):
+        return None
+    start, stop = int(X.indptr[0]), int(X.indptr[-1])
+    number = np.full(X.d, -1, X.indices.dtype)
+    number[chosen] = np.arange(chosen.size)
+    indices = number[X.indices[start:stop]]
+    kept = indices >= 0
+    counts = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])
+    return CSR(counts[X.indptr - start], indices[kept], X.data[start:stop][kept], chosen.size)

@@ -1,0 +1,204 @@
+"""Proximal Newton with working sets, for l1, elastic net and bounds.
+
+Each step chooses the columns that are not zero or want not to be, minimises the objective over these alone by Newton steps
+on their own rows, X (n, s) of them, and looks at all columns once. The Hessian is that of s columns, summed exactly; its
+quadratic model with the penalty's kinks is minimised by coordinate descent (quadratic.py). Lee, Sun, Saunders, "Proximal
+Newton-type methods" (SIAM J. Optim. 2014); working sets after Massias, Gramfort, Salmon, "Celer" (ICML 2018).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import numpy as np
+
+from mpigd.errors import NumericalError
+from mpigd.model.penalties import ElasticNet, Penalty
+from mpigd.optim import quadratic
+from mpigd.optim.accelerated import Accelerated
+from mpigd.optim.base import Array, Dot, OracleLike, State, advance, evaluate, fresh, norm
+
+FEWEST = 64  # columns of a working set
+INNER, ON_SAMPLE, HALVINGS = 20, 40, 40  # most Newton steps in a working set, steps on a sample, cuts of a step
+BETTER = 0.1  # how much smaller a working set's own subgradient is to become than that of all columns is
+DECREASE = 1e-4  # of what the model promises: the least that a step must hold
+ENOUGH = 0.02  # of a sample's own error: closer to its optimum there is nothing to gain
+DROWNED, FLAT = 1e-9, 1e-15  # decreases, relative to the objective: told by slopes, and not told at all
+FIRST_ORDER_STEPS = 20  # of FISTA, where more coefficients are not zero than a Hessian may have columns
+
+
+class ColumnOracle(OracleLike, Protocol):
+    """An oracle with second derivatives that can be had for some of the columns, or of the rows, alone."""
+
+    def look_at(self, w: Array) -> None: ...
+
+    def hessian(self) -> Array: ...
+
+    def columns(self, chosen: Array) -> ColumnOracle | None:
+        """That of the chosen columns, all others' coefficients zero; None where the rows are not in memory."""
+
+    def sample(self, m: int) -> ColumnOracle: ...
+
+
+@dataclass
+class Point:
+    """Parameters, value of the whole objective, gradient of its smooth part, the model's promise for the last step."""
+
+    w: Array
+    value: float
+    g: Array
+    promise: float = 0.0
+    flat: bool = False
+
+
+@dataclass(frozen=True)
+class ProximalNewton:
+    """k: outputs. intercept: the last parameter of each is one. samples: sizes, ascending, on which the first step descends.
+    largest: numbers a Hessian may have."""
+
+    k: int
+    intercept: bool
+    samples: tuple[int, ...]
+    largest: int
+    name = "proximal-newton"
+
+    def start(self, w: Array) -> State:
+        return fresh("gradient", like=w) | {"flat": np.zeros(1), "curvature": np.ones(1)}
+
+    def step(self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot) -> tuple[Array, State]:
+        net, source = with_kinks(penalty), cast(ColumnOracle, oracle)
+        curvature = float(state["curvature"][0])
+        if state["step"][0] == 0:
+            w = w.copy()
+            net.prox(w, 0.0)  # into the bounds
+            for m in self.samples:
+                w = self._on_sample(w, source.sample(m), w.size / m, net, dot)
+            point = Point(w, *evaluate(w, oracle, net))
+        else:
+            point, curvature = self._improve(Point(w, float(state["value"][0]), state["gradient"]), source, net, dot, curvature)
+        after = advance(state, point.value, norm(net.subgradient(point.w, point.g), dot))
+        after["gradient"], after["flat"] = point.g, np.array([float(point.flat)])
+        after["curvature"][0] = curvature
+        return point.w, after
+
+    def _on_sample(self, w: Array, part: ColumnOracle, error: float, net: ElasticNet, dot: Dot) -> Array:
+        point, curvature = Point(w, *evaluate(w, part, net)), 1.0
+        for _ in range(ON_SAMPLE):
+            point, curvature = self._improve(point, part, net, dot, curvature)
+            if point.flat or point.promise <= ENOUGH * error * abs(point.value):
+                break
+        return point.w
+
+    def _improve(self, point: Point, oracle: ColumnOracle, net: ElasticNet, dot: Dot, curvature: float) -> tuple[Point, float]:
+        """One step over all columns from a point at which their gradient is known."""
+        p = point.w.size // self.k
+        chosen = self.working_set(point, net)
+        if chosen is None and self.k * p * p <= self.largest:
+            return newton_step(point, oracle, net, dot), curvature
+        part = None if chosen is None else oracle.columns(chosen)
+        if chosen is None or part is None:
+            return _accelerate(point, oracle, net, dot, curvature)
+        places = self._places(chosen, p)
+        own, inner = net.take(places), Point(point.w[places], point.value, point.g[places])
+        goal = BETTER * norm(net.subgradient(point.w, point.g), dot)
+        promise = 0.0
+        for _ in range(INNER):
+            inner = newton_step(inner, part, own, dot)
+            promise = max(promise, inner.promise)
+            if inner.flat or norm(own.subgradient(inner.w, inner.g), dot) <= goal:
+                break
+        moved = np.zeros_like(point.w)
+        moved[places] = inner.w
+        value, g = evaluate(moved, oracle, net)
+        left = norm(net.subgradient(moved, g), dot)
+        stuck = inner.flat and not left < norm(net.subgradient(point.w, point.g), dot)
+        return Point(moved, value, g, promise, stuck), curvature
+
+    def working_set(self, point: Point, net: ElasticNet) -> Array | None:
+        """Columns, ascending: those that are not zero and as many again, at least FEWEST, of steepest descent. None: all,
+        or so many that a Hessian has no room for new ones."""
+        k, d = self.k, point.w.size // self.k - self.intercept
+        W = point.w.reshape(k, -1)[:, :d]
+        pull = np.abs(net.subgradient(point.w, point.g)).reshape(k, -1)[:, :d].max(axis=0)
+        held = (W != 0.0).any(axis=0)
+        pull[held] = np.inf
+        size = max(FEWEST, 2 * int(np.count_nonzero(held)))
+        most = math.isqrt(self.largest // k) - 1
+        if (2 * size >= d and d <= most) or 2 * np.count_nonzero(held) > most:
+            return None
+        order = np.argsort(-pull, kind="stable")[: min(size, most)]
+        return np.sort(order[pull[order] > 0.0])
+
+    def _places(self, chosen: Array, p: int) -> Array:
+        """The chosen columns' and the intercepts' places among the parameters (k * p,)."""
+        one = np.append(chosen, [p - 1] * self.intercept).astype(np.int64)
+        return np.concatenate([one + q * p for q in range(self.k)])
+
+
+def with_kinks(penalty: Penalty) -> ElasticNet:
+    """The penalty as an elastic net, maybe without l1 and bounds."""
+    if isinstance(penalty, ElasticNet):
+        return penalty
+    weights, strength = penalty.weights, penalty.strength  # type: ignore[attr-defined]
+    far = np.full_like(weights, np.inf)
+    return ElasticNet(strength, weights, np.zeros_like(weights), -far, far)
+
+
+def newton_step(point: Point, oracle: ColumnOracle, net: ElasticNet, dot: Dot) -> Point:
+    """The minimum of the quadratic model at `point`, or as far towards it as the objective falls enough."""
+    oracle.look_at(point.w)
+    H = oracle.hessian()
+    m = H.shape[1]
+    target = np.empty_like(point.w)
+    for q, block in enumerate(H):
+        part = np.arange(q * m, (q + 1) * m)
+        own = net.take(part)
+        block[np.diag_indices(m)] += own.strength * own.weights
+        target[part] = quadratic.minimize(block, point.g[part], point.w[part], own, dot)
+    promise = -_change(point, target, net, dot)
+    if not promise > 0.0:
+        return Point(point.w, point.value, point.g, 0.0, flat=True)
+    t = 1.0
+    for _ in range(HALVINGS):
+        there = target if t == 1.0 else point.w + t * (target - point.w)
+        net.prox(there, 0.0)
+        found = _look(there, oracle, net, promise)
+        if found is not None and _fell(point, found, net, dot) >= DECREASE * t * promise:
+            found.flat = promise <= FLAT * abs(point.value)
+            return found
+        t *= 0.5
+        if t * promise <= FLAT * abs(point.value):
+            break
+    return Point(point.w, point.value, point.g, promise, flat=True)
+
+
+def _look(w: Array, oracle: OracleLike, net: ElasticNet, promise: float) -> Point | None:
+    try:
+        return Point(w, *evaluate(w, oracle, net), promise)
+    except NumericalError:  # raised on all ranks together: too far
+        return None
+
+
+def _change(point: Point, there: Array, net: ElasticNet, dot: Dot) -> float:
+    """What the linear model says that the objective changes, kinks included."""
+    return dot(point.g, there - point.w) + dot(net.l1, np.abs(there) - np.abs(point.w))
+
+
+def _fell(point: Point, found: Point, net: ElasticNet, dot: Dot) -> float:
+    """By how much the objective fell; where the values have lost their digits, the trapezoid of the slopes."""
+    if found.promise > DROWNED * abs(point.value):
+        return point.value - found.value
+    step = found.w - point.w
+    return -0.5 * (_change(point, found.w, net, dot) + dot(found.g, step) + dot(net.l1, np.abs(found.w) - np.abs(point.w)))
+
+
+def _accelerate(point: Point, oracle: OracleLike, net: ElasticNet, dot: Dot, curvature: float) -> tuple[Point, float]:
+    """Some steps of FISTA: too many columns for a Hessian."""
+    w, fista = point.w, Accelerated(curvature, backtrack=True)
+    state = fista.start(w)
+    for _ in range(FIRST_ORDER_STEPS):
+        w, state = fista.step(w, state, oracle, net, dot)
+    value, g = evaluate(w, oracle, net)
+    return Point(w, value, g, max(0.0, point.value - value)), float(state["curvature"][0])
