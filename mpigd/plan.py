@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mpigd import build
-from mpigd.config import Config, size_of
+from mpigd.config import Config
 from mpigd.data import hdf5
 from mpigd.data.source import Info
 from mpigd.errors import UsageError
