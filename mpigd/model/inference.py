@@ -134,9 +134,10 @@ def _original(
     scaling = objective.scaling
     d = scaling.center.size
     errors: list[float | None] = [None] * d
+    number = np.arange(d) if scaling.number is None else scaling.number
     for place, j in enumerate(used):
         if j < d:
-            errors[j] = math.sqrt(dispersion * variances[place]) * float(scaling.inverse[j])
+            errors[number[j]] = math.sqrt(dispersion * variances[place]) * float(scaling.inverse[j])
     if not scaling.intercept:
         return errors, None
     shift = np.append(-scaling.center * scaling.inverse, 1.0)[used]
