@@ -20,25 +20,20 @@ FOLDS = 16  # plus the number of a loss: that loss of one output for each of k c
 
 @njit(**_OPTIONS)
 def residuals(loss, z, y, c, a, r, l):
-    """The pointwise function that `loss` names: z (k, m), y (q, m), c (m,), a -> r (k, m), l (m,)."""
-    if loss >= FOLDS:
-        _folds(loss - FOLDS, z, y, c, a, r, l)
-    else:
-        _of_loss(loss, z, y, c, a, r, l)
+    """The pointwise function that `loss` names: z (k, m), y (q, m), c (m,), a -> r (k, m), l (m,).
 
-
-@njit(**_OPTIONS)
-def _folds(loss, z, y, c, a, r, l):
-    """k models of one output: column q does not see the rows whose fold y[1] is q. l: the sum over columns."""
-    m = l.size
-    weights, one = np.empty(m), np.empty(m)
-    l[:] = 0.0
-    for q in range(z.shape[0]):
-        for i in range(m):
-            weights[i] = 0.0 if y[1, i] == q else c[i]
-        _of_loss(loss, z[q : q + 1], y, weights, a, r[q : q + 1], one)
-        for i in range(m):
-            l[i] += one[i]
+    From FOLDS on k models of one output: column q does not see the rows whose fold y[1] is q; l is the sum over columns.
+    """
+    folds, m = loss >= FOLDS, l.size
+    room = np.empty((2, m if folds else 0))
+    # One call for both, in a loop of one column or of k: two calls would be two copies of all losses.
+    for q in range(z.shape[0] if folds else 1):
+        for i in range(m if folds else 0):
+            room[0, i] = 0.0 if y[1, i] == q else c[i]
+        own, mine, weights, one = (z[q : q + 1], r[q : q + 1], room[0], room[1]) if folds else (z, r, c, l)
+        _of_loss(loss - FOLDS if folds else loss, own, y, weights, a, mine, one)
+        for i in range(m if folds else 0):
+            l[i] = one[i] if q == 0 else l[i] + one[i]
 
 
 @njit(**_OPTIONS)
@@ -97,18 +92,13 @@ def sweep_dense(
             dense.gather(values, order[begin : begin + n], copies)
             rows = copies[:n]
         X = dense.as_floats(rows, floats)
-        ahead = dense.in_place(values) and order.size == 0  # then the next block is fetched while this one is computed
-        if ahead:
-            dense.margins_of_all(X, coef, intercept, z, values, begin + block)
-        else:
-            dense.margins_of_all(X, coef, intercept, z, None, 0)
+        # The next block of rows that lie in order is fetched while this one is computed; of others, what is there already.
+        shift = begin + block if dense.in_place(values) and order.size == 0 else 0
+        dense.margins_of_all(X, coef, intercept, z, values, shift)
         _shift_and_keep(z, order, begin, offset, keep)
         residuals(loss, z, t, weights, a, r, l)
         if take_scalars(r, l, limits, biases, S, counts, tops, C):
-            if ahead:
-                filled = add_dense(X, values, begin + block, r, A, C, D, T, filled)
-            else:
-                filled = add_dense(X, None, 0, r, A, C, D, T, filled)
+            filled = add_dense(X, values, shift, r, A, C, D, T, filled)
     if C is not None and filled > 0:  # here, because a step of few rows would notice another call
         flush_all(A, C, D, T)
         filled = 0

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from mpigd_kernels import csr, dense, sampling
-from mpigd_kernels.sweep import add_dense, add_sparse, sweep_csr, sweep_dense, take_scalars
+from mpigd_kernels.sweep import add_sparse, sweep_csr, sweep_dense, take_scalars
 
 Array = np.ndarray[Any, Any]
 Selection = slice | Array
@@ -158,7 +158,10 @@ class Dense:
     def accumulate(self, r: Array, l: Array, into: Into) -> None:
         r = np.ascontiguousarray(r)
         if take_scalars(r, l, *into.arrays[:5], into.arrays[6]):
-            into.filled = add_dense(self.values, None, 0, r, *into.arrays[5:], into.filled)
+            A, C, D, T = into.arrays[5:]
+            before = into.filled
+            for q, residual in enumerate(r):
+                into.filled = dense.add_one(self.values, residual, A[:, q], C, D, None if T is None else T[:, q], before)
 
     def columns(self) -> Columns:
         low, high = np.full(self.d, np.inf), np.full(self.d, -np.inf)
