@@ -37,8 +37,8 @@ def train(data: Paths | tuple[Any, ...], config: Config | None = None, *, comm: 
     import sys
 
     from mpigd import cache
-    from mpigd.comm import connect
     from mpigd.config import from_mapping
+    from mpigd.world import connect
 
     cache.prepare()
     from mpigd.data.arrays import shard_of

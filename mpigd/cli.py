@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mpigd import __version__, cache
-from mpigd.comm import Comm, connect, launched, together
+from mpigd.comm import Comm, together
 from mpigd.config import FIELDS, TYPES, Config, resolve
 from mpigd.errors import UsageError
+from mpigd.launch import launched
+from mpigd.world import connect
 
 
 class Parser(argparse.ArgumentParser):
@@ -87,6 +89,8 @@ def parser() -> Parser:
     plan.add_argument("--network", default="2e-6,1e-10", metavar="ALPHA,BETA", help="seconds a message and a byte")
     plan.add_argument("--json", action="store_true", help="one JSON object")
     add_options(plan, ["loss", "mode", "batch_size", "epochs", "dtype", "x", "y", "reduce"])
+    postmortem = command("postmortem", "say where the ranks of a run were when it ended", postmortem_command)
+    postmortem.add_argument("folder", help="the run's checkpoint folder")
     command("doctor", "check MPI, launcher, binding, HDF5 and numba", doctor_command)
     return top
 
@@ -260,3 +264,11 @@ def doctor_command(arguments: argparse.Namespace) -> int:
     from mpigd.doctor import run
 
     return int(run(comm))
+
+
+def postmortem_command(arguments: argparse.Namespace) -> int:
+    from mpigd.recorder import report
+
+    if not _elsewhere():
+        print(report(arguments.folder))
+    return 0

@@ -97,6 +97,9 @@ class Config:
     checkpoint_every: int | None = option(None, "steps between checkpoints; default: about a minute", low=1, model=False)
     check_replicas: int = option(100, "steps between comparisons of all ranks' parameters", low=1, model=False)
     resume: str = option("auto", "auto, never, or a checkpoint file", model=False)
+    hang_timeout: float = option(300.0, "seconds a collective may take before the job is ended", above=0, model=False)
+    max_time: str | None = option(None, "save and stop in time: seconds, or [DAYS-]HH:MM:SS", model=False)
+    on_save_error: str = option("continue", "when a checkpoint cannot be written", ("continue", "stop"), model=False)
     log: str | None = option(None, "JSON lines file with every number", model=False)
     dry_run: bool = option(False, "say what would be done, and stop", model=False)
     quiet: bool = option(False, "print errors only", model=False)
@@ -110,6 +113,10 @@ class Config:
             raise UsageError("--shuffle blocks goes with --mode minibatch")
         if self.max_memory is not None:
             size_of(self.max_memory)
+        if self.max_time is not None:
+            seconds_of(self.max_time)
+            if self.checkpoint is None:
+                raise UsageError("--max-time saves what there is: name the folder with --checkpoint")
         if self.patience is not None and not self.validation:
             raise UsageError("--patience counts validations: name the data with --validation")
 
@@ -158,6 +165,24 @@ def size_of(text: str) -> int:
         return int(float(number) * UNITS[unit])
     except (ValueError, KeyError, OverflowError):
         raise UsageError(f"--max-memory {text}: expected a size like 500MB or 2GB") from None
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of a time like 3600, 59:30, 12:00:00 or 1-12:00:00, as batch systems write it, or a UsageError."""
+    days, dash, clock = text.strip().rpartition("-")
+    parts = clock.split(":")
+    try:
+        if len(parts) > 3 or (dash and len(parts) != 3):
+            raise ValueError
+        seconds = 0.0
+        for part in parts:
+            seconds = 60.0 * seconds + float(part)
+        seconds += 86400.0 * float(days or 0)
+        if not 0.0 < seconds < math.inf:
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"--max-time {text}: expected seconds, MM:SS, HH:MM:SS or DAYS-HH:MM:SS") from None
+    return seconds
 
 
 def field_name(key: str) -> str:

@@ -134,7 +134,7 @@ def test_some(comm):
     ],
 )
 def test_ranks_that_collect_different_tests(tmp_path: Path, line: str, expected: str) -> None:
-    body = f"from mpigd.comm import launched\n{line}\n\ndef test_all(comm):\n    comm.allreduce(np.ones(1))\n"
+    body = f"from mpigd.launch import launched\n{line}\n\ndef test_all(comm):\n    comm.allreduce(np.ones(1))\n"
     code, output, seconds = suite(tmp_path, body)
     assert code != 0
     assert expected in output
@@ -163,7 +163,7 @@ def test_after(comm):
 
 UNCAUGHT = """
 import sys, numpy as np
-from mpigd.comm import connect
+from mpigd.world import connect
 from mpigd.errors import DataError
 comm = connect()
 if comm.rank == comm.size - 1:

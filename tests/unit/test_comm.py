@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpigd.comm import SelfComm, launched
+from mpigd.comm import SelfComm
 from mpigd.errors import LaunchError
+from mpigd.launch import launched
 from tests.launch import python
 from tests.scenarios_comm import SCENARIOS
 from tests.threadcomm import run
