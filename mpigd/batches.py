@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,8 +17,7 @@ BLOCK = 4096  # consecutive global rows that --shuffle blocks keeps together
 WINDOW = 1 << 16  # rows drawn or placed at once
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """This rank's rows of one step: `rows` a slice or local indices; `size` counts those of all ranks.
 
     `step` counts from 0 over all epochs; `ends_epoch`: it is the last of its epoch.
@@ -138,10 +138,9 @@ class Stochastic:
             for base in range(start, self.steps_per_epoch, self._window):
                 steps = min(self._window, self.steps_per_epoch - base)
                 mine, starts = self.draw(epoch, base, steps)
-                for i in range(steps):
-                    step = base + i
+                for step, (begin, end) in enumerate(pairwise(starts.tolist()), base):
                     last = step + 1 == self.steps_per_epoch
-                    yield Batch(mine[starts[i] : starts[i + 1]], self._size, epoch, epoch * self.steps_per_epoch + step, last)
+                    yield Batch(mine[begin:end], self._size, epoch, epoch * self.steps_per_epoch + step, last)
             epoch, start = epoch + 1, 0
 
     def draw(self, epoch: int, first: int, steps: int) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,7 @@ Array = np.ndarray[Any, Any]
 SAVE_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What a step left behind: its batch, the parameters and state after it, and the buffer words' sums over ranks."""
 
     batch: Batch
@@ -31,11 +30,11 @@ class Step:
 
     @property
     def value(self) -> float:
-        return float(self.state["value"][0])
+        return self.state["value"].item()  # type: ignore[no-any-return]
 
     @property
     def gradient_norm(self) -> float:
-        return float(self.state["gradient_norm"][0])
+        return self.state["gradient_norm"].item()  # type: ignore[no-any-return]
 
 
 class Callback:
@@ -84,27 +83,29 @@ class History(Callback):
     """A record per epoch: the mean of its steps' objectives and the last gradient's norm."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
-    _sum: Array = field(default_factory=lambda: np.zeros(2))
+    _sum: float = 0.0
+    _steps: int = 0
 
     def after(self, step: Step, words: Array) -> str | None:
-        self._sum += (step.value, 1.0)
+        self._sum += step.value
+        self._steps += 1
         if step.batch.ends_epoch:
             self.records.append(
                 {
                     "epoch": step.batch.epoch + 1,
                     "step": step.batch.step + 1,
-                    "objective": float(self._sum[0] / self._sum[1]),
+                    "objective": self._sum / self._steps,
                     "gradient_norm": step.gradient_norm,
                 }
             )
-            self._sum[:] = 0.0
+            self._sum, self._steps = 0.0, 0
         return None
 
     def state(self) -> dict[str, Array]:
-        return {"sum": self._sum.copy()}
+        return {"sum": np.array([self._sum, self._steps])}
 
     def restore(self, state: dict[str, Array]) -> None:
-        self._sum = state["sum"].copy()
+        self._sum, self._steps = float(state["sum"][0]), int(state["sum"][1])
 
 
 class EarlyStop(Callback):

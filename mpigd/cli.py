@@ -86,9 +86,10 @@ def parser() -> Parser:
     plan = command("plan", "predict memory and times of a run, without MPI", plan_command)
     plan.add_argument("data", nargs="+", help="HDF5 files or globs: one data set, in this order")
     plan.add_argument("--ranks", type=int, default=1, help="how many ranks the run will have")
-    plan.add_argument("--network", default="2e-6,1e-10", metavar="ALPHA,BETA", help="seconds a message and a byte")
+    plan.add_argument("--network", default=None, metavar="ALPHA,BETA", help="seconds a message and a byte (2e-6,1e-10)")
+    plan.add_argument("--profile", default=None, metavar="FILE", help="a machine as scripts/bench/run.py measured it")
     plan.add_argument("--json", action="store_true", help="one JSON object")
-    add_options(plan, ["loss", "mode", "batch_size", "epochs", "dtype", "x", "y", "reduce"])
+    add_options(plan, ["loss", "mode", "batch_size", "shuffle", "epochs", "dtype", "max_memory", "x", "y", "reduce"])
     postmortem = command("postmortem", "say where the ranks of a run were when it ended", postmortem_command)
     postmortem.add_argument("folder", help="the run's checkpoint folder")
     command("doctor", "check MPI, launcher, binding, HDF5 and numba", doctor_command)
@@ -238,11 +239,7 @@ def _elsewhere() -> bool:
 
 def plan_command(arguments: argparse.Namespace) -> int:
     config = resolve(_options(arguments))[0]
-    parts = arguments.network.split(",")
-    try:
-        network = (float(parts[0]), float(parts[1]))
-    except (ValueError, IndexError):
-        raise UsageError(f"--network {arguments.network}: expected two numbers, ALPHA,BETA") from None
+    network = _network(arguments.network)
     if arguments.ranks < 1:
         raise UsageError(f"--ranks {arguments.ranks}: must be at least 1")
     if _elsewhere():
@@ -251,12 +248,24 @@ def plan_command(arguments: argparse.Namespace) -> int:
     cache.import_lean()
     from mpigd.comm import SelfComm
     from mpigd.data.source import expand, inspect
+    from mpigd.pace import read_profile
     from mpigd.plan import plan, text, to_dict
 
+    profile = read_profile(arguments.profile) if arguments.profile else None
     infos = inspect(expand(arguments.data, SelfComm()), config.x, config.y, SelfComm())
-    predicted = plan(infos, config, arguments.ranks, network)
+    predicted = plan(infos, config, arguments.ranks, network, profile)
     print(_json(to_dict(predicted)) if arguments.json else text(predicted))
     return 0
+
+
+def _network(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        alpha, beta = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--network {text}: expected two numbers, ALPHA,BETA") from None
+    return alpha, beta
 
 
 def doctor_command(arguments: argparse.Namespace) -> int:

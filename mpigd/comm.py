@@ -101,7 +101,7 @@ class MPIComm:
     """An MPI communicator. Buffers only: the lower-case methods of mpi4py would pickle."""
 
     def __init__(self, mpi: Any, raw: Any, recorder: Recorder | None = None) -> None:
-        self._mpi, self._raw = mpi, raw
+        self._mpi, self._raw, self._in_place = mpi, raw, mpi.IN_PLACE
         self.rank: int = raw.Get_rank()
         self.size: int = raw.Get_size()
         self.waited = 0.0
@@ -112,8 +112,11 @@ class MPIComm:
         begin = time.perf_counter()
         flat = _flat(buffer)
         self.recorder.enter(b"allreduce", flat.nbytes)
-        for start in range(0, flat.size, SLICE):
-            self._raw.Allreduce(self._mpi.IN_PLACE, flat[start : start + SLICE], self._ops[op])
+        if flat.size <= SLICE:
+            self._raw.Allreduce(self._in_place, flat, self._ops[op])
+        else:
+            for start in range(0, flat.size, SLICE):
+                self._raw.Allreduce(self._in_place, flat[start : start + SLICE], self._ops[op])
         self.recorder.leave()
         self.waited += time.perf_counter() - begin
 

@@ -25,29 +25,46 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the grid of a column is made of: its largest |x| (d,), and how many of its terms an accumulator takes (d,)."""
+    """What the grid of a column is made of: its largest |x| (d,), and how many of its terms an accumulator takes (d,).
+
+    Accumulators of the first `head` columns are flushed every `panel` rows. The others have so few entries in all the data
+    that theirs never fill up, whoever adds what: one word each, at the end, is their exact sum.
+    """
 
     largest: Array
     terms: Array
     panel: int
+    head: int
+    per_row: float
 
     @staticmethod
     def of(largest: Array, count: Array, entries: int, rows: int) -> Bounds:
         """From each column's largest |x| and number of stored values (d,), and the entries and rows of all the data.
 
-        A flush costs a pass over the columns, so a sparse matrix takes more rows between two of them; a column with
-        few entries meets fewer terms than that, which keeps its grid fine.
+        A flush costs a pass over the head, so where that is long, more rows are taken between two of them.
         """
         per_row = max(1.0, entries / max(1, rows))
-        panel = sums.PANEL
-        while panel < 8 * count.size / per_row and panel < 1 << 20 and per_row < count.size:
+        panel, head = sums.PANEL, count.size
+        while per_row < count.size:
+            full = np.flatnonzero(count > panel)
+            head = int(full[-1]) + 1 if full.size else 0
+            if not _grows(panel, head, per_row):
+                break
             panel *= 2
         terms = np.minimum(power_above(count.astype(np.float64)), float(panel))
-        return Bounds(largest, terms, panel)
+        return Bounds(largest, terms, panel, head, per_row)
 
     def with_replacement(self) -> Bounds:
         """The same for rows that may be drawn several times: any column may fill a whole panel."""
-        return Bounds(self.largest, np.full_like(self.terms, float(self.panel)), self.panel)
+        panel, d = self.panel, self.terms.size
+        while self.per_row < d and _grows(panel, d, self.per_row, 8):
+            panel *= 2
+        return Bounds(self.largest, np.full_like(self.terms, float(panel)), panel, d, self.per_row)
+
+
+def _grows(panel: int, head: int, per_row: float, share: int = 64) -> bool:
+    """Whether flushing `head` columns every `panel` rows would cost more than one in `share` entries."""
+    return panel < share * head / per_row and panel < 1 << 20
 
 
 @dataclass(frozen=True)
@@ -62,29 +79,42 @@ class Grids:
 class ExactAccumulator:
     """One thread's share of an exact sweep, on words that can travel as they are.
 
-    T (2 or 4, k, d) and S (1 + k, 2): two-word totals, T of each grid. counts (5,): values over a limit; |r| and |l| over
-    1/16 of theirs; over 1/4096. tops (3,): largest |r| and |l| where over, and values that are not finite.
+    T (2 or 4, k, h) and S (1 + k, 2): two-word totals, T of the first h columns on each grid; rest (1 or 2, k, d - h): those of
+    the others, in one word. counts (5,): values over a limit; |r| and |l| over 1/16 of theirs; over 1/4096. tops (3,): largest
+    |r| and |l| where over, and values that are not finite. `paired`: accumulators lie beside the coefficients (entries.py).
     """
 
-    def __init__(self, k: int, d: int, fine: bool, extra: int = 0) -> None:
-        words = 4 if fine else 2
-        self.words = np.zeros(words * k * d + 2 * (1 + k) + 5 + extra)
-        T, S, self.counts, self.extra = np.split(self.words, np.cumsum([words * k * d, 2 * (1 + k), 5]))
-        self.T, self.S = T.reshape(words, k, d), S.reshape(1 + k, 2)
-        self.A = np.empty((words // 2, k, d))
+    def __init__(self, k: int, d: int, head: int, fine: bool, paired: bool, extra: int = 0) -> None:
+        kinds = 2 if fine else 1
+        sizes = 2 * kinds * k * head, kinds * k * (d - head), 2 * (1 + k), 5
+        self.words = np.zeros(sum(sizes) + extra)
+        T, rest, S, self.counts, self.extra = np.split(self.words, np.cumsum(sizes))
+        self.summed, self.head = self.words[: sum(sizes)], head
+        self.T, self.S, self.rest = T.reshape(2 * kinds, k, head), S.reshape(1 + k, 2), rest.reshape(kinds, k, d - head)
+        self.pairs = np.zeros((kinds, k, d, 2)) if paired else None
+        self.A = np.empty((kinds, k, d)) if self.pairs is None else self.pairs[..., 1]
         self.tops = np.zeros(3)
+        self._at: Grids | None = None  # of whose biases A is full
 
     def start(self, grids: Grids, limits: Array, panel: int) -> None:
-        self.grids, self.panel = grids, panel
-        self.arrays = (
-            limits, grids.scalars, self.S, self.counts, self.tops, self.A, grids.coarse, grids.fine, self.T,
-        )  # fmt: skip
-        self.A[0] = grids.coarse
-        if grids.fine is not None:
-            self.A[1] = grids.fine
+        """Begin a sweep with these grids, made for these limits. What `finish` has left in A is their biases already."""
+        if self._at is not grids:
+            self.grids, self.panel = grids, panel
+            self.arrays = (
+                limits, grids.scalars, self.S, self.counts, self.tops, self.A, grids.coarse, grids.fine, self.T,
+            )  # fmt: skip
+            for A, C in self._kinds():
+                A[:] = C
+        self._at = None  # until `finish`: what fails in between leaves A as it is
         self.filled = 0
-        self.words.fill(0.0)
+        self.summed.fill(0.0)
         self.tops.fill(0.0)
+
+    def _kinds(self) -> Iterator[tuple[Array, Array]]:
+        """Accumulators and biases of each grid."""
+        yield self.A[0], self.grids.coarse
+        if self.grids.fine is not None:
+            yield self.A[1], self.grids.fine
 
     @contextmanager
     def in_units(self, unit: Array, inverse: Array) -> Iterator[None]:
@@ -99,17 +129,22 @@ class ExactAccumulator:
         self.arrays = before
 
     def finish(self) -> None:
-        if self.filled:
-            for A, C, T in zip(self.A, (self.grids.coarse, self.grids.fine), (self.T[:2], self.T[2:]), strict=False):
-                for q in range(A.shape[0]):
-                    sums.flush(A[q], C, T[:, q])
+        head = self.head
+        for number, (A, C) in enumerate(self._kinds()):
+            if head < C.size:
+                np.subtract(A[:, head:], C[head:], out=self.rest[number])
+            for q in range(A.shape[0] if self.filled else 0):
+                sums.flush(A[q], C, self.T[2 * number : 2 * number + 2, q])
+        self._at = self.grids if head == self.grids.coarse.size else None  # the other columns are not set back
 
     def total(self) -> Sums:
         """The sums that the words hold."""
-        T, S = self.T, self.S
-        gradient = T[0] + T[1] if self.grids.fine is None else (T[0] + T[1]) + (T[2] + T[3])
-        scalars = S[:, 0] + S[:, 1]
-        return Sums(gradient, scalars[1:], float(scalars[0]))
+        head = self.head
+        gradient, scalars = np.empty(self.A.shape[1:]), np.empty(self.S.shape[0])
+        sums.join(self.T, self.S, gradient, scalars)
+        if head < self.grids.coarse.size:
+            np.add.reduce(self.rest, axis=0, out=gradient[:, head:])  # one word or two: no order among them
+        return Sums(gradient, scalars[1:], scalars.item(0))
 
 
 def rounding(C: Array, n: int) -> Array:
@@ -122,17 +157,27 @@ class ExactReducer:
 
     `residual_bound` is the largest |c_i dloss/dz| where that is known beforehand, else None. `fine`: keep what rounding
     to the grid cuts off on a second one; twice the words, for data whose outliers or weights make the first too coarse.
+    `paired`: for sweeps over compressed rows, whose coefficients and accumulators then lie together.
     """
 
-    def __init__(self, comm: Comm, bounds: Bounds, k: int, n: int, residual_bound: float | None, fine: bool = False) -> None:
+    def __init__(
+        self, comm: Comm, bounds: Bounds, k: int, n: int, residual_bound: float | None, fine: bool = False,
+        paired: bool = False,
+    ) -> None:  # fmt: skip
         self.comm, self.columns, self.n = comm, bounds, n
         self._limits = Limits(residual_bound, n)
-        self._shape, self._fine = (k, bounds.largest.size), fine
+        self._shape = k, bounds.largest.size, bounds.head, fine, paired
+        self._fine = fine
         self._accumulators: list[ExactAccumulator] = []
         self._threads = Threads()
         self._limits_of_grids: Array | None = None
         self.repeats = 0
-        self.extra = self.summed = np.zeros(0)
+        self._extra, self._summed = np.zeros((2, 0))
+
+    def reserve(self, count: int) -> tuple[Array, Array]:
+        self._accumulators = []
+        self._extra, self._summed = np.zeros((2, count))
+        return self._extra, self._summed
 
     def state(self) -> dict[str, Array]:
         return self._limits.state()
@@ -160,10 +205,9 @@ class ExactReducer:
 
     def _for_threads(self, count: int) -> list[ExactAccumulator]:
         """One accumulator each; the first has room for the extra words, and its words are the step's one buffer."""
-        if not self._accumulators or self._accumulators[0].extra.size != self.extra.size:
-            self._accumulators = [ExactAccumulator(*self._shape, self._fine, self.extra.size)]
         while len(self._accumulators) < count:
-            self._accumulators.append(ExactAccumulator(*self._shape, self._fine))
+            extra = 0 if self._accumulators else self._extra.size
+            self._accumulators.append(ExactAccumulator(*self._shape, extra))
         return self._accumulators[:count]
 
     def _visit(self, shares: Sequence[Share], visit: Callable[[Share, Into], None], used: Sequence[ExactAccumulator]) -> None:
@@ -193,7 +237,7 @@ class ExactReducer:
         first = used[0]
         for other in used[1:]:
             first.words[: other.words.size] += other.words
-        first.extra[:] = self.extra
+        first.extra[:] = self._extra
         self.comm.allreduce(first.words)
         over, *large, visible_r, visible_l = first.counts.tolist()
         if over:
@@ -204,5 +248,5 @@ class ExactReducer:
         if rows >= self.n and self._limits.measure_again((visible_r, visible_l)):
             return None
         self._limits.fall(large, rows)
-        self.summed = first.extra
+        self._summed[:] = first.extra
         return first.total()

@@ -1,32 +1,29 @@
-"""`mpigd plan`: what a run will need, from the data's metadata and a short measurement on this machine. No MPI.
+"""`mpigd plan`: what a run will need, from the data's metadata and a profile of the machine, given or measured here. No MPI.
 
-A step's time is the time of a rank's rows plus one Allreduce. The first is measured here, on made-up rows of the same
-width, layout and loss, with as many threads as ranks share this machine's memory; the second is alpha + beta * bytes for each
-of the log2(ranks) rounds.
+A step's time is the time of a rank's rows plus one Allreduce. The first comes from the profile, or is measured on made-up
+rows of the same width, layout, loss and mode, with as many threads as ranks share a host's memory; the second is
+alpha + beta * bytes for each of the log2(ranks) rounds.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from mpigd import build
-from mpigd.batches import Batch
-from mpigd.comm import SelfComm
-from mpigd.config import Config
-from mpigd.data.matrix import CSR, Dense, Matrix
-from mpigd.data.shard import Shard
+from mpigd.config import Config, size_of
+from mpigd.data import hdf5
 from mpigd.data.source import Info
 from mpigd.errors import UsageError
-from mpigd.placement import cores
+from mpigd.pace import Profile, cores_of, row_seconds, told_seconds
 
 PROGRAM = 140e6  # bytes of a rank before it holds a row: Python, numpy, numba, h5py, MPI
 PER_ROW = 24  # bytes a row takes beside X: target, weight, number
-SAMPLE = 64e6  # bytes of made-up rows a thread measures on: more than a cache holds
+PER_PARAMETER = 64  # bytes of a parameter: vectors of the optimiser, accumulators, totals
+LOOKED_AT = 1 << 16  # targets that show how many classes there are
 OVERHEAD = 60e-6  # seconds of a step that has nothing to compute
 NETWORK = (2e-6, 1e-10)  # seconds a message, and a byte: 10 GB/s
 
@@ -47,22 +44,49 @@ class Plan:
     communication_share: float
 
 
-def plan(infos: list[Info], config: Config, ranks: int, network: tuple[float, float] = NETWORK) -> Plan:
-    """Predict a run on `ranks` ranks, as many on each host as this one has cores. UsageError if it cannot fit here."""
-    n, d = sum(info.n for info in infos), infos[0].d
-    config = build.complete(config, n)
+def plan(
+    infos: list[Info], config: Config, ranks: int, network: tuple[float, float] | None = None, profile: Profile | None = None
+) -> Plan:
+    """Predict a run on `ranks` ranks, as many on each host as it has cores. UsageError if it cannot fit there.
+
+    network: seconds a message and a byte; without it those of the profile. Without a profile this machine is measured.
+    """
+    n, d, known = sum(info.n for info in infos), infos[0].d, profile or {}
+    alpha, beta = network or (known.get("alpha", NETWORK[0]), known.get("beta", NETWORK[1]))
+    config = build.complete(config, n, d)
+    k = _outputs(infos, config)
     row_bytes = _row_bytes(infos, config.dtype or infos[0].dtype)
     steps = 1 if config.batch_size is None else -(-n // config.batch_size)
-    here = min(ranks, len(cores()))
+    here = min(ranks, cores_of(known))
     share = -(-n // ranks)
-    memory = PROGRAM + share * (row_bytes + PER_ROW) + 64 * d
-    k = 1 if config.loss != "softmax" else 10
+    memory = _memory(share, row_bytes, k, d, config)
+    _check_memory(memory * here, known.get("memory") or _available())
     words = 8 * (2 * k * d + 2 * (k + 1) + 16)
-    talk = math.ceil(math.log2(ranks)) * (network[0] + network[1] * words) if ranks > 1 else 0.0
-    per_row = row_seconds(infos[0].layout, d, row_bytes, config, here)
+    talk = math.ceil(math.log2(ranks)) * (alpha + beta * words) if ranks > 1 else 0.0
+    plain = infos[0].layout == "dense" and config.mode == "full" and k == 1 and np.dtype(config.dtype or "f4").itemsize > 2
+    per_row = told_seconds(known, d, row_bytes, here) if plain else None
+    if per_row is None:
+        per_row = row_seconds(infos[0].layout, d, row_bytes, config, here, k)
     step = share / steps * per_row + OVERHEAD + talk
-    _check_memory(memory * here)
     return Plan(n, d, ranks, memory, steps, step, step * steps, config.epochs or 1, words, talk / step)
+
+
+def _outputs(infos: list[Info], config: Config) -> int:
+    """Columns of the parameters: the classes of a softmax, as the encoding names them or the first targets show them."""
+    if config.loss != "softmax":
+        return 1
+    with hdf5.open_read(infos[0].path) as file:
+        encoding = hdf5.read_json(file, "encoding") if "encoding" in file else {}
+        names = (encoding.get("target") or {}).get("classes")
+        return len(names) if names else max(2, np.unique(hdf5.dataset(file, config.y)[:LOOKED_AT]).size)
+
+
+def _memory(share: int, row_bytes: float, k: int, d: int, config: Config) -> float:
+    """Bytes of a rank: the program, its rows or what of them it may hold, and what a run keeps for a row and a parameter."""
+    rows = share * row_bytes
+    if config.max_memory is not None:
+        rows = min(rows, size_of(config.max_memory))
+    return PROGRAM + rows + share * (PER_ROW + 16 * (k - 1)) + PER_PARAMETER * k * d
 
 
 def _row_bytes(infos: list[Info], dtype: str) -> float:
@@ -73,51 +97,21 @@ def _row_bytes(infos: list[Info], dtype: str) -> float:
     return entries * (4 + size) + 8
 
 
-def _check_memory(needed: float) -> None:
+def _available() -> float:
+    """Bytes of memory this machine has to spare; infinity where nobody tells."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
-            available = int(next(line for line in file if line.startswith("MemAvailable")).split()[1]) * 1024
+            return float(next(line for line in file if line.startswith("MemAvailable")).split()[1]) * 1024
     except (OSError, StopIteration):
-        return
+        return math.inf
+
+
+def _check_memory(needed: float, available: float) -> None:
     if needed > available:
         raise UsageError(
             f"the ranks of a host like this one would need {needed / 1e9:.1f} GB, and it has {available / 1e9:.1f} GB: "
             "use more hosts, or fewer ranks on each"
         )
-
-
-def row_seconds(layout: str, d: int, row_bytes: float, config: Config, ranks: int) -> float:
-    """Seconds a rank needs for a row of a gradient while `ranks` of them share this machine's cores and memory."""
-    threads = max(1, len(cores()) // ranks) * ranks
-    X = _made_up(layout, d, row_bytes, threads)
-    y = np.resize([1.0, 2.0], X.n)
-    shard = Shard(X.n, np.arange(X.n), X, y)
-    loss = config.loss if config.loss != "softmax" else "logistic"
-    measured = config.replace(loss=loss, mode="full", batch_size=None, threads=threads, class_weight=None)
-    problem = build.problem(shard, measured, SelfComm())
-    oracle = problem.objective.on(Batch(slice(None), X.n, 0, 0, True), problem.reducer)
-    w = build.start(problem)
-    times = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        oracle.value_and_gradient(w)
-        times.append(time.perf_counter() - begin)
-    outputs = 10 if config.loss == "softmax" else 1
-    return outputs * float(np.median(times[1:])) / (X.n / ranks)
-
-
-def _made_up(layout: str, d: int, row_bytes: float, threads: int) -> Matrix:
-    """Rows of this width; of a sparse matrix with columns as frequent as Zipf's words, and numbered at random."""
-    rng = np.random.default_rng(0)
-    n = max(64 * threads, int(SAMPLE * threads / row_bytes))
-    if layout == "dense":
-        item = 8 if row_bytes / d > 4 else 4
-        return Dense(np.resize(rng.random((min(n, 4096), d)).astype(f"f{item}"), (n, d)))
-    per_row = max(1, round((row_bytes - 8) / 8))
-    drawn = np.minimum(np.exp(rng.random((n, per_row)) * math.log(d + 1)).astype(np.int64) - 1, d - 1)
-    columns = np.sort(rng.permutation(d).astype(np.int32)[drawn], axis=1)
-    indptr = np.arange(0, n * per_row + 1, per_row, dtype=np.int64)
-    return CSR(indptr, columns.reshape(-1), np.ones(n * per_row, np.float32), d)
 
 
 def text(predicted: Plan) -> str:

@@ -49,7 +49,7 @@ class Progress:
     def __init__(
         self, stream: TextIO, quiet: bool = False, every: float = 2.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._stream, self._quiet, self._clock = stream, quiet, clock
+        self._stream, self.quiet, self._clock = stream, quiet, clock
         self._live = not quiet and stream.isatty()
         self._every = min(every, TERMINAL_SECONDS) if self._live else every
         self._first: tuple[float, int] | None = None  # when the first step was seen, and which one it was
@@ -65,7 +65,7 @@ class Progress:
         Where a step sees only some rows, what is shown is the mean loss since the last line: that of one step says little.
         Called after every step, a hundred thousand times a second with small ones: it must return quickly.
         """
-        if self._quiet:
+        if self.quiet:
             return
         now, last = self._clock(), step == steps
         self._losses, self._count = (self._losses + loss, self._count + 1) if steps != epochs else (loss, 1)
@@ -83,7 +83,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        if not self._quiet:
+        if not self.quiet:
             self._write((ERASE if self._live else "") + text + "\n")
 
     def close(self, summary: Mapping[str, Any]) -> None:
@@ -103,7 +103,7 @@ class Progress:
             self._stream.write(text)
             self._stream.flush()  # a launcher's pipe shows only what has left this process
         except (OSError, ValueError):  # the reader is gone, or the disk of the log is full: the run is worth more
-            self._quiet = True
+            self.quiet = True
 
 
 def _width(stream: TextIO) -> int:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import product
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,8 +21,7 @@ SLAB = 1 << 16  # numbers of `total` at once
 SMALLEST = 2.0**-900  # of a bound: the grid below it would leave the normal numbers
 
 
-@dataclass(frozen=True)
-class Sums:
+class Sums(NamedTuple):
     """Unnormalised sums over all rows of a sweep: X' r (k, d), residuals (k,), losses."""
 
     gradient: Array
@@ -36,8 +34,8 @@ class Reducer(Protocol):
 
     comm: Comm
 
-    extra: Array  # words that callers add to the step's one buffer
-    summed: Array  # their sums over ranks after a sweep
+    def reserve(self, count: int) -> tuple[Array, Array]:
+        """Room for words that callers add to the step's one buffer, and for their sums over ranks after each sweep."""
 
     def sweep(self, shares: Sequence[Share], visit: Callable[[Share, Into], None], rows: float) -> Sums:
         """Call visit(share, accumulators) for every share, each on a thread of its own, and add up over all ranks.
@@ -105,6 +103,7 @@ class NativeAccumulator:
         unused = np.zeros(2)
         self.arrays = (unused, unused, self.S, unused, unused, self.gradient[np.newaxis], None, None, None)
         self.filled = self.panel = 0
+        self.pairs: Array | None = None
 
     @contextmanager
     def in_units(self, unit: Array, inverse: Array) -> Iterator[None]:
@@ -119,8 +118,12 @@ class NativeReducer:
     def __init__(self, comm: Comm, k: int, d: int) -> None:
         self.comm, self._shape = comm, (k, d)
         self._threads = Threads()
-        self.extra = self.summed = np.zeros(0)
+        self._extra, self._summed = np.zeros((2, 0))
         self.repeats = 0
+
+    def reserve(self, count: int) -> tuple[Array, Array]:
+        self._extra, self._summed = np.zeros((2, count))
+        return self._extra, self._summed
 
     def state(self) -> dict[str, Array]:
         return {}
@@ -134,9 +137,9 @@ class NativeReducer:
         words = accumulators[0].words
         for other in accumulators[1:]:
             words += other.words
-        buffer = np.concatenate([words, self.extra])
+        buffer = np.concatenate([words, self._extra])
         self.comm.allreduce(buffer)
-        words, self.summed = buffer[: words.size], buffer[words.size :]
+        words, self._summed[:] = buffer[: words.size], buffer[words.size :]
         if not np.all(np.isfinite(words)):
             raise NotFinite()
         k, d = self._shape

@@ -19,10 +19,11 @@ from mpigd.config import Config
 from mpigd.data.half import Half, Narrowing
 from mpigd.data.matrix import CSR, Dense, Matrix
 from mpigd.data.shard import Shard
+from mpigd.data.slabs import scrub
 from mpigd.errors import MpigdError
 from mpigd.placement import leads_host
 from mpigd.progress import Progress
-from mpigd_kernels import csr, dense, half
+from mpigd_kernels import csr, half
 
 ALONE = dict(
     checkpoint=None,
@@ -72,7 +73,8 @@ def _rows(layout: str, dtype: str) -> Matrix:
                 values.astype(kind), np.empty(values.shape, np.uint16)
             )
         return Half(values.view(np.uint16), np.ones(2))
-    dense.scrub(values.reshape(-1), 0.0)
+    for stored in {values.dtype, np.dtype("float64")}:  # the target is float64
+        scrub(np.array([1.0, np.finfo(stored).tiny / 2], stored))
     if layout == "dense":
         return Dense(values)
     indptr, indices = np.arange(0, 9, 2, dtype=np.int64), np.array([0, 1] * 4, dtype=np.int32)

@@ -35,19 +35,20 @@ class Replicas(Callback):
     def __init__(self, comm: Comm, every: int) -> None:
         self._comm, self._every = comm, every
         self._steps, self._next, self._equal_at = 0, 0, 0
+        self._due = False
 
     def watch(self, w: Array, first: int) -> None:
         """Begin with these parameters before step `first`: all ranks have them from the same file, or from sums."""
         self._w, self._next, self._equal_at = w, first, first
 
     def before(self, words: Array) -> None:
-        words[:] = 0.0
-        if self._steps % self._every == 0:
+        self._due = self._steps % self._every == 0
+        if self._due:
             mine = words_of(self._w).astype(np.float64)
             words[:WORDS], words[WORDS:] = mine, mine * mine
 
     def after(self, step: Step, words: Array) -> str | None:
-        if self._steps % self._every == 0:
+        if self._due:
             if np.any(self._comm.size * words[WORDS:] != words[:WORDS] ** 2):
                 self.check(self._w)
             self._equal_at = step.batch.step

@@ -93,19 +93,26 @@ class Report(Callback):
             return None
         batch = step.batch
         self._seen += batch.size
+        if not self._progress.quiet:
+            elapsed = time.perf_counter() - self._begin
+            self._progress.update(
+                epoch=batch.epoch + 1, epochs=self._config.epochs or 1, step=batch.step + 1, steps=self._steps,
+                loss=step.value, gradient_norm=step.gradient_norm, rows_per_second=self._seen / max(elapsed, 1e-9),
+                force=batch.ends_epoch and self._config.mode != "full",
+            )  # fmt: skip
+        if len(self._records) > self._logged:
+            self._record()
+        return None
+
+    def _record(self) -> None:
+        """Log what others have appended to the records."""
         elapsed = time.perf_counter() - self._begin
-        self._progress.update(
-            epoch=batch.epoch + 1, epochs=self._config.epochs or 1, step=batch.step + 1, steps=self._steps,
-            loss=step.value, gradient_norm=step.gradient_norm, rows_per_second=self._seen / max(elapsed, 1e-9),
-            force=batch.ends_epoch and self._config.mode != "full",
-        )  # fmt: skip
         for record in self._records[self._logged :]:
             self._write("validation" if "validation" in record else "epoch", **record, seconds=elapsed)
             if "validation" in record:
                 shown = {name: value for name, value in record["validation"].items() if isinstance(value, float)}
                 self.say("validation: " + "  ".join(f"{name} {value:.5g}" for name, value in shown.items()))
         self._logged = len(self._records)
-        return None
 
     def end(self, model: Model) -> None:
         if not self._first:

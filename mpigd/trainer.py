@@ -116,8 +116,8 @@ class Run:
         self.replicas.watch(self.w, self.first)
         batches = self.schedule.batches(self.first)
         for batch in takewhile(lambda batch: batch.step < self.steps and not self.reason, batches):
-            for callback, place in words:
-                callback.before(reducer.extra[place])
+            for callback, mine, _ in words:
+                callback.before(mine)
             oracle = objective.on(batch, reducer)
             self.w, self.state = self.optimizer.step(self.w, self.state, oracle, penalty, vector.dot)
             self.first = batch.step + 1
@@ -144,17 +144,15 @@ class Run:
         work(*arguments)
         self.other += time.perf_counter() - begin - (self.comm.waited - waited)
 
-    def _words(self) -> list[tuple[Callback, slice]]:
-        """Each callback's place in the step's one buffer."""
-        ends = np.cumsum([0, *(callback.words for callback in self.callbacks)])
-        reducer = self.problem.reducer
-        reducer.extra, reducer.summed = np.zeros((2, int(ends[-1])))  # a step may end without a finite sum
-        return [(callback, slice(ends[i], ends[i + 1])) for i, callback in enumerate(self.callbacks)]
+    def _words(self) -> list[tuple[Callback, Array, Array]]:
+        """Each callback's words in the step's one buffer: this rank's, and their sums."""
+        ends = np.cumsum([callback.words for callback in self.callbacks])
+        mine, summed = self.problem.reducer.reserve(int(ends[-1]))
+        return list(zip(self.callbacks, np.split(mine, ends[:-1]), np.split(summed, ends[:-1]), strict=True))
 
-    def _after(self, step: Step, words: Sequence[tuple[Callback, slice]]) -> None:
-        summed = self.problem.reducer.summed
-        for callback, place in words:
-            self.reason = callback.after(step, summed[place]) or self.reason
+    def _after(self, step: Step, words: Sequence[tuple[Callback, Array, Array]]) -> None:
+        for callback, _, summed in words:
+            self.reason = callback.after(step, summed) or self.reason
 
     def _first_parameters(self) -> Array:
         if self.config.start is None:
@@ -175,7 +173,7 @@ class Run:
         scaling, k = self.problem.objective.scaling, self.problem.k
 
         def score(w: Array) -> dict[str, Any]:
-            return evaluator.scores(*scaling.to_raw(w, k))
+            return evaluator.scores(*scaling.coefficients(w, k))
 
         metric = PRIMARY[self.problem.loss.kind]
         every = self.config.validate_every or self.schedule.steps_per_epoch
@@ -275,7 +273,7 @@ class Run:
             ),
             **clock.summary(reads * objective.n, self.other),
         }
-        coef, intercept = objective.scaling.to_raw(w, self.problem.k)
+        coef, intercept = objective.scaling.coefficients(w, self.problem.k)
         if self.problem.k > 1:
             intercept = intercept - vector.dot(intercept, np.ones(self.problem.k)) / self.problem.k
         classes = self.problem.classes.values if self.problem.classes else None

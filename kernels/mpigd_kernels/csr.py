@@ -7,6 +7,7 @@ from numba import njit
 from numpy import float64, uint64
 
 from mpigd_kernels.elementary import fma, set_odd
+from mpigd_kernels.entries import add_entries, dot_entries
 from mpigd_kernels.sums import flush
 
 _OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
@@ -20,36 +21,24 @@ def margins(indptr, indices, data, w, b, z):
 
 @njit(**_OPTIONS)
 def margins_of(starts, stops, indices, data, w, b, z):
-    """z_i = X_i . w + b: four partial sums by fma over the row's entries in their stored order."""
+    """z_i = X_i . w + b over the row's entries in their stored order; w (d,), or the first column of pairs (entries.py)."""
     for i in range(starts.size):
-        a0 = a1 = a2 = a3 = 0.0
-        start, stop = uint64(starts[i]), uint64(stops[i])
-        whole = start + (stop - start) // uint64(4) * uint64(4)
-        for k in range(start, whole, uint64(4)):
-            a0 = fma(float64(data[k]), w[uint64(indices[k])], a0)
-            a1 = fma(float64(data[k + uint64(1)]), w[uint64(indices[k + uint64(1)])], a1)
-            a2 = fma(float64(data[k + uint64(2)]), w[uint64(indices[k + uint64(2)])], a2)
-            a3 = fma(float64(data[k + uint64(3)]), w[uint64(indices[k + uint64(3)])], a3)
-        for k in range(whole, stop):
-            a0 = fma(float64(data[k]), w[uint64(indices[k])], a0)
-        z[i] = ((a0 + a1) + (a2 + a3)) + b
+        z[i] = dot_entries(starts[i], stops[i], indices, data, w) + b
 
 
 @njit(**_OPTIONS)
 def add_rows(starts, stops, indices, data, r, A):
-    """A_j = fma(r_i, X_ij, A_j), in the order of the rows."""
+    """A_j = fma(r_i, X_ij, A_j), in the order of the rows, while as many entries after them are fetched."""
+    ahead = stops[-1] - starts[0] if starts.size > 0 else 0
     for i in range(starts.size):
-        ri = r[i]
-        for k in range(uint64(starts[i]), uint64(stops[i])):
-            j = uint64(indices[k])
-            A[j] = fma(ri, float64(data[k]), A[j])
+        add_entries(starts[i], stops[i], indices, data, A, r[i], ahead)
 
 
 @njit(**_OPTIONS)
 def add_exact(starts, stops, indices, data, r, A, C, T, filled, panel):
-    """Add r_i X_ij, each on the grid of column j, into A and, every `panel` rows, into the totals T (2, d).
+    """Add r_i X_ij, each on the grid of column j, into A and, every `panel` rows, into the totals T (2, h).
 
-    A flush touches every column, so `panel` grows with the columns per entry of a row (exact.Bounds).
+    A flush touches h columns, so `panel` grows with them per entry of a row; the others never fill up (exact.Bounds).
     """
     start, n = 0, starts.size
     while start < n:
@@ -58,18 +47,28 @@ def add_exact(starts, stops, indices, data, r, A, C, T, filled, panel):
         filled += stop - start
         start = stop
         if filled == panel:
-            flush(A, C, T)
+            flush(accumulators(A), C, T)
             filled = 0
     return filled
 
 
 @njit(**_OPTIONS)
+def accumulators(A):
+    """A (d,), or the second column of pairs (d, 2)."""
+    if A.ndim == 2:
+        return A[:, 1]
+    else:
+        return A
+
+
+@njit(**_OPTIONS)
 def add_fine(starts, stops, indices, data, r, A, B, C, D, T, U, filled, panel):
     """add_exact with a second, finer grid for what rounding to the first cuts off (dense.accumulate_fine)."""
+    A, B = accumulators(A), accumulators(B)
     for i in range(starts.size):
         ri = r[i]
         for k in range(uint64(starts[i]), uint64(stops[i])):
-            j, x = uint64(indices[k]), float64(data[k])
+            j, x = uint64(indices[k]), 1.0 if data is None else float64(data[k])
             a = A[j]
             t = fma(ri, x, a)
             B[j] += set_odd(fma(ri, x, a - t))
@@ -93,6 +92,22 @@ def column_range(indices, data, low, high, count):
 
 
 @njit(**_OPTIONS)
+def renumber(indices, place):
+    """indices_k = place[indices_k]."""
+    for k in range(indices.size):
+        indices[k] = place[uint64(indices[k])]
+
+
+@njit(**_OPTIONS)
+def all_ones(data):
+    """Whether every value is one."""
+    k = 0
+    while k < data.size and data[k] == 1.0:
+        k += 1
+    return k == data.size
+
+
+@njit(**_OPTIONS)
 def squared_deviation(indices, data, center, out):
     """out_k = (data_k - center[indices_k])**2 in float64."""
     for k in range(indices.size):
@@ -102,13 +117,14 @@ def squared_deviation(indices, data, center, out):
 
 @njit(**_OPTIONS)
 def gather(indptr, indices, data, rows, out_indptr, out_indices, out_data):
-    """Copy the given rows, in the order given, into a CSR triple that is large enough."""
+    """Copy the given rows, in the order given, into a CSR triple that is large enough; data None: only the columns."""
     at = 0
     out_indptr[0] = 0
     for i in range(rows.size):
         for k in range(uint64(indptr[rows[i]]), uint64(indptr[rows[i] + 1])):
             out_indices[at] = indices[k]
-            out_data[at] = data[k]
+            if data is not None:
+                out_data[at] = data[k]
             at += 1
         out_indptr[i + 1] = at
 

@@ -3,6 +3,7 @@
 Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 """
 
+import numpy as np
 from numba import njit
 from numpy import int64, uint64
 
@@ -12,6 +13,7 @@ _M0, _M1 = uint64(0xD2511F53), uint64(0xCD9E8D57)
 _W0, _W1 = uint64(0x9E3779B9), uint64(0xBB67AE85)
 _32 = uint64(32)
 ROUNDS = 6  # of the permutation's Feistel network
+CHUNK = 1024  # rows that are permuted together
 
 
 @njit(**_OPTIONS)
@@ -46,17 +48,34 @@ def _scatter(x, key, half):
 def positions(rows, n, seed, epoch, out):
     """out_i = place of global row rows_i in the epoch's permutation of 0..n-1.
 
-    A Feistel network permutes the next power of four; results of n and above are sent through again (cycle walking).
+    A Feistel network permutes the next power of four; results of n and above are sent through again (cycle walking). All
+    rows of a chunk take a turn together, for then turns overlap: a row on its own waits for each of its products.
     """
     key, _ = philox(uint64(epoch) & _LOW, uint64(epoch) >> _32, uint64(0), uint64(1), uint64(seed) & _LOW, uint64(seed) >> _32)
     half = uint64(1)
     while (uint64(1) << (half * uint64(2))) < uint64(n):
         half += uint64(1)
-    for i in range(rows.size):
-        x = _scatter(uint64(rows[i]), key, half)
-        while x >= uint64(n):
-            x = _scatter(x, key, half)
-        out[i] = int64(x)
+    held, places = np.empty(CHUNK, np.uint64), np.empty(CHUNK, np.int64)
+    for start in range(0, rows.size, CHUNK):
+        m = min(CHUNK, rows.size - start)
+        for i in range(m):
+            held[i], places[i] = uint64(rows[start + i]), start + i
+        while m > 0:
+            for i in range(m):
+                held[i] = _scatter(held[i], key, half)
+            m = _settle(held, places, m, uint64(n), out)
+
+
+@njit(**_OPTIONS)
+def _settle(held, places, m, n, out):
+    """Write m numbers to their places, and move those that are not below n, and have to go on, to the front: how many."""
+    left = 0
+    for i in range(m):
+        x, place = held[i], places[i]
+        out[place] = int64(x)
+        held[left], places[left] = x, place
+        left += 1 if x >= n else 0
+    return left
 
 
 @njit(**_OPTIONS)

@@ -22,14 +22,36 @@ _OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 
 @njit(**_OPTIONS)
 def flush(A, C, T):
-    """Move A - C into the two-word totals T (2, d), both exactly, and set A back to C."""
-    for j in range(A.size):
+    """Move A - C into the two-word totals T (2, h) of the first h columns, both exactly, and set A back to C."""
+    for j in range(T.shape[1]):
         excess = A[j] - C[j]
         shift = SPLIT * C[j]
         high = (excess + shift) - shift
         T[0, j] += high
         T[1, j] += excess - high
         A[j] = C[j]
+
+
+@njit(**_OPTIONS)
+def flush_all(A, C, D, T):
+    """flush every output: A (1 or 2, k, d), T (2 or 4, k, d), biases C (d,) and, of a finer grid, D (d,) or None."""
+    for q in range(A.shape[1]):
+        flush(A[0, q], C, T[:2, q])
+        if D is not None:
+            flush(A[1, q], D, T[2:, q])
+
+
+@njit(**_OPTIONS)
+def join(T, S, gradient, scalars):
+    """The numbers that two-word totals hold: T (2 or 4, k, h) -> gradient (k, d >= h), S (1 + k, 2) -> scalars (1 + k,)."""
+    for q in range(gradient.shape[0]):
+        for j in range(T.shape[2]):
+            gradient[q, j] = T[0, q, j] + T[1, q, j]
+        if T.shape[0] == 4:
+            for j in range(T.shape[2]):
+                gradient[q, j] += T[2, q, j] + T[3, q, j]
+    for q in range(scalars.size):
+        scalars[q] = S[q, 0] + S[q, 1]
 
 
 @njit(**_OPTIONS)

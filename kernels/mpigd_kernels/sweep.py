@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from mpigd_kernels import csr, curvature, dense, pointwise
-from mpigd_kernels.sums import add_plain, take_block
+from mpigd_kernels.sums import add_plain, flush_all, take_block
 
 _OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 # What a sweep makes of margins. Numbers, because functions as arguments would be compiled again in every process.
@@ -85,6 +85,9 @@ def sweep_dense(
                 filled = add_dense(X, values, begin + block, r, A, C, D, T, filled)
             else:
                 filled = add_dense(X, None, 0, r, A, C, D, T, filled)
+    if C is not None and filled > 0:  # here, because a step of few rows would notice another call
+        flush_all(A, C, D, T)
+        filled = 0
     return filled
 
 
@@ -133,16 +136,12 @@ def _row(order, i):
 
 @njit(**_OPTIONS)
 def _take_vectors(order, begin, y, c, t, weights):
-    """Targets and weights of a block's rows; one weight for all is there already."""
-    n = weights.size
-    if order.size == 0:
-        for q in range(y.shape[0]):
-            t[q] = y[q, begin : begin + n]
-        if c.size > 1:
-            weights[:] = c[begin : begin + n]
-        return
-    for i in range(n):
-        row = order[begin + i]
+    """Targets and weights of a block's rows; one weight for all is there already.
+
+    Loops: assigning slices would bring numba's broadcasting along, two seconds of compilation.
+    """
+    for i in range(weights.size):
+        row = _row(order, begin + i)
         for q in range(y.shape[0]):
             t[q, i] = y[q, row]
         if c.size > 1:

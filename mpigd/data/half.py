@@ -12,7 +12,6 @@ same over any ranks. Numbers that are halves in their file already are kept as t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +47,7 @@ class Half:
 
     def sweep(self, selection: Selection, task: Task, into: Into) -> None:
         with into.in_units(self.unit, self.inverse):
-            task = replace(task, coef=task.coef * self.unit)
+            task = task._replace(coef=task.coef * self.unit)
             run(sweep_dense, (self.bits,), block_rows(self), self.n, selection, task, into)
 
     def accumulate(self, r: Array, l: Array, into: Into) -> None:
@@ -58,6 +57,9 @@ class Half:
         low, high = np.full(self.d, np.inf), np.full(self.d, -np.inf)
         half.column_range(self.bits, low, high)
         return Columns(low * self.unit, high * self.unit, np.full(self.d, self.n, dtype=np.int64))
+
+    def arrange(self, count: Array) -> None:
+        return None
 
     def squared_deviation(self, center: Array) -> Dense:
         out = np.empty(self.bits.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,6 +16,7 @@ Array = np.ndarray[Any, Any]
 Selection = slice | Array
 BLOCK_BYTES = 1 << 17  # rows processed at once: they stay in the core's cache from margins to accumulation
 SMALLEST_BLOCK = 64
+SPARSE_BLOCK = 1 << 15  # of compressed rows: room is left for the coefficients and accumulators that they meet
 NO_ROWS, NONE, NOWHERE = np.empty(0, np.int64), np.empty(0), np.empty((0, 0))
 
 
@@ -28,11 +29,11 @@ class Columns:
     count: Array
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """What a sweep makes of rows: `loss` (a number of mpigd_kernels/sweep.py) with its parameter a.
 
-    y (q, n), weights c (n,), coef (k, d), intercept (k,), offset (n,) or None; keep (k, n) takes the margins if given.
+    y (q, n), weights c (n,) or (1,) for all alike, coef (k, d), intercept (k,), offset (n,) or None; keep (k, n) takes the
+    margins if given. A tuple, because every step makes one.
     """
 
     loss: int
@@ -44,16 +45,12 @@ class Task:
     offset: Array | None = None
     keep: Array | None = None
 
-    @property
-    def weights(self) -> Array:
-        """As a sweep takes them: one number that is broadcast becomes an array of one."""
-        return self.c if self.c.strides[0] else self.c[:1].copy()
-
     def at(self, selection: Selection) -> Task:
         """The same of some rows, which are then all; margins can only be kept of a slice."""
         offset = None if self.offset is None else self.offset[selection]
         keep = None if self.keep is None else self.keep[:, selection]
-        return Task(self.loss, self.a, self.y[:, selection], self.c[selection], self.coef, self.intercept, offset, keep)
+        c = self.c if self.c.size == 1 else self.c[selection]
+        return Task(self.loss, self.a, self.y[:, selection], c, self.coef, self.intercept, offset, keep)
 
 
 class Into(Protocol):
@@ -63,6 +60,7 @@ class Into(Protocol):
     arrays: tuple[Any, ...]
     filled: int
     panel: int
+    pairs: Array | None  # where A is the second column of pairs (1 or 2, k, d, 2): room for coefficients beside it
 
     def in_units(self, unit: Array, inverse: Array) -> AbstractContextManager[None]:
         """Within the block the accumulators are those of columns divided by `unit` (d,), powers of two; inverse = 1 / unit."""
@@ -91,6 +89,12 @@ class Matrix(Protocol):
     def columns(self) -> Columns:
         """Extremes and counts of the stored values; for CSR without the zeros."""
 
+    def arrange(self, count: Array) -> Array | None:
+        """Renumber the columns, in place, so that those of which all ranks store most, count (d,), come first.
+
+        Returns which column each one was before (d,), or None where columns keep their numbers.
+        """
+
     def squared_deviation(self, center: Array) -> Matrix:
         """The matrix of (x_ij - center_j)**2 over the stored values, float64."""
 
@@ -102,19 +106,25 @@ class Matrix(Protocol):
 
 
 def run(
-    kernel: Callable[..., int], parts: tuple[Array, ...], block: int, n: int, selection: Selection, task: Task, into: Into
+    kernel: Callable[..., int], parts: tuple[Array | None, ...], block: int, n: int, selection: Selection, task: Task, into: Into
 ) -> None:
     """Sweep over the selected of n rows, of which a matrix's `parts` hold the values."""
     if isinstance(selection, slice):
         first, stop, _ = selection.indices(n)
         order, m = NO_ROWS, stop - first
     else:
-        first, order, m = 0, selection.astype(np.int64, copy=False), selection.size
+        first, order, m = 0, selection, selection.size
+        if order.dtype != np.int64:
+            order = order.astype(np.int64)
+    coef, arrays = task.coef, into.arrays
+    if into.pairs is not None:
+        into.pairs[0, ..., 0] = coef
+        coef, arrays = into.pairs[0], (*arrays[:5], into.pairs, *arrays[6:])
     if m > 0:
         into.filled = kernel(
-            *parts, first, order, m, min(block, m), task.y, task.weights, NONE if task.offset is None else task.offset,
-            task.coef, task.intercept, task.loss, task.a, NOWHERE if task.keep is None else task.keep,
-            *into.arrays, into.filled, into.panel,
+            *parts, first, order, m, min(block, m), task.y, task.c, NONE if task.offset is None else task.offset,
+            coef, task.intercept, task.loss, task.a, NOWHERE if task.keep is None else task.keep,
+            *arrays, into.filled, into.panel,
         )  # fmt: skip
 
 
@@ -130,6 +140,7 @@ class Dense:
         self.n, self.d = values.shape
         self.row_bytes = self.d * values.itemsize
         self.entries = values.size
+        self._block = block_rows(self)
 
     def rows(self, selection: Selection) -> Dense:
         if isinstance(selection, slice):
@@ -142,7 +153,7 @@ class Dense:
         dense.margins(self.values, w, b, z)
 
     def sweep(self, selection: Selection, task: Task, into: Into) -> None:
-        run(sweep_dense, (self.values,), block_rows(self), self.n, selection, task, into)
+        run(sweep_dense, (self.values,), self._block, self.n, selection, task, into)
 
     def accumulate(self, r: Array, l: Array, into: Into) -> None:
         r = np.ascontiguousarray(r)
@@ -153,6 +164,9 @@ class Dense:
         low, high = np.full(self.d, np.inf), np.full(self.d, -np.inf)
         dense.column_range(self.values, low, high)
         return Columns(low, high, np.full(self.d, self.n, dtype=np.int64))
+
+    def arrange(self, count: Array) -> None:
+        return None
 
     def squared_deviation(self, center: Array) -> Dense:
         out = np.empty(self.values.shape)
@@ -168,35 +182,58 @@ class Dense:
 
 
 class CSR:
-    """Compressed sparse rows: indptr (n + 1,) int64 into indices and data; columns ascend within a row."""
+    """Compressed sparse rows: indptr (n + 1,) int64 into indices and data; columns ascend within a row.
 
-    def __init__(self, indptr: Array, indices: Array, data: Array, d: int) -> None:
-        self.indptr, self.indices, self.data, self.d = indptr, indices, data, d
+    number (d,): after `arrange`, the number in the data of each column. Where all values are one, `data` is that one number,
+    broadcast, and `values`, which the kernels take, None.
+    """
+
+    def __init__(self, indptr: Array, indices: Array, data: Array, d: int, number: Array | None = None) -> None:
+        self.indptr, self.indices, self.data, self.d, self.number = indptr, indices, data, d, number
         self.n = indptr.size - 1
         self.entries = int(indptr[-1] - indptr[0])
         self.row_bytes = self.entries * (indices.itemsize + data.itemsize) // max(1, self.n) + 8
 
+    @property
+    def values(self) -> Array | None:
+        return self.data if self.data.strides[0] or self.data.size == 0 else None
+
+    def arrange(self, count: Array) -> Array:
+        """Frequent columns then lie together in the cache. Entries stay where they are, so that a margin is still a function
+        of its row, and of the data's counts."""
+        order = np.argsort(-count, kind="stable")
+        place = np.empty(self.d, self.indices.dtype)
+        place[order] = np.arange(self.d)
+        csr.renumber(self.indices, place)
+        self.number = order if self.number is None else self.number[order]
+        if self.data.size and self.data.strides[0] and csr.all_ones(self.data):
+            self.data = np.broadcast_to(self.data[:1].copy(), self.data.shape)
+        return order
+
     def rows(self, selection: Selection) -> CSR:
         if isinstance(selection, slice):
             start, stop, _ = selection.indices(self.n)
-            return CSR(self.indptr[start : stop + 1], self.indices, self.data, self.d)
+            return CSR(self.indptr[start : stop + 1], self.indices, self.data, self.d, self.number)
         lengths = self.indptr[selection + 1] - self.indptr[selection]
         size = int(lengths.sum())
         indptr = np.empty(selection.size + 1, dtype=np.int64)
-        indices, data = np.empty(size, self.indices.dtype), np.empty(size, self.data.dtype)
-        csr.gather(self.indptr, self.indices, self.data, selection, indptr, indices, data)
-        return CSR(indptr, indices, data, self.d)
+        ones = self.values is None
+        indices, data = np.empty(size, self.indices.dtype), np.empty(0 if ones else size, self.data.dtype)
+        csr.gather(self.indptr, self.indices, self.values, selection, indptr, indices, data)
+        data = np.broadcast_to(self.data[:1], (size,)) if ones else data
+        return CSR(indptr, indices, data, self.d, self.number)
 
     def margins(self, w: Array, b: float, z: Array) -> None:
-        csr.margins(self.indptr, self.indices, self.data, w, b, z)
+        csr.margins(self.indptr, self.indices, self.values, w, b, z)
 
     def sweep(self, selection: Selection, task: Task, into: Into) -> None:
-        run(sweep_csr, (self.indptr, self.indices, self.data), block_rows(self), self.n, selection, task, into)
+        block = max(SMALLEST_BLOCK, SPARSE_BLOCK // max(1, self.row_bytes) // 16 * 16)
+        run(sweep_csr, (self.indptr, self.indices, self.values), block, self.n, selection, task, into)
 
     def accumulate(self, r: Array, l: Array, into: Into) -> None:
         r = np.ascontiguousarray(r)
         if take_scalars(r, l, *into.arrays[:5], into.arrays[6]):
-            rows = self.indptr[:-1], self.indptr[1:], self.indices, self.data
+            rows = self.indptr[:-1], self.indptr[1:], self.indices, self.values
             held = [add_sparse(*rows, residual, *into.arrays[5:], q, into.filled, into.panel) for q, residual in enumerate(r)]
             into.filled = held[-1]
 
@@ -219,5 +256,7 @@ class CSR:
         return CSR(self.indptr - self.indptr[0], indices, np.ones(indices.size), self.d)
 
     def absorb(self, hashes: Array) -> None:
-        words = self.data.view(f"u{self.data.itemsize}")
-        sampling.absorb_sparse(hashes, self.indptr, self.indices, words)
+        stored = self._stored()
+        words = np.ascontiguousarray(self.data[stored]).view(f"u{self.data.itemsize}")
+        indices = self.indices[stored] if self.number is None else self.number[self.indices[stored]].astype(self.indices.dtype)
+        sampling.absorb_sparse(hashes, self.indptr - self.indptr[0], indices, words)

@@ -27,7 +27,12 @@ class RowNumbers:
 
     def __getitem__(self, selection: Selection | int) -> Any:
         if isinstance(selection, slice):
-            selection = np.arange(*selection.indices(self.size), dtype=np.int64)
+            start, stop, step = selection.indices(self.size)
+            held = int(np.searchsorted(self._starts, start, "right")) - 1
+            if step > 0 and start < stop <= self._starts[held + 1]:  # of one range, as nearly always
+                shift = int(self._firsts[held] - self._starts[held])
+                return np.arange(start + shift, stop + shift, step, dtype=np.int64)
+            selection = np.arange(start, stop, step, dtype=np.int64)
         places = np.asarray(selection, dtype=np.int64)
         piece = np.searchsorted(self._starts, places, "right") - 1
         return self._firsts[piece] + (places - self._starts[piece])

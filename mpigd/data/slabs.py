@@ -9,11 +9,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mpigd.data import hdf5
+from mpigd.data import hdf5, plain
 from mpigd.data.matrix import CSR
 from mpigd.data.partition import Segment
 from mpigd.data.source import Info
 from mpigd.errors import DataError
+from mpigd_kernels import bits
 from mpigd_kernels import csr as csr_kernels
 from mpigd_kernels import dense as dense_kernels
 from mpigd_kernels import half as half_kernels
@@ -30,6 +31,7 @@ class Slabs:
         self._source = file[name]
         self.d = int(self._source.shape[1])
         self._chunk = self._source.chunks[0] if self._source.chunks else 1
+        self._place = plain.offset(self._source, dtype)
 
     def cuts(self, segment: Segment) -> Iterator[slice]:
         """The file's rows of `segment`, slab by slab."""
@@ -38,19 +40,29 @@ class Slabs:
         for start in range(segment.start - segment.start % chunk, segment.stop, step):
             yield slice(max(start, segment.start), min(start + step, segment.stop))
 
+    def map(self) -> plain.Map | None:
+        """The rows where they lie in the file, if they are there as they would be in memory. Nobody has looked at them yet."""
+        return None if self._place is None else plain.Map(self._source, self._place, self._dtype)
+
     def read(self, rows: slice, out: Array) -> None:
         """Rows of the file into out (m, d), C-contiguous, of the dtype or, for float16, as bits in uint16."""
         values = out.view(np.float16) if self._dtype == np.float16 else out
-        self._source.read_direct(values, np.s_[rows])
-        if self._dtype == np.float16:
-            where = None if half_kernels.all_finite(out) else int(np.argmin(np.isfinite(values)))
-        else:
-            where = scrub(values)
+        if self._fill(rows, values):
+            return
+        where = int(np.argmin(np.isfinite(values))) if self._dtype == np.float16 else scrub(values)
         if where is not None:
             row, column = divmod(where, self.d)
             row += rows.start
             stored, place = self._source[row, column], f" column {column}"
             raise DataError(_not_finite(self._file, self._name, row, stored, self._dtype, place))
+
+    def _fill(self, rows: slice, values: Array) -> bool:
+        """Read the rows; whether all numbers can be used as they are."""
+        if self._place is None:
+            self._source.read_direct(values, np.s_[rows])
+            return usable(values)
+        start = self._place + rows.start * self.d * self._dtype.itemsize
+        return all([usable(piece) for piece in plain.read(plain.handle(self._source), start, values)])
 
 
 @contextmanager
@@ -87,7 +99,18 @@ def slabs(
                 first += m
 
 
+def usable(values: Array) -> bool:
+    """Whether all numbers, C-contiguous, can be used as they are: finite, and not subnormal (which halves may be)."""
+    words = values.reshape(-1).view(f"u{values.itemsize}")
+    if values.dtype == np.float16:
+        return bool(half_kernels.all_finite(words.reshape(1, -1)))
+    return bool((bits.all_normal_32 if values.itemsize == 4 else bits.all_normal_64)(words))
+
+
 def scrub(values: Array) -> int | None:
+    """Set subnormal numbers to zero; the index of the first that is not finite, if there is one."""
+    if usable(values):
+        return None
     where = int(dense_kernels.scrub(values.reshape(-1), float(np.finfo(values.dtype).tiny)))
     return None if where < 0 else where
 

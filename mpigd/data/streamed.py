@@ -14,7 +14,8 @@ import numpy as np
 from mpigd.data.half import Half, Narrowing
 from mpigd.data.matrix import Columns, Dense, Into, Selection, Task
 from mpigd.data.partition import Segment
-from mpigd.data.slabs import Slabs, reading, wide
+from mpigd.data.plain import Map
+from mpigd.data.slabs import Slabs, reading, usable, wide
 from mpigd.data.source import Info
 
 Array = np.ndarray[Any, Any]
@@ -26,6 +27,8 @@ class Streamed:
 
     Pieces are slabs aligned to chunks or, where `block` is given, blocks of so many consecutive global rows. The latest
     ones stay in memory, `max_memory` bytes of them; a thread reads the piece that comes after the one last asked for.
+    Rows that lie in the file as they would in memory are mapped, and read where they are: a copy would take as long as
+    all that is done with them.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Streamed:
         self.n, self.d = sum(len(segment) for segment in segments), infos[0].d
         self.row_bytes, self.entries = self.d * dtype.itemsize, self.n * self.d
         self._unit = np.ones(self.d) if narrowing is None else narrowing.unit
+        self._maps: dict[int, Map] = {}
         self._pieces = list(self._cut(block))
         self._starts = np.concatenate([[0], np.cumsum([cut.stop - cut.start for _, cut in self._pieces])]).astype(np.int64)
         self._next = np.arange(1, len(self._pieces) + 1)  # which piece comes after each
@@ -56,10 +60,13 @@ class Streamed:
     def _cut(self, block: int | None) -> Iterator[tuple[int, slice]]:
         """(segment, rows of its file) of each piece."""
         for number, segment in enumerate(self._segments):
+            with reading(self._infos[segment.file], segment) as file:
+                source = Slabs(file, self._x, self._read_as)
+                if self._narrowing is None and (mapped := source.map()) is not None:
+                    self._maps[number] = mapped
+                cuts = list(source.cuts(segment))
             if block is None:
-                info = self._infos[segment.file]
-                with reading(info, segment) as file:
-                    yield from ((number, cut) for cut in Slabs(file, self._x, self._read_as).cuts(segment))
+                yield from ((number, cut) for cut in cuts)
             else:
                 shift = segment.first - segment.start  # from rows of the file to global ones
                 for start in range(segment.first // block * block, segment.first + len(segment), block):
@@ -76,9 +83,14 @@ class Streamed:
         self._next = following
 
     def check(self) -> None:
-        """Read everything once; DataError for what cannot be used."""
-        for piece in range(len(self._pieces)):
-            self._piece(piece)
+        """Read everything once; DataError for what cannot be used. What must be changed to be used cannot stay mapped."""
+        for piece, (segment, _) in enumerate(self._pieces):
+            values = self._piece(piece)
+            if segment in self._maps and not usable(values.view(self._read_as)):
+                with self._lock:
+                    del self._maps[segment]
+                    self._held.clear()
+                self._piece(piece)
 
     def _piece(self, number: int) -> Array:
         """The values of a piece; the one that comes next is asked for too."""
@@ -88,7 +100,7 @@ class Streamed:
                 self._ask(following)
                 self._held.move_to_end(number)
             while len(self._held) > self._capacity:
-                self._held.popitem(last=False)
+                self._release(self._held.popitem(last=False)[0])
         return future.result()
 
     def _ask(self, number: int) -> Future[Array]:
@@ -99,6 +111,8 @@ class Streamed:
 
     def _read(self, number: int) -> Array:
         segment, cut = self._pieces[number]
+        if (mapped := self._maps.get(segment)) is not None:
+            return mapped.fetch(cut).view(np.uint16 if self._kept == np.float16 else self._kept)
         values = np.empty((cut.stop - cut.start, self.d), self._read_as)
         if self._read_as == np.float16:
             values = values.view(np.uint16)
@@ -108,6 +122,11 @@ class Streamed:
         bits = np.empty(values.shape, np.uint16)
         self._narrowing.narrow(values, bits)
         return bits
+
+    def _release(self, number: int) -> None:
+        segment, cut = self._pieces[number]
+        if (mapped := self._maps.get(segment)) is not None:
+            mapped.release(cut)
 
     def _source(self, segment: int) -> Slabs:
         """The open dataset of a segment; files stay open until another one is needed."""
@@ -169,6 +188,9 @@ class Streamed:
             np.minimum(low, part.low, out=low)
             np.maximum(high, part.high, out=high)
         return Columns(low, high, np.full(self.d, self.n, dtype=np.int64))
+
+    def arrange(self, count: Array) -> None:
+        return None
 
     def squared_deviation(self, center: Array) -> Dense:
         return self.rows(slice(None)).squared_deviation(center)

@@ -60,7 +60,7 @@ class Curvature:
             reducer: Reducer = NativeReducer(self._comm, k, objective.rows.X.d)
         else:
             columns = objective.statistics.bounds(objective.n)
-            reducer = ExactReducer(self._comm, columns, k, objective.n, 1.0, objective.fine)
+            reducer = ExactReducer(self._comm, columns, k, objective.n, 1.0, objective.fine, isinstance(objective.rows.X, CSR))
         code = sweep.SOFTMAX_PRODUCT if self._several else sweep.PRODUCT
         sums = objective.sums(v / bound, self._batch, reducer, code, self._h)
         return objective.scaling.gradient(sums.gradient, sums.residual, factor * bound)

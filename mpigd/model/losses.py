@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class Loss:
     parameter: Callable[[Config], float] = lambda config: 0.0
     second: Callable[..., None] | None = None
 
-    @property
+    @cached_property
     def code(self) -> int:
         """Its number in a sweep."""
         return int(getattr(sweep, self.name.upper()))

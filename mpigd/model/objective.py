@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from mpigd.batches import Batch
 from mpigd.comm import Comm
-from mpigd.data.matrix import Matrix, Task, block_rows
+from mpigd.data.matrix import CSR, Matrix, Task, block_rows
 from mpigd.data.shard import RowNumbers
 from mpigd.exact import ExactReducer
 from mpigd.model.hessian import Curvature
@@ -39,6 +40,16 @@ class Rows:
     y: Array
     c: Array
     offset: Array | None
+
+    @cached_property
+    def targets(self) -> Array:
+        """y as a sweep takes it: (1, m)."""
+        return self.y[np.newaxis]
+
+    @cached_property
+    def weights(self) -> Array:
+        """c as a sweep takes it: one number that is broadcast becomes an array of one."""
+        return self.c if self.c.strides[0] else self.c[:1].copy()
 
 
 class Objective:
@@ -77,7 +88,7 @@ class Objective:
         bound = None if known is None else known(self.parameter) * self.statistics.heaviest
         columns = self.statistics.bounds(self.n)
         columns = columns.with_replacement() if replacement else columns
-        return ExactReducer(comm, columns, self.k, self.n, bound, self.fine)
+        return ExactReducer(comm, columns, self.k, self.n, bound, self.fine, isinstance(self.rows.X, CSR))
 
     def on(self, batch: Batch, reducer: Reducer) -> Oracle:
         """The objective as this batch estimates it."""
@@ -98,8 +109,8 @@ class Objective:
         """
         coef, intercept = self.scaling.to_raw(w, self.k)
         rows, loss = self.rows, self.loss.code if code is None else code
-        y = rows.y[np.newaxis] if curvature is None else curvature
-        task = Task(loss, self.parameter, y, rows.c, coef, intercept, rows.offset if code is None else None, keep)
+        y = rows.targets if curvature is None else curvature
+        task = Task(loss, self.parameter, y, rows.weights, coef, intercept, rows.offset if code is None else None, keep)
         self.counter.reads += batch.size / self.n
         return reducer.sweep(self._shares(batch.rows), lambda share, into: rows.X.sweep(share, task, into), batch.size)
 
@@ -136,6 +147,8 @@ class Objective:
 
     def _shares(self, rows: slice | Array) -> list[Any]:
         """The batch cut into equal consecutive shares for the threads, of at least a block of rows."""
+        if self.threads == 1:
+            return [rows]
         m = self.rows.X.n if isinstance(rows, slice) else rows.size
         threads = min(self.threads, max(1, m // self._block))
         edges = [t * m // threads for t in range(threads + 1)]

@@ -32,6 +32,8 @@ class L2:
     smooth = True
 
     def value(self, w: Array) -> float:
+        if not self.strength:
+            return 0.0
         return 0.5 * self.strength * float(vector.dot(self.weights * w, w))
 
     def add_gradient(self, w: Array, g: Array) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -23,7 +24,10 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of all rows: weight sum C and largest c; per column (d,) extremes, stored entries, weighted mean and deviation."""
+    """Of all rows: weight sum C and largest c; per column (d,) extremes, stored entries, weighted mean and deviation.
+
+    number (d,): the number in the data of each column, where the matrix was arranged (Matrix.arrange).
+    """
 
     weight: float
     heaviest: float
@@ -33,6 +37,7 @@ class Statistics:
     mean: Array
     deviation: Array
     entries: int
+    number: Array | None = None
 
     @property
     def largest(self) -> Array:
@@ -43,8 +48,14 @@ class Statistics:
 
 
 def measure(X: Matrix, c: Array, n: int, comm: Comm) -> Statistics:
-    """Statistics of the columns of all ranks' rows, in the population formula, each sum exact. Two reads. Collective."""
+    """Statistics of the columns of all ranks' rows, in the population formula, each sum exact. Two reads. Collective.
+
+    Arranges the columns of X.
+    """
     low, high, count = _extremes(X, n, comm)
+    order = X.arrange(count)
+    if order is not None:
+        low, high, count = low[order], high[order], count[order]
     weight = float(total(c, comm)[0])
     heaviest = np.array([c.max() if c.size else 0.0])
     comm.allreduce(heaviest, "max")
@@ -64,7 +75,7 @@ def measure(X: Matrix, c: Array, n: int, comm: Comm) -> Statistics:
         stored = column_sums(lambda block: block.ones(), np.ones_like(mean))
         squares = squares + mean * mean * np.maximum(weight - stored, 0.0)
     deviation = np.where(low == high, 0.0, np.sqrt(squares / divisor))
-    return Statistics(weight, top, low, high, count, mean, deviation, size)
+    return Statistics(weight, top, low, high, count, mean, deviation, size, X.number if isinstance(X, CSR) else None)
 
 
 def absolute_sums(X: Matrix, c: Array, n: int, statistics: Statistics, comm: Comm) -> Array:
@@ -111,14 +122,16 @@ class Scaling:
 
     center (d,), inverse (d,): 1 / scale, zero for a constant column, whose coefficient stays 0.
     penalty (p,): what the square of a coordinate weighs in the ridge penalty.
+    number (d,): the number in the data of each column; `coefficients` and `from_raw` speak of columns as the data number them.
     """
 
     center: Array
     inverse: Array
     penalty: Array
     intercept: bool
+    number: Array | None = None
 
-    @property
+    @cached_property
     def p(self) -> int:
         return self.center.size + self.intercept
 
@@ -128,9 +141,19 @@ class Scaling:
         vector.to_raw(w.reshape(k, self.p), self.center, self.inverse, self.intercept, coef, b)
         return coef, b
 
+    def coefficients(self, w: Array, k: int) -> tuple[Array, Array]:
+        """to_raw, with the columns in the order of the data."""
+        arranged, b = self.to_raw(w, k)
+        if self.number is None:
+            return arranged, b
+        coef = np.empty_like(arranged)
+        coef[:, self.number] = arranged
+        return coef, b
+
     def from_raw(self, coef: Array, intercept: Array) -> Array:
-        """The inverse of to_raw, up to columns whose coefficient is held at 0."""
+        """The inverse of coefficients, up to columns whose coefficient is held at 0."""
         scale = np.divide(1.0, self.inverse, out=np.zeros_like(self.inverse), where=self.inverse > 0)
+        coef = coef if self.number is None else coef[:, self.number]
         W = coef * scale
         if self.intercept:
             shift = np.array([vector.dot(row * (self.inverse > 0), self.center) for row in coef])
@@ -161,4 +184,4 @@ def make_scaling(statistics: Statistics, intercept: bool, standardize: bool, rid
     weights = (deviation * inverse) ** 2 if standardize else inverse**2
     if intercept:
         weights = np.append(np.where(inverse > 0, 1.0, 0.0) if standardize else weights, 0.0)
-    return Scaling(center, inverse, weights, intercept)
+    return Scaling(center, inverse, weights, intercept, statistics.number)

@@ -53,9 +53,11 @@ def fresh(*names: str, like: Array) -> State:
 
 def advance(state: State, value: float, norm: float) -> State:
     """A copy of the state, one step further."""
-    after = {name: array.copy() for name, array in state.items()}
-    after["step"][0] += 1
-    after["value"][0], after["gradient_norm"][0] = value, norm
+    numbers = np.array((state["step"].item() + 1.0, value, norm))
+    after = {"step": numbers[:1], "value": numbers[1:2], "gradient_norm": numbers[2:]}
+    for name, array in state.items():
+        if name not in after:
+            after[name] = array.copy()
     return after
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,11 @@ def alone(comm: Comm, work: Callable[[], Any]) -> Callable[[], Any]:
     return lambda: work() if comm.rank == 0 else None
 
 
+def memory() -> float:
+    """Bytes of memory that this machine has for programs."""
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
 def measure(comm: Comm, size: Size) -> list[Row]:
     words = np.arange(size.bytes // 8, dtype=np.uint64)
     factor = np.random.default_rng(0).standard_normal((SIDE, SIDE), dtype=np.float32)
@@ -52,6 +58,6 @@ def measure(comm: Comm, size: Size) -> list[Row]:
     flops = comm.size * 20 * SIDE**3 / median(times["product"]) / 1e9
     return [
         Row("roof: read-only sum, one rank, GB/s", one, plot={"read": one, "ranks": 1}),
-        Row(f"roof: read-only sum, {comm.size} ranks, GB/s", both, plot={"read": both, "ranks": comm.size}),
+        Row(f"roof: read-only sum, {comm.size} ranks, GB/s", both, plot={"read": both, "ranks": comm.size, "memory": memory()}),
         Row(f"roof: float32 matrix product (BLAS), {comm.size} ranks, GFLOP/s", flops, plot={"flops": flops}),
     ]

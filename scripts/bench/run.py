@@ -63,6 +63,8 @@ def profile(rows: Sequence[Row]) -> dict[str, object]:
     """This machine for `mpigd plan`: bytes a second read, seconds and seconds a byte of an Allreduce, gradients over the read."""
     told: dict[str, object] = {}
     for row in rows:
+        if "memory" in row.plot:
+            told["memory"] = row.plot["memory"]
         if "read" in row.plot:
             told[f"read_{row.plot['ranks']}"] = 1e9 * row.plot["read"]
         if "alpha" in row.plot:

@@ -73,6 +73,16 @@ def test_positions_of_few_rows_of_very_many():
     assert looks_uniform(places[:50_000], n) and looks_uniform(places[50_000:], n)
 
 
+@pytest.mark.parametrize("n", [sampling.CHUNK, 3 * sampling.CHUNK + 1, 4**6 + 1])
+def test_a_row_finds_the_same_place_alone_and_among_others(n):
+    together, alone = np.empty((2, n), dtype=np.int64)
+    sampling.positions(np.arange(n), n, 5, 2, together)
+    for row in range(n):
+        sampling.positions(np.array([row]), n, 5, 2, alone[row : row + 1])
+    np.testing.assert_array_equal(together, alone)
+    np.testing.assert_array_equal(np.sort(together), np.arange(n))
+
+
 def test_positions_are_a_function_of_row_seed_and_epoch():
     n, rng = 5000, np.random.default_rng(0)
     whole = positions(n, 3, 9)

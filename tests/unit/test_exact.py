@@ -209,9 +209,10 @@ def test_extra_words_travel_once_even_when_a_sweep_is_repeated(make):
 
     def work(comm, rows):
         reducer = make(data, comm)
-        reducer.extra = np.array([1.0, comm.rank])
+        mine, summed = reducer.reserve(2)
+        mine[:] = 1.0, comm.rank
         data.sweep(reducer, rows, scale=100.0)
-        return reducer.summed.tolist()
+        return summed.tolist()
 
     assert on_ranks(5, data, work) == [5.0, 10.0]
 
@@ -231,6 +232,10 @@ def test_bounds_flush_wide_sparse_rows_less_often():
     dense = Bounds.of(np.ones(6), count, 6 * 10**6, 10**6)
     assert dense.panel == 256 and dense.terms.tolist() == [1, 2, 4, 4, 256, 256]
     wide = Bounds.of(np.ones(10**5), np.full(10**5, 300), 10**7, 10**6)
-    assert wide.panel == 131072 and set(wide.terms) == {512.0}
+    assert wide.panel == 512 and wide.head == 0 and set(wide.terms) == {512.0}  # no column ever fills up
+    count = 10**6 // np.arange(1, 10**5 + 1)
+    mixed = Bounds.of(np.ones(10**5), count, 10**7, 10**6)
+    assert np.all(count[mixed.head :] <= mixed.panel) and np.all(count[: mixed.head] > mixed.panel)
+    assert mixed.panel >= 64 * mixed.head / 10 and set(mixed.with_replacement().terms) == {131072.0}
     assert set(wide.with_replacement().terms) == {131072.0}
     assert Bounds.of(np.ones(0), count[:0], 0, 0).panel == 256

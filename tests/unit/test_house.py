@@ -28,7 +28,7 @@ FLOORS = [
     ["mpigd.optim", "mpigd.optim.*"],
     ["mpigd.checkpoint", "mpigd.callbacks", "mpigd.replicas", "mpigd.progress", "mpigd.report", "mpigd.interrupt"],
     ["mpigd.predict", "mpigd.build", "mpigd.info", "mpigd.supervise"],
-    ["mpigd.trainer", "mpigd.rehearsal", "mpigd.plan"],
+    ["mpigd.trainer", "mpigd.rehearsal", "mpigd.pace", "mpigd.plan"],
     ["mpigd"],  # the Python interface
     ["mpigd.cli", "mpigd.doctor", "mpigd.__main__"],
 ]

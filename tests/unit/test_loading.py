@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from mpigd.data import plain
 from mpigd.data.loading import Layout, load
 from mpigd.data.matrix import CSR, Dense
 from mpigd.data.shard import Shard
@@ -230,3 +232,60 @@ def test_compressed_by_filters_beyond_hdf5s_own(name: str, tmp_path: Path) -> No
         assert done.returncode == 0, done.stderr
         digests.add(load_model(str(model)).digest)
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    "how", [{}, dict(chunks=(16, 4)), dict(chunks=(16, 4), compression="gzip")], ids=["plain", "chunks", "gzip"]
+)
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_every_number_is_read_once(how: dict[str, Any], size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks end where chunks do and slabs too, so over all ranks no chunk, and no byte of contiguous data, is touched twice."""
+    monkeypatch.setattr("mpigd.data.slabs.SLAB_BYTES", 1 << 9)
+    monkeypatch.setattr("mpigd.data.plain.PIECE", 200)
+    path, values = tmp_path / "data.h5", np.random.default_rng(0).standard_normal((500, 4))
+    with h5py.File(path, "w") as file:
+        file.create_dataset("X", data=values, **how)
+        file["y"] = np.zeros(500)
+    touched: list[Any] = []
+    direct, pread = h5py.Dataset.read_direct, os.preadv
+
+    def counted_direct(source: Any, out: Any, rows: Any) -> None:
+        touched.extend(range(rows.start // 16, -(-rows.stop // 16)))
+        direct(source, out, rows)
+
+    def counted_pread(handle: int, views: Any, place: int) -> int:
+        touched.extend(range(place, place + len(views[0])))
+        return pread(handle, views, place)
+
+    monkeypatch.setattr(h5py.Dataset, "read_direct", counted_direct)
+    monkeypatch.setattr(os, "preadv", counted_pread)
+    parts = run(size, lambda comm: load([str(path)], Layout(), comm).X)
+    np.testing.assert_array_equal(np.concatenate([part.values for part in parts]), values)
+    assert len(touched) == len(set(touched)) == (values.nbytes if not how else -(-500 // 16))
+
+
+@pytest.mark.parametrize("how", [dict(userblock_size=512), {}])
+def test_the_place_of_plain_numbers(how: dict[str, Any], tmp_path: Path) -> None:
+    """What lies in the file in another way is left to HDF5."""
+    path = tmp_path / "data.h5"
+    values = np.arange(12.0).reshape(4, 3)
+    with h5py.File(path, "w", **how) as file:
+        plainly = file.create_dataset("plain", data=values)
+        file["swapped"] = values.astype(">f8")
+        file["single"] = values.astype("f4")
+        file.create_dataset("chunks", data=values, chunks=(2, 3))
+        file.create_dataset("nothing", (4, 3), "f8")
+        file.create_dataset("outside", (4, 3), "f8", external=[(str(tmp_path / "other"), 0, 96)])
+        file["virtual"] = values
+        layout = h5py.VirtualLayout((4, 3), "f8")
+        layout[:] = h5py.VirtualSource(plainly)
+        file.create_virtual_dataset("link", layout)
+    with h5py.File(path) as file:
+        found = {name: plain.offset(file[name], np.dtype("f8")) for name in file}
+        places = {name for name, place in found.items() if place is not None}
+        assert places == (set() if how else {"plain", "virtual"})
+        for name in places:
+            out = np.empty((4, 3))
+            assert sum(piece.size for piece in plain.read(plain.handle(file[name]), found[name], out)) == 12
+            np.testing.assert_array_equal(out, values)
+            np.testing.assert_array_equal(plain.Map(file[name], found[name], out.dtype).rows, values)

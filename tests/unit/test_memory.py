@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def test_row_numbers_answer_like_an_array(ranges: list[tuple[int, int]]) -> None
     truth = np.concatenate([np.arange(0), *(np.arange(first, first + count) for first, count in ranges)]).astype(np.int64)
     assert rows.size == len(rows) == truth.size
     np.testing.assert_array_equal(np.asarray(rows), truth)
-    np.testing.assert_array_equal(rows[1:4], truth[1:4])
+    for start, stop, step in product(range(9), range(9), (1, 2, -1)):
+        np.testing.assert_array_equal(rows[start:stop:step], truth[start:stop:step])
     if truth.size:
         some = np.random.default_rng(0).integers(0, truth.size, 20)
         np.testing.assert_array_equal(rows[some], truth[some])

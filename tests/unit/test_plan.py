@@ -6,13 +6,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mpigd import pace
 from mpigd import plan as planning
+from mpigd.comm import SelfComm
 from mpigd.config import Config
-from mpigd.data.source import Info
+from mpigd.data.source import Info, inspect
 from mpigd.errors import UsageError
-from mpigd.plan import plan, row_seconds
+from mpigd.pace import read_profile, row_seconds
+from mpigd.plan import plan
 from tests.launch import python
 from tests.scenarios import generate, write
 
@@ -21,7 +25,7 @@ INFO = Info("data.h5", 1_000_000, 50, "dense", "float32", 1000, None, True, (), 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "SAMPLE", 2e6)
+    monkeypatch.setattr(pace, "SAMPLE", 2e6)
 
 
 def test_memory_and_words_follow_the_metadata() -> None:
@@ -50,6 +54,55 @@ def test_what_cannot_fit_is_refused() -> None:
 def test_wider_rows_take_longer(layout: str, row_bytes: float) -> None:
     narrow, wide = (row_seconds(layout, 50 * factor, row_bytes * factor, Config(loss="logistic"), 1) for factor in (1, 16))
     assert 2 * narrow < wide
+
+
+PROFILE = {"read_1": 1e10, "read_2": 1.6e10, "fraction_32": 0.5, "fraction_512": 1.0, "alpha": 1e-3, "beta": 0.0, "memory": 1e9}
+
+
+def test_a_given_profile_is_measured_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes over the speed that so many ranks share, between the two widths that are known."""
+    monkeypatch.setattr(planning, "row_seconds", None)
+    info, config = replace(INFO, d=128), Config(loss="logistic")
+    for ranks, speed in ((1, 1e10), (2, 0.8e10), (64, 0.8e10)):
+        told = plan([info], config, ranks, profile=PROFILE)
+        rows = 512 * 1_000_000 / ranks / (0.75 * speed)
+        talk = {1: 0, 2: 1e-3, 64: 6e-3}[ranks]
+        assert told.step_seconds == pytest.approx(rows + talk + planning.OVERHEAD, rel=1e-4)
+    with pytest.raises(UsageError, match=r"would need 1\.\d GB, and it has 1\.0 GB"):
+        plan([replace(info, n=2_000_000)], config, 1, profile=PROFILE)
+
+
+def test_what_a_profile_does_not_know_is_measured() -> None:
+    for info in (INFO, replace(INFO, layout="csr", nonzeros=10_000_000)):
+        assert plan([info], Config(loss="logistic"), 2, profile={"alpha": 1.0}).step_seconds > 1.0
+
+
+@pytest.mark.parametrize(("text", "why"), [("[1]", "not a JSON object"), ("{", "not a JSON object"), (None, "cannot be read")])
+def test_a_profile_that_is_none(text: str | None, why: str, tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UsageError, match=why):
+        read_profile(str(path))
+
+
+def test_classes_of_a_softmax_are_found(tmp_path: Path) -> None:
+    path = write(generate("softmax", n=300), tmp_path)[0]
+    (info,) = inspect([path], "X", "y", SelfComm())
+    told = plan([info], Config(loss="softmax"), 2)
+    classes = np.unique(generate("softmax", n=300).y).size
+    assert classes > 2 and told.allreduce_bytes == 8 * (2 * classes * info.d + 2 * (classes + 1) + 16)
+
+
+def test_streamed_rows_are_not_held() -> None:
+    held, streamed = (plan([INFO], Config(loss="logistic", max_memory=limit), 1).memory_bytes for limit in (None, "50MB"))
+    assert held - streamed == pytest.approx(1_000_000 * 200 - 50e6)
+
+
+@pytest.mark.parametrize("mode", ["minibatch", "stochastic"])
+def test_steps_of_batches(mode: str) -> None:
+    told = plan([INFO], Config(loss="logistic", mode=mode, batch_size=1000), 1)
+    assert told.steps_per_epoch == 1000 and told.epoch_seconds == pytest.approx(1000 * told.step_seconds)
 
 
 def test_the_command(tmp_path: Path) -> None:

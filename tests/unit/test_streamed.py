@@ -39,10 +39,23 @@ def loaded(paths: list[str], comm: Comm | None = None, **options: Any) -> Shard:
     return read(survey(paths, layout, comm or SelfComm()), layout, comm or SelfComm())
 
 
+def plainly(paths: list[str]) -> list[str]:
+    """The same files with X contiguous, as it can be mapped."""
+    for path in paths:
+        with h5py.File(path, "r+") as file:
+            values = file["X"][...]
+            del file["X"]
+            file.create_dataset("X", data=values)
+    return paths
+
+
+@pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("steps", [FULL, BLOCKS], ids=["full", "blocks"])
 @pytest.mark.parametrize("dtype", [None, "float16"])
-def test_same_bits_as_in_memory(steps: dict[str, Any], dtype: str | None, small: None, tmp_path: Path) -> None:
+def test_same_bits_as_in_memory(steps: dict[str, Any], dtype: str | None, plain: bool, small: None, tmp_path: Path) -> None:
     paths = write(generate("logistic", n=301, weights=True), tmp_path, files=3)
+    if plain:
+        assert set(loaded(plainly(paths)).X._maps) == {0, 1, 2}
     options = dict(loss="logistic", dtype=dtype, l2=1e-3, **steps)
     truth = fit(paths, **options)
     for size in (1, 3):
@@ -146,6 +159,22 @@ def test_bad_numbers_are_found_before_training(small: None, tmp_path: Path) -> N
             loaded(paths, comm, max_memory=100)
 
     run(2, refused)
+
+
+def test_plain_rows_are_mapped_unless_some_must_be_changed(small: None, tmp_path: Path) -> None:
+    """A subnormal number is zero in memory, so it must be zero here: its rows are read."""
+    table = generate("squared", n=301)
+    paths = plainly(write(table, tmp_path, files=2))
+    assert set(loaded(paths).X._maps) == {0, 1}
+    with h5py.File(paths[1], "r+") as file:
+        file["X"][77, 2] = 5e-324
+        subnormal = 301 - file["X"].shape[0] + 77
+    X = loaded(paths).X
+    assert set(X._maps) == {0}
+    truth = table.X.copy()
+    truth[subnormal, 2] = 0
+    np.testing.assert_array_equal(X.rows(slice(None)).values, truth)
+    assert X.rows(slice(subnormal, subnormal + 1)).values[0, 2] == 0
 
 
 @pytest.mark.parametrize(("text", "size"), [("2GB", 2e9), ("1.5 GiB", 1.5 * 2**30), ("500mb", 5e8), ("7", 7)])

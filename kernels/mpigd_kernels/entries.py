@@ -1,0 +1,167 @@
+"""One compressed row at a time, eight entries at once: its dot product, and its products added to accumulators.
+
+As in lanes.py the vectors are types of the intermediate code, so that every CPU with fma gives the same bits. Coefficients w and
+accumulators A are (d,), or the first and the second column of pairs (d, 2): where they do not fit into the cache, the memory
+line that a margin has waited for then holds what the accumulation needs a moment later. Values are float32 or float64, or None
+where all of them are one.
+"""
+
+from collections import namedtuple
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.errors import TypingError
+from numba.extending import intrinsic
+
+from mpigd_kernels.lanes import _BYTE, _F32, _I32, F64, I64, LANES, VECTOR, _function, add_lanes, every, fma_lanes
+
+_NAMES = {_F32: "f32", F64: "f64", _I32: "i32", I64: "i64"}
+_LONGS, _MASK = ir.VectorType(I64, LANES), ir.VectorType(ir.IntType(1), LANES)
+_PLACES = ir.VectorType(F64.as_pointer(), LANES)
+_ALL, _ZEROS = ir.Constant(_MASK, [1] * LANES), ir.Constant(VECTOR, [0.0] * LANES)
+_AHEAD = 64  # entries by which column numbers are fetched before values
+
+
+# Column numbers and values (None: ones) of entries, their types, where they begin and end; and the vector (d,) or column of pairs
+# (d, 2) into which the numbers point: its base, and the power of two by which its numbers are apart.
+_Entries = namedtuple("_Entries", "indices index values value ends base shift")
+
+
+def _entries(context, builder, signature, args, column):
+    def pointer(i):
+        return context.make_array(signature.args[i])(context, builder, args[i]).data
+
+    ones, shift = isinstance(signature.args[3], types.NoneType), signature.args[4].ndim - 1
+    return _Entries(
+        pointer(2), context.get_data_type(signature.args[2].dtype),
+        None if ones else pointer(3), None if ones else context.get_data_type(signature.args[3].dtype),
+        [context.cast(builder, args[i], signature.args[i], types.intp) for i in (0, 1)],
+        builder.gep(pointer(4), [I64(column * shift)]), shift,
+    )  # fmt: skip
+
+
+def _load(builder, pointer, k, element, mask):
+    """LANES elements from k on; with a mask those of its lanes, zeros in the others."""
+    kind = ir.VectorType(element, LANES)
+    place = builder.bitcast(builder.gep(pointer, [k]), kind.as_pointer())
+    if mask is None:
+        return builder.load(place, align=1)
+    load = _function(builder, f"llvm.masked.load.v{LANES}{_NAMES[element]}.p0", kind, [kind.as_pointer(), _I32, _MASK, kind])
+    return builder.call(load, [place, _I32(1), mask, ir.Constant(kind, [0] * LANES)])
+
+
+def _values(builder, entries, k, mask):
+    """Values of entries k and after as float64, exactly."""
+    value = _load(builder, entries.values, k, entries.value, mask)
+    return value if entries.value == F64 else builder.fpext(value, VECTOR)
+
+
+def _places(builder, entries, k, mask):
+    """Where the columns of entries k and after stand in memory."""
+    j = _load(builder, entries.indices, k, entries.index, mask)
+    j = j if entries.index == I64 else builder.zext(j, _LONGS)
+    offset = builder.shl(j, ir.Constant(_LONGS, [3 + entries.shift] * LANES))
+    return builder.inttoptr(builder.add(offset, every(builder, builder.ptrtoint(entries.base, I64))), _PLACES)
+
+
+def _place(builder, entries, k):
+    j = builder.load(builder.gep(entries.indices, [k]))
+    j = j if entries.index == I64 else builder.zext(j, I64)
+    return builder.gep(entries.base, [builder.shl(j, I64(entries.shift))])
+
+
+def _gather(builder, places, mask):
+    gather = _function(builder, f"llvm.masked.gather.v{LANES}f64.v{LANES}p0", VECTOR, [_PLACES, _I32, _MASK, VECTOR])
+    return builder.call(gather, [places, _I32(8), mask or _ALL, _ZEROS])
+
+
+def _scatter(builder, value, places, mask):
+    kinds = [VECTOR, _PLACES, _I32, _MASK]
+    scatter = _function(builder, f"llvm.masked.scatter.v{LANES}f64.v{LANES}p0", ir.VoidType(), kinds)
+    builder.call(scatter, [value, places, _I32(8), mask or _ALL])
+
+
+def _fetch(builder, entries, k):
+    """Ask for the lines of entries k and after; reads nothing, whatever is there."""
+    hint = _function(builder, "llvm.prefetch.p0", ir.VoidType(), [_BYTE, _I32, _I32, _I32])
+    for pointer, at in ((entries.indices, builder.add(k, I64(_AHEAD))), (entries.values, k)):
+        if pointer is not None:
+            builder.call(hint, [builder.bitcast(builder.gep(pointer, [at]), _BYTE), _I32(0), _I32(3), _I32(1)])
+
+
+def _each(builder, entries, body):
+    """body(k, mask) for every LANES entries (mask None), and once for those behind the last of these, if any."""
+    start, stop = entries.ends
+    panels = builder.udiv(builder.sub(stop, start), I64(LANES))
+    with cgutils.for_range(builder, panels) as loop:
+        body(builder.add(start, builder.mul(loop.index, I64(LANES))), None)
+    whole = builder.add(start, builder.mul(panels, I64(LANES)))
+    with builder.if_then(builder.icmp_unsigned("<", whole, stop)):
+        rest = every(builder, builder.sub(stop, whole))
+        body(whole, builder.icmp_unsigned("<", ir.Constant(_LONGS, list(range(LANES))), rest))
+
+
+def _check(indices, values, vector):
+    arrays = [indices, vector] if isinstance(values, types.NoneType) else [indices, values, vector]
+    if not all(array.layout == "C" for array in arrays) or vector.dtype != types.float64 or vector.ndim > 2:
+        raise TypingError(f"entries must be C-contiguous, vectors float64: not {', '.join(map(str, arrays))}")
+
+
+@intrinsic
+def dot_entries(typingctx, start, stop, indices, values, w):
+    """sum of values_k w[indices_k] over k = start to stop - 1: LANES partial sums by fma, added pairwise."""
+    _check(indices, values, w)
+
+    def generate(context, builder, signature, args):
+        entries = _entries(context, builder, signature, args, 0)
+        total = cgutils.alloca_once(builder, VECTOR)
+        builder.store(_ZEROS, total)
+
+        def add(k, mask):
+            weights, before = _gather(builder, _places(builder, entries, k, mask), mask), builder.load(total)
+            if entries.values is None:
+                builder.store(builder.fadd(before, weights), total)
+            else:
+                builder.store(fma_lanes(builder, _values(builder, entries, k, mask), weights, before), total)
+
+        _each(builder, entries, add)
+        return builder.extract_element(add_lanes(builder, [builder.load(total)]), _I32(0))
+
+    return types.float64(start, stop, indices, values, w), generate
+
+
+@intrinsic
+def add_entries(typingctx, start, stop, indices, values, A, r, ahead):
+    """A_j = fma(r, values_k, A_j), j = indices_k, for k = start to stop - 1, no column twice; fetches the entries `ahead`."""
+    _check(indices, values, A)
+
+    def generate(context, builder, signature, args):
+        entries = _entries(context, builder, signature, args, 1)
+        r, rs = args[5], every(builder, args[5])
+        one_fma = _function(builder, "llvm.fma.f64", F64, [F64] * 3)
+
+        def add_whole(k):  # stores one by one: a scatter is slower, and what it has stored can not be read at once
+            x = None if entries.values is None else _values(builder, entries, k, None)
+            for q in range(LANES):
+                place = _place(builder, entries, builder.add(k, I64(q)))
+                a = builder.load(place)
+                if x is None:
+                    builder.store(builder.fadd(a, r), place)
+                else:
+                    builder.store(builder.call(one_fma, [r, builder.extract_element(x, _I32(q)), a]), place)
+
+        def add(k, mask):
+            _fetch(builder, entries, builder.add(k, args[6]))
+            if mask is None:
+                add_whole(k)
+                return
+            places = _places(builder, entries, k, mask)
+            a = _gather(builder, places, mask)
+            a = builder.fadd(a, rs) if entries.values is None else fma_lanes(builder, rs, _values(builder, entries, k, mask), a)
+            _scatter(builder, a, places, mask)
+
+        _each(builder, entries, add)
+        return context.get_dummy_value()
+
+    return types.none(start, stop, indices, values, A, types.float64, types.intp), generate
