@@ -12,6 +12,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from mpigd.version import __version__
+
 if TYPE_CHECKING:
     from mpigd.comm import Comm
     from mpigd.config import Config
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
     Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "import_data", "load", "train"]
 
 

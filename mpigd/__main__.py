@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 
 from mpigd import world
@@ -17,16 +16,16 @@ PIPE_CLOSED = 141  # what a shell reports of a program that SIGPIPE ended
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`; returns the exit code. An error that one rank alone knows of ends the whole job."""
+    arguments = None
     try:
         arguments = parser().parse_args(argv)
         code = int(arguments.run(arguments))
         world.leave()
         return code
     except MpigdError as error:
-        told = launched()
-        rank, size = told or (0, 1)
+        rank, size = launched() or (0, 1)
         if rank == 0 or not error.agreed:
-            print(f"mpigd: {error}" if error.agreed or size == 1 else f"mpigd: rank {rank}: {error}", file=sys.stderr)
+            print(f"mpigd: {error}" if error.agreed or size == 1 else f"mpigd: {world.here()}: {error}", file=sys.stderr)
         if error.agreed or size == 1:
             world.leave()
         else:
@@ -36,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         world.end_all(130)
         return 130
     except SystemExit as left:
-        if left.code:  # not --help, which every rank prints
-            world.end_all(left.code if isinstance(left.code, int) else MpigdError.code)
+        if arguments is not None:  # not --help, which every rank prints: some library leaves, and the work is not done
+            world.complain(left, f"sys.exit({left.code!r})")
+            world.end_all(left.code if isinstance(left.code, int) and left.code else MpigdError.code)
         raise
     except BrokenPipeError:  # the reader of our output has left, as in `mpigd info FILE | head`: as quiet as any other tool
         null = os.open(os.devnull, os.O_WRONLY)
@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(null, stream.fileno())
         world.end_all(PIPE_CLOSED)
         return PIPE_CLOSED
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        world.complain(error)
         world.end_all(MpigdError.code)
         return MpigdError.code
 

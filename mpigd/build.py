@@ -9,7 +9,7 @@ import numpy as np
 
 from mpigd.batches import BLOCK, Batch, FullBatch, MiniBatch, Schedule, Stochastic
 from mpigd.comm import Comm
-from mpigd.config import Config, size_of
+from mpigd.config import Config
 from mpigd.data.loading import Layout, fingerprint
 from mpigd.data.shard import Shard
 from mpigd.data.streamed import Streamed
@@ -30,6 +30,7 @@ from mpigd.optim.newton import Newton
 from mpigd.optim.rates import Rate
 from mpigd.placement import fair_threads
 from mpigd.reduce import Reducer, total
+from mpigd.units import size_of
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from mpigd.errors import UsageError
+from mpigd.units import seconds_of, size_of
 
 PREFIX = "MPIGD_"
 # Environment variables with the prefix that are no training options.
@@ -152,37 +153,6 @@ def _check(name: str, value: Any) -> None:
     for key, fails, phrase in bounds:
         if limits[key] is not None and fails(limits[key]):
             raise UsageError(f"{spelling} {value}: must be {phrase} {limits[key]:g}")
-
-
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def size_of(text: str) -> int:
-    """Bytes of a size like 500MB or 1.5 GiB, or a UsageError."""
-    number = text.strip().rstrip("abgikmtABGIKMT ")
-    unit = text.strip()[len(number) :].strip().upper()
-    try:
-        return int(float(number) * UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
-        raise UsageError(f"--max-memory {text}: expected a size like 500MB or 2GB") from None
-
-
-def seconds_of(text: str) -> float:
-    """Seconds of a time like 3600, 59:30, 12:00:00 or 1-12:00:00, as batch systems write it, or a UsageError."""
-    days, dash, clock = text.strip().rpartition("-")
-    parts = clock.split(":")
-    try:
-        if len(parts) > 3 or (dash and len(parts) != 3):
-            raise ValueError
-        seconds = 0.0
-        for part in parts:
-            seconds = 60.0 * seconds + float(part)
-        seconds += 86400.0 * float(days or 0)
-        if not 0.0 < seconds < math.inf:
-            raise ValueError
-    except ValueError:
-        raise UsageError(f"--max-time {text}: expected seconds, MM:SS, HH:MM:SS or DAYS-HH:MM:SS") from None
-    return seconds
 
 
 def field_name(key: str) -> str:

@@ -6,6 +6,7 @@ that it is the same everywhere. Only what concerns the ranks together (folder, c
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -267,8 +268,6 @@ def folder(comm: Comm) -> Check:
 
 
 def _lock(path: Path) -> None:
-    import fcntl
-
     with path.open() as file:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 

@@ -18,7 +18,8 @@ import numpy as np
 
 from mpigd.callbacks import Callback, Step
 from mpigd.comm import Comm
-from mpigd.config import Config, seconds_of
+from mpigd.config import Config
+from mpigd.units import seconds_of
 
 Array = np.ndarray[Any, Any]
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)  # USR1 reaches the ranks through every launcher; after TERM there may be no time

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from mpigd import build
-from mpigd.config import Config, size_of
+from mpigd.config import Config
 from mpigd.data import hdf5
 from mpigd.data.source import Info
 from mpigd.errors import UsageError
 from mpigd.pace import Profile, cores_of, row_seconds, told_seconds
+from mpigd.units import size_of
 
 PROGRAM = 140e6  # bytes of a rank before it holds a row: Python, numpy, numba, h5py, MPI
 PER_ROW = 24  # bytes a row takes beside X: target, weight, number

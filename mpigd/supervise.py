@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mpigd import __version__, world
+from mpigd import world
 from mpigd.cache import private
 from mpigd.comm import Comm, together
 from mpigd.config import Config, to_dict
 from mpigd.errors import LaunchError, MpigdError, StorageError, Unfinished
+from mpigd.version import __version__
 
 CLAIM = "claim"  # the file in a checkpoint folder that a job holds locked
 OF_A_RANK = ("quiet", "log", "threads", "hang_timeout")  # options that may differ between ranks

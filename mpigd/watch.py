@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -25,7 +24,7 @@ PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
 
 class Watch(threading.Thread):
-    """Looks twice a second. `peers`: process ids of the other ranks of this host. `end` says a text and ends the job with a code."""
+    """Looks twice a second. `peers`: process ids of the other ranks of this host. `end` says a text and ends the job."""
 
     def __init__(self, recorder: Recorder, peers: Mapping[int, int], limit: float, end: Callable[[str, int], None]) -> None:
         super().__init__(name="mpigd-watch", daemon=True)
@@ -91,13 +90,3 @@ def place(thread: int | None) -> str:
     ours = [entry for entry in stack if os.path.abspath(entry.filename).startswith(PACKAGE)] or list(stack)
     deepest = ours[-1]
     return f"{os.path.basename(deepest.filename)}:{deepest.lineno} {deepest.name}"
-
-
-def wait_until(passed: Callable[[], bool], seconds: float, every: float = 0.2) -> bool:
-    """Whether `passed` within so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not passed():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(every)
-    return True

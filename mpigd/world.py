@@ -11,7 +11,6 @@ import threading
 import traceback
 import zlib
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 
@@ -35,6 +34,20 @@ def end_all(code: int) -> None:
     """End every process of the job, if this one takes part in MPI; an error known to one rank alone must."""
     if _world is not None:
         _world.abort(code)
+
+
+def here() -> str:
+    """Which rank this is, where, and how far it has come."""
+    rank = (launched() or (0, 1))[0]
+    step = 0 if _world is None else _world.recorder.step
+    return f"rank {rank} on {socket.gethostname()}" + (f" at step {step:,}" if step else "")
+
+
+def complain(error: BaseException, what: str = "") -> None:
+    """Write who failed, with what, and the traceback; at once, since line by line those of several ranks would mix."""
+    what = what or "".join(traceback.format_exception_only(error)).strip()
+    trace = "".join(traceback.format_exception(error))
+    sys.stderr.write(f"mpigd: {here()}: {what}\n{trace}")
 
 
 def leave() -> None:
@@ -96,10 +109,10 @@ def _last_words(comm: Comm, text: str, code: int) -> None:
 def _abort_on_uncaught(comm: Comm) -> None:
     """Let an uncaught exception end the world, in a thread too: the other ranks would wait in a collective for ever."""
 
-    def hook(kind: type[BaseException], value: BaseException | None, trace: Any) -> None:
-        # At once: written line by line, the tracebacks of several ranks would mix.
-        sys.stderr.write(f"rank {comm.rank}:\n" + "".join(traceback.format_exception(kind, value, trace)))
-        comm.abort(value.code if isinstance(value, MpigdError) else MpigdError.code)
+    def end(error: BaseException | None) -> None:
+        if error is not None:
+            complain(error)
+        comm.abort(error.code if isinstance(error, MpigdError) else MpigdError.code)
 
-    sys.excepthook = hook
-    threading.excepthook = lambda lost: hook(lost.exc_type, lost.exc_value, lost.exc_traceback)
+    sys.excepthook = lambda kind, error, trace: end(error)
+    threading.excepthook = lambda lost: end(lost.exc_value)

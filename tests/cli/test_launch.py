@@ -188,7 +188,7 @@ def test_an_uncaught_exception_ends_the_job(error: str, code: int, flavour: str)
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_abort_gives_the_job_its_exit_code(flavour: str) -> None:
     script = (
-        "import numpy as np; from mpigd.comm import connect; comm = connect()\n"
+        "import numpy as np; from mpigd.world import connect; comm = connect()\n"
         "if comm.rank == 0: print('last words'); comm.abort(75)\n"
         "comm.allreduce(np.zeros(1))"
     )
@@ -201,7 +201,7 @@ def test_abort_gives_the_job_its_exit_code(flavour: str) -> None:
 def test_the_launcher_of_another_library_is_refused() -> None:
     """Otherwise two copies of "rank 0 of 1" would each train alone, and write the same model file."""
     script = (
-        "from mpigd.comm import connect; from mpigd.errors import MpigdError\n"
+        "from mpigd.world import connect; from mpigd.errors import MpigdError\n"
         "try: connect()\n"
         "except MpigdError as error: print(error, flush=True); raise SystemExit(error.code)"
     )

@@ -1,6 +1,6 @@
 """mpigd with faults: python -m tests.faults.run '{"3": [[1, "kill"]]}' train data.h5 ...: before step 3 rank 1 kills itself.
 
-Places beside step numbers: "load" (a rank reads its rows), "leave" (all work is done), and "thread" actions run beside the main thread.
+Places beside step numbers: "load" (a rank reads its rows), "leave" (all work is done), "exit" (no rank is watched any more).
 """
 
 from __future__ import annotations
@@ -15,11 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mpigd import cache
-
-cache.prepare()  # before numba is imported
-from mpigd import interrupt, launch, trainer, world
-from mpigd.__main__ import main
+from mpigd import cache, launch
 
 
 def loop() -> None:
@@ -57,24 +53,35 @@ ACTIONS: dict[str, Callable[[], Any]] = {
 
 def inject(schedule: dict[str, list[tuple[int, str]]]) -> None:
     """Let the actions happen where the schedule says."""
-    rank = (launch.launched() or (0, 1))[0]
+    from mpigd import interrupt, trainer, world
+
+    rank, size = launch.launched() or (0, 1)
 
     def at(place: str) -> None:
-        for who, action in schedule.get(place, []):
+        for who, action in schedule.get(place, []) + schedule.get("always", []):
             if who == rank:
                 ACTIONS[action]()
 
     def before(self: Any, words: Any) -> None:
-        at(str(steps[0]))
-        steps[0] += 1
+        if self._comm.size == size:  # no rehearsal
+            at(str(steps[0]))
+            steps[0] += 1
         usual_before(self, words)
+
+    def leave() -> None:
+        at("leave")
+        usual_leave()
+        at("exit")
 
     steps, usual_before, usual_read, usual_leave = [0], interrupt.Interruption.before, trainer.read, world.leave
     interrupt.Interruption.before = before  # type: ignore[method-assign]
     trainer.read = lambda *given: (at("load"), usual_read(*given))[1]
-    world.leave = lambda: (at("leave"), usual_leave())[1]
+    world.leave = leave
 
 
 if __name__ == "__main__":
+    cache.prepare()  # before numba is imported
     inject(json.loads(sys.argv[1]))
+    from mpigd.__main__ import main
+
     sys.exit(main(sys.argv[2:]))

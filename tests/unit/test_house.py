@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # modules of a package that have no line of their own.
 FLOORS = [
     ["mpigd_kernels", "mpigd_kernels.*"],
-    ["mpigd.errors", "mpigd.config", "mpigd.launch", "mpigd.recorder"],
+    ["mpigd.errors", "mpigd.config", "mpigd.launch", "mpigd.recorder", "mpigd.units", "mpigd.version"],
     ["mpigd.comm", "mpigd.watch", "mpigd.cache"],
     ["mpigd.world", "mpigd.placement"],
     ["mpigd.data", "mpigd.data.*"],

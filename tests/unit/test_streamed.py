@@ -11,12 +11,13 @@ import pytest
 
 from mpigd import batches
 from mpigd.comm import Comm, SelfComm
-from mpigd.config import Config, size_of
+from mpigd.config import Config
 from mpigd.data import slabs
 from mpigd.data.loading import Layout, read, survey
 from mpigd.data.shard import Shard
 from mpigd.data.streamed import Streamed
 from mpigd.errors import DataError, UsageError
+from mpigd.units import size_of
 from tests.scenarios import fit, same, write
 from tests.threadcomm import run
 from tests.truths import generate
