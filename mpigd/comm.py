@@ -162,7 +162,7 @@ class MPIComm:
         return MPIComm(self._mpi, self._raw.Split(color, self.rank), self.recorder)
 
     def record(self, step: int) -> None:
-        self.recorder.step = step
+        self.recorder.mark(step)
 
     def abort(self, code: int) -> None:
         sys.stdout.flush()

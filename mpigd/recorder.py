@@ -20,12 +20,12 @@ from mpigd.errors import DataError
 
 RING = 256
 MAGIC = b"mpigd-f1"
-HEADER = struct.Struct("<8sqqqqqd64s160s")  # magic, rank, size, pid, collectives, step, time of the beat, host, place
+HEADER = struct.Struct("<8sqqqqd64s160s")  # magic, rank, size, pid, step, time of the beat, host, place
 RECORD = struct.Struct("<qqqdd16s")  # number, step, bytes, entered, left (0: inside), kind
 SIZE = HEADER.size + RING * RECORD.size
-COUNTS = struct.Struct("<qq")  # within the header: collectives, step
-COUNTS_AT = struct.calcsize("<8sqqq")
-BEAT_AT = COUNTS_AT + COUNTS.size
+STEP, STEP_AT = struct.Struct("<q"), struct.calcsize("<8sqqq")
+BEAT, BEAT_AT = struct.Struct("<d64s160s"), struct.calcsize("<8sqqqq")
+LEFT, LEFT_AT = struct.Struct("<d"), struct.calcsize("<qqqd")  # within a record
 NAME = re.compile(r"flight-(\d{6})\.bin")
 
 
@@ -66,9 +66,9 @@ class Recorder:
         self.rank, self.size = rank, size
         self.host = socket.gethostname()
         self.step = 0
-        self._count, self._kind, self._bytes, self._entered = 0, b"", 0, 0.0
+        self._count, self._at, self._entered = 0, HEADER.size, 0.0
         self._map = mmap.mmap(-1, SIZE)
-        HEADER.pack_into(self._map, 0, MAGIC, rank, size, os.getpid(), 0, 0, time.time(), self.host.encode()[:64], b"")
+        HEADER.pack_into(self._map, 0, MAGIC, rank, size, os.getpid(), 0, time.time(), self.host.encode()[:64], b"")
 
     def keep(self, folder: str) -> None:
         """Go on in a file of `folder`. OSError if that cannot be."""
@@ -83,22 +83,22 @@ class Recorder:
         moved[:] = self._map[:]
         self._map = moved
 
+    def mark(self, step: int) -> None:
+        """What follows belongs to this step."""
+        self.step = step
+        STEP.pack_into(self._map, STEP_AT, step)
+
     def enter(self, kind: bytes, size: int) -> None:
         """A collective begins."""
+        self._at = HEADER.size + self._count % RING * RECORD.size
         self._count += 1
-        self._kind, self._bytes, self._entered = kind, size, time.time()
-        self._write(0.0)
+        self._entered = time.time()
+        RECORD.pack_into(self._map, self._at, self._count, self.step, size, self._entered, 0.0, kind)
 
     def leave(self) -> None:
         """It is over."""
-        entered, self._entered = self._entered, 0.0
-        place = HEADER.size + (self._count - 1) % RING * RECORD.size
-        RECORD.pack_into(self._map, place, self._count, self.step, self._bytes, entered, time.time(), self._kind)
-
-    def _write(self, left: float) -> None:
-        place = HEADER.size + (self._count - 1) % RING * RECORD.size
-        RECORD.pack_into(self._map, place, self._count, self.step, self._bytes, self._entered, left, self._kind)
-        COUNTS.pack_into(self._map, COUNTS_AT, self._count, self.step)
+        self._entered = 0.0
+        LEFT.pack_into(self._map, self._at + LEFT_AT, time.time())
 
     def inside(self) -> float:
         """Seconds since the collective was entered in which this rank is; 0 if in none."""
@@ -107,7 +107,7 @@ class Recorder:
 
     def beat(self, place: str) -> None:
         """Write down where the program is."""
-        struct.pack_into("<d64s160s", self._map, BEAT_AT, time.time(), self.host.encode()[:64], place.encode()[:160])
+        BEAT.pack_into(self._map, BEAT_AT, time.time(), self.host.encode()[:64], place.encode()[:160])
 
 
 def read(path: Path) -> Flight:
@@ -118,7 +118,7 @@ def read(path: Path) -> Flight:
         raise DataError(f"{path}: {error.strerror}") from error
     if len(data) != SIZE or not data.startswith(MAGIC):
         raise DataError(f"{path}: not a flight recorder's file")
-    _, rank, size, pid, _, step, beat, host, place = HEADER.unpack_from(data)
+    _, rank, size, pid, step, beat, host, place = HEADER.unpack_from(data)
     entries = sorted(_entries(data), key=lambda entry: entry.number)
     return Flight(rank, size, pid, step, beat, _text(host), _text(place), tuple(entries))
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from mpigd import world
 from mpigd.cache import private
+from mpigd.checkpoint import found
 from mpigd.comm import Comm, together
 from mpigd.config import Config, to_dict
 from mpigd.errors import LaunchError, MpigdError, StorageError, Unfinished
@@ -35,14 +36,19 @@ def supervise(config: Config, comm: Comm, say: Callable[[str], None]) -> Iterato
     held: list[int] = []
     with together(comm):
         if comm.rank == 0 and config.checkpoint is not None:
-            held = claim(config.checkpoint, say)
-    code = MpigdError.code if config.checkpoint is None else Unfinished.code  # saved, or not
+            held = claim(config.checkpoint, say, strict=config.on_save_error == "stop")
     try:
-        world.watch(config.hang_timeout, code, config.checkpoint)
+        if comm.size > 1:  # no rehearsal of a run
+            world.watch(config.hang_timeout, lambda: code_of_a_hang(config.checkpoint), config.checkpoint)
         yield
     finally:
         for handle in held:
             os.close(handle)
+
+
+def code_of_a_hang(folder: str | None) -> int:
+    """75, run me again, only where something has been saved: a run that never gets so far would be started for ever."""
+    return Unfinished.code if folder is not None and found(folder) else MpigdError.code
 
 
 def same_everywhere(config: Config, comm: Comm) -> None:
@@ -63,11 +69,12 @@ def same_everywhere(config: Config, comm: Comm) -> None:
             raise error
 
 
-def claim(folder: str, say: Callable[[str], None], patience: float = PATIENCE) -> list[int]:
-    """Make the folder if need be, and lock it for this process: [file descriptor], or [] where there are no file locks.
+def claim(folder: str, say: Callable[[str], None], patience: float | None = None, strict: bool = True) -> list[int]:
+    """Make the folder if need be, and lock it for this process: [file descriptor], or [] where that cannot be.
 
     The lock is the kernel's: it ends with the process, however that ends, so a dead job never blocks a restart. Raises
-    LaunchError if another job still holds it after `patience` seconds, StorageError if the folder cannot be used.
+    LaunchError if another job still holds it after `patience` seconds (default: PATIENCE), StorageError if others may write to
+    the folder. One that cannot be used at all is one too if `strict`, else a warning: the run is worth more than its checkpoint.
     """
     path = Path(folder)
     try:
@@ -78,8 +85,16 @@ def claim(folder: str, say: Callable[[str], None], patience: float = PATIENCE) -
             )
         handle = os.open(path / CLAIM, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise StorageError(f"--checkpoint {folder}: {error.strerror}") from error
-    deadline = time.monotonic() + patience
+        failed = StorageError(f"--checkpoint {folder}: {error.strerror}")
+        if strict:
+            raise failed from error
+        say(f"warning: {failed}; going on without checkpoints")
+        return []
+    return _lock(handle, folder, say, time.monotonic() + (PATIENCE if patience is None else patience))
+
+
+def _lock(handle: int, folder: str, say: Callable[[str], None], deadline: float) -> list[int]:
+    """Take the lock, and say in the file who has it; closes the handle if that fails."""
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

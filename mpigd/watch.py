@@ -14,13 +14,16 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from mpigd.errors import DataError, MpigdError
 from mpigd.recorder import Recorder, behind, flights
 
 POLL = 0.5  # seconds between two looks
 ORDER, LAST = 0.6, 5.0  # seconds by which a rank lets each lower one speak first, at most: one message is enough
+PATIENCE = 3.0  # seconds for the files that tell who is late
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
+T = TypeVar("T")
 
 
 class Watch(threading.Thread):
@@ -28,7 +31,8 @@ class Watch(threading.Thread):
 
     def __init__(self, recorder: Recorder, peers: Mapping[int, int], limit: float, end: Callable[[str, int], None]) -> None:
         super().__init__(name="mpigd-watch", daemon=True)
-        self.limit, self.code, self.folder = limit, MpigdError.code, ""
+        self.limit, self.folder = limit, ""
+        self.code: Callable[[], int] = lambda: MpigdError.code
         self._recorder, self._end = recorder, end
         self._peers = {rank: pid for rank, pid in peers.items() if state(pid) is not None}
         self._parent, self._main = os.getppid(), threading.main_thread().ident
@@ -44,7 +48,8 @@ class Watch(threading.Thread):
             trouble = self._trouble()
             if trouble and not self._over.wait(min(ORDER * self._recorder.rank, LAST)):
                 where = f"rank {self._recorder.rank} on {self._recorder.host}"
-                self._end(f"{trouble} (seen by {where}, at step {self._recorder.step:,}, in {place(self._main)})", self.code)
+                text = f"{trouble} (seen by {where}, at step {self._recorder.step:,}, in {place(self._main)})"
+                self._end(text, within(PATIENCE, self.code, MpigdError.code))
 
     def _trouble(self) -> str:
         if os.getppid() != self._parent:
@@ -59,11 +64,22 @@ class Watch(threading.Thread):
 
     def _culprits(self) -> str:
         stopped = [f"rank {rank} (process {pid}) is stopped" for rank, pid in self._peers.items() if state(pid) in ("T", "t")]
-        late: list[str] = []
-        if self.folder:
-            with suppress(DataError):
-                late = behind(flights(self.folder))
+        late = within(PATIENCE, self._late, list[str]()) if self.folder else []
         return "; ".join([*stopped, *late[:3]]) or "no rank of this host is known to be late"
+
+    def _late(self) -> list[str]:
+        with suppress(DataError):
+            return behind(flights(self.folder))
+        return []
+
+
+def within(seconds: float, work: Callable[[], T], otherwise: T) -> T:
+    """What `work` returns, or `otherwise` if that takes too long: a file system that hangs may be what the job hangs in."""
+    found = [otherwise]
+    helper = threading.Thread(target=lambda: found.append(work()), daemon=True)
+    helper.start()
+    helper.join(seconds)
+    return found[-1]
 
 
 def state(pid: int) -> str | None:

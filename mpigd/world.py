@@ -10,6 +10,7 @@ import sys
 import threading
 import traceback
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -61,8 +62,8 @@ def leave() -> None:
         faulthandler.dump_traceback_later(max(_watch.limit, 1.0), exit=True)
 
 
-def watch(limit: float, code: int, folder: str | None = None) -> None:
-    """A collective may take `limit` seconds; then the job ends with `code`. In `folder` the flight recorder keeps its file."""
+def watch(limit: float, code: Callable[[], int], folder: str | None = None) -> None:
+    """A collective may take `limit` seconds; then the job ends with `code()`. In `folder` the flight recorder keeps its file."""
     if _watch is None or _world is None:
         return
     _watch.limit, _watch.code = limit, code
