@@ -119,6 +119,8 @@ def read(path: Path) -> Flight:
     if len(data) != SIZE or not data.startswith(MAGIC):
         raise DataError(f"{path}: not a flight recorder's file")
     _, rank, size, pid, step, beat, host, place = HEADER.unpack_from(data)
+    if not (0 <= rank < size and 0.0 <= beat < 1e11):
+        raise DataError(f"{path}: damaged")
     entries = sorted(_entries(data), key=lambda entry: entry.number)
     return Flight(rank, size, pid, step, beat, _text(host), _text(place), tuple(entries))
 
@@ -131,7 +133,8 @@ def _entries(data: bytes) -> Iterator[Entry]:
 
 
 def _text(field: bytes) -> str:
-    return field.rstrip(b"\0").decode(errors="replace")
+    text = field.rstrip(b"\0").decode(errors="replace")
+    return "".join(letter if letter.isprintable() else "?" for letter in text)  # it goes to a terminal
 
 
 def flights(folder: str | Path) -> list[Flight]:

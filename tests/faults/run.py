@@ -53,7 +53,9 @@ ACTIONS: dict[str, Callable[[], Any]] = {
 
 def inject(schedule: dict[str, list[tuple[int, str]]]) -> None:
     """Let the actions happen where the schedule says."""
-    from mpigd import interrupt, trainer, world
+    from mpigd import interrupt, supervise, trainer, world
+
+    supervise.PATIENCE = float(os.environ.get("TEST_PATIENCE", supervise.PATIENCE))
 
     rank, size = launch.launched() or (0, 1)
 
