@@ -21,6 +21,7 @@ from mpigd.launch import launched, mismatch
 from mpigd.watch import Watch
 
 HANG_TIMEOUT = 300.0  # seconds a collective may take, unless --hang-timeout says otherwise
+LEAVING = 30.0  # seconds that MPI may take to end, at least: all is saved by then, and ending it would cost the exit code
 
 _world: MPIComm | None = None
 _watch: Watch | None = None
@@ -59,7 +60,7 @@ def leave() -> None:
     if _world is not None and _watch is not None:
         _world.allreduce(np.zeros(1))
         _watch.stop()
-        faulthandler.dump_traceback_later(max(_watch.limit, 1.0), exit=True)
+        faulthandler.dump_traceback_later(max(_watch.limit, LEAVING), exit=True)
 
 
 def watch(limit: float, code: Callable[[], int], folder: str | None = None) -> None:
