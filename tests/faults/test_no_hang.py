@@ -40,7 +40,7 @@ CASES = [
     Case("thread", "5", (70,), FAILED + "RuntimeError: injected"),
     # The rank has no last words. The launcher's code, or, where another rank saw it first, 75, for there is a checkpoint.
     Case("os._exit", "5", (3, 75)),
-    Case("os._exit(0)", "5", (1, 75, 255)),
+    Case("os._exit(0)", "5", (1, 9, 75)),
     Case("segv", "5", (11, 75, 139)),
     Case("kill", "5", (9, 75, 137)),
     Case("stop", "5", (75,), r"rank 1 \(process \d+\) is stopped", hangs=True),
@@ -52,7 +52,7 @@ CASES = [
     Case("loop", "leave", (75,), r"rank 1 on \S+ did not enter allreduce", hangs=True),
     Case("kill", "leave", (9, 75, 137)),
     Case("exception", "exit", (70,), "RuntimeError: injected"),
-    Case("loop", "exit", (1, 70), r"Timeout", hangs=True, within=60.0),
+    Case("loop", "exit", (1, 9, 70), r"Timeout", hangs=True, within=60.0),
 ]
 # A reduced matrix: what differs between the libraries, and the ways of hanging.
 REDUCED = {
@@ -76,7 +76,7 @@ def test_trouble_on_one_rank_ends_the_job(case: Case, flavour: str, place: Place
     assert ended.left == []
     known = {flight.rank: flight for flight in flights(place.folder / name)}
     assert len(known) == RANKS
-    if case.at == "5":
+    if case.at == "5" and case.action != "stop":  # Open MPI wakes a stopped rank before it kills it
         assert known[1].step == 5
         last, other = known[1].last, known[0].last
         assert last is not None
