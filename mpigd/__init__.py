@@ -12,6 +12,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from mpigd.version import __version__
+
 if TYPE_CHECKING:
     from mpigd.comm import Comm
     from mpigd.config import Config
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
     Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "cv", "import_data", "load", "train"]
 
 
@@ -68,8 +69,8 @@ def _prepared(data: Any, config: Config | None, comm: Comm | None, options: dict
     import sys
 
     from mpigd import cache
-    from mpigd.comm import connect
     from mpigd.config import from_mapping
+    from mpigd.world import connect
 
     cache.prepare()
     from mpigd.data.arrays import shard_of

@@ -4,42 +4,50 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 
-from mpigd import comm
+from mpigd import world
 from mpigd.cli import parser
 from mpigd.errors import MpigdError
+from mpigd.launch import launched
 
 PIPE_CLOSED = 141  # what a shell reports of a program that SIGPIPE ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`; returns the exit code. An error that one rank alone knows of ends the whole job."""
+    arguments = None
     try:
         arguments = parser().parse_args(argv)
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
+        world.leave()
+        return code
     except MpigdError as error:
-        told = comm.launched()
-        rank, size = told or (0, 1)
+        rank, size = launched() or (0, 1)
         if rank == 0 or not error.agreed:
-            print(f"mpigd: {error}" if error.agreed or size == 1 else f"mpigd: rank {rank}: {error}", file=sys.stderr)
+            print(f"mpigd: {error}" if error.agreed or size == 1 else f"mpigd: {world.here()}: {error}", file=sys.stderr)
         if error.agreed or size == 1:
-            comm.leave()
+            world.leave()
         else:
-            comm.end_all(error.code)  # may return before the end: no collective after it
+            world.end_all(error.code)  # may return before the end: no collective after it
         return error.code
     except KeyboardInterrupt:
+        world.end_all(130)
         return 130
+    except SystemExit as left:
+        if arguments is not None:  # not --help, which every rank prints: some library leaves, and the work is not done
+            world.complain(left, f"sys.exit({left.code!r})")
+            world.end_all(left.code if isinstance(left.code, int) and left.code else MpigdError.code)
+        raise
     except BrokenPipeError:  # the reader of our output has left, as in `mpigd info FILE | head`: as quiet as any other tool
         null = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
             os.dup2(null, stream.fileno())
-        comm.end_all(PIPE_CLOSED)
+        world.end_all(PIPE_CLOSED)
         return PIPE_CLOSED
-    except Exception:
-        traceback.print_exc()
-        comm.end_all(MpigdError.code)
+    except Exception as error:
+        world.complain(error)
+        world.end_all(MpigdError.code)
         return MpigdError.code
 
 

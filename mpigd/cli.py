@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from mpigd import __version__, cache
-from mpigd.comm import Comm, connect, launched, together
+from mpigd.comm import Comm, together
 from mpigd.config import FIELDS, Config, resolve
 from mpigd.errors import UsageError
+from mpigd.launch import launched
 from mpigd.options import Parser, add_options
+from mpigd.world import connect
 
 
 def parser() -> Parser:
@@ -58,6 +60,8 @@ def parser() -> Parser:
     plan.add_argument("--profile", default=None, metavar="FILE", help="a machine as scripts/bench/run.py measured it")
     plan.add_argument("--json", action="store_true", help="one JSON object")
     add_options(plan, ["loss", "mode", "batch_size", "shuffle", "epochs", "dtype", "max_memory", "x", "y", "reduce"])
+    postmortem = command("postmortem", "say where the ranks of a run were when it ended", postmortem_command)
+    postmortem.add_argument("folder", help="the run's checkpoint folder")
     command("doctor", "check MPI, launcher, binding, HDF5 and numba", doctor_command)
     return top
 
@@ -280,3 +284,11 @@ def doctor_command(arguments: argparse.Namespace) -> int:
     from mpigd.doctor import run
 
     return int(run(comm))
+
+
+def postmortem_command(arguments: argparse.Namespace) -> int:
+    from mpigd.recorder import report
+
+    if not _elsewhere():
+        print(report(arguments.folder))
+    return 0

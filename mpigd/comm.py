@@ -1,7 +1,7 @@
 """The one door to MPI: communicators that move numpy buffers, never pickles.
 
-``connect()`` gives an ``MPIComm`` under a launcher and a ``SelfComm`` otherwise, in which case mpi4py is
-not imported at all. Both have the same methods, so the rest of the program does not know which it holds.
+``MPIComm`` and, for one process, ``SelfComm`` have the same methods, so the rest of the program does not know which it holds;
+mpigd/world.py decides, and without a launcher mpi4py is not imported at all.
 """
 
 from __future__ import annotations
@@ -10,34 +10,19 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 
 from mpigd.errors import BY_CODE, LaunchError, MpigdError
+from mpigd.recorder import Recorder
 
 Array = np.ndarray[Any, Any]
 
-# (rank, size) as each launcher tells its children. The launcher's own variables come before Slurm's,
-# which an mpiexec inside a batch job inherits.
-LAUNCHERS = (
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("PMI_RANK", "PMI_SIZE"),
-    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
-)
 LAST_WORDS = 0.5  # seconds for the launcher to pass on what ranks have just said, before it ends them and drops the rest
 SLICE = 1 << 28  # elements per MPI call: counts above 2**31 - 1 fail in many MPI libraries
-
-
-def launched(env: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
-    """(rank, size) according to the launcher's environment variables, or None without a launcher."""
-    for rank, size in LAUNCHERS:
-        if rank in env and size in env:
-            return int(env[rank]), int(env[size])
-    return None
 
 
 class Comm(Protocol):
@@ -70,6 +55,9 @@ class Comm(Protocol):
 
     def abort(self, code: int) -> None:
         """End every process of the job with exit code `code`."""
+
+    def record(self, step: int) -> None:
+        """What follows belongs to this step, for the flight recorder. Not collective."""
 
 
 class SelfComm:
@@ -105,40 +93,51 @@ class SelfComm:
         sys.stderr.flush()
         os._exit(code)
 
+    def record(self, step: int) -> None:
+        pass
+
 
 class MPIComm:
     """An MPI communicator. Buffers only: the lower-case methods of mpi4py would pickle."""
 
-    def __init__(self, mpi: Any, raw: Any) -> None:
+    def __init__(self, mpi: Any, raw: Any, recorder: Recorder | None = None) -> None:
         self._mpi, self._raw, self._in_place = mpi, raw, mpi.IN_PLACE
         self.rank: int = raw.Get_rank()
         self.size: int = raw.Get_size()
         self.waited = 0.0
+        self.recorder = recorder or Recorder(self.rank, self.size)
         self._ops = {"sum": mpi.SUM, "max": mpi.MAX, "min": mpi.MIN}
 
     def allreduce(self, buffer: Array, op: str = "sum") -> None:
         begin = time.perf_counter()
         flat = _flat(buffer)
+        self.recorder.enter(b"allreduce", flat.nbytes)
         if flat.size <= SLICE:
             self._raw.Allreduce(self._in_place, flat, self._ops[op])
         else:
             for start in range(0, flat.size, SLICE):
                 self._raw.Allreduce(self._in_place, flat[start : start + SLICE], self._ops[op])
+        self.recorder.leave()
         self.waited += time.perf_counter() - begin
 
     def bcast(self, buffer: Array, root: int = 0) -> None:
         flat = _flat(buffer)
+        self.recorder.enter(b"bcast", flat.nbytes)
         for start in range(0, flat.size, SLICE):
             self._raw.Bcast(flat[start : start + SLICE], root)
+        self.recorder.leave()
 
     def allgather(self, buffer: Array) -> Array:
         gathered = np.empty((self.size, *buffer.shape), buffer.dtype)
+        self.recorder.enter(b"allgather", gathered.nbytes)
         self._raw.Allgather(np.ascontiguousarray(buffer), gathered)
+        self.recorder.leave()
         return gathered
 
     def alltoallv(self, buffer: Array, counts: Array) -> tuple[Array, Array]:
         counts = np.asarray(counts, dtype=np.int64)
         incoming = np.empty(self.size, dtype=np.int64)
+        self.recorder.enter(b"alltoallv", buffer.nbytes)
         self._raw.Alltoall(counts, incoming)
         received = np.empty((int(incoming.sum()), *buffer.shape[1:]), buffer.dtype)
         # One message per pair and slice, by bytes: counts of whole rows would overflow 32-bit integers first.
@@ -150,6 +149,7 @@ class MPIComm:
         for peer in range(self.size):
             requests += self._slices(self._raw.Isend, buffer[starts[peer] : starts[peer + 1]], peer)
         self._mpi.Request.Waitall(requests)
+        self.recorder.leave()
         return received, incoming
 
     def send(self, buffer: Array, dest: int) -> None:
@@ -159,13 +159,21 @@ class MPIComm:
         self._slices(self._raw.Recv, _flat(buffer), source)
 
     def split(self, color: int) -> Comm:
-        return MPIComm(self._mpi, self._raw.Split(color, self.rank))
+        return MPIComm(self._mpi, self._raw.Split(color, self.rank), self.recorder)
+
+    def record(self, step: int) -> None:
+        self.recorder.mark(step)
 
     def abort(self, code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         time.sleep(LAST_WORDS)
         self._mpi.COMM_WORLD.Abort(code)
+
+    @property
+    def library(self) -> str:
+        """The name and version of the MPI library."""
+        return str(self._mpi.Get_library_version().splitlines()[0].strip("\0 "))
 
     def _slices(self, call: Any, rows: Array, peer: int) -> list[Any]:
         raw = np.ascontiguousarray(rows).reshape(-1).view(np.uint8) if rows.size else rows.reshape(-1).view(np.uint8)
@@ -179,65 +187,11 @@ def _flat(buffer: Array) -> Array:
     return buffer.reshape(-1)
 
 
-_world: MPIComm | None = None
-
-
-def library_version() -> str | None:
-    """The MPI library in use, or None if this process does not take part in MPI."""
-    if _world is None:
-        return None
+def world() -> MPIComm:
+    """The communicator of all ranks. Only here is MPI initialised."""
     from mpi4py import MPI
 
-    return str(MPI.Get_library_version().splitlines()[0].strip("\0 "))
-
-
-def end_all(code: int) -> None:
-    """End every process of the job, if this one takes part in MPI; an error known to one rank alone must."""
-    if _world is not None:
-        _world.abort(code)
-
-
-def leave() -> None:
-    """Meet once more before the ranks exit with an error: a launcher that sees one gone may drop what another prints."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if _world is not None:
-        _world.allreduce(np.zeros(1))
-
-
-def connect() -> Comm:
-    """The world's communicator: MPI under a launcher, else a SelfComm.
-
-    Raises LaunchError (exit code 69) when the launcher started more processes than MPI can see, the sign of
-    an mpiexec or srun that does not belong to the MPI library: every process would train alone as rank 0 of 1.
-    """
-    global _world
-    told = launched()
-    if told is None:
-        return SelfComm()
-    from mpi4py import MPI
-
-    comm = MPIComm(MPI, MPI.COMM_WORLD)
-    if comm.size != told[1]:
-        library = MPI.Get_library_version().splitlines()[0].strip("\0 ")
-        raise LaunchError(
-            f"the launcher started {told[1]} processes, but MPI ({library}) sees {comm.size}: "
-            "use the mpiexec of that library, or srun --mpi=pmi2 / --mpi=pmix"
-        )
-    _world = comm
-    _abort_on_uncaught(comm)
-    return comm
-
-
-def _abort_on_uncaught(comm: Comm) -> None:
-    """Let an uncaught exception end the world: the other ranks would wait in a collective for ever."""
-
-    def hook(kind: type[BaseException], value: BaseException, trace: Any) -> None:
-        # At once: written line by line, the tracebacks of several ranks would mix.
-        sys.stderr.write("".join(traceback.format_exception(kind, value, trace)))
-        comm.abort(value.code if isinstance(value, MpigdError) else MpigdError.code)
-
-    sys.excepthook = hook
+    return MPIComm(MPI, MPI.COMM_WORLD)
 
 
 def agree(comm: Comm, error: BaseException | None) -> None:

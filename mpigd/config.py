@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from mpigd.errors import UsageError
-from mpigd.quantities import limits_of, size_of
+from mpigd.quantities import limits_of, seconds_of, size_of
 
 PREFIX = "MPIGD_"
 # Environment variables with the prefix that are no training options.
@@ -124,6 +124,9 @@ class Config:
     checkpoint_every: int | None = option(None, "steps between checkpoints; default: about a minute", low=1, model=False)
     check_replicas: int = option(100, "steps between comparisons of all ranks' parameters", low=1, model=False)
     resume: str = option("auto", "auto, never, or a checkpoint file", model=False)
+    hang_timeout: float = option(300.0, "seconds a collective may take before the job is ended", above=0, model=False)
+    max_time: str | None = option(None, "save and stop in time: seconds, or [DAYS-]HH:MM:SS", model=False)
+    on_save_error: str = option("continue", "when a checkpoint cannot be written", ("continue", "stop"), model=False)
     log: str | None = option(None, "JSON lines file with every number", model=False)
     dry_run: bool = option(False, "say what would be done, and stop", model=False)
     quiet: bool = option(False, "print errors only", model=False)
@@ -141,6 +144,10 @@ class Config:
             raise UsageError("--nonnegative is --bounds 0: and does not go with other bounds")
         if self.bounds is not None:
             limits_of(self.bounds)
+        if self.max_time is not None:
+            seconds_of(self.max_time)
+            if self.checkpoint is None:
+                raise UsageError("--max-time saves what there is: name the folder with --checkpoint")
         if self.patience is not None and not self.validation:
             raise UsageError("--patience counts validations: name the data with --validation")
 

@@ -6,6 +6,7 @@ that it is the same everywhere. Only what concerns the ranks together (folder, c
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -22,10 +23,12 @@ from pathlib import Path
 import numpy as np
 
 from mpigd import __version__, cache
-from mpigd.comm import LAUNCHERS, Comm, bcast_bytes, launched, library_version
+from mpigd.comm import Comm, bcast_bytes
 from mpigd.config import resolve
 from mpigd.errors import LaunchError
+from mpigd.launch import LAUNCHERS, launched
 from mpigd.placement import cores, fair_threads
+from mpigd.world import library_version
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 FILTERS = {"gzip": 1, "lzf": 32000, "blosc": 32001, "lz4": 32004, "bitshuffle": 32008, "zstd": 32015, "blosc2": 32026}
@@ -265,8 +268,6 @@ def folder(comm: Comm) -> Check:
 
 
 def _lock(path: Path) -> None:
-    import fcntl
-
     with path.open() as file:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 

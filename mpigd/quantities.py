@@ -29,3 +29,21 @@ def limits_of(text: str) -> tuple[float, float]:
     if not colon or not limits[0] <= 0.0 <= limits[1] or limits[0] == limits[1]:
         raise UsageError(f"--bounds {text}: expected LOW:HIGH with LOW <= 0 <= HIGH, like 0:1, 0: or --bounds=-1:1")
     return limits
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of a time like 3600, 59:30, 12:00:00 or 1-12:00:00, as batch systems write it, or a UsageError."""
+    days, dash, clock = text.strip().rpartition("-")
+    parts = clock.split(":")
+    try:
+        if len(parts) > 3 or (dash and len(parts) != 3):
+            raise ValueError
+        seconds = 0.0
+        for part in parts:
+            seconds = 60.0 * seconds + float(part)
+        seconds += 86400.0 * float(days or 0)
+        if not 0.0 < seconds < math.inf:
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"--max-time {text}: expected seconds, MM:SS, HH:MM:SS or DAYS-HH:MM:SS") from None
+    return seconds

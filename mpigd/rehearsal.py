@@ -25,7 +25,17 @@ from mpigd.placement import leads_host
 from mpigd.progress import Progress
 from mpigd_kernels import csr, half
 
-ALONE = dict(checkpoint=None, validation=(), patience=None, validate_every=None, start=None, log=None, threads=1, max_memory=None)
+ALONE = dict(
+    checkpoint=None,
+    validation=(),
+    patience=None,
+    validate_every=None,
+    start=None,
+    log=None,
+    threads=1,
+    max_memory=None,
+    max_time=None,
+)
 
 
 Train = Callable[[Shard, Config, Comm, Progress], Any]

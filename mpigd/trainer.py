@@ -19,7 +19,8 @@ from mpigd.config import FIELDS, Config, to_dict
 from mpigd.data.loading import fingerprint, load, read, survey
 from mpigd.data.shard import Shard
 from mpigd.data.source import expand, inspect
-from mpigd.errors import StorageError, UsageError
+from mpigd.errors import StorageError, Unfinished, UsageError
+from mpigd.interrupt import REASONS, Interruption
 from mpigd.metrics import METRICS, PRIMARY
 from mpigd.model import fitted, inference
 from mpigd.model.certificate import duality_gap, least_gap
@@ -32,6 +33,7 @@ from mpigd.progress import Progress
 from mpigd.rehearsal import rehearse
 from mpigd.replicas import Replicas
 from mpigd.report import Clock, Report
+from mpigd.supervise import supervise
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
@@ -43,19 +45,20 @@ def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progres
 
     Raises MpigdError (on all ranks) for data, options or numbers that cannot be used.
     """
-    clock = Clock(comm)
+    clock, interruption = Clock(comm), Interruption(comm, config)
     choices.check(config)
     if config.statistics == "yes" and (why := inference.why_never(config)):
         raise UsageError(f"--statistics yes: {why}")
-    shard = data if isinstance(data, Shard) else load_rows([data] if isinstance(data, str) else data, config, comm)
-    chosen = build.choice(config, shard.X.d)
-    config = build.complete(config, shard.n, shard.X.d)
-    run = Run(build.problem(shard, config, comm), config, comm, Report(progress, config, comm))
-    if chosen:
-        run.report.say(chosen)
-    clock.loaded()
-    run.train()
-    return run.model(clock)
+    with interruption.listening(), supervise(config, comm, progress.note):
+        shard = data if isinstance(data, Shard) else load_rows([data] if isinstance(data, str) else data, config, comm)
+        chosen = build.choice(config, shard.X.d)
+        config = build.complete(config, shard.n, shard.X.d)
+        run = Run(build.problem(shard, config, comm), config, comm, Report(progress, config, comm), interruption)
+        if chosen:
+            run.report.say(chosen)
+        clock.loaded()
+        run.train()
+        return run.model(clock)
 
 
 def load_rows(data: Sequence[str], config: Config, comm: Comm) -> Shard:
@@ -88,6 +91,7 @@ class Run:
     config: Config
     comm: Comm
     report: Report
+    interruption: Interruption | None = None
 
     def __post_init__(self) -> None:
         self.schedule = build.schedule(self.problem, self.config)
@@ -104,7 +108,8 @@ class Run:
         validation = [self.early] if self.early else []
         # The saver comes last: what it saves must hold what the others learned from the same step.
         self.replicas = Replicas(self.comm, self.config.check_replicas)
-        self.callbacks: list[Callback] = [self.replicas, self.history, *validation, self.report, *tolerance, *saver]
+        interruption = self.interruption or Interruption(self.comm, self.config)
+        self.callbacks: list[Callback] = [self.replicas, self.history, *validation, self.report, *tolerance, interruption, *saver]
         self.first, self.reason, self.other = 0, "", 0.0
         self.w = self._first_parameters()
         self.state = self.optimizer.start(self.w)
@@ -128,6 +133,16 @@ class Run:
             self._between(self._save, None)
         else:
             self._check()  # the model is about to be made from them, and written by rank 0 alone
+        if self.reason in REASONS:
+            raise self._unfinished()
+
+    def _unfinished(self) -> Unfinished:
+        why = {"signal": "a signal", "time": "the end of its time"}[self.reason]
+        error = Unfinished(
+            f"stopped by {why} after step {self.first:,}, saved in {self.config.checkpoint}: run the same command again"
+        )
+        error.agreed = True
+        return error
 
     def _between(self, work: Callable[..., None], *arguments: Any) -> None:
         """Do what is no part of a step, on the account `other` of the closing summary."""
@@ -190,7 +205,7 @@ class Run:
             "fingerprint": self.problem.fingerprint,
             "validation": self.held_out,
             "history": self.history.records,
-            "reason": self.reason,
+            "reason": "" if self.reason in REASONS else self.reason,
             "reads": self.problem.objective.reads,
         }
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mpigd import cache
-from mpigd.comm import launched
+from mpigd.launch import launched
 
 # numba's own cache does not see that a kernel which another one calls has changed; ours is keyed by all their sources.
 cache.prepare()

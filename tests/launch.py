@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from mpigd.comm import LAUNCHERS
 from mpigd.config import OTHER_VARIABLES, PREFIX
+from mpigd.launch import LAUNCHERS
 
 ROOT = Path(__file__).resolve().parents[1]
 OPENMPI_PYTHON = os.environ.get("TEST_OPENMPI_PYTHON", "")

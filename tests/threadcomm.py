@@ -210,6 +210,9 @@ class ThreadComm:
             )
         return ThreadComm(group, ranks.index(self.rank))
 
+    def record(self, step: int) -> None:
+        pass
+
     def abort(self, code: int) -> None:
         raise self._world.end(Aborted(code))
 

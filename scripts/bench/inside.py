@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from mpigd.__main__ import main
-from mpigd.comm import launched
+from mpigd.launch import launched
 
 if __name__ == "__main__":
     code = main(sys.argv[2:])

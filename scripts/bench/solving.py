@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from mpigd import cache
-from mpigd.comm import Comm, connect
+from mpigd.comm import Comm
+from mpigd.world import connect
 
 STEPS, GOAL = 16, 1e-6
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from mpigd import cache
-from mpigd.comm import connect
+from mpigd.world import connect
 from scripts.bench.harness import Size
 
 

@@ -134,7 +134,7 @@ def test_some(comm):
     ],
 )
 def test_ranks_that_collect_different_tests(tmp_path: Path, line: str, expected: str) -> None:
-    body = f"from mpigd.comm import launched\n{line}\n\ndef test_all(comm):\n    comm.allreduce(np.ones(1))\n"
+    body = f"from mpigd.launch import launched\n{line}\n\ndef test_all(comm):\n    comm.allreduce(np.ones(1))\n"
     code, output, seconds = suite(tmp_path, body)
     assert code != 0
     assert expected in output
@@ -163,7 +163,7 @@ def test_after(comm):
 
 UNCAUGHT = """
 import sys, numpy as np
-from mpigd.comm import connect
+from mpigd.world import connect
 from mpigd.errors import DataError
 comm = connect()
 if comm.rank == comm.size - 1:
@@ -188,7 +188,7 @@ def test_an_uncaught_exception_ends_the_job(error: str, code: int, flavour: str)
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_abort_gives_the_job_its_exit_code(flavour: str) -> None:
     script = (
-        "import numpy as np; from mpigd.comm import connect; comm = connect()\n"
+        "import numpy as np; from mpigd.world import connect; comm = connect()\n"
         "if comm.rank == 0: print('last words'); comm.abort(75)\n"
         "comm.allreduce(np.zeros(1))"
     )
@@ -201,7 +201,7 @@ def test_abort_gives_the_job_its_exit_code(flavour: str) -> None:
 def test_the_launcher_of_another_library_is_refused() -> None:
     """Otherwise two copies of "rank 0 of 1" would each train alone, and write the same model file."""
     script = (
-        "from mpigd.comm import connect; from mpigd.errors import MpigdError\n"
+        "from mpigd.world import connect; from mpigd.errors import MpigdError\n"
         "try: connect()\n"
         "except MpigdError as error: print(error, flush=True); raise SystemExit(error.code)"
     )

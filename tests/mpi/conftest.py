@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpigd.comm import Comm, connect
+from mpigd.comm import Comm
+from mpigd.world import connect
 
 GRACE = float(os.environ.get("TEST_MPI_GRACE", "20"))
 LIMIT = float(os.environ.get("TEST_MPI_LIMIT", "120"))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpigd.comm import SelfComm, launched
+from mpigd.comm import SelfComm
 from mpigd.errors import LaunchError
+from mpigd.launch import launched
 from tests.launch import python
 from tests.scenarios_comm import SCENARIOS
 from tests.threadcomm import run
@@ -49,7 +50,7 @@ def test_launched(variables: dict[str, str], expected: tuple[int, int] | None) -
 def test_without_a_launcher_mpi_is_not_imported() -> None:
     done = python(
         "-c",
-        "import sys; from mpigd.comm import connect; comm = connect();"
+        "import sys; from mpigd.world import connect; comm = connect();"
         "print(type(comm).__name__, comm.rank, comm.size, any(name.startswith('mpi4py') for name in sys.modules))",
     )
     assert done.stdout.split() == ["SelfComm", "0", "1", "False"], done.stderr
@@ -59,7 +60,7 @@ def test_without_a_launcher_mpi_is_not_imported() -> None:
 def test_a_wrong_launcher_is_refused(names: tuple[str, str]) -> None:
     """Two processes of which MPI knows nothing would both train alone as rank 0 of 1."""
     script = (
-        "from mpigd.comm import connect; from mpigd.errors import MpigdError\n"
+        "from mpigd.world import connect; from mpigd.errors import MpigdError\n"
         "try: connect()\n"
         "except MpigdError as error: print(error); raise SystemExit(error.code)"
     )

@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 
 from mpigd import cache, doctor
-from mpigd.comm import LAUNCHERS, Comm, SelfComm
+from mpigd.comm import Comm, SelfComm
 from mpigd.doctor import OK, PROBLEM, WARNING, Check, Facts
+from mpigd.launch import LAUNCHERS
 from tests import threadcomm
 from tests.launch import FLAVOURS, mpiexec, python
 

@@ -19,13 +19,15 @@ ROOT = Path(__file__).resolve().parents[2]
 # modules of a package that have no line of their own.
 FLOORS = [
     ["mpigd_kernels", "mpigd_kernels.*"],
-    ["mpigd.errors", "mpigd.comm", "mpigd.config", "mpigd.options", "mpigd.quantities", "mpigd.cache", "mpigd.placement"],
+    ["mpigd.errors", "mpigd.config", "mpigd.launch", "mpigd.recorder", "mpigd.options", "mpigd.quantities", "mpigd.version"],
+    ["mpigd.comm", "mpigd.watch", "mpigd.cache"],
+    ["mpigd.world", "mpigd.placement"],
     ["mpigd.data", "mpigd.data.*"],
     ["mpigd.batches", "mpigd.reduce", "mpigd.limits", "mpigd.exact", "mpigd.ranking"],
     ["mpigd.model", "mpigd.model.*", "mpigd.metrics"],
     ["mpigd.optim", "mpigd.optim.*", "mpigd.choices"],
-    ["mpigd.checkpoint", "mpigd.callbacks", "mpigd.replicas", "mpigd.progress", "mpigd.report"],
-    ["mpigd.predict", "mpigd.build", "mpigd.info", "mpigd.summary"],
+    ["mpigd.checkpoint", "mpigd.callbacks", "mpigd.replicas", "mpigd.progress", "mpigd.report", "mpigd.interrupt"],
+    ["mpigd.predict", "mpigd.build", "mpigd.info", "mpigd.summary", "mpigd.supervise"],
     ["mpigd.trainer", "mpigd.rehearsal", "mpigd.pace", "mpigd.plan", "mpigd.crossval"],
     ["mpigd"],  # the Python interface
     ["mpigd.cli", "mpigd.doctor", "mpigd.__main__"],

@@ -1,0 +1,116 @@
+"""What holds for the length of a run: ranks that agree, one job for a checkpoint folder, and a watch that ends what hangs."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from mpigd import world
+from mpigd.cache import private
+from mpigd.checkpoint import found
+from mpigd.comm import Comm, together
+from mpigd.config import Config, to_dict
+from mpigd.errors import LaunchError, MpigdError, StorageError, Unfinished
+from mpigd.version import __version__
+
+CLAIM = "claim"  # the file in a checkpoint folder that a job holds locked
+OF_A_RANK = ("quiet", "log", "threads", "hang_timeout")  # options that may differ between ranks
+PATIENCE = 30.0  # seconds to wait for a dying job's claim: its launcher may still be ending it
+
+
+@contextmanager
+def supervise(config: Config, comm: Comm, say: Callable[[str], None]) -> Iterator[None]:
+    """Check that the ranks agree, claim the checkpoint folder, and watch for hangs. Collective."""
+    same_everywhere(config, comm)
+    held: list[int] = []
+    with together(comm):
+        if comm.rank == 0 and config.checkpoint is not None:
+            held = claim(config.checkpoint, say, strict=config.on_save_error == "stop")
+    try:
+        if comm.size > 1:  # no rehearsal of a run
+            world.watch(config.hang_timeout, lambda: code_of_a_hang(config.checkpoint), config.checkpoint)
+        yield
+    finally:
+        for handle in held:
+            os.close(handle)
+
+
+def code_of_a_hang(folder: str | None) -> int:
+    """75, run me again, only where something has been saved: a run that never gets so far would be started for ever."""
+    return Unfinished.code if folder is not None and found(folder) else MpigdError.code
+
+
+def same_everywhere(config: Config, comm: Comm) -> None:
+    """LaunchError on all ranks, naming one that differs, unless all run the same versions with the same options. Collective."""
+    versions = {name: metadata.version(name) for name in ("numpy", "numba")} | {"mpigd": __version__}
+    options = {name: value for name, value in to_dict(config).items() if name not in OF_A_RANK}
+    for what, mine in (("versions", versions), ("options", options)):
+        digest = hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).digest()
+        told = comm.allgather(np.frombuffer(digest, dtype=np.int64))
+        others = np.flatnonzero(np.any(told != told[0], axis=1))
+        if others.size:
+            error = LaunchError(
+                f"rank {others[0]} has other {what} of mpigd, numpy or numba than rank 0: start all ranks from one environment"
+                if what == "versions"
+                else f"rank {others[0]} was given other options than rank 0 (its command line, MPIGD_ variables or --config file)"
+            )
+            error.agreed = True
+            raise error
+
+
+def claim(folder: str, say: Callable[[str], None], patience: float | None = None, strict: bool = True) -> list[int]:
+    """Make the folder if need be, and lock it for this process: [file descriptor], or [] where that cannot be.
+
+    The lock is the kernel's: it ends with the process, however that ends, so a dead job never blocks a restart. Raises
+    LaunchError if another job still holds it after `patience` seconds (default: PATIENCE), StorageError if others may write to
+    the folder. One that cannot be used at all is one too if `strict`, else a warning: the run is worth more than its checkpoint.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not private(path):
+            raise StorageError(
+                f"--checkpoint {folder}: others may write to this folder, or it is not yours: chmod go-w, or use another"
+            )
+        handle = os.open(path / CLAIM, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        failed = StorageError(f"--checkpoint {folder}: {error.strerror}")
+        if strict:
+            raise failed from error
+        say(f"warning: {failed}; going on without checkpoints")
+        return []
+    return _lock(handle, folder, say, time.monotonic() + (PATIENCE if patience is None else patience))
+
+
+def _lock(handle: int, folder: str, say: Callable[[str], None], deadline: float) -> list[int]:
+    """Take the lock, and say in the file who has it; closes the handle if that fails."""
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                say(f"note: {folder} is on a file system without locks: see to it that no other job saves there")
+                os.close(handle)
+                return []
+            if time.monotonic() > deadline:
+                holder = os.pread(handle, 200, 0).decode(errors="replace").strip()
+                os.close(handle)
+                raise LaunchError(
+                    f"--checkpoint {folder}: another job saves there ({holder}): end it, or use another folder"
+                ) from error
+        time.sleep(0.2)
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}\n".encode(), 0)
+    return [handle]

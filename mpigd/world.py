@@ -1,0 +1,120 @@
+"""The job that this process is part of: joining it, leaving it together, and ending it when it cannot go on."""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import os
+import socket
+import sys
+import threading
+import traceback
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+
+import numpy as np
+
+from mpigd.comm import Comm, MPIComm, SelfComm, world
+from mpigd.errors import LaunchError, MpigdError
+from mpigd.launch import launched, mismatch
+from mpigd.watch import Watch
+
+HANG_TIMEOUT = 300.0  # seconds a collective may take, unless --hang-timeout says otherwise
+LEAVING = 30.0  # seconds that MPI may take to end, at least: all is saved by then, and ending it would cost the exit code
+
+_world: MPIComm | None = None
+_watch: Watch | None = None
+
+
+def library_version() -> str | None:
+    """The MPI library in use, or None if this process does not take part in MPI."""
+    return None if _world is None else _world.library
+
+
+def end_all(code: int) -> None:
+    """End every process of the job, if this one takes part in MPI; an error known to one rank alone must."""
+    if _world is not None:
+        _world.abort(code)
+
+
+def here() -> str:
+    """Which rank this is, where, and how far it has come."""
+    rank = (launched() or (0, 1))[0]
+    step = 0 if _world is None else _world.recorder.step
+    return f"rank {rank} on {socket.gethostname()}" + (f" at step {step:,}" if step else "")
+
+
+def complain(error: BaseException, what: str = "") -> None:
+    """Write who failed, with what, and the traceback; at once, since line by line those of several ranks would mix."""
+    what = what or "".join(traceback.format_exception_only(error)).strip()
+    trace = "".join(traceback.format_exception(error))
+    sys.stderr.write(f"mpigd: {here()}: {what}\n{trace}")
+
+
+def leave() -> None:
+    """Meet once more before the ranks exit: a launcher that sees one gone may drop what another prints. Then nobody is watched
+    any more, and a process that cannot end is ended."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if _world is not None and _watch is not None:
+        _world.allreduce(np.zeros(1))
+        _watch.stop()
+        faulthandler.dump_traceback_later(max(_watch.limit, LEAVING), exit=True)
+
+
+def watch(limit: float, code: Callable[[], int], folder: str | None = None) -> None:
+    """A collective may take `limit` seconds; then the job ends with `code()`. In `folder` the flight recorder keeps its file."""
+    if _watch is None or _world is None:
+        return
+    _watch.limit, _watch.code = limit, code
+    if folder is not None:
+        with suppress(OSError):  # not a shared folder, or a full one: the run is worth more than its record
+            _world.recorder.keep(folder)
+            _watch.folder = folder
+
+
+def connect() -> Comm:
+    """The world's communicator: MPI under a launcher, else a SelfComm.
+
+    Raises LaunchError (exit code 69) when the launcher started more processes than MPI can see, the sign of
+    an mpiexec or srun that does not belong to the MPI library, and when ranks run different versions.
+    """
+    global _world, _watch
+    told = launched()
+    if told is None:
+        return SelfComm()
+    if _world is not None:
+        return _world
+    comm = world()
+    if comm.size != told[1]:
+        raise LaunchError(mismatch(told[1], comm.size, comm.library))
+    _world = comm
+    _abort_on_uncaught(comm)
+    _watch = Watch(comm.recorder, _neighbours(comm), HANG_TIMEOUT, lambda text, code: _last_words(comm, text, code))
+    _watch.start()
+    atexit.register(_watch.stop)
+    return comm
+
+
+def _neighbours(comm: Comm) -> dict[int, int]:
+    """Process ids of the other ranks of this host. Collective."""
+    told = comm.allgather(np.array([zlib.crc32(socket.gethostname().encode()), os.getpid()], dtype=np.int64))
+    return {rank: int(pid) for rank, (host, pid) in enumerate(told) if rank != comm.rank and host == told[comm.rank][0]}
+
+
+def _last_words(comm: Comm, text: str, code: int) -> None:
+    os.write(2, f"mpigd: {text}\n".encode(errors="replace"))
+    comm.abort(code)
+
+
+def _abort_on_uncaught(comm: Comm) -> None:
+    """Let an uncaught exception end the world, in a thread too: the other ranks would wait in a collective for ever."""
+
+    def end(error: BaseException | None) -> None:
+        if error is not None:
+            complain(error)
+        comm.abort(error.code if isinstance(error, MpigdError) else MpigdError.code)
+
+    sys.excepthook = lambda kind, error, trace: end(error)
+    threading.excepthook = lambda lost: end(lost.exc_value)

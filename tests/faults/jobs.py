@@ -1,0 +1,70 @@
+"""Jobs to be disturbed: a small run on three ranks, its data, and what a disturbed one is judged by."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpigd.model import fitted
+from tests.launch import Job, mpiexec, python, start
+from tests.scenarios import generate, write
+
+FULL = bool(os.environ.get("TEST_FULL"))
+RANKS = 3
+LIMIT = 90.0  # seconds for a job that should end by itself: the machine may be busy
+HANG = 3  # seconds, as --hang-timeout
+Schedule = Mapping[str, list[tuple[int, str]]]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that is over: its exit code, what it said, when it ended, and the processes it left behind."""
+
+    code: int
+    said: str
+    until: float
+    left: list[int]
+
+
+class Place:
+    """A folder with data. `train` gives the words of a run in it, `run` has it run under mpiexec."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data = write(generate("logistic", n=600, d=6, weights=True), folder)
+
+    def train(self, name: str, schedule: Schedule | None = None, *options: str) -> list[str]:
+        """Forty steps; saved in the folder NAME, the model is NAME.h5."""
+        words = ["-m", "tests.faults.run", json.dumps(schedule)] if schedule else ["-m", "mpigd"]
+        words += ["train", *self.data, "-o", str(self.folder / f"{name}.h5"), "--loss", "logistic", "--mode", "minibatch"]
+        words += ["--batch-size", "60", "--epochs", "4", "--quiet", "--threads", "1", "--hang-timeout", str(HANG)]
+        return [*words, "--checkpoint", str(self.folder / name), "--checkpoint-every", "2", *options]
+
+    def start(self, name: str, schedule: Schedule | None = None, *options: str, flavour: str = "mpich") -> Job:
+        return start(RANKS, *self.train(name, schedule, *options), flavour=flavour)
+
+    def run(self, name: str, schedule: Schedule | None = None, *options: str, flavour: str = "mpich") -> Ended:
+        with self.start(name, schedule, *options, flavour=flavour) as job:
+            done = job.finish(LIMIT)
+            return Ended(done.returncode, done.stdout + done.stderr, time.time(), job.survivors())
+
+    def postmortem(self, name: str) -> str:
+        done = python("-m", "mpigd", "postmortem", self.folder / name, timeout=LIMIT)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def digest(self, name: str) -> str:
+        return fitted.load(str(self.folder / f"{name}.h5")).digest
+
+    def warm(self) -> None:
+        """Compile what the runs need, for both libraries: alone, for waiting ranks take the cores from the one that compiles."""
+        patient = ("--hang-timeout", "200")
+        for done in (
+            python(*self.train("alone", None), timeout=240),
+            mpiexec(RANKS, *self.train("warm", None, *patient), timeout=240),
+        ):
+            assert done.returncode == 0, done.stderr

@@ -1,0 +1,89 @@
+"""mpigd with faults: python -m tests.faults.run '{"3": [[1, "kill"]]}' train data.h5 ...: before step 3 rank 1 kills itself.
+
+Places beside step numbers: "load" (a rank reads its rows), "leave" (all work is done), "exit" (no rank is watched any more).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mpigd import cache, launch
+
+
+def loop() -> None:
+    while True:
+        time.sleep(0.01)
+
+
+def fail() -> None:
+    raise RuntimeError("injected")
+
+
+def in_a_thread() -> None:
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    loop()
+
+
+ACTIONS: dict[str, Callable[[], Any]] = {
+    "exception": fail,
+    "sys.exit": lambda: sys.exit(3),
+    "sys.exit(0)": lambda: sys.exit(0),
+    "os._exit": lambda: os._exit(3),
+    "os._exit(0)": lambda: os._exit(0),
+    "segv": lambda: ctypes.string_at(0),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "usr1": lambda: os.kill(os.getpid(), signal.SIGUSR1),
+    "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "loop": loop,
+    "thread": in_a_thread,
+    "slow": lambda: time.sleep(0.3),
+}
+
+
+def inject(schedule: dict[str, list[tuple[int, str]]]) -> None:
+    """Let the actions happen where the schedule says."""
+    from mpigd import interrupt, supervise, trainer, world
+
+    supervise.PATIENCE = float(os.environ.get("TEST_PATIENCE", supervise.PATIENCE))
+
+    rank, size = launch.launched() or (0, 1)
+
+    def at(place: str) -> None:
+        for who, action in schedule.get(place, []) + schedule.get("always", []):
+            if who == rank:
+                ACTIONS[action]()
+
+    def before(self: Any, words: Any) -> None:
+        if self._comm.size == size:  # no rehearsal
+            at(str(steps[0]))
+            steps[0] += 1
+        usual_before(self, words)
+
+    def leave() -> None:
+        at("leave")
+        usual_leave()
+        at("exit")
+
+    steps, usual_before, usual_read, usual_leave = [0], interrupt.Interruption.before, trainer.read, world.leave
+    interrupt.Interruption.before = before  # type: ignore[method-assign]
+    trainer.read = lambda *given: (at("load"), usual_read(*given))[1]
+    world.leave = leave
+
+
+if __name__ == "__main__":
+    cache.prepare()  # before numba is imported
+    inject(json.loads(sys.argv[1]))
+    from mpigd.__main__ import main
+
+    sys.exit(main(sys.argv[2:]))
