@@ -133,13 +133,15 @@ def train_command(arguments: argparse.Namespace) -> int:
     comm = _connect()
     from mpigd.data.hdf5 import check_target
     from mpigd.progress import Progress
-    from mpigd.trainer import plan_only, train
+    from mpigd.trainer import train
 
     with together(comm):  # before the work that would be lost
         if comm.rank == 0:
             check_target(output)
     progress = Progress(sys.stderr, quiet=config.quiet or comm.rank > 0)
     if config.dry_run:
+        from mpigd.plan import plan_only
+
         return plan_only([data] if isinstance(data, str) else data, config, comm)
     model = train(data, config, comm, progress)
     with together(comm):

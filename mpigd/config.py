@@ -14,7 +14,7 @@ import os
 import tomllib
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -296,7 +296,3 @@ def to_dict(config: Config) -> dict[str, Any]:
 def from_dict(values: Mapping[str, Any]) -> Config:
     """The inverse of to_dict; options this version does not know are refused."""
     return from_mapping({key: value for key, value in values.items() if value is not None})
-
-
-def defaults() -> dict[str, Any]:
-    return {name: None if field.default is MISSING else field.default for name, field in FIELDS.items()}

@@ -8,15 +8,18 @@ alpha + beta * bytes for each of the log2(ranks) rounds.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from mpigd import build
+from mpigd.comm import Comm
 from mpigd.config import Config
+from mpigd.config import to_dict as options_of
 from mpigd.data import hdf5
-from mpigd.data.source import Info
+from mpigd.data.source import Info, expand, inspect
 from mpigd.errors import UsageError
 from mpigd.pace import Profile, cores_of, row_seconds, told_seconds
 from mpigd.quantities import size_of
@@ -132,3 +135,16 @@ def text(predicted: Plan) -> str:
 
 def to_dict(predicted: Plan) -> dict[str, Any]:
     return asdict(predicted)
+
+
+def plan_only(data: Sequence[str], config: Config, comm: Comm) -> int:
+    """Say what a run would do, from the files' metadata and the options alone. Collective; returns the exit code."""
+    choices.check(config)
+    infos = inspect(expand(data, comm), config.x, config.y, comm)
+    n = sum(info.n for info in infos)
+    config = build.complete(config, n, infos[0].d)
+    if comm.rank == 0:
+        steps = (config.epochs or 1) * (1 if config.batch_size is None else -(-n // config.batch_size))
+        print(f"{n:,} rows x {infos[0].d:,} columns ({infos[0].layout}) in {len(infos)} file(s), {comm.size} rank(s)")
+        print(f"up to {steps:,} steps; " + " ".join(f"{name}={value}" for name, value in options_of(config).items()))
+    return 0

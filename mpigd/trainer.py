@@ -15,10 +15,9 @@ from mpigd import build, checkpoint, choices
 from mpigd.batches import Batch
 from mpigd.callbacks import Callback, EarlyStop, History, Saver, Step, Tolerance
 from mpigd.comm import Comm, together
-from mpigd.config import FIELDS, Config, to_dict
+from mpigd.config import FIELDS, Config
 from mpigd.data.loading import fingerprint, load, read, survey
 from mpigd.data.shard import Shard
-from mpigd.data.source import expand, inspect
 from mpigd.errors import StorageError, Unfinished, UsageError
 from mpigd.interrupt import REASONS, Interruption
 from mpigd.metrics import METRICS, PRIMARY
@@ -68,19 +67,6 @@ def load_rows(data: Sequence[str], config: Config, comm: Comm) -> Shard:
     if comm.size > 1:
         rehearse(train, config, infos[0].layout, config.dtype or infos[0].dtype, "offset" in infos[0].extras, comm)
     return read(infos, layout, comm)
-
-
-def plan_only(data: Sequence[str], config: Config, comm: Comm) -> int:
-    """Say what a run would do, from the files' metadata and the options alone. Collective; returns the exit code."""
-    choices.check(config)
-    infos = inspect(expand(data, comm), config.x, config.y, comm)
-    n = sum(info.n for info in infos)
-    config = build.complete(config, n, infos[0].d)
-    if comm.rank == 0:
-        steps = (config.epochs or 1) * (1 if config.batch_size is None else -(-n // config.batch_size))
-        print(f"{n:,} rows x {infos[0].d:,} columns ({infos[0].layout}) in {len(infos)} file(s), {comm.size} rank(s)")
-        print(f"up to {steps:,} steps; " + " ".join(f"{name}={value}" for name, value in to_dict(config).items()))
-    return 0
 
 
 @dataclass

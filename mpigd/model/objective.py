@@ -178,7 +178,7 @@ class Objective:
     def _shares(self, rows: slice | Array) -> list[Any]:
         """The batch cut into equal consecutive shares for the threads, of at least a block of rows."""
         if self.threads == 1:
-            return [rows]
+            return [slice(0, self.rows.X.n) if isinstance(rows, slice) else rows]
         m = self.rows.X.n if isinstance(rows, slice) else rows.size
         threads = min(self.threads, max(1, m // self._block))
         edges = [t * m // threads for t in range(threads + 1)]
