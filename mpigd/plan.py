@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mpigd import build
+from mpigd import build, choices
 from mpigd.comm import Comm
 from mpigd.config import Config
 from mpigd.config import to_dict as options_of
