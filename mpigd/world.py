@@ -53,14 +53,19 @@ def complain(error: BaseException, what: str = "") -> None:
 
 
 def leave() -> None:
-    """Meet once more before the ranks exit: a launcher that sees one gone may drop what another prints. Then nobody is watched
-    any more, and a process that cannot end is ended."""
+    """Meet once more before the ranks exit: a launcher that sees one gone may drop what another prints."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if _world is not None and _watch is not None:
+    if _world is not None:
         _world.allreduce(np.zeros(1))
+
+
+def _exit() -> None:
+    """At the end of the interpreter, before that of MPI: nobody is watched any more, and a process that cannot end is ended."""
+    if _watch is not None:
         _watch.stop()
-        faulthandler.dump_traceback_later(max(_watch.limit, LEAVING), exit=True)
+        if sys.__stderr__ is not None:
+            faulthandler.dump_traceback_later(max(_watch.limit, LEAVING), exit=True, file=sys.__stderr__)
 
 
 def watch(limit: float, code: Callable[[], int], folder: str | None = None) -> None:
@@ -93,7 +98,7 @@ def connect() -> Comm:
     _abort_on_uncaught(comm)
     _watch = Watch(comm.recorder, _neighbours(comm), HANG_TIMEOUT, lambda text, code: _last_words(comm, text, code))
     _watch.start()
-    atexit.register(_watch.stop)
+    atexit.register(_exit)
     return comm
 
 

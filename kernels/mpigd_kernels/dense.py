@@ -101,27 +101,27 @@ def add_all(X, R, start, stop, A, later, shift):
 
 
 @njit(**_OPTIONS)
-def add_one(X, r, A, C, D, T, filled):
-    """accumulate_exact of one output, r (n,), A (1 or 2, d), T (2 or 4, d); on two grids with D, plain sums without C.
+def add_one(X, r, A, C, D, T, q, filled):
+    """accumulate_exact of output q alone, r (n,), A (1 or 2, k, d), T (2 or 4, k, d); on two grids with D, plain sums without C.
 
     For what is added up once, in loading: it is compiled in a fraction of the time.
     """
     if C is None:
-        _add_panel(X, r, 0, X.shape[0], A[0], None, 0)
+        _add_panel(X, r, 0, X.shape[0], A[0, q], None, 0)
         return filled
     elif D is None:
         start, n = 0, X.shape[0]
         while start < n:
             stop = min(n, start + PANEL - filled)
-            _add_panel(X, r, start, stop, A[0], None, 0)
+            _add_panel(X, r, start, stop, A[0, q], None, 0)
             filled += stop - start
             start = stop
             if filled == PANEL:
-                flush(A[0], C, T)
+                flush(A[0, q], C, T[:, q])
                 filled = 0
         return filled
     else:
-        return accumulate_fine(X, r, A[0], A[1], C, D, T[:2], T[2:], filled)
+        return accumulate_fine(X, r, A[0, q], A[1, q], C, D, T[:2, q], T[2:, q], filled)
 
 
 def as_floats(X, room):

@@ -158,10 +158,9 @@ class Dense:
     def accumulate(self, r: Array, l: Array, into: Into) -> None:
         r = np.ascontiguousarray(r)
         if take_scalars(r, l, *into.arrays[:5], into.arrays[6]):
-            A, C, D, T = into.arrays[5:]
             before = into.filled
             for q, residual in enumerate(r):
-                into.filled = dense.add_one(self.values, residual, A[:, q], C, D, None if T is None else T[:, q], before)
+                into.filled = dense.add_one(self.values, residual, *into.arrays[5:], q, before)
 
     def columns(self) -> Columns:
         low, high = np.full(self.d, np.inf), np.full(self.d, -np.inf)

@@ -286,7 +286,7 @@ def test_what_is_not_needed_is_not_loaded(words: str, spared: str, folder: Path)
     assert done.stdout
 
 
-MODULES = 700  # imported by a training rank; every one is looked for in every folder of the path, by every rank
+MODULES = 710  # imported by a training rank; every one is looked for in every folder of the path, by every rank
 
 
 def test_a_rank_imports_few_modules(folder: Path, tmp_path: Path) -> None:

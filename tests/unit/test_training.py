@@ -41,7 +41,9 @@ def test_threads_and_blocks_leave_the_bits_alone(mode: str, as_csr: bool) -> Non
 def test_dense_is_sparse(loss: str, mode: str) -> None:
     table, options = generate(loss, weights=True), dict(loss=loss, mode=mode, **STEPS[mode])
     dense, csr = (fit(shard(table, SelfComm(), as_csr=as_csr), **options) for as_csr in (False, True))
-    np.testing.assert_allclose(csr.coef, dense.coef, rtol=1e-9, atol=1e-12)
+    # Without a penalty softmax determines differences between classes alone; what all of them share is rounding.
+    apart = [model.coef - (model.coef.mean(axis=0) if loss == "softmax" else 0.0) for model in (dense, csr)]
+    np.testing.assert_allclose(apart[1], apart[0], rtol=1e-9, atol=1e-12)
     assert csr.summary["objective"] == pytest.approx(dense.summary["objective"], rel=1e-11)
 
 
