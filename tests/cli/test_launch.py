@@ -214,7 +214,11 @@ def test_the_launcher_of_another_library_is_refused() -> None:
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_the_python_of_each_flavour_loads_its_library(flavour: str) -> None:
-    script = "from mpi4py import MPI; import numpy; print(MPI.COMM_WORLD.size, MPI.Get_library_version().split()[0])"
+    script = (
+        "import os, numpy; from mpi4py import MPI\n"
+        "text = f'{MPI.COMM_WORLD.size} {MPI.Get_library_version().split()[0]}'\n"
+        "os.write(1, f'{text}\\n'.encode())"  # at once: the launcher may mix what two ranks write in pieces
+    )
     done = mpiexec(2, "-c", script, flavour=flavour)
     assert done.stdout.splitlines() == [f"2 {'Open' if flavour == 'openmpi' else 'MPICH'}"] * 2, done.stderr
 
