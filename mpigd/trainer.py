@@ -45,10 +45,10 @@ def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progres
     Raises MpigdError (on all ranks) for data, options or numbers that cannot be used.
     """
     clock, interruption = Clock(comm), Interruption(comm, config)
-    choices.check(config)
-    if config.statistics == "yes" and (why := inference.why_never(config)):
-        raise UsageError(f"--statistics yes: {why}")
     with interruption.listening(), supervise(config, comm, progress.note):
+        choices.check(config)  # once all ranks are known to have the same options: all refuse them, or none
+        if config.statistics == "yes" and (why := inference.why_never(config)):
+            raise UsageError(f"--statistics yes: {why}")
         shard = data if isinstance(data, Shard) else load_rows([data] if isinstance(data, str) else data, config, comm)
         chosen = build.choice(config, shard.X.d)
         config = build.complete(config, shard.n, shard.X.d)
@@ -144,7 +144,8 @@ class Run:
 
     def _after(self, step: Step, words: Sequence[tuple[Callback, Array, Array]]) -> None:
         for callback, _, summed in words:
-            self.reason = callback.after(step, summed) or self.reason
+            found = callback.after(step, summed)
+            self.reason = self.reason or found or ""  # the first: a run at its end is not one that a signal has stopped
 
     def _first_parameters(self) -> Array:
         if self.config.start is None:

@@ -11,6 +11,7 @@ import pytest
 from mpigd import checkpoint
 from mpigd.comm import SelfComm
 from mpigd.errors import DataError
+from mpigd.interrupt import Interruption
 from tests.scenarios import OPTIMIZERS, STEPS, fit, kill, same, shard, write
 from tests.truths import ALL_LOSSES, generate
 
@@ -124,3 +125,18 @@ def test_two_are_kept_and_nothing_else_is_touched(tmp_path: Path) -> None:
     (tmp_path / "step-1.h5").write_text("somebody else's")
     fit(TABLE, **OPTIONS, checkpoint=str(tmp_path), checkpoint_every=1)
     assert files(tmp_path) == ["step-000000000009.h5", "step-000000000010.h5", "step-1.h5"]
+
+
+def test_a_signal_in_the_last_step_does_not_prolong_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tolerance was reached in the same step: continued later, the run would have other bits."""
+    options = dict(loss="softmax", l2=1e-2, tol=1e-3)
+    truth = fit(TABLE, **options)
+    steps = iter(range(1000))
+
+    def before(self: Interruption, words: Any) -> None:
+        words[0] = float(next(steps) == truth.summary["steps"] - 1)
+
+    monkeypatch.setattr(Interruption, "before", before)
+    model = fit(TABLE, **options, checkpoint=str(tmp_path / "saved"))
+    assert model.summary["stop_reason"] == truth.summary["stop_reason"] == "tolerance"
+    same(model, truth)
