@@ -23,7 +23,7 @@ def words_of(*arrays: Array) -> Array:
     """The hash of the arrays' bits as WORDS numbers below 2**16."""
     total = hashlib.blake2b(digest_size=2 * WORDS)
     for array in arrays:
-        total.update(array.tobytes())
+        total.update(np.ascontiguousarray(array).data)  # `tobytes` would be a copy
     return np.frombuffer(total.digest(), dtype=np.uint16)
 
 

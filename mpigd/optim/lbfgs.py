@@ -21,6 +21,7 @@ DECREASE, SLOPE = 1e-4, 0.9  # of the strong Wolfe conditions
 EXPAND, TRIALS = 4.0, 20
 STALLED = 10  # steps that lower neither value nor gradient, after which the objective is called flat
 DROWNED = 1e-10  # relative to the value: smaller differences are told by the slopes
+Pairs = list[tuple[Array, Array]]  # steps and changes of the gradient, the oldest first
 
 
 @dataclass(frozen=True)
@@ -35,24 +36,26 @@ class Trial:
 
 @dataclass(frozen=True)
 class LBFGS:
-    """A step along -H g, H from the last `memory` pairs of steps and changes of the gradient."""
+    """A step along -H g, H from the last `memory` pairs of steps and changes of the gradient.
+
+    Pairs are arrays of their own in the state, move0 and change0 the oldest, and no step changes one: states share them.
+    """
 
     memory: int = 10
     name = "lbfgs"
 
     def start(self, w: Array) -> State:
-        history = {name: np.zeros((self.memory, w.size)) for name in ("moves", "changes")}
-        counts = {name: np.zeros(1) for name in ("pairs", "stalled", "flat")}
-        return fresh("gradient", like=w) | history | counts | {"best": np.full(2, math.inf)}
+        counts = {name: np.zeros(1) for name in ("stalled", "flat")}
+        return fresh("gradient", like=w) | counts | {"best": np.full(2, math.inf)}
 
     def step(self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot) -> tuple[Array, State]:
-        value, g = float(state["value"][0]), state["gradient"]
+        value, g, pairs = float(state["value"][0]), state["gradient"], _pairs(state)
         if state["step"][0] == 0:
             value, g = evaluate(w, oracle, penalty)
-        d = self.direction(g, state, dot)
+        d = direction(g, pairs, dot)
         slope = dot(g, d)
         if not slope < 0.0:  # rounding: begin anew
-            d, slope, state = -g, -dot(g, g), state | {"pairs": np.zeros(1)}
+            d, slope, pairs = -g, -dot(g, g), []
 
         def along(a: float) -> Trial:
             try:
@@ -62,52 +65,53 @@ class LBFGS:
             return Trial(a, there, dot(gradient, d), gradient)
 
         length = norm(g, dot)
-        first = 1.0 if state["pairs"][0] else min(1.0, 1.0 / length) if length > 0.0 else 1.0
+        first = 1.0 if pairs else min(1.0, 1.0 / length) if length > 0.0 else 1.0
         found = search(along, Trial(0.0, value, slope, g), first) if slope < 0.0 else None
-        if found is None:
-            return w.copy(), self._stay(state, value, g, length)
+        if found is None:  # forget the pairs and try once more from the gradient, or say that the objective is flat
+            after = _advance(state, value, length, g, [])
+            after["flat"][0] = float(not pairs)
+            return w.copy(), after
         moved = w + found.a * d
-        after = advance(state, found.value, norm(found.g, dot))
-        self._remember(after, moved - w, found.g - g, dot)
-        after["gradient"] = found.g
+        pairs = self._remember(pairs, moved - w, found.g - g, dot)
+        after = _advance(state, found.value, norm(found.g, dot), found.g, pairs)
         now = np.array([found.value, after["gradient_norm"][0]])
         after["stalled"][0] = 0.0 if (now < state["best"]).any() else state["stalled"][0] + 1
         after["best"] = np.minimum(now, state["best"])
         after["flat"][0] = float(after["stalled"][0] >= STALLED)
         return moved, after
 
-    def _stay(self, state: State, value: float, g: Array, length: float) -> State:
-        """No step was found: forget the pairs and try once more from the gradient, or say that the objective is flat."""
-        after = advance(state, value, length)
-        after["gradient"] = g.copy()
-        after["flat"][0] = float(state["pairs"][0] == 0)
-        after["pairs"][0] = 0.0
-        return after
-
-    def direction(self, g: Array, state: State, dot: Dot) -> Array:
-        """-H g by the two-loop recursion (Nocedal and Wright, algorithm 7.4); the newest pair is the last."""
-        count = int(state["pairs"][0])
-        pairs = [(state["moves"][-i], state["changes"][-i]) for i in range(1, count + 1)]
-        d, shares = -g, []
-        for s, y in pairs:
-            rho = 1.0 / dot(s, y)
-            share = rho * dot(s, d)
-            shares.append((rho, share))
-            d = d - share * y
-        if pairs:
-            s, y = pairs[0]
-            d = d * (dot(s, y) / dot(y, y))
-        for (s, y), (rho, share) in zip(reversed(pairs), reversed(shares), strict=True):
-            d = d + (share - rho * dot(y, d)) * s
-        return d
-
-    def _remember(self, state: State, s: Array, y: Array, dot: Dot) -> None:
+    def _remember(self, pairs: Pairs, s: Array, y: Array, dot: Dot) -> Pairs:
         if not dot(s, y) > 1e-14 * math.sqrt(dot(s, s) * dot(y, y)):
-            return  # no curvature that rounding could tell from none
-        for name, new in (("moves", s), ("changes", y)):
-            state[name][:-1] = state[name][1:]
-            state[name][-1] = new
-        state["pairs"][0] = min(self.memory, state["pairs"][0] + 1)
+            return pairs  # no curvature that rounding could tell from none
+        return [*pairs, (s, y)][-self.memory :]
+
+
+def direction(g: Array, pairs: Pairs, dot: Dot) -> Array:
+    """-H g by the two-loop recursion (Nocedal and Wright, algorithm 7.4); the newest pair is the last."""
+    d, shares = -g, []
+    for s, y in reversed(pairs):
+        rho = 1.0 / dot(s, y)
+        share = rho * dot(s, d)
+        shares.append((rho, share))
+        d = d - share * y
+    if pairs:
+        s, y = pairs[-1]
+        d = d * (dot(s, y) / dot(y, y))
+    for (s, y), (rho, share) in zip(pairs, reversed(shares), strict=True):
+        d = d + (share - rho * dot(y, d)) * s
+    return d
+
+
+def _pairs(state: State) -> Pairs:
+    count = sum(name.startswith("move") for name in state)
+    return [(state[f"move{i}"], state[f"change{i}"]) for i in range(count)]
+
+
+def _advance(state: State, value: float, length: float, g: Array, pairs: Pairs) -> State:
+    """The state one step further, with this gradient and these pairs."""
+    after = advance({name: state[name] for name in ("step", "stalled", "flat", "best")}, value, length)
+    named = {f"{name}{i}": array for i, pair in enumerate(pairs) for name, array in zip(("move", "change"), pair, strict=True)}
+    return after | {"gradient": g} | named
 
 
 def search(along: Callable[[float], Trial], start: Trial, first: float) -> Trial | None:

@@ -35,6 +35,26 @@ def test_a_trial_that_is_not_finite_is_a_step_too_long() -> None:
     np.testing.assert_allclose(w, [1 - math.sqrt(2), 0, 0], atol=1e-7)
 
 
+def test_states_share_their_pairs() -> None:
+    """With a million parameters a copy of ten pairs would be 160 MB, at every step; and a step can still be repeated."""
+    rng = np.random.default_rng(0)
+    oracle, optimizer = Quadratic(np.diag(np.geomspace(1.0, 1e4, 30))), LBFGS(memory=3)
+    w = rng.standard_normal(30)
+    state = optimizer.start(w)
+    assert sum(array.nbytes for array in state.values()) < 2 * w.nbytes
+    for step in range(6):
+        held, before = {name: array.copy() for name, array in state.items()}, state
+        moved, state = optimizer.step(w, before, oracle, L2(0.0, np.ones(30)), vector.dot)
+        again, _ = optimizer.step(w, before, oracle, L2(0.0, np.ones(30)), vector.dot)
+        np.testing.assert_array_equal(moved, again)
+        assert all(np.array_equal(before[name], array) for name, array in held.items())
+        kept, shift = min(step, 3), int(step >= 3)
+        assert sum(name.startswith("move") for name in state) == min(step + 1, 3)
+        for i in range(kept - shift):
+            assert state[f"move{i}"] is before[f"move{i + shift}"] and state[f"change{i}"] is before[f"change{i + shift}"]
+        w = moved
+
+
 @pytest.mark.parametrize("first", [1e-3, 0.1, 1.0, 30.0])
 @pytest.mark.parametrize("number", range(4))
 def test_strong_wolfe(number: int, first: float) -> None:
@@ -58,6 +78,9 @@ def test_strong_wolfe(number: int, first: float) -> None:
 class Quadratic:
     def __init__(self, H: Array) -> None:
         self.H, self.products = H, 0
+
+    def value_and_gradient(self, w: Array) -> tuple[float, Array]:
+        return 0.5 * float(w @ self.H @ w), self.H @ w
 
     def hessian_vector(self, v: Array) -> Array:
         self.products += 1
