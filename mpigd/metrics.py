@@ -49,6 +49,7 @@ METRICS = {
 # SGDClassifier; the AUC would not see an intercept that drifts.
 PRIMARY = {"binary": "log_loss", "margin": "accuracy", "multiclass": "log_loss", "regression": "rmse"}
 
+SLAB = 1 << 16  # rows whose logarithms are taken at once
 EPSILON = float(np.finfo(np.float64).eps)  # log_loss clips probabilities to [EPSILON, 1 - EPSILON], as scikit-learn
 
 
@@ -212,6 +213,14 @@ LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # n 
 
 
 def _log(x: Array) -> Array:
+    """log(x) for x > 0 (n,), slab by slab: the arrays in between are many."""
+    out = np.empty_like(x)
+    for start in range(0, x.size, SLAB):
+        out[start : start + SLAB] = _log_slab(x[start : start + SLAB])
+    return out
+
+
+def _log_slab(x: Array) -> Array:
     """log(x) for x > 0 from additions, multiplications and divisions alone, to 2 units in the last place.
 
     As mpigd_kernels.elementary.log: np.log's last bit depends on the CPU and, for some strides, on the position.

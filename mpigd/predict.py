@@ -14,7 +14,7 @@ import numpy as np
 from mpigd.comm import Comm, bcast_bytes, together
 from mpigd.config import Config
 from mpigd.data import hdf5
-from mpigd.data.loading import Layout, load
+from mpigd.data.loading import Layout, load, passing
 from mpigd.data.shard import Shard
 from mpigd.data.source import agreed
 from mpigd.errors import DataError, MpigdError, StorageError
@@ -26,7 +26,7 @@ from mpigd.model.targets import Classes, check_codes, check_domain
 from mpigd.reduce import total
 
 Array = np.ndarray[Any, Any]
-SLAB = 1 << 16  # rows that travel to the writing rank at once
+SLAB = 1 << 16  # rows that are scored, or travel to the writing rank, at once
 
 
 class Evaluator:
@@ -43,19 +43,30 @@ class Evaluator:
 
     def scores(self, coef: Array, intercept: Array, penalty: float = 0.0) -> dict[str, Any]:
         """Metrics by name, and `objective`: the weighted mean loss plus `penalty`. Collective."""
-        z = margins(self._shard.X, coef, intercept, self._shard.offset)
-        ones, r, l = np.ones(z.shape[1]), np.empty_like(z), np.empty(z.shape[1])
-        self._loss.kernel(z, self._y, ones, self._parameter, r, l)
-        output = mean_response(self._loss, z)
+        return self.judge(margins(self._shard.X, coef, intercept, self._shard.offset), penalty)
+
+    def judge(self, z: Array, penalty: float = 0.0) -> dict[str, Any]:
+        """`scores` from the margins z (k, m), which this uses up. Collective."""
+        l = self._respond(z)
         # A class and its half deviance are one thing for GLMs; hinge, Huber and quantile have no deviance.
         deviance = l if self._loss.name in ("squared", "logistic", "softmax", "poisson", "gamma") else None
         labels = self._classes.labels() if self._classes else None
         result: dict[str, Any] = score(
-            self._loss.kind, self._y, output.T if self._loss.kind == "multiclass" else output[0], self._c, self._comm,
+            self._loss.kind, self._y, z.T if self._loss.kind == "multiclass" else z[0], self._c, self._comm,
             loss_values=deviance, classes=labels,
         )  # fmt: skip
         losses, weight = total(np.column_stack([self._c * l, self._c]), self._comm)
         return result | {"objective": float(losses / weight) + penalty if weight > 0 else float("nan")}
+
+    def _respond(self, z: Array) -> Array:
+        """Losses (m,) of margins z (k, m), which become mean responses, in place: arrays of all rows are few."""
+        l = np.empty(z.shape[1])
+        for start in range(0, l.size, SLAB):
+            rows = slice(start, start + SLAB)
+            part = np.ascontiguousarray(z[:, rows])
+            self._loss.kernel(part, self._y[rows], np.ones(part.shape[1]), self._parameter, np.empty_like(part), l[rows])
+            z[:, rows] = mean_response(self._loss, part)
+        return l
 
 
 def model_classes(model: Model) -> Classes | None:
@@ -124,11 +135,16 @@ def _encode(paths: Sequence[str], output: str, model: Model, need_y: bool) -> No
 def evaluate(model: Model, paths: Sequence[str], config: Config, comm: Comm) -> dict[str, Any]:
     """Metrics of a model on a data set. Collective."""
     with encoded(paths, model, comm) as files:
-        shard = load(files, Layout(config.x, config.y, model.config.dtype, config.partition), comm)
+        shard, slabs = passing(files, Layout(config.x, config.y, model.config.dtype, config.partition), comm)
         check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names"))
         loss = LOSSES[model.config.loss]
         evaluator = Evaluator(shard, loss, loss.parameter(model.config), model_classes(model), comm)
-        scores = evaluator.scores(model.coef, model.intercept, float(model.summary.get("penalty", 0.0)))
+        z = np.empty((model.coef.shape[0], shard.rows.size))
+        with together(comm):
+            for rows, X in slabs:
+                offset = None if shard.offset is None else shard.offset[rows]
+                z[:, rows] = margins(X, model.coef, model.intercept, offset)
+        scores = evaluator.judge(z, float(model.summary.get("penalty", 0.0)))
     return scores | {"rows": shard.n}
 
 

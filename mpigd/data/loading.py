@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from mpigd.data.half import Half, Narrowing
 from mpigd.data.matrix import CSR, Dense, Matrix
 from mpigd.data.partition import Segment
 from mpigd.data.shard import RowNumbers, Shard
-from mpigd.data.slabs import read_csr, read_vector, reading, slabs, wide
+from mpigd.data.slabs import matrices, read_csr, read_vector, reading, slabs, wide
 from mpigd.data.source import Info, agreed, expand, inspect
 from mpigd.data.streamed import Streamed
 from mpigd.errors import DataError, UsageError
@@ -24,6 +24,7 @@ from mpigd_kernels import dense, sampling
 
 Array = np.ndarray[Any, Any]
 FINGERPRINT_ROWS = 1 << 16
+NOTHING = Segment(0, 0, 0, 0)  # for a rank without rows, which must know what there is to know of them
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,29 @@ def load(patterns: Sequence[str], layout: Layout, comm: Comm) -> Shard:
 
     Raises DataError on all ranks if any rank finds fault with its part.
     """
-    if layout.dtype == "float16":  # a way to hold training data: what is scored stays as it is in its file
-        layout = dataclasses.replace(layout, dtype=None)
+    layout = _as_stored(layout)
     return read(survey(patterns, layout, comm), layout, comm)
+
+
+def _as_stored(layout: Layout) -> Layout:
+    """Halves are a way to hold training data: what is scored stays as it is in its file."""
+    return dataclasses.replace(layout, dtype=None) if layout.dtype == "float16" else layout
+
+
+def passing(patterns: Sequence[str], layout: Layout, comm: Comm) -> tuple[Shard, Iterator[tuple[slice, Matrix]]]:
+    """This rank's rows but for X, which is (0, d), and X slab by slab: which of the rows, and their matrix. Collective.
+
+    For those who need every row once and alone; a hash partition, which moves rows, is a range then. Slabs are read when
+    they are asked for, so that DataError may come on some ranks only, and share their memory.
+    """
+    layout = _as_stored(layout)
+    infos = survey(patterns, layout, comm)
+    dtype = kept_as(infos, layout.dtype)
+    with together(comm):
+        segments = _segments(infos, layout, comm)
+        parts = [_read_vectors(infos[segment.file], segment, layout) for segment in segments or [NOTHING]]
+        shard = _join(parts, segments, Dense(np.empty((0, infos[0].d))), infos)
+    return shard, matrices(infos, segments, layout.x, dtype)
 
 
 def survey(patterns: Sequence[str], layout: Layout, comm: Comm) -> list[Info]:
@@ -67,8 +88,9 @@ def read(infos: Sequence[Info], layout: Layout, comm: Comm) -> Shard:
     dtype = kept_as(infos, layout.dtype)
     with together(comm):
         segments = _segments(infos, layout, comm)
-        parts = [_read_part(infos[segment.file], segment, layout, dtype) for segment in segments or [Segment(0, 0, 0, 0)]]
-    sparse = [part.X for part in parts if part.X]
+        held = segments or [NOTHING]
+        sparse = [_read_csr(infos[part.file], part, layout.x, dtype) for part in held if infos[0].layout == "csr"]
+        parts = [_read_vectors(infos[part.file], part, layout) for part in held]
     streams = _streams(infos, segments, layout, dtype, comm)
     X: Matrix = _stack(sparse, infos[0].d) if sparse else read_dense(infos, segments, layout, dtype, streams, comm)
     with together(comm):
@@ -108,21 +130,19 @@ def _row_at(info: Info, x: str, wanted: int) -> int:
     return low
 
 
-@dataclass(frozen=True)
-class _Part:
-    vectors: dict[str, Array]
-    X: CSR | None
-
-
-def _read_part(info: Info, segment: Segment, layout: Layout, dtype: np.dtype[Any]) -> _Part:
-    """Everything of a segment but dense rows, which all go into one array."""
+def _read_vectors(info: Info, segment: Segment, layout: Layout) -> dict[str, Array]:
+    """Everything of a segment but X."""
     names = [*info.extras, *([layout.y] if info.has_y else [])]
     with reading(info, segment) as file:
-        X = read_csr(file, layout.x, segment, dtype) if info.layout == "csr" else None
         vectors = {name: read_vector(file, name, segment) for name in names}
     if layout.y != "y" and layout.y in vectors:
         vectors["y"] = vectors.pop(layout.y)
-    return _Part(vectors, X)
+    return vectors
+
+
+def _read_csr(info: Info, segment: Segment, x: str, dtype: np.dtype[Any]) -> CSR:
+    with reading(info, segment) as file:
+        return read_csr(file, x, segment, dtype)
 
 
 def _streams(infos: Sequence[Info], segments: Sequence[Segment], layout: Layout, dtype: np.dtype[Any], comm: Comm) -> bool:
@@ -176,13 +196,11 @@ def read_dense(
     return X
 
 
-def _join(parts: Sequence[_Part], segments: Sequence[Segment], X: Matrix, infos: Sequence[Info]) -> Shard:
+def _join(parts: Sequence[dict[str, Array]], segments: Sequence[Segment], X: Matrix, infos: Sequence[Info]) -> Shard:
     def joined(name: str) -> Array | None:
-        if name not in parts[0].vectors:
+        if name not in parts[0]:
             return None
-        if len(parts) == 1:
-            return parts[0].vectors[name]
-        return np.concatenate([part.vectors[name] for part in parts])
+        return parts[0][name] if len(parts) == 1 else np.concatenate([part[name] for part in parts])
 
     return Shard(
         n=sum(info.n for info in infos),

@@ -10,7 +10,8 @@ import h5py
 import numpy as np
 
 from mpigd.data import hdf5, plain
-from mpigd.data.matrix import CSR
+from mpigd.data.half import Half
+from mpigd.data.matrix import CSR, Dense, Matrix
 from mpigd.data.partition import Segment
 from mpigd.data.source import Info
 from mpigd.errors import DataError
@@ -97,6 +98,28 @@ def slabs(
                 source.read(cut, slab)
                 yield rows, slab
                 first += m
+
+
+def matrices(infos: Sequence[Info], segments: Sequence[Segment], x: str, dtype: np.dtype[Any]) -> Iterator[tuple[slice, Matrix]]:
+    """This rank's rows, slab by slab: which of them, and their matrix, good until the next is asked for."""
+    if infos[0].layout == "csr":
+        yield from _sparse(infos, segments, x, dtype)
+        return
+    for rows, slab in slabs(infos, segments, x, dtype):
+        yield rows, Half(slab.view(np.uint16), np.ones(infos[0].d)) if dtype == np.float16 else Dense(slab)
+
+
+def _sparse(infos: Sequence[Info], segments: Sequence[Segment], x: str, dtype: np.dtype[Any]) -> Iterator[tuple[slice, Matrix]]:
+    first = 0
+    for segment in segments:
+        info = infos[segment.file]
+        row_bytes = (info.nonzeros or 0) * (dtype.itemsize + 4) // max(1, info.n) + 8
+        step = max(1, SLAB_BYTES // row_bytes)
+        with reading(info, segment) as file:
+            for start in range(segment.start, segment.stop, step):
+                part = Segment(segment.file, start, min(start + step, segment.stop), segment.first + start - segment.start)
+                yield slice(first, first + len(part)), read_csr(file, x, part, dtype)
+                first += len(part)
 
 
 def usable(values: Array) -> bool:

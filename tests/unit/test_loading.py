@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from mpigd.comm import Comm, SelfComm
 from mpigd.data import plain
-from mpigd.data.loading import Layout, load
+from mpigd.data.loading import Layout, load, passing
 from mpigd.data.matrix import CSR, Dense
 from mpigd.data.shard import Shard
 from mpigd.model.fitted import load as load_model
@@ -55,6 +56,40 @@ def together(shards: Sequence[Shard]) -> Table:
 def equal(one: Table, other: Table) -> None:
     for name in ("X", "y", "c", "offset"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), name)
+
+
+@pytest.mark.parametrize("partition", PLACES)
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("kind", ["csr", "float32", "float16"])
+def test_rows_that_pass_by(kind: str, size: int, partition: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slab by slab the rows that would be held, whatever the slabs."""
+    table, layout = generate("squared", n=70, weights=True), Layout(partition=partition)
+    paths = write(table, tmp_path, files=3, as_csr=kind == "csr")
+    if kind == "float16":
+        for path in paths:
+            with h5py.File(path, "r+") as file:
+                X = file["X"][...].astype(np.float16)
+                del file["X"]
+                file["X"] = X
+    held = load(paths, Layout(), SelfComm()).X
+    monkeypatch.setattr("mpigd.data.slabs.SLAB_BYTES", 300)
+
+    def rows_of(comm: Comm) -> tuple[Array, Array, int]:
+        shard, slabs = passing(paths, layout, comm)
+        assert shard.X.n == 0 and shard.y is not None and shard.c is not None
+        numbers, z, count = np.asarray(shard.rows), np.empty(shard.rows.size), 0
+        np.testing.assert_array_equal(shard.y, table.y[numbers])
+        for rows, X in slabs:
+            X.margins(np.arange(1.0, X.d + 1), 0.5, z[rows])
+            count += 1
+        return numbers, z, count
+
+    found, whole = run(size, rows_of), np.empty(70)
+    held.margins(np.arange(1.0, held.d + 1), 0.5, whole)
+    numbers, z = (np.concatenate(parts) for parts in list(zip(*found, strict=True))[:2])
+    np.testing.assert_array_equal(np.sort(numbers), np.arange(70))
+    np.testing.assert_array_equal(z, whole[numbers])
+    assert sum(count for _, _, count in found) > 3, "more slabs than files"
 
 
 @given(

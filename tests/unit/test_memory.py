@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
+import mpigd
 from mpigd.comm import Comm
 from mpigd.data.loading import Layout, load
 from mpigd.data.matrix import CSR, Dense
@@ -44,6 +45,38 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
             X[start : start + N // 5] = part = rng.standard_normal((N // 5, D), dtype=np.float32)
             y[start : start + N // 5] = part[:, 0] > 0.1
     return str(path)
+
+
+EVALUATION = """
+import sys
+import mpigd
+from mpigd.comm import SelfComm
+from mpigd.config import Config
+from mpigd.predict import evaluate
+evaluate(mpigd.load(sys.argv[1]), [sys.argv[2]], Config(), SelfComm())
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(int(status["VmHWM"].split()[0]) * 1024)
+"""
+
+
+@pytest.mark.parametrize("as_csr", [False, True])
+def test_an_evaluation_holds_none_of_the_rows(as_csr: bool, tmp_path: Path) -> None:
+    n, d, rng = 200_000, 400, np.random.default_rng(0)
+    mpigd.train((rng.random((50, d)), np.arange(50) % 2.0), loss="logistic", epochs=1).save(tmp_path / "model.h5")
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        file["y"] = np.arange(n) % 2.0
+        if as_csr:
+            group = file.create_group("X")
+            group.attrs.update({"encoding-type": "csr_matrix", "shape": (n, d)})
+            group["indptr"] = np.arange(0, n * d // 2 + 1, d // 2)
+            group["indices"] = np.resize(np.arange(0, d, 2, dtype=np.int32), n * d // 2)
+            group["data"] = np.ones(n * d // 2, np.float32)
+        else:
+            file.create_dataset("X", data=np.resize(rng.random((100, d), np.float32), (n, d)))
+    words = [sys.executable, "-c", EVALUATION, str(tmp_path / "model.h5"), str(tmp_path / "data.h5")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < n * d * 4 + 150e6  # the rows are 320 MB, the program alone takes 150 and more
 
 
 def peak(data: str, **options: Any) -> float:
