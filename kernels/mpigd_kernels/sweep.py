@@ -5,76 +5,98 @@ because at the speed of memory a block takes less time than a few calls from Pyt
 for all, so that little is compiled. Only accumulators without `C` (plain sums) or `D` (one grid) are None, and compiled away.
 """
 
+from collections import namedtuple
+
 import numpy as np
 from numba import njit
+from numba.extending import overload
 
 from mpigd_kernels import csr, curvature, dense, pointwise
 from mpigd_kernels.sums import add_plain, flush_all, take_block
 
 _OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
-# What a sweep makes of margins. Numbers, because functions as arguments would be compiled again in every process.
-SQUARED, LOGISTIC, SOFTMAX, HINGE, SQUARED_HINGE, HUBER, QUANTILE, POISSON, GAMMA = range(9)
-PRODUCT, SOFTMAX_PRODUCT, SQUARES = range(9, 12)
-FOLDS = 16  # plus the number of a loss: that loss of one output for each of k columns
+# What a sweep makes of margins: residuals and losses, those of folds, or one of two products of the Hessian.
+LOSS, FOLDS, PRODUCT, SQUARES = range(4)
+# The losses, each a type that holds its parameter a, so that a sweep is compiled with the one it needs, not with all nine, for
+# seconds. Types, because functions as arguments would be compiled again in every process.
+Squared = namedtuple("Squared", "a")
+Logistic = namedtuple("Logistic", "a")
+Softmax = namedtuple("Softmax", "a")
+Hinge = namedtuple("Hinge", "a")
+SquaredHinge = namedtuple("SquaredHinge", "a")
+Huber = namedtuple("Huber", "a")
+Quantile = namedtuple("Quantile", "a")
+Poisson = namedtuple("Poisson", "a")
+Gamma = namedtuple("Gamma", "a")
+KERNELS = {
+    Squared: pointwise.squared,
+    Logistic: pointwise.logistic,
+    Softmax: pointwise.softmax,
+    Hinge: pointwise.hinge,
+    SquaredHinge: pointwise.squared_hinge,
+    Huber: pointwise.huber,
+    Quantile: pointwise.quantile,
+    Poisson: pointwise.poisson,
+    Gamma: pointwise.gamma,
+}
 
 
 @njit(**_OPTIONS)
-def residuals(loss, z, y, c, a, r, l):
-    """The pointwise function that `loss` names: z (k, m), y (q, m), c (m,), a -> r (k, m), l (m,).
+def residuals(what, loss, z, y, c, r, l):
+    """z (k, m), y (q, m), c (m,) -> r (k, m), l (m,): of `loss` where `what` is LOSS; of its curvature, in place of y, PRODUCT.
 
-    From FOLDS on k models of one output: column q does not see the rows whose fold y[1] is q; l is the sum over columns.
+    FOLDS: of k models of one output: column q does not see the rows whose fold y[1] is q; l is the sum over columns.
     """
-    folds, m = loss >= FOLDS, l.size
+    if what == PRODUCT:
+        product(loss, z, y, c, r, l)
+        return
+    if what == SQUARES:
+        curvature.squares(z, y, c, loss.a, r, l)
+        return
+    folds, m = what == FOLDS, l.size
     room = np.empty((2, m if folds else 0))
-    # One call for both, in a loop of one column or of k: two calls would be two copies of all losses.
+    # One call for both, in a loop of one column or of k: two calls would be two copies of the loss.
     for q in range(z.shape[0] if folds else 1):
         for i in range(m if folds else 0):
             room[0, i] = 0.0 if y[1, i] == q else c[i]
         own, mine, weights, one = (z[q : q + 1], r[q : q + 1], room[0], room[1]) if folds else (z, r, c, l)
-        _of_loss(loss - FOLDS if folds else loss, own, y, weights, a, mine, one)
+        pointwise_of(loss, own, y[0], weights, mine, one)
         for i in range(m if folds else 0):
             l[i] = one[i] if q == 0 else l[i] + one[i]
 
 
-@njit(**_OPTIONS)
-def _of_loss(loss, z, y, c, a, r, l):
-    """residuals() of everything but folds."""
-    if loss == SQUARED:
-        pointwise.squared(z, y[0], c, a, r, l)
-    elif loss == LOGISTIC:
-        pointwise.logistic(z, y[0], c, a, r, l)
-    elif loss == SOFTMAX:
-        pointwise.softmax(z, y[0], c, a, r, l)
-    elif loss == HINGE:
-        pointwise.hinge(z, y[0], c, a, r, l)
-    elif loss == SQUARED_HINGE:
-        pointwise.squared_hinge(z, y[0], c, a, r, l)
-    elif loss == HUBER:
-        pointwise.huber(z, y[0], c, a, r, l)
-    elif loss == QUANTILE:
-        pointwise.quantile(z, y[0], c, a, r, l)
-    elif loss == POISSON:
-        pointwise.poisson(z, y[0], c, a, r, l)
-    elif loss == GAMMA:
-        pointwise.gamma(z, y[0], c, a, r, l)
-    elif loss == PRODUCT:
-        curvature.product(z, y, c, a, r, l)
-    elif loss == SOFTMAX_PRODUCT:
-        curvature.softmax_product(z, y, c, a, r, l)
-    else:
-        curvature.squares(z, y, c, a, r, l)
+def pointwise_of(loss, z, y, c, r, l):
+    """The pointwise function of a loss (pointwise.py)."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(pointwise_of)
+def _pointwise_of(loss, z, y, c, r, l):
+    kernel = KERNELS[loss.instance_class]
+    return lambda loss, z, y, c, r, l: kernel(z, y, c, loss.a, r, l)
+
+
+def product(loss, z, h, c, r, l):
+    """The Hessian's product for the curvature h of a loss (curvature.py)."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(product)
+def _product(loss, z, h, c, r, l):
+    kernel = curvature.softmax_product if loss.instance_class is Softmax else curvature.product
+    return lambda loss, z, h, c, r, l: kernel(z, h, c, loss.a, r, l)
 
 
 @njit(**_OPTIONS)
 def sweep_dense(
-    values, first, order, m, block, y, c, offset, coef, intercept, loss, a, keep,
+    values, first, order, m, block, y, c, offset, coef, intercept, what, loss, keep,
     limits, biases, S, counts, tops, A, C, D, T, filled, panel,
 ):  # fmt: skip
     """Add the sums of m rows of values (n, d) at coef (k, d), intercept (k,) to accumulators; returns how many A holds unflushed.
 
     Rows are first, first + 1, ... of everything, or, where `order` has any, order[first], ... : of values, of the targets y
-    (q, n), weights c (n,) or one for all, offset (n,) or none. keep (k, n), or nothing, takes their margins. loss, a: which
-    of residuals() it is, and its parameter. limits, biases, S, counts, tops: of sums.take_block. A (1 or 2, k, d), C, D (d,),
+    (q, n), weights c (n,) or one for all, offset (n,) or none. keep (k, n), or nothing, takes their margins. what, loss:
+    of residuals(). limits, biases, S, counts, tops: of sums.take_block. A (1 or 2, k, d), C, D (d,),
     T (2 or 4, k, d): accumulators, biases and totals of the grid and of a finer one; plain sums into A where C is None.
     """
     k = A.shape[1]
@@ -96,7 +118,7 @@ def sweep_dense(
         shift = begin + block if dense.in_place(values) and order.size == 0 else 0
         dense.margins_of_all(X, coef, intercept, z, values, shift)
         _shift_and_keep(z, order, begin, offset, keep)
-        residuals(loss, z, t, weights, a, r, l)
+        residuals(what, loss, z, t, weights, r, l)
         if take_scalars(r, l, limits, biases, S, counts, tops, C):
             filled = add_dense(X, values, shift, r, A, C, D, T, filled)
     if C is not None and filled > 0:  # here, because a step of few rows would notice another call
@@ -107,7 +129,7 @@ def sweep_dense(
 
 @njit(**_OPTIONS)
 def sweep_csr(
-    indptr, indices, data, first, order, m, block, y, c, offset, coef, intercept, loss, a, keep,
+    indptr, indices, data, first, order, m, block, y, c, offset, coef, intercept, what, loss, keep,
     limits, biases, S, counts, tops, A, C, D, T, filled, panel,
 ):  # fmt: skip
     """sweep_dense of compressed rows; they are flushed every `panel` rows."""
@@ -126,7 +148,7 @@ def sweep_csr(
         for q in range(k):
             csr.margins_of(starts, stops, indices, data, coef[q], intercept[q], z[q])
         _shift_and_keep(z, order, begin, offset, keep)
-        residuals(loss, z, t, weights, a, r, l)
+        residuals(what, loss, z, t, weights, r, l)
         if take_scalars(r, l, limits, biases, S, counts, tops, C):
             held = filled
             for q in range(k):

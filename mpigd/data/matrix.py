@@ -30,14 +30,14 @@ class Columns:
 
 
 class Task(NamedTuple):
-    """What a sweep makes of rows: `loss` (a number of mpigd_kernels/sweep.py) with its parameter a.
+    """What a sweep makes of rows: `what` (a number of mpigd_kernels/sweep.py) of `loss` (a type there, with its parameter).
 
     y (q, n), weights c (n,) or (1,) for all alike, coef (k, d), intercept (k,), offset (n,) or None; keep (k, n) takes the
     margins if given. A tuple, because every step makes one.
     """
 
-    loss: int
-    a: float
+    what: int
+    loss: Any
     y: Array
     c: Array
     coef: Array
@@ -50,7 +50,7 @@ class Task(NamedTuple):
         offset = None if self.offset is None else self.offset[selection]
         keep = None if self.keep is None else self.keep[:, selection]
         c = self.c if self.c.size == 1 else self.c[selection]
-        return Task(self.loss, self.a, self.y[:, selection], c, self.coef, self.intercept, offset, keep)
+        return Task(self.what, self.loss, self.y[:, selection], c, self.coef, self.intercept, offset, keep)
 
 
 class Into(Protocol):
@@ -123,7 +123,7 @@ def run(
     if m > 0:
         into.filled = kernel(
             *parts, first, order, m, min(block, m), task.y, task.c, NONE if task.offset is None else task.offset,
-            coef, task.intercept, task.loss, task.a, NOWHERE if task.keep is None else task.keep,
+            coef, task.intercept, task.what, task.loss, NOWHERE if task.keep is None else task.keep,
             *arrays, into.filled, into.panel,
         )  # fmt: skip
 

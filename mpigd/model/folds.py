@@ -49,8 +49,8 @@ class FoldObjective(Objective):
     def gradients(self, W: Array) -> tuple[float, Array]:
         """About the mean of the columns' mean losses, and the gradients (k, p), at W (k, p): one read. Collective."""
         coef, intercept = self.scaling.to_raw(W, self.k)
-        rows, code = self.rows, sweep.FOLDS + self.loss.code
-        task = Task(code, self.parameter, self._targets, rows.c, coef, intercept, rows.offset, self._keep)
+        rows = self.rows
+        task = Task(sweep.FOLDS, self.kind, self._targets, rows.c, coef, intercept, rows.offset, self._keep)
         self.counter.reads += 1.0
         sums = self._sums.sweep(self._shares(slice(None)), lambda share, into: rows.X.sweep(share, task, into), self.n)
         G = self.scaling.gradient(sums.gradient, sums.residual, 1.0).reshape(self.k, -1)

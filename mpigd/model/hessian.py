@@ -61,8 +61,7 @@ class Curvature:
         else:
             columns = objective.statistics.bounds(objective.n)
             reducer = ExactReducer(self._comm, columns, k, objective.n, 1.0, objective.fine, isinstance(objective.rows.X, CSR))
-        code = sweep.SOFTMAX_PRODUCT if self._several else sweep.PRODUCT
-        sums = objective.sums(v / bound, self._batch, reducer, code, self._h)
+        sums = objective.sums(v / bound, self._batch, reducer, sweep.PRODUCT, self._h)
         return objective.scaling.gradient(sums.gradient, sums.residual, factor * bound)
 
     def matrices(self, factor: float) -> Array:

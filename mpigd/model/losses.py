@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,10 +38,10 @@ class Loss:
     parameter: Callable[[Config], float] = lambda config: 0.0
     second: Callable[..., None] | None = None
 
-    @cached_property
-    def code(self) -> int:
-        """Its number in a sweep."""
-        return int(getattr(sweep, self.name.upper()))
+    def with_parameter(self, a: float) -> Any:
+        """What a sweep takes: the type that stands for this loss there, with the parameter."""
+        (kind,) = (kind for kind, kernel in sweep.KERNELS.items() if kernel is self.kernel)
+        return kind(float(a))
 
     @property
     def classifies(self) -> bool:

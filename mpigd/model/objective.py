@@ -70,6 +70,7 @@ class Objective:
     ) -> None:
         self.rows, self.loss, self.parameter, self.k, self.n = rows, loss, parameter, k, n
         self.scaling, self.statistics = scaling, statistics
+        self.kind = loss.with_parameter(parameter)
         self.size = k * scaling.p
         self.threads = threads
         self.fine = False  # sums on two grids
@@ -103,20 +104,21 @@ class Objective:
         w: Array,
         batch: Batch,
         reducer: Reducer,
-        code: int | None = None,
+        what: int = sweep.LOSS,
         curvature: Array | None = None,
         keep: Array | None = None,
         along: Alongside | None = None,
     ) -> Sums:
-        """Unnormalised sums over the batch at w; `code` of a sweep in place of the loss (and no offset then). Collective.
+        """Unnormalised sums over the batch at w; or `what` else of a sweep (and no offset then). Collective.
 
         A sweep sees `curvature` (k, n) in place of y where that is given; `keep` (k, n) takes the margins.
         `along` sums a Hessian in the same visit of the rows.
         """
         coef, intercept = self.scaling.to_raw(w, self.k)
-        rows, loss = self.rows, self.loss.code if code is None else code
+        rows = self.rows
         y = rows.targets if curvature is None else curvature
-        task = Task(loss, self.parameter, y, rows.weights, coef, intercept, rows.offset if code is None else None, keep)
+        offset = rows.offset if what == sweep.LOSS else None
+        task = Task(what, self.kind, y, rows.weights, coef, intercept, offset, keep)
         self.counter.reads += self.width * batch.size / self.n
 
         def visit(share: Any, into: Into) -> None:

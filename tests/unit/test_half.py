@@ -82,7 +82,7 @@ def test_units_bring_every_size_into_the_range_of_halves() -> None:
 def added_up(X: Half | Dense, w: Array, r: Array) -> Array:
     """Plain sums of a sweep at w over every second row, then all of them."""
     into = NativeAccumulator(1, X.d)
-    task = Task(sweep.SQUARED, 0.0, r[np.newaxis, : X.n], np.ones(1), w[np.newaxis], np.zeros(1))
+    task = Task(sweep.LOSS, sweep.Squared(0.0), r[np.newaxis, : X.n], np.ones(1), w[np.newaxis], np.zeros(1))
     for rows in (np.arange(0, X.n, 2), slice(None)):
         X.sweep(rows, task, into)
     return into.words
