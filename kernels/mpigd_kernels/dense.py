@@ -49,7 +49,7 @@ def accumulate_exact(X, R, A, C, T, filled, later, shift):
     A starts at C and R (k, n) is odd (sums.py). `filled` rows are in A already; returns how many are at the end. Meanwhile
     half of rows `shift` further of `later`, unless None, is fetched.
     """
-    start, n = 0, X.shape[0]
+    start, n = filled * 0, X.shape[0]  # a plain 0 is a type of its own: all that is called would be compiled twice
     while start < n:
         stop = min(n, start + PANEL - filled)
         add_all(X, R, start, stop, A, later, shift)
@@ -107,10 +107,10 @@ def add_one(X, r, A, C, D, T, q, filled):
     For what is added up once, in loading: it is compiled in a fraction of the time.
     """
     if C is None:
-        _add_panel(X, r, 0, X.shape[0], A[0, q], None, 0)
+        _add_panel(X, r, filled * 0, X.shape[0], A[0, q], None, 0)
         return filled
     elif D is None:
-        start, n = 0, X.shape[0]
+        start, n = filled * 0, X.shape[0]  # as in accumulate_exact
         while start < n:
             stop = min(n, start + PANEL - filled)
             _add_panel(X, r, start, stop, A[0, q], None, 0)

@@ -213,7 +213,7 @@ def take_scalars(r, l, limits, biases, S, counts, tops, C):
 def add_dense(X, later, shift, r, A, C, D, T, filled):
     """Add R X for residuals r (k, n), while rows of `later` are fetched; returns how many rows A holds unflushed."""
     if C is None:
-        dense.add_all(X, r, 0, X.shape[0], A[0], later, shift)
+        dense.add_all(X, r, filled * 0, X.shape[0], A[0], later, shift)  # not 0: see accumulate_exact
         return filled
     elif D is None:
         return dense.accumulate_exact(X, r, A[0], C, T, filled, later, shift)
