@@ -59,7 +59,8 @@ def parser() -> Parser:
     plan.add_argument("--network", default=None, metavar="ALPHA,BETA", help="seconds a message and a byte (2e-6,1e-10)")
     plan.add_argument("--profile", default=None, metavar="FILE", help="a machine as scripts/bench/run.py measured it")
     plan.add_argument("--json", action="store_true", help="one JSON object")
-    add_options(plan, ["loss", "mode", "batch_size", "shuffle", "epochs", "dtype", "max_memory", "x", "y", "reduce"])
+    plan.add_argument("--config", default=None, help="a TOML file of training options")
+    add_options(plan, [name for name in FIELDS if name != "dry_run"])  # those of the run that is planned
     postmortem = command("postmortem", "say where the ranks of a run were when it ended", postmortem_command)
     postmortem.add_argument("folder", help="the run's checkpoint folder")
     command("doctor", "check MPI, launcher, binding, HDF5 and numba", doctor_command)
@@ -251,7 +252,7 @@ def _elsewhere() -> bool:
 
 
 def plan_command(arguments: argparse.Namespace) -> int:
-    config = resolve(_options(arguments))[0]
+    config = resolve(_options(arguments), arguments.config)[0]
     network = _network(arguments.network)
     if arguments.ranks < 1:
         raise UsageError(f"--ranks {arguments.ranks}: must be at least 1")

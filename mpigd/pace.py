@@ -65,7 +65,7 @@ def row_seconds(layout: str, d: int, row_bytes: float, config: Config, ranks: in
 
     In mini-batch and stochastic mode the rows of a step lie anywhere, but for blocks that are kept together.
     """
-    threads = max(1, len(cores()) // ranks) * ranks
+    threads = (config.threads or max(1, len(cores()) // ranks)) * ranks
     X = _made_up(layout, d, row_bytes, threads)
     y = np.resize(np.arange(1.0, max(2, k) + 1), X.n)
     measured = config.replace(mode="full", batch_size=None, threads=threads, class_weight=None, optimizer="auto", max_memory=None)

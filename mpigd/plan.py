@@ -1,8 +1,8 @@
 """`mpigd plan`: what a run will need, from the data's metadata and a profile of the machine, given or measured here. No MPI.
 
 A step's time is the time of a rank's rows plus one Allreduce. The first comes from the profile, or is measured on made-up
-rows of the same width, layout, loss and mode, with as many threads as ranks share a host's memory; the second is
-alpha + beta * bytes for each of the log2(ranks) rounds.
+rows of the same width and layout, with the run's own options (a tolerance may ask for two grids), and with as many threads
+as ranks share a host's memory; the second is alpha + beta * bytes for each of the log2(ranks) rounds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mpigd.errors import UsageError
 from mpigd.pace import Profile, cores_of, row_seconds, told_seconds
 from mpigd.quantities import size_of
 
-PROGRAM = 140e6  # bytes of a rank before it holds a row: Python, numpy, numba, h5py, MPI
+PROGRAM = 180e6  # bytes of a rank beside what grows with the data: Python, numpy, numba, the kernels, h5py, MPI, slabs
 PER_ROW = 24  # bytes a row takes beside X: target, weight, number
 PER_PARAMETER = 64  # bytes of a parameter: vectors of the optimiser, accumulators, totals
 LOOKED_AT = 1 << 16  # targets that show how many classes there are
@@ -55,6 +55,7 @@ def plan(
 
     network: seconds a message and a byte; without it those of the profile. Without a profile this machine is measured.
     """
+    choices.check(config)
     n, d, known = sum(info.n for info in infos), infos[0].d, profile or {}
     alpha, beta = network or (known.get("alpha", NETWORK[0]), known.get("beta", NETWORK[1]))
     config = build.complete(config, n, d)

@@ -23,7 +23,7 @@ from mpigd.errors import DataError, UsageError
 from mpigd_kernels import dense, sampling
 
 Array = np.ndarray[Any, Any]
-FINGERPRINT_ROWS = 1 << 16
+FINGERPRINT_BYTES = 4 << 20  # of rows whose hash is made at once: it takes copies of them
 NOTHING = Segment(0, 0, 0, 0)  # for a rank without rows, which must know what there is to know of them
 
 
@@ -240,8 +240,9 @@ def _stack(sparse: Sequence[CSR], d: int) -> CSR:
 def fingerprint(shard: Shard, comm: Comm) -> str:
     """A hash of the data set's rows with their numbers, targets, weights and offsets, whoever holds them. Collective."""
     mine = 0
-    for start in range(0, shard.X.n, FINGERPRINT_ROWS):
-        rows = slice(start, min(start + FINGERPRINT_ROWS, shard.X.n))
+    step = max(1, FINGERPRINT_BYTES // max(1, shard.X.row_bytes))
+    for start in range(0, shard.X.n, step):
+        rows = slice(start, min(start + step, shard.X.n))
         hashes = np.asarray(shard.rows[rows]).astype(np.uint64)
         shard.X.rows(rows).absorb(hashes)
         for vector in (shard.y, shard.c, shard.offset):

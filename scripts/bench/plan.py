@@ -32,7 +32,7 @@ def network() -> tuple[Word, ...]:
 
 
 def predicted(path: Path, ranks: int) -> dict[str, Any]:
-    words = ("plan", path, "--ranks", str(ranks), "--loss", "logistic", "--json", *network())
+    words = ("plan", path, "--ranks", str(ranks), *PLAIN, "--json", *network())
     told: dict[str, Any] = json.loads(launch(0, "-m", "mpigd", *words))
     return told
 

@@ -56,6 +56,18 @@ def test_wider_rows_take_longer(layout: str, row_bytes: float) -> None:
     assert 2 * narrow < wide
 
 
+def test_the_runs_own_options_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run to the last digit sums on two grids, which takes compressed rows twice as long."""
+    made, problem = [], pace.build.problem
+    monkeypatch.setattr(pace.build, "problem", lambda *words: made.append(problem(*words)) or made[-1])
+    for tol in (1e-6, 1e-14):
+        plan([replace(INFO, layout="csr", nonzeros=10_000_000)], Config(loss="logistic", tol=tol, threads=1), 2)
+    assert [one.objective.fine for one in made] == [False, True]
+    assert [one.objective.threads for one in made] == [2, 2]
+    with pytest.raises(UsageError, match="newton"):
+        plan([INFO], Config(loss="logistic", mode="minibatch", optimizer="newton"), 1)
+
+
 PROFILE = {"read_1": 1e10, "read_2": 1.6e10, "fraction_32": 0.5, "fraction_512": 1.0, "alpha": 1e-3, "beta": 0.0, "memory": 1e9}
 
 
@@ -112,5 +124,8 @@ def test_the_command(tmp_path: Path) -> None:
     told = json.loads(done.stdout)
     assert told["rows"] == 300 and told["step_seconds"] > 0 and told["memory_bytes"] > 50e6
     assert "mpi4py" not in done.stderr
+    (tmp_path / "run.toml").write_text('loss = "logistic"\ntol = 0.0\nmomentum = 0.5\n')
+    words = ("--config", tmp_path / "run.toml", "--optimizer", "momentum", "--l2", "1e-3", "--json")
+    assert json.loads(python("-m", "mpigd", "plan", *paths, *words).stdout)["rows"] == 300, "the words of `train`"
     wrong = python("-m", "mpigd", "plan", *paths, "--network", "fast")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
