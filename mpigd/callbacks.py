@@ -43,7 +43,7 @@ class Callback:
     words = 0  # how many this one adds to the step's buffer
 
     def before(self, words: Array) -> None:
-        """Fill this rank's words before a step."""
+        """Fill this rank's words before a step; not called where there are none."""
 
     def after(self, step: Step, words: Array) -> str | None:
         """Called on all ranks after a step with the words' sums. A text stops the run: the reason."""

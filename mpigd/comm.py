@@ -184,7 +184,7 @@ def _flat(buffer: Array) -> Array:
     """A one-dimensional view for MPI to fill: reshape would silently copy a strided buffer, and the result be lost."""
     if not buffer.flags.c_contiguous:
         raise ValueError(f"a buffer of shape {buffer.shape} that is not C-contiguous cannot be filled")
-    return buffer.reshape(-1)
+    return buffer if buffer.ndim == 1 else buffer.reshape(-1)
 
 
 def world() -> MPIComm:

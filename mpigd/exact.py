@@ -87,13 +87,13 @@ class ExactAccumulator:
     def __init__(self, k: int, d: int, head: int, fine: bool, paired: bool, extra: int = 0) -> None:
         kinds = 2 if fine else 1
         sizes = 2 * kinds * k * head, kinds * k * (d - head), 2 * (1 + k), 5
-        self.words = np.zeros(sum(sizes) + extra)
+        room = np.zeros(8 + sum(sizes) + extra)  # a cache line for the tops, so that one call clears both
+        self.tops, self.words, self._cleared = room[:3], room[8:], room[: 8 + sum(sizes)]
         T, rest, S, self.counts, self.extra = np.split(self.words, np.cumsum(sizes))
-        self.summed, self.head = self.words[: sum(sizes)], head
+        self.head = head
         self.T, self.S, self.rest = T.reshape(2 * kinds, k, head), S.reshape(1 + k, 2), rest.reshape(kinds, k, d - head)
         self.pairs = np.zeros((kinds, k, d, 2)) if paired else None
         self.A = np.empty((kinds, k, d)) if self.pairs is None else self.pairs[..., 1]
-        self.tops = np.zeros(3)
         self._at: Grids | None = None  # of whose biases A is full
 
     def start(self, grids: Grids, limits: Array, panel: int) -> None:
@@ -107,8 +107,7 @@ class ExactAccumulator:
                 A[:] = C
         self._at = None  # until `finish`: what fails in between leaves A as it is
         self.filled = 0
-        self.summed.fill(0.0)
-        self.tops.fill(0.0)
+        self._cleared.fill(0.0)
 
     def _kinds(self) -> Iterator[tuple[Array, Array]]:
         """Accumulators and biases of each grid."""
@@ -129,13 +128,19 @@ class ExactAccumulator:
         self.arrays = before
 
     def finish(self) -> None:
-        head = self.head
-        for number, (A, C) in enumerate(self._kinds()):
-            if head < C.size:
+        head, size = self.head, self.grids.coarse.size
+        for number, (A, C) in enumerate(self._kinds() if self.filled or head < size else ()):
+            if head < size:
                 np.subtract(A[:, head:], C[head:], out=self.rest[number])
             for q in range(A.shape[0] if self.filled else 0):
                 sums.flush(A[q], C, self.T[2 * number : 2 * number + 2, q])
-        self._at = self.grids if head == self.grids.coarse.size else None  # the other columns are not set back
+        self._at = self.grids if head == size else None  # the other columns are not set back
+
+    def take(self, share: Share, visit: Callable[[Share, Into], None], grids: Grids, limits: Array, panel: int) -> None:
+        """A sweep over this thread's share."""
+        self.start(grids, limits, panel)
+        visit(share, self)
+        self.finish()
 
     def total(self) -> Sums:
         """The sums that the words hold."""
@@ -215,15 +220,11 @@ class ExactReducer:
         return self._accumulators[:count]
 
     def _visit(self, shares: Sequence[Share], visit: Callable[[Share, Into], None], used: Sequence[ExactAccumulator]) -> None:
-        grids = self._grid()
-
-        def work(thread: int) -> None:
-            accumulator = used[thread]
-            accumulator.start(grids, self._limits.values, self.columns.panel)
-            visit(shares[thread], accumulator)
-            accumulator.finish()
-
-        self._threads.run(work, len(shares))
+        grids, limits, panel = self._grid(), self._limits.values, self.columns.panel
+        if len(shares) == 1:  # without what only threads need, which a step of one row would notice
+            used[0].take(shares[0], visit, grids, limits, panel)
+        else:
+            self._threads.run(lambda t: used[t].take(shares[t], visit, grids, limits, panel), len(shares))
 
     def _grid(self) -> Grids:
         limits = self._limits.values

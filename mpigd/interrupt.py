@@ -58,8 +58,6 @@ class Interruption(Callback):
         self._caught = number  # nothing else: a step is under way
 
     def before(self, words: Array) -> None:
-        if not self._saves:
-            return
         now = time.monotonic()
         self._longest, self._last = max(self._longest, now - self._last), now
         words[0] = float(self._caught > 0)

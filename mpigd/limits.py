@@ -50,9 +50,10 @@ class Limits:
 
     def fall(self, large: Sequence[float], rows: float) -> None:
         """Once a data set's worth of rows has stayed below a sixteenth of a limit, that falls and its grid becomes finer."""
-        for i in (0, 1):
-            self._calm[i] = 0.0 if large[i] else self._calm[i] + rows
-            if self._calm[i] >= self._n and not (i == 0 and self.known):
+        calm = self._calm
+        calm[0], calm[1] = 0.0 if large[0] else calm[0] + rows, 0.0 if large[1] else calm[1] + rows
+        for i in (0, 1) if calm[0] >= self._n or calm[1] >= self._n else ():
+            if calm[i] >= self._n and not (i == 0 and self.known):
                 self.values = self.values.copy()
                 self.values[i] = max(self.values[i] / 8, SMALLEST)
-                self._calm[i] = 0.0
+                calm[i] = 0.0

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -106,9 +105,11 @@ class Run:
         objective, reducer, penalty = self.problem.objective, self.problem.reducer, self.problem.penalty
         words = self._words()
         self.replicas.watch(self.w, self.first)
-        batches = self.schedule.batches(self.first)
-        for batch in takewhile(lambda batch: batch.step < self.steps and not self.reason, batches):
-            for callback, mine, _ in words:
+        speaking = [(callback, mine) for callback, mine, _ in words if mine.size]
+        for batch in self.schedule.batches(self.first):
+            if batch.step >= self.steps or self.reason:
+                break
+            for callback, mine in speaking:
                 callback.before(mine)
             oracle = objective.on(batch, reducer)
             self.w, self.state = self.optimizer.step(self.w, self.state, oracle, penalty, vector.dot)

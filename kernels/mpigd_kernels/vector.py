@@ -94,21 +94,23 @@ def logarithm(x):
 
 
 @njit(**_OPTIONS)
-def to_raw(W, center, inverse, intercept, coef, b):
-    """Optimiser coordinates W (k, p) -> coef (k, d) = W * inverse and, with an intercept, b (k,) = W_last - coef . center."""
+def to_raw(w, center, inverse, intercept, coef, b):
+    """Coordinates w (k * p,), as W (k, p) -> coef (k, d) = W inverse and, with an intercept, b (k,) = W_last - coef . center."""
     d = center.size
-    for q in range(W.shape[0]):
+    p = d + 1 if intercept else d
+    for q in range(b.size):
         for j in range(d):
-            coef[q, j] = W[q, j] * inverse[j]
-        b[q] = W[q, d] - dot(coef[q], center) if intercept else 0.0
+            coef[q, j] = w[q * p + j] * inverse[j]
+        b[q] = w[q * p + d] - dot(coef[q], center) if intercept else 0.0
 
 
 @njit(**_OPTIONS)
 def to_gradient(g, residual, center, inverse, intercept, factor, G):
-    """Sums X'r (k, d) and r (k,) -> G (k, p): factor (g_j - center_j r) inverse_j, and factor r for the intercept."""
+    """Sums X'r (k, d) and r (k,) -> G (k * p,): factor (g_j - center_j r) inverse_j, and factor r for the intercept."""
     d = center.size
+    p = d + 1 if intercept else d
     for q in range(g.shape[0]):
         for j in range(d):
-            G[q, j] = factor * ((g[q, j] - residual[q] * center[j]) * inverse[j])
+            G[q * p + j] = factor * ((g[q, j] - residual[q] * center[j]) * inverse[j])
         if intercept:
-            G[q, d] = factor * residual[q]
+            G[q * p + d] = factor * residual[q]

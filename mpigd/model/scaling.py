@@ -148,9 +148,9 @@ class Scaling:
         return Scaling(self.center[chosen], self.inverse[chosen], np.append(self.penalty[chosen], rest), self.intercept)
 
     def to_raw(self, w: Array, k: int) -> tuple[Array, Array]:
-        """(coef (k, d), intercept (k,)) for parameters w (k * p,)."""
+        """(coef (k, d), intercept (k,)) for parameters w (k * p,) or (k, p)."""
         coef, b = np.empty((k, self.center.size)), np.empty(k)
-        vector.to_raw(w.reshape(k, self.p), self.center, self.inverse, self.intercept, coef, b)
+        vector.to_raw(w.reshape(-1) if w.ndim > 1 else w, self.center, self.inverse, self.intercept, coef, b)
         return coef, b
 
     def coefficients(self, w: Array, k: int) -> tuple[Array, Array]:
@@ -174,9 +174,9 @@ class Scaling:
 
     def gradient(self, g: Array, residual: Array, factor: float) -> Array:
         """Sums over rows of X' r (k, d) and r (k,), times `factor` -> the gradient (k * p,) in these coordinates."""
-        G = np.empty((residual.size, self.p))
+        G = np.empty(residual.size * self.p)
         vector.to_gradient(g, residual, self.center, self.inverse, self.intercept, factor, G)
-        return G.reshape(-1)
+        return G
 
 
 def make_scaling(statistics: Statistics, intercept: bool, standardize: bool, ridge: float = 0.0) -> Scaling:
