@@ -113,7 +113,7 @@ def problem(shard: Shard, config: Config, comm: Comm) -> Problem:
 
 def penalty(config: Config, scaling: Scaling, k: int) -> L2:
     """Of k outputs' parameters; what l1 weighs in a coordinate is the root of what l2 does."""
-    weights = np.tile(scaling.penalty, k)
+    weights = np.tile(scaling.penalty, k) if k > 1 else scaling.penalty
     if not is_rough(config):
         return L2(config.l2, weights)
     free = np.full((2, int(scaling.intercept)), [[-np.inf], [np.inf]])

@@ -51,7 +51,7 @@ class Bounds:
             if not _grows(panel, head, per_row):
                 break
             panel *= 2
-        terms = np.minimum(power_above(count.astype(np.float64)), float(panel))
+        terms = np.minimum(power_above(count.astype(np.float64)), float(panel)).astype(np.float32)  # powers of two: exact
         return Bounds(largest, terms, panel, head, per_row)
 
     def with_replacement(self) -> Bounds:
@@ -59,7 +59,7 @@ class Bounds:
         panel, d = self.panel, self.terms.size
         while self.per_row < d and _grows(panel, d, self.per_row, 8):
             panel *= 2
-        return Bounds(self.largest, np.full_like(self.terms, float(panel)), panel, d, self.per_row)
+        return Bounds(self.largest, np.full_like(self.terms, panel), panel, d, self.per_row)
 
 
 def _grows(panel: int, head: int, per_row: float, share: int = 64) -> bool:

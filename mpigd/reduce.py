@@ -84,8 +84,17 @@ def power_above(x: Array | float) -> Array:
 
 def grid(largest: Array, terms: Array | float) -> Array:
     """C = 1.5 * 2**52 * u for the smallest power of two u with terms * (largest + u) <= 2**51 u; `terms` powers of two."""
+    top = np.array(np.maximum(largest, SMALLEST))
+    parts = top.reshape(-1), np.broadcast_to(terms, top.shape).reshape(-1)
+    for start in range(0, top.size, SLAB):  # the arrays in between are many
+        part, some = (array[start : start + SLAB] for array in parts)
+        part[:] = _grid(part, some)
+    return np.asarray(top)
+
+
+def _grid(largest: Array, terms: Array) -> Array:
     with np.errstate(over="ignore"):
-        top = np.maximum(largest, SMALLEST) * terms
+        top = largest * terms
         u = np.ldexp(1.0, np.frexp(top)[1] - 51)
         u = np.where(top + terms * u <= 2.0**51 * u, u, 2.0 * u)
         C = 1.5 * 2.0**52 * u

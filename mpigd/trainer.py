@@ -256,6 +256,7 @@ class Run:
     def model(self, clock: Clock) -> Model:
         """The model with its certificate: objective and gradient at the last parameters, one more read. Collective."""
         objective = self.problem.objective
+        self.problem.reducer.reserve(0)  # lets its accumulators go: another takes the last gradient
         reads = objective.reads
         w = self.early.best(self.w) if self.early else self.w
         value, g = self._evaluate(w)

@@ -207,7 +207,7 @@ class CSR:
         place = np.empty(self.d, self.indices.dtype)
         place[order] = np.arange(self.d)
         csr.renumber(self.indices, place)
-        self.number = order if self.number is None else self.number[order]
+        self.number = order.astype(place.dtype) if self.number is None else self.number[order]
         if self.data.size and self.data.strides[0] and csr.all_ones(self.data):
             self.data = np.broadcast_to(self.data[:1].copy(), self.data.shape)
         return order

@@ -59,7 +59,7 @@ class Curvature:
         if self._native:
             reducer: Reducer = NativeReducer(self._comm, k, objective.rows.X.d)
         else:
-            columns = objective.statistics.bounds(objective.n)
+            columns = objective.statistics.bounds
             reducer = ExactReducer(self._comm, columns, k, objective.n, 1.0, objective.fine, isinstance(objective.rows.X, CSR))
         sums = objective.sums(v / bound, self._batch, reducer, sweep.PRODUCT, self._h)
         return objective.scaling.gradient(sums.gradient, sums.residual, factor * bound)

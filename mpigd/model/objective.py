@@ -91,7 +91,7 @@ class Objective:
             return NativeReducer(comm, self.k, self.rows.X.d)
         known = self.loss.residual
         bound = None if known is None else known(self.parameter) * self.statistics.heaviest
-        columns = self.statistics.bounds(self.n)
+        columns = self.statistics.bounds
         columns = columns.with_replacement() if replacement else columns
         return ExactReducer(comm, columns, self.k, self.n, bound, self.fine, isinstance(self.rows.X, CSR))
 

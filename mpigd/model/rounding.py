@@ -31,7 +31,7 @@ def needs_fine(objective: Objective, y: Array, mean: float, spread: float, tol: 
     distance = np.array([np.max(np.abs(y - mean), initial=0.0) if known is None else known])
     comm.allreduce(distance, "max")
     farthest = float(distance[0])
-    columns = objective.statistics.bounds(objective.n)
+    columns = objective.statistics.bounds
     half_unit = rounding(grid(columns.largest * float(power_above(farthest * heaviest)), columns.terms), 1)
     if _norm(objective, half_unit) > 0.1 * (tol or FINEST) * max(1.0, spread):
         return True

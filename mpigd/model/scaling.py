@@ -24,11 +24,12 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of all rows: weight sum C and largest c; per column (d,) extremes, stored entries, weighted mean and deviation.
+    """Of all `rows`: weight sum C and largest c; per column (d,) extremes, stored entries, weighted mean and deviation.
 
     number (d,): the number in the data of each column, where the matrix was arranged (Matrix.arrange).
     """
 
+    rows: int
     weight: float
     heaviest: float
     low: Array
@@ -39,19 +40,21 @@ class Statistics:
     entries: int
     number: Array | None = None
 
-    @property
+    @cached_property
     def largest(self) -> Array:
-        return np.maximum(np.abs(self.low), np.abs(self.high))
+        return np.maximum(np.abs(self.low), np.abs(self.high), dtype=np.float64)
 
     def take(self, chosen: Array) -> Statistics:
         """Those of some columns."""
         low, high, count, mean, deviation = (
             part[chosen] for part in (self.low, self.high, self.count, self.mean, self.deviation)
         )
-        return Statistics(self.weight, self.heaviest, low, high, count, mean, deviation, int(count.sum()))
+        return Statistics(self.rows, self.weight, self.heaviest, low, high, count, mean, deviation, int(count.sum()))
 
-    def bounds(self, n: int) -> Bounds:
-        return Bounds.of(self.largest, self.count, self.entries, n)
+    @cached_property
+    def bounds(self) -> Bounds:
+        """For all reducers of these columns, which share the arrays."""
+        return Bounds.of(self.largest, self.count, self.entries, self.rows)
 
 
 def measure(X: Matrix, c: Array, n: int, comm: Comm) -> Statistics:
@@ -82,7 +85,10 @@ def measure(X: Matrix, c: Array, n: int, comm: Comm) -> Statistics:
         stored = column_sums(lambda block: block.ones(), np.ones_like(mean))
         squares = squares + mean * mean * np.maximum(weight - stored, 0.0)
     deviation = np.where(low == high, 0.0, np.sqrt(squares / divisor))
-    return Statistics(weight, top, low, high, count, mean, deviation, size, X.number if isinstance(X, CSR) else None)
+    number = None
+    if isinstance(X, CSR):  # of many columns; extremes are numbers of the data
+        low, high, number = low.astype(X.data.dtype), high.astype(X.data.dtype), X.number
+    return Statistics(n, weight, top, low, high, count, mean, deviation, size, number)
 
 
 def absolute_sums(X: Matrix, c: Array, n: int, statistics: Statistics, comm: Comm) -> Array:
@@ -94,7 +100,7 @@ def absolute_sums(X: Matrix, c: Array, n: int, statistics: Statistics, comm: Com
         np.sqrt(values, out=values)
         return squares
 
-    return _weighted(X, c, view, ExactReducer(comm, statistics.bounds(n), 1, n, statistics.heaviest))
+    return _weighted(X, c, view, ExactReducer(comm, statistics.bounds, 1, n, statistics.heaviest))
 
 
 def _weighted(X: Matrix, c: Array, view: Callable[[Matrix], Matrix], reducer: ExactReducer) -> Array:

@@ -47,6 +47,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+def test_what_a_column_takes(tmp_path: Path) -> None:
+    """Sparse data may have more columns than a rank has rows: two steps of L-BFGS hold 24 numbers of each."""
+    took = {}
+    for d in (1_000, 1_000_000):
+        path, n = str(tmp_path / f"{d}.h5"), 10_000
+        with h5py.File(path, "w") as file:
+            group = file.create_group("X")
+            group.attrs.update({"encoding-type": "csr_matrix", "shape": (n, d)})
+            group["indptr"] = np.arange(0, 10 * n + 1, 10)
+            group["indices"] = (np.arange(n)[:, np.newaxis] * 97 % (d // 10) + np.arange(10) * (d // 10)).astype(np.int32).ravel()
+            group["data"], file["y"] = np.random.default_rng(0).random(10 * n, np.float32), np.arange(n) % 2.0
+        took[d] = min(peak(path, optimizer="lbfgs", epochs=2) for _ in range(2))  # the first may have to compile
+    assert (took[1_000_000] - took[1_000]) / 8e6 < 27
+
+
 EVALUATION = """
 import sys
 import mpigd
