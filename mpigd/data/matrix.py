@@ -16,7 +16,8 @@ Array = np.ndarray[Any, Any]
 Selection = slice | Array
 BLOCK_BYTES = 1 << 17  # rows processed at once: they stay in the core's cache from margins to accumulation
 SMALLEST_BLOCK = 64
-SPARSE_BLOCK = 1 << 15  # of compressed rows: room is left for the coefficients and accumulators that they meet
+# The same of compressed rows, and the most rows: the second cache is left to the coefficients and accumulators that they meet.
+SPARSE_BLOCK, SPARSE_ROWS = 1 << 17, 256
 NO_ROWS, NONE, NOWHERE = np.empty(0, np.int64), np.empty(0), np.empty((0, 0))
 
 
@@ -229,7 +230,7 @@ class CSR:
         csr.margins(self.indptr, self.indices, self.values, w, b, z)
 
     def sweep(self, selection: Selection, task: Task, into: Into) -> None:
-        block = max(SMALLEST_BLOCK, SPARSE_BLOCK // max(1, self.row_bytes) // 16 * 16)
+        block = max(SMALLEST_BLOCK, min(SPARSE_ROWS, SPARSE_BLOCK // max(1, self.row_bytes) // 16 * 16))
         run(sweep_csr, (self.indptr, self.indices, self.values), block, self.n, selection, task, into)
 
     def accumulate(self, r: Array, l: Array, into: Into) -> None:

@@ -118,6 +118,7 @@ def trained(way: Way, whole: Shard, table: Table, options: dict[str, Any]) -> tu
 def with_blocks(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     monkeypatch.setattr(matrix, "SMALLEST_BLOCK", rows)
     monkeypatch.setattr(matrix, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(matrix, "SPARSE_BLOCK", 1)
 
 
 @settings(max_examples=400 if FULL else 60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
