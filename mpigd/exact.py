@@ -17,7 +17,7 @@ import numpy as np
 from mpigd.comm import Comm
 from mpigd.data.matrix import Into
 from mpigd.limits import Limits
-from mpigd.reduce import NotFinite, Share, Sums, Threads, grid, power_above
+from mpigd.reduce import Found, NotFinite, Share, Sums, Threads, grid, joined, power_above
 from mpigd_kernels import sums
 
 Array = np.ndarray[Any, Any]
@@ -142,14 +142,14 @@ class ExactAccumulator:
         visit(share, self)
         self.finish()
 
-    def total(self) -> Sums:
-        """The sums that the words hold."""
-        head = self.head
-        gradient, scalars = np.empty(self.A.shape[1:]), np.empty(self.S.shape[0])
-        sums.join(self.T, self.S, gradient, scalars)
-        if head < self.grids.coarse.size:
-            np.add.reduce(self.rest, axis=0, out=gradient[:, head:])  # one word or two: no order among them
-        return Sums(gradient, scalars[1:], scalars.item(0))
+    def total(self, read: Callable[[Array, Array], Found]) -> Found:
+        """What `read` makes of the words."""
+        if self.head == self.grids.coarse.size:
+            return read(self.T, self.S)
+        gradient = np.empty((1, *self.A.shape[1:]))
+        gradient[0, :, : self.head] = joined(self.T, self.S).gradient
+        np.add.reduce(self.rest, axis=0, out=gradient[0, :, self.head :])  # one word or two: no order among them
+        return read(gradient, self.S)
 
 
 def rounding(C: Array, n: int) -> Array:
@@ -200,13 +200,17 @@ class ExactReducer:
         return float(rounding(self._grid().scalars, self.n).max())
 
     def sweep(self, shares: Sequence[Share], visit: Callable[[Share, Into], None], rows: float) -> Sums:
+        return self.sweep_for(joined, shares, visit, rows)
+
+    def sweep_for(
+        self, read: Callable[[Array, Array], Found], shares: Sequence[Share], visit: Callable[[Share, Into], None], rows: float
+    ) -> Found:
         used, before = self._for_threads(len(shares)), self._limits.values
         try:
             while True:
                 self._visit(shares, visit, used)
-                result = self._over_ranks(used, rows)
-                if result is not None:
-                    return result
+                if self._over_ranks(used, rows):
+                    return used[0].total(read)
                 self.repeats += 1
         except NotFinite:
             self._limits.values = before  # a line search may step back and go on
@@ -237,8 +241,8 @@ class ExactReducer:
             self._limits_of_grids = limits
         return self._grids
 
-    def _over_ranks(self, used: Sequence[ExactAccumulator], rows: float) -> Sums | None:
-        """One Allreduce of all words; None if the sweep must be repeated with other limits."""
+    def _over_ranks(self, used: Sequence[ExactAccumulator], rows: float) -> bool:
+        """One Allreduce of all words; False if the sweep must be repeated with other limits."""
         first = used[0]
         for other in used[1:]:
             first.words[: other.words.size] += other.words
@@ -249,9 +253,9 @@ class ExactReducer:
             tops = np.max([accumulator.tops for accumulator in used], axis=0)
             self.comm.allreduce(tops, "max")
             self._limits.rise(tops)
-            return None
+            return False
         if rows >= self.n and self._limits.measure_again((visible_r, visible_l)):
-            return None
+            return False
         self._limits.fall(large, rows)
         self._summed[:] = first.extra
-        return first.total()
+        return True

@@ -17,6 +17,7 @@ from mpigd_kernels import sums
 
 Array = np.ndarray[Any, Any]
 Share = TypeVar("Share")
+Found = TypeVar("Found")
 SLAB = 1 << 16  # numbers of `total` at once
 SMALLEST = 2.0**-900  # of a bound: the grid below it would leave the normal numbers
 
@@ -43,11 +44,23 @@ class Reducer(Protocol):
         `rows`: how many the sweep visits over all ranks. Collective; raises NotFinite on all ranks together.
         """
 
+    def sweep_for(
+        self, read: Callable[[Array, Array], Found], shares: Sequence[Share], visit: Callable[[Share, Into], None], rows: float
+    ) -> Found:
+        """`sweep`, and what `read` makes of its totals T (1, 2 or 4, k, d), S (1 + k, 2) of sums.join, which are lent."""
+
     def state(self) -> dict[str, Array]:
         """What a continued run needs for the same bits."""
 
     def restore(self, state: dict[str, Array]) -> None:
         """Take up a state."""
+
+
+def joined(T: Array, S: Array) -> Sums:
+    """What totals hold."""
+    gradient, scalars = np.empty(T.shape[1:]), np.empty(S.shape[0])
+    sums.join(T, S, gradient, scalars)
+    return Sums(gradient, scalars[1:], scalars.item(0))
 
 
 class NotFinite(NumericalError):
@@ -141,6 +154,11 @@ class NativeReducer:
         pass
 
     def sweep(self, shares: Sequence[Share], visit: Callable[[Share, Into], None], rows: float) -> Sums:
+        return self.sweep_for(joined, shares, visit, rows)
+
+    def sweep_for(
+        self, read: Callable[[Array, Array], Found], shares: Sequence[Share], visit: Callable[[Share, Into], None], rows: float
+    ) -> Found:
         accumulators = [NativeAccumulator(*self._shape) for _ in shares]
         self._threads.run(lambda thread: visit(shares[thread], accumulators[thread]), len(shares))
         words = accumulators[0].words
@@ -152,8 +170,7 @@ class NativeReducer:
         if not np.all(np.isfinite(words)):
             raise NotFinite()
         k, d = self._shape
-        scalars = words[k * d :: 2]
-        return Sums(words[: k * d].reshape(k, d), scalars[1:].copy(), float(scalars[0]))
+        return read(words[: k * d].reshape(1, k, d), words[k * d :].reshape(1 + k, 2))
 
 
 def total(values: Array, comm: Comm) -> Array:

@@ -42,14 +42,23 @@ def flush_all(A, C, D, T):
 
 
 @njit(**_OPTIONS)
-def join(T, S, gradient, scalars):
-    """The numbers that two-word totals hold: T (2 or 4, k, h) -> gradient (k, d >= h), S (1 + k, 2) -> scalars (1 + k,)."""
-    for q in range(gradient.shape[0]):
+def join_words(T, q, out):
+    """The numbers that totals of output q hold: T (1, 2 or 4, k, h), one word, two, or two on each of two grids -> out (h,)."""
+    for j in range(T.shape[2]):
+        out[j] = T[0, q, j]
+    if T.shape[0] > 1:
         for j in range(T.shape[2]):
-            gradient[q, j] = T[0, q, j] + T[1, q, j]
-        if T.shape[0] == 4:
-            for j in range(T.shape[2]):
-                gradient[q, j] += T[2, q, j] + T[3, q, j]
+            out[j] += T[1, q, j]
+    if T.shape[0] == 4:
+        for j in range(T.shape[2]):
+            out[j] += T[2, q, j] + T[3, q, j]
+
+
+@njit(**_OPTIONS)
+def join(T, S, gradient, scalars):
+    """join_words of T (1, 2 or 4, k, h) -> gradient (k, d >= h), and S (1 + k, 2) -> scalars (1 + k,)."""
+    for q in range(gradient.shape[0]):
+        join_words(T, q, gradient[q])
     for q in range(scalars.size):
         scalars[q] = S[q, 0] + S[q, 1]
 

@@ -5,6 +5,7 @@ from math import sqrt
 from numba import njit
 
 from mpigd_kernels.elementary import fma, log
+from mpigd_kernels.sums import join_words
 
 _OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 
@@ -105,12 +106,18 @@ def to_raw(w, center, inverse, intercept, coef, b):
 
 
 @njit(**_OPTIONS)
-def to_gradient(g, residual, center, inverse, intercept, factor, G):
-    """Sums X'r (k, d) and r (k,) -> G (k * p,): factor (g_j - center_j r) inverse_j, and factor r for the intercept."""
+def to_gradient(T, S, center, inverse, intercept, factor, G):
+    """Totals of sums.join -> G (k * p,): factor (g_j - center_j r) inverse_j, and factor r for the intercept.
+
+    T (1, 2 or 4, k, d) of X'r, S (1 + k, 2) of losses and r. Returns the loss times factor.
+    """
     d = center.size
     p = d + 1 if intercept else d
-    for q in range(g.shape[0]):
+    for q in range(T.shape[1]):
+        own, residual = G[q * p : q * p + p], S[1 + q, 0] + S[1 + q, 1]
+        join_words(T, q, own)
         for j in range(d):
-            G[q * p + j] = factor * ((g[q, j] - residual[q] * center[j]) * inverse[j])
+            own[j] = factor * ((own[j] - residual * center[j]) * inverse[j])
         if intercept:
-            G[q * p + d] = factor * residual[q]
+            own[d] = factor * residual
+    return factor * (S[0, 0] + S[0, 1])

@@ -52,10 +52,14 @@ class FoldObjective(Objective):
         rows = self.rows
         task = Task(sweep.FOLDS, self.kind, self._targets, rows.c, coef, intercept, rows.offset, self._keep)
         self.counter.reads += 1.0
-        sums = self._sums.sweep(self._shares(slice(None)), lambda share, into: rows.X.sweep(share, task, into), self.n)
-        G = self.scaling.gradient(sums.gradient, sums.residual, 1.0).reshape(self.k, -1)
+        loss, G = self._sums.sweep_for(
+            lambda T, S: self.scaling.gradient(T, S, 1.0),
+            self._shares(slice(None)),
+            lambda share, into: rows.X.sweep(share, task, into),
+            self.n,
+        )
         whole = (self.k - 1) * self.statistics.weight
-        return sums.loss / whole, G / self.weights[:, np.newaxis]
+        return loss / whole, G.reshape(self.k, -1) / self.weights[:, np.newaxis]
 
     def held_out(self, c: Array) -> Array:
         """Mean losses (k,) of each fold's rows, weighted by c (m,), at the column that has not seen them. Collective.

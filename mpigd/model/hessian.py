@@ -61,8 +61,7 @@ class Curvature:
         else:
             columns = objective.statistics.bounds
             reducer = ExactReducer(self._comm, columns, k, objective.n, 1.0, objective.fine, isinstance(objective.rows.X, CSR))
-        sums = objective.sums(v / bound, self._batch, reducer, sweep.PRODUCT, self._h)
-        return objective.scaling.gradient(sums.gradient, sums.residual, factor * bound)
+        return objective.gradient(v / bound, self._batch, reducer, factor * bound, sweep.PRODUCT, self._h)[1]
 
     def matrices(self, factor: float) -> Array:
         """The Hessian (1, k * p, k * p); of several outputs and more than WHOLE parameters its blocks (k, p, p).

@@ -7,7 +7,7 @@ sums are multiplied by n / (m * sum of all c), never divided by the batch's own 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice, pairwise
@@ -24,7 +24,7 @@ from mpigd.exact import ExactReducer
 from mpigd.model.hessian import Alongside, Curvature
 from mpigd.model.losses import Loss
 from mpigd.model.scaling import Scaling, Statistics
-from mpigd.reduce import NativeReducer, Reducer, Sums
+from mpigd.reduce import Found, NativeReducer, Reducer, Sums, joined
 from mpigd_kernels import sampling, sweep
 
 Array = np.ndarray[Any, Any]
@@ -99,8 +99,32 @@ class Objective:
         """The objective as this batch estimates it."""
         return Oracle(self, batch, reducer)
 
-    def sums(
+    def sums(self, w: Array, batch: Batch, reducer: Reducer) -> Sums:
+        """Unnormalised sums over the batch at w. Collective."""
+        return self._sweep(joined, w, batch, reducer)
+
+    def gradient(
         self,
+        w: Array,
+        batch: Batch,
+        reducer: Reducer,
+        factor: float,
+        what: int = sweep.LOSS,
+        curvature: Array | None = None,
+        keep: Array | None = None,
+        along: Alongside | None = None,
+    ) -> tuple[float, Array]:
+        """Loss and gradient (k * p,) as the sums at w times `factor`; or `what` else of a sweep (and no offset then). Collective.
+
+        A sweep sees `curvature` (k, n) in place of y where that is given; `keep` (k, n) takes the margins.
+        `along` sums a Hessian in the same visit of the rows.
+        """
+        scaling = self.scaling
+        return self._sweep(lambda T, S: scaling.gradient(T, S, factor), w, batch, reducer, what, curvature, keep, along)
+
+    def _sweep(
+        self,
+        read: Callable[[Array, Array], Found],
         w: Array,
         batch: Batch,
         reducer: Reducer,
@@ -108,12 +132,7 @@ class Objective:
         curvature: Array | None = None,
         keep: Array | None = None,
         along: Alongside | None = None,
-    ) -> Sums:
-        """Unnormalised sums over the batch at w; or `what` else of a sweep (and no offset then). Collective.
-
-        A sweep sees `curvature` (k, n) in place of y where that is given; `keep` (k, n) takes the margins.
-        `along` sums a Hessian in the same visit of the rows.
-        """
+    ) -> Found:
         coef, intercept = self.scaling.to_raw(w, self.k)
         rows = self.rows
         y = rows.targets if curvature is None else curvature
@@ -127,7 +146,7 @@ class Objective:
             else:
                 along.visit(share, lambda panel: rows.X.sweep(panel, task, into))
 
-        return reducer.sweep(self._shares(batch.rows), visit, batch.size)
+        return reducer.sweep_for(read, self._shares(batch.rows), visit, batch.size)
 
     def remember(self, w: Array, z: Array) -> None:
         self._points = [(w.copy(), z), *self._points[:1]]
@@ -200,11 +219,10 @@ class Oracle:
         """F(w) and its gradient (k * p,). Raises NumericalError on all ranks if a residual or loss is not finite."""
         objective = self.objective
         keep = np.empty((objective.k, objective.rows.X.n)) if objective.keeps_margins else None
-        sums = objective.sums(w, self.batch, self.reducer, keep=keep)
+        found = objective.gradient(w, self.batch, self.reducer, self._factor(), keep=keep)
         if keep is not None:
             objective.remember(w, keep)
-        factor = self._factor()
-        return sums.loss * factor, objective.scaling.gradient(sums.gradient, sums.residual, factor)
+        return found
 
     def derivatives(self, w: Array) -> tuple[float, Array, Array]:
         """`value_and_gradient`, and the `hessian` there; for oracles of all their objective's rows. Collective.
@@ -218,15 +236,13 @@ class Oracle:
             return value, g, self.hessian()
         keep = np.empty((objective.k, objective.rows.X.n))
         along = Alongside(objective, keep)
-        sums = objective.sums(w, self.batch, self.reducer, keep=keep, along=along)
+        value, g = objective.gradient(w, self.batch, self.reducer, factor, keep=keep, along=along)
         objective.remember(w, keep)
-        g = objective.scaling.gradient(sums.gradient, sums.residual, factor)
-        return sums.loss * factor, g, along.matrices(factor, self.reducer.comm)
+        return value, g, along.matrices(factor, self.reducer.comm)
 
     def squared_curvature(self, v: Array) -> Array:
         """(X' C X / sum c) v in these coordinates: the Hessian of half the squared margins."""
-        sums = self.objective.sums(v, self.batch, self.reducer, sweep.SQUARES)
-        return self.objective.scaling.gradient(sums.gradient, sums.residual, self._factor())
+        return self.objective.gradient(v, self.batch, self.reducer, self._factor(), sweep.SQUARES)[1]
 
     def sample(self, m: int) -> Oracle:
         """The same oracle over m rows, drawn as a function of seed and global row number."""

@@ -178,11 +178,10 @@ class Scaling:
             W = np.column_stack([W, intercept + shift])
         return np.ascontiguousarray(W).reshape(-1)
 
-    def gradient(self, g: Array, residual: Array, factor: float) -> Array:
-        """Sums over rows of X' r (k, d) and r (k,), times `factor` -> the gradient (k * p,) in these coordinates."""
-        G = np.empty(residual.size * self.p)
-        vector.to_gradient(g, residual, self.center, self.inverse, self.intercept, factor, G)
-        return G
+    def gradient(self, T: Array, S: Array, factor: float) -> tuple[float, Array]:
+        """A sweep's totals (Reducer.sweep_for), times `factor` -> loss and gradient (k * p,) in these coordinates."""
+        G = np.empty(T.shape[1] * self.p)
+        return vector.to_gradient(T, S, self.center, self.inverse, self.intercept, factor, G), G
 
 
 def make_scaling(statistics: Statistics, intercept: bool, standardize: bool, ridge: float = 0.0) -> Scaling:
