@@ -145,8 +145,8 @@ class Run:
 
     def _after(self, step: Step, words: Sequence[tuple[Callback, Array, Array]]) -> None:
         for callback, _, summed in words:
-            found = callback.after(step, summed)
-            self.reason = self.reason or found or ""  # the first: a run at its end is not one that a signal has stopped
+            if (found := callback.after(step, summed)) and not self.reason:
+                self.reason = found  # the first: a run at its end is not one that a signal has stopped
 
     def _first_parameters(self) -> Array:
         if self.config.start is None:
