@@ -103,3 +103,32 @@ def test_dot_adds_in_its_documented_order():
 def test_logarithm():
     for x in (1e-300, 0.3, 1.0, 2.5, 1e9):
         assert vector.logarithm(x) == pytest.approx(math.log(x), rel=4e-16)
+
+
+@pytest.mark.parametrize("words", (1, 2, 4))
+@pytest.mark.parametrize("intercept", (False, True))
+def test_totals_become_a_gradient(words, intercept):
+    """Of one word, of two, and of two on each of two grids, for each of three outputs."""
+    k, d, factor = 3, 13, 0.3
+    rng = np.random.default_rng(words)
+    T, S = rng.normal(size=(words, k, d)), rng.normal(size=(1 + k, 2))
+    center, inverse = rng.normal(size=d), rng.random(d)
+    g = T[0] if words == 1 else T[0] + T[1]
+    g = g + (T[2] + T[3]) if words == 4 else g
+    r = (S[1:, 0] + S[1:, 1])[:, np.newaxis]
+    expected = factor * ((g - r * center) * inverse)
+    expected = np.hstack([expected, factor * r]) if intercept else expected
+    G = np.empty(expected.size)
+    assert vector.to_gradient(T, S, center, inverse, intercept, factor, G) == factor * (S[0, 0] + S[0, 1])
+    np.testing.assert_array_equal(G.reshape(k, -1), expected)
+
+
+@pytest.mark.parametrize("intercept", (False, True))
+def test_coefficients_of_flat_parameters(intercept):
+    k, d = 2, 9
+    w, center, inverse = np.random.default_rng(0).normal(size=(k, d + intercept)), *vectors(d, 2)
+    coef, b = np.empty((k, d)), np.empty(k)
+    vector.to_raw(w.reshape(-1), center, inverse, intercept, coef, b)
+    np.testing.assert_array_equal(coef, w[:, :d] * inverse)
+    shift = [vector.dot(row, center) for row in coef]
+    np.testing.assert_array_equal(b, w[:, d] - shift if intercept else np.zeros(k))
