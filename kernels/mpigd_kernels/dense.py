@@ -6,11 +6,9 @@ from numba.extending import overload
 from numpy import float64
 
 from mpigd_kernels.elementary import fma, set_odd
-from mpigd_kernels.lanes import ADDED, ROWS, add_row, add_rows, dot_row, dot_rows, half, number, prefetch_row
+from mpigd_kernels.lanes import ADDED, AHEAD, ROWS, add_row, add_rows, dot_row, dot_rows, number, prefetch_row
 from mpigd_kernels.sums import PANEL, flush
 from mpigd_kernels.tiles import TILE, add_tile, dot_tile
-
-AHEAD = 16  # rows asked for before they are copied
 
 _OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 
@@ -18,41 +16,42 @@ _OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 @njit(**_OPTIONS)
 def margins(X, w, b, z):
     """z_i = X_i . w + b: a pure function of the row, wherever it lies."""
-    margins_ahead(X, w, b, z, None, 0)
+    _margins(X, np.empty(0, np.int64), 0, w, b, z)
 
 
-@njit(**_OPTIONS)
-def margins_ahead(X, w, b, z, later, shift):
-    """margins, while half of rows `shift` further of `later`, unless None, is fetched."""
-    n = X.shape[0]
+@njit(**_OPTIONS, forceinline=True)
+def _margins(X, order, first, w, b, z):
+    """margins of rows first, first + 1, ... in `order`."""
+    n = z.size
     whole = n // ROWS * ROWS
     for i in range(0, whole, ROWS):
-        dot_rows(X, i, w, b, z, later, i + shift)
+        dot_rows(X, order, first + i, w, b, z, i)
     for i in range(whole, n):
-        dot_row(X, i, w, b, z, later, i + shift)
+        dot_row(X, order, first + i, w, b, z, i)
 
 
-@njit(**_OPTIONS)
-def _add_panel(X, r, start, stop, A, later, shift):
-    """A_j = fma(r_i, X_ij, A_j) for rows start to stop, while half of rows `shift` further of `later` is fetched."""
+@njit(**_OPTIONS, forceinline=True)
+def _add(X, order, first, r, start, stop, A):
+    """A_j = fma(r_i, X_ij, A_j) for i = start to stop, where X_i is row first + i in `order`."""
     whole = start + (stop - start) // ADDED * ADDED
+    behind = first + r.size
     for i in range(start, whole, ADDED):
-        add_rows(X, i, r, A, later, i + shift)
+        add_rows(X, order, first + i, r, i, A, behind + i // ADDED)
     for i in range(whole, stop):
-        add_row(X, i, r, A, later, i + shift)
+        add_row(X, order, first + i, r, i, A, behind)
 
 
-@njit(**_OPTIONS)
-def accumulate_exact(X, R, A, C, T, filled, later, shift):
+@njit(**_OPTIONS, forceinline=True)
+def accumulate_exact(X, order, first, R, A, C, T, filled):
     """Add R X, each product rounded to the grid of its column, into A (k, d) and, every PANEL rows, into the totals T (2, k, d).
 
-    A starts at C and R (k, n) is odd (sums.py). `filled` rows are in A already; returns how many are at the end. Meanwhile
-    half of rows `shift` further of `later`, unless None, is fetched.
+    X_i is row first + i in `order`. A starts at C and R (k, n) is odd (sums.py). `filled` rows are in A already; returns how
+    many are at the end.
     """
-    start, n = filled * 0, X.shape[0]  # a plain 0 is a type of its own: all that is called would be compiled twice
+    start, n = filled * 0, R.shape[1]  # a plain 0 is a type of its own: all that is called would be compiled twice
     while start < n:
         stop = min(n, start + PANEL - filled)
-        add_all(X, R, start, stop, A, later, shift)
+        add_all(X, order, first, R, start, stop, A)
         filled += stop - start
         start = stop
         if filled == PANEL:
@@ -62,42 +61,36 @@ def accumulate_exact(X, R, A, C, T, filled, later, shift):
     return filled
 
 
-@njit(**_OPTIONS)
-def margins_of_all(X, W, b, Z, later, shift):
-    """Z (k, n) = W X' + b, every output with the bits of `margins`; the rows behind are fetched once."""
-    k, n = W.shape[0], X.shape[0]
+@njit(**_OPTIONS, forceinline=True)
+def margins_of_all(X, order, first, W, b, Z):
+    """Z (k, n) = W X' + b, every output with the bits of `margins`; X_i is row first + i in `order`."""
+    k, n = Z.shape
     tiled = k // TILE * TILE if k >= TILE else 0
     whole = n // TILE * TILE
     for i in range(0, whole if tiled else 0, TILE):
         for q in range(0, tiled, TILE):
-            dot_tile(X, i, W, q, b, Z)
+            dot_tile(X, order, first + i, W, q, b, Z, i)
     for q in range(tiled):
         for i in range(whole, n):
-            dot_row(X, i, W[q], b[q], Z[q], None, 0)
+            dot_row(X, order, first + i, W[q], b[q], Z[q], i)
     for q in range(tiled, k):
-        if q == 0:
-            margins_ahead(X, W[q], b[q], Z[q], later, shift)
-        else:
-            margins(X, W[q], b[q], Z[q])
+        _margins(X, order, first, W[q], b[q], Z[q])
 
 
-@njit(**_OPTIONS)
-def add_all(X, R, start, stop, A, later, shift):
-    """A (k, d) += R X for rows start to stop, each element a chain of fma in the order of the rows."""
+@njit(**_OPTIONS, forceinline=True)
+def add_all(X, order, first, R, start, stop, A):
+    """A (k, d) += R X for i = start to stop, each element a chain of fma in that order; X_i is row first + i in `order`."""
     k = A.shape[0]
     tiled = k // TILE * TILE if k >= TILE else 0
     whole = start + (stop - start) // TILE * TILE
     for i in range(start, whole if tiled else start, TILE):
         for q in range(0, tiled, TILE):
-            add_tile(X, i, R, q, A)
+            add_tile(X, order, first + i, R, i, q, A)
     for q in range(tiled):
         for i in range(whole, stop):
-            add_row(X, i, R[q], A[q], None, 0)
+            add_row(X, order, first + i, R[q], i, A[q], first + i)
     for q in range(tiled, k):
-        if q == 0:
-            _add_panel(X, R[q], start, stop, A[q], later, shift)
-        else:
-            _add_panel(X, R[q], start, stop, A[q], None, 0)
+        _add(X, order, first, R[q], start, stop, A[q])
 
 
 @njit(**_OPTIONS)
@@ -106,14 +99,15 @@ def add_one(X, r, A, C, D, T, q, filled):
 
     For what is added up once, in loading: it is compiled in a fraction of the time.
     """
+    order, none = np.empty(0, np.int64), filled * 0  # as in accumulate_exact
     if C is None:
-        _add_panel(X, r, filled * 0, X.shape[0], A[0, q], None, 0)
+        _add(X, order, none, r, none, r.size, A[0, q])
         return filled
     elif D is None:
-        start, n = filled * 0, X.shape[0]  # as in accumulate_exact
+        start, n = none, r.size
         while start < n:
             stop = min(n, start + PANEL - filled)
-            _add_panel(X, r, start, stop, A[0, q], None, 0)
+            _add(X, order, none, r, start, stop, A[0, q])
             filled += stop - start
             start = stop
             if filled == PANEL:
@@ -121,37 +115,32 @@ def add_one(X, r, A, C, D, T, q, filled):
                 filled = 0
         return filled
     else:
-        return accumulate_fine(X, r, A[0, q], A[1, q], C, D, T[:2, q], T[2:, q], filled)
+        return accumulate_fine(X, order, none, r, A[0, q], A[1, q], C, D, T[:2, q], T[2:, q], filled)
 
 
-def as_floats(X, room):
-    """Rows as the other kernels read them fastest: halves as float32 in `room`, all others as they are.
+def as_floats(X, order, first, room):
+    """(X, order, first) as the other kernels read rows fastest: halves as float64 in `room` (n, d), all others as they are.
 
-    From halves to float64 takes the processor three times as long as from float32, and every element is needed twice.
+    Converting a half takes the processor longer than anything else that is done with it, and every element is needed twice.
     """
     raise NotImplementedError("for compiled code")
 
 
 @overload(as_floats)
-def _as_floats(X, room):
-    def widened(X, room):
-        n, d = X.shape
-        for i in range(n):
-            for j in range(d):
-                room[i, j] = half(X[i, j])
-        return room[:n]
+def _as_floats(X, order, first, room):
+    def widened(X, order, first, room):
+        widen(X, order, first, room)
+        return room, order[:0], first * 0
 
-    return widened if X.dtype == types.uint16 else lambda X, room: X
+    return widened if X.dtype == types.uint16 else lambda X, order, first, room: (X, order, first)
 
 
-def in_place(X):
-    """Whether as_floats leaves the rows where they are: a pass that widens reads memory as fast as it can be read."""
-    raise NotImplementedError("for compiled code")
-
-
-@overload(in_place)
-def _in_place(X):
-    return (lambda X: False) if X.dtype == types.uint16 else (lambda X: True)
+@njit(**_OPTIONS)
+def widen(X, order, first, out):
+    """out_i (n, d) float64 = X_i, halves, where X_i is row first + i in `order`, as far as there are any."""
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[i, j] = number(X[order[first + i] if order.size > 0 else first + i, j])
 
 
 def room_for_floats(X, rows):
@@ -162,8 +151,8 @@ def room_for_floats(X, rows):
 @overload(room_for_floats)
 def _room_for_floats(X, rows):
     if X.dtype == types.uint16:
-        return lambda X, rows: np.empty((rows, X.shape[1]), np.float32)
-    return lambda X, rows: X[:0]
+        return lambda X, rows: np.empty((rows, X.shape[1]))
+    return lambda X, rows: np.empty((0, 0))
 
 
 @njit(**_OPTIONS)
@@ -222,16 +211,15 @@ def scrub(v, smallest):
 
 
 @njit(**_OPTIONS)
-def accumulate_fine(X, r, A, B, C, D, T, U, filled):
+def accumulate_fine(X, order, first, r, A, B, C, D, T, U, filled):
     """accumulate_exact, and what rounding to the grid of C cuts off each product, on the finer grid of D, into B and U.
 
     t = fma(r, x, a) rounds the product to a multiple of u; the rest r x - (t - a) is a function of the product alone.
     """
-    n, d = X.shape
-    for i in range(n):
-        ri = r[i]
-        for j in range(d):
-            x, a = number(X[i, j]), A[j]
+    for i in range(r.size):
+        ri, row = r[i], order[first + i] if order.size > 0 else first + i
+        for j in range(X.shape[1]):
+            x, a = number(X[row, j]), A[j]
             t = fma(ri, x, a)
             B[j] += set_odd(fma(ri, x, a - t))
             A[j] = t

@@ -13,30 +13,55 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-from mpigd_kernels.host import wide
-
 LANES = 8  # partial sums of a dot product, added pairwise in a fixed order at its end
-# Rows whose dot products are made at once, to hide the latency of fma; where there are 16 vector registers, eight would not fit.
-ROWS = 8 if wide() else 4
-ADDED = 8  # rows added at once, to save loads and stores of the accumulator
+ROWS = 8  # whose dot products are added up together, in few shuffles
+ADDED = 4  # rows added at once, to save loads and stores of the accumulator
+NEAR = 2048  # bytes by which hints run ahead of rows that lie in order
+AHEAD = 16  # rows by which they run ahead of scattered ones
 
 _F32, F64, _I32, I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
 _LINE = 64  # bytes of a cache line
 VECTOR, _BYTE = ir.VectorType(F64, LANES), ir.IntType(8).as_pointer()
 
 
-# Consecutive rows of a C-contiguous matrix of float32, float64, or the bits of halves as uint16: pointers to them, the number of
-# columns, the type of an element and its bytes.
+# Rows of a C-contiguous matrix of float32, float64, or the bits of halves as uint16: pointers to them, the number of columns, the
+# type of an element and its bytes.
 _Rows = namedtuple("_Rows", "pointers columns element item")
 
 
-def rows_of(context, builder, kind, value, first, count):
+def rows_of(context, builder, kind, value, numbers):
     matrix = context.make_array(kind)(context, builder, value)
     columns = builder.extract_value(matrix.shape, 1)
     element = ir.HalfType() if kind.dtype == types.uint16 else context.get_data_type(kind.dtype)
     data = builder.bitcast(matrix.data, element.as_pointer())
-    pointers = [builder.gep(data, [builder.mul(builder.add(first, I64(q)), columns)]) for q in range(count)]
+    pointers = [builder.gep(data, [builder.mul(number, columns)]) for number in numbers]
     return _Rows(pointers, columns, element, {_F32: 4, F64: 8}.get(element, 2))
+
+
+def following(builder, first, count):
+    return [builder.add(first, I64(q)) for q in range(count)]
+
+
+# How rows are numbered: row(i), the number of the i-th, and ahead(i), that of one which is needed soon and may still be in memory.
+_Order = namedtuple("_Order", "row ahead scattered")
+
+
+def order_of(context, builder, kind, value):
+    """Rows order[0], order[1], ... of an array of int64, or 0, 1, ... where it is empty."""
+    order = context.make_array(kind)(context, builder, value)
+    last = builder.sub(builder.extract_value(order.shape, 0), I64(1))
+    scattered = builder.icmp_signed(">=", last, I64(0))
+    nowhere = cgutils.alloca_once_value(builder, I64(0))
+
+    def row(i):
+        place = builder.select(scattered, builder.gep(order.data, [i]), nowhere)
+        return builder.select(scattered, builder.load(place), i)
+
+    def ahead(i):
+        later = builder.add(i, I64(AHEAD))
+        return row(builder.select(builder.icmp_signed("<", last, later), builder.select(scattered, last, i), later))
+
+    return _Order(row, ahead, scattered)
 
 
 def columns_of(builder, rows, q, j, mask):
@@ -47,32 +72,17 @@ def columns_of(builder, rows, q, j, mask):
     return value if rows.element == F64 else builder.fpext(value, VECTOR)
 
 
-def _hint(builder, pointer, offset):
-    """Ask for the cache line so many bytes behind a pointer; reads nothing, whatever is there."""
-    place = builder.gep(builder.bitcast(pointer, _BYTE), [offset])
+def _hint(builder, pointer, j, bytes_behind, level):
+    """Ask for the cache line of element j of a row, or so many bytes behind it; reads nothing, whatever is there."""
+    place = builder.gep(builder.bitcast(builder.gep(pointer, [j]), _BYTE), [bytes_behind])
     fetch = _function(builder, "llvm.prefetch.p0", ir.VoidType(), [_BYTE, _I32, _I32, _I32])
-    builder.call(fetch, [place, _I32(0), _I32(2), _I32(1)])
+    builder.call(fetch, [place, _I32(0), _I32(level), _I32(1)])
 
 
-def _fetcher(context, builder, kind, value, first, count, phase):
-    """fetch(j): at column j of a pass over `count` rows, ask for its share of as many rows of `value`, unless that is None.
-
-    Each of two phases asks for half of them, evenly, for a burst of hints would wait for the memory, and then the memory for the
-    next burst. A phase takes pairs of lines, which the processor fetches together: single lines in turn are a fifth slower,
-    as are hints for the first level of the cache, whose few outstanding misses are then all taken.
-    """
-    if isinstance(kind, types.NoneType):
-        return lambda j: None
-    later = rows_of(context, builder, kind, value, first, 1)
-    step = count * LANES * later.item
-
-    def fetch(j):
-        begin = builder.mul(builder.udiv(j, I64(LANES)), I64(step))
-        for pair in range(phase * 2 * _LINE, step, 4 * _LINE):
-            for line in (pair, pair + _LINE):
-                _hint(builder, later.pointers[0], builder.add(begin, I64(line)))
-
-    return fetch
+def _hint_lines(builder, rows, j, shift, level):
+    """The hints for two vectors from column j on."""
+    for line in range(0, 2 * LANES * rows.item, _LINE):
+        _hint(builder, rows.pointers[0], j, builder.add(shift, I64(line)), level)
 
 
 def _function(builder, name, result, arguments):
@@ -115,12 +125,21 @@ def every(builder, value, lanes=LANES):
     return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
 
 
-def for_vectors(builder, columns, body):
-    """body(j, mask) for every whole vector of columns (mask None), and once for the columns behind the last, if any."""
-    panels = builder.udiv(columns, I64(LANES))
-    with cgutils.for_range(builder, panels) as loop:
-        body(builder.mul(loop.index, I64(LANES)), None)
-    whole = builder.mul(panels, I64(LANES))
+def for_vectors(builder, columns, body, before=None):
+    """body(j, mask) for every whole vector of columns (mask None), and once for the columns behind the last, if any.
+
+    Two at a time, with before(j) in front of them.
+    """
+    pairs = builder.udiv(columns, I64(2 * LANES))
+    with cgutils.for_range(builder, pairs) as loop:
+        j = builder.mul(loop.index, I64(2 * LANES))
+        if before is not None:
+            before(j)
+        body(j, None)
+        body(builder.add(j, I64(LANES)), None)
+    whole = builder.mul(builder.udiv(columns, I64(LANES)), I64(LANES))
+    with builder.if_then(builder.icmp_unsigned("<", builder.mul(pairs, I64(2 * LANES)), whole)):
+        body(builder.sub(whole, I64(LANES)), None)
     with builder.if_then(builder.icmp_unsigned("<", whole, columns)):
         numbers = ir.Constant(ir.VectorType(I64, LANES), list(range(LANES)))
         body(whole, builder.icmp_unsigned("<", numbers, every(builder, builder.sub(columns, whole))))
@@ -142,95 +161,100 @@ def add_lanes(builder, vectors):
     return vectors[0]
 
 
-def _check(X, *vectors):
+def _check(X, order, *vectors):
     if not (X.layout == "C" and all(v.layout == "C" and v.dtype == types.float64 for v in vectors)):
         raise TypingError(f"rows and vectors must be C-contiguous, vectors float64: not {X}, {', '.join(map(str, vectors))}")
+    if order.layout != "C" or order.dtype != types.int64:
+        raise TypingError(f"an order must be contiguous int64: not {order}")
 
 
 def _dot(count):
-    """The code of dot products of `count` rows at once, while half of as many rows of `later` is fetched."""
+    """The code of dot products of `count` rows, one after another: the processor fetches what it sees read in order by itself."""
 
     def generate(context, builder, signature, args):
-        first, ahead = (context.cast(builder, args[i], signature.args[i], types.intp) for i in (1, 6))
-        X = rows_of(context, builder, signature.args[0], args[0], first, count)
-        fetch = _fetcher(context, builder, signature.args[5], args[5], ahead, count, 0)
-        w, z = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (2, 4))
-        zero = ir.Constant(VECTOR, [0.0] * LANES)
-        sums = [cgutils.alloca_once(builder, VECTOR) for _ in range(count)]
-        for total in sums:
-            builder.store(zero, total)
+        first, at = (context.cast(builder, args[i], signature.args[i], types.intp) for i in (2, 6))
+        order = order_of(context, builder, signature.args[1], args[1])
+        w, z = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (3, 5))
+        sums = cgutils.alloca_once(builder, VECTOR, count)
+        shift = builder.select(order.scattered, I64(0), I64(NEAR))
+        with cgutils.for_range(builder, I64(count)) as loop:
+            i = builder.add(first, loop.index)
+            X, later = (rows_of(context, builder, signature.args[0], args[0], [number(i)]) for number in (order.row, order.ahead))
+            total = builder.gep(sums, [loop.index])
+            builder.store(ir.Constant(VECTOR, [0.0] * LANES), total)
 
-        def add(j, mask):
-            fetch(j)
-            weights = load_lanes(builder, w, j, F64, mask)
-            for q, total in enumerate(sums):
-                builder.store(fma_lanes(builder, columns_of(builder, X, q, j, mask), weights, builder.load(total)), total)
+            def add(j, mask, X=X, total=total):
+                weights = load_lanes(builder, w, j, F64, mask)
+                builder.store(fma_lanes(builder, columns_of(builder, X, 0, j, mask), weights, builder.load(total)), total)
 
-        for_vectors(builder, X.columns, add)
-        result = add_lanes(builder, [builder.load(total) for total in sums])
-        b = context.cast(builder, args[3], signature.args[3], types.float64)
+            for_vectors(builder, X.columns, add, lambda j, later=later: _hint_lines(builder, later, j, shift, 3))
+        result = add_lanes(builder, [builder.load(builder.gep(sums, [I64(q)])) for q in range(count)])
+        b = context.cast(builder, args[4], signature.args[4], types.float64)
         result = builder.fadd(result, every(builder, b, count))
-        builder.store(result, builder.bitcast(builder.gep(z, [first]), result.type.as_pointer()), align=8)
+        builder.store(result, builder.bitcast(builder.gep(z, [at]), result.type.as_pointer()), align=8)
         return context.get_dummy_value()
 
     return generate
 
 
 @intrinsic
-def dot_rows(typingctx, X, i, w, b, z, later, ahead):
-    """z[i : i + ROWS] = X[i : i + ROWS] . w + b: LANES partial sums each by fma, added pairwise.
+def dot_rows(typingctx, X, order, i, w, b, z, at):
+    """z[at : at + ROWS] = X[i : i + ROWS] . w + b, where X is taken in `order`: LANES partial sums each by fma, added pairwise.
 
-    Meanwhile half of rows ahead : ahead + ROWS of `later` is fetched.
+    Meanwhile what comes soon is fetched.
     """
-    _check(X, w, z)
-    return types.none(X, i, w, b, z, later, ahead), _dot(ROWS)
+    _check(X, order, w, z)
+    return types.none(X, order, i, w, b, z, at), _dot(ROWS)
 
 
 @intrinsic
-def dot_row(typingctx, X, i, w, b, z, later, ahead):
-    """z[i] = X[i] . w + b, with the bits of dot_rows."""
-    _check(X, w, z)
-    return types.none(X, i, w, b, z, later, ahead), _dot(1)
+def dot_row(typingctx, X, order, i, w, b, z, at):
+    """z[at] = X[i] . w + b, with the bits of dot_rows."""
+    _check(X, order, w, z)
+    return types.none(X, order, i, w, b, z, at), _dot(1)
 
 
 def _add(count):
-    """The code of A_j = fma(r_i, X_ij, A_j) for `count` rows in turn, while half of as many of `later` is fetched."""
+    """The code of A_j = fma(r_i, X_ij, A_j) for `count` rows in turn."""
 
     def generate(context, builder, signature, args):
-        first, ahead = (context.cast(builder, args[i], signature.args[i], types.intp) for i in (1, 5))
-        X = rows_of(context, builder, signature.args[0], args[0], first, count)
-        fetch = _fetcher(context, builder, signature.args[4], args[4], ahead, count, 1)
-        r, A = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (2, 3))
-        residuals = [every(builder, builder.load(builder.gep(r, [builder.add(first, I64(q))]))) for q in range(count)]
+        first, at, ahead = (context.cast(builder, args[i], signature.args[i], types.intp) for i in (2, 4, 6))
+        order = order_of(context, builder, signature.args[1], args[1])
+        numbers = [order.row(i) for i in following(builder, first, count)]
+        X = rows_of(context, builder, signature.args[0], args[0], numbers)
+        # Scattered rows are fetched from one dot product to the next; here a hint that costs nothing stands for them.
+        later = builder.select(order.scattered, numbers[0], ahead)
+        later = rows_of(context, builder, signature.args[0], args[0], [later])
+        r, A = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (3, 5))
+        residuals = [every(builder, builder.load(builder.gep(r, [i]))) for i in following(builder, at, count)]
 
         def add(j, mask):
-            fetch(j)
             a = load_lanes(builder, A, j, F64, mask)
             for q, residual in enumerate(residuals):
                 a = fma_lanes(builder, residual, columns_of(builder, X, q, j, mask), a)
             store_lanes(builder, a, A, j, mask)
 
-        for_vectors(builder, X.columns, add)
+        for_vectors(builder, X.columns, add, lambda j: _hint_lines(builder, later, j, I64(NEAR), 2))
         return context.get_dummy_value()
 
     return generate
 
 
 @intrinsic
-def add_rows(typingctx, X, i, r, A, later, ahead):
-    """A_j = fma(r_q, X_qj, A_j) for rows q = i to i + ADDED - 1 in turn.
+def add_rows(typingctx, X, order, i, r, at, A, ahead):
+    """A_j = fma(r_q, X_pj, A_j) for q = at, at + 1, ... and p = i, i + 1, ..., ADDED rows of X in `order`, in turn.
 
-    Meanwhile the other half of rows ahead : ahead + ADDED of `later` is fetched.
+    Meanwhile row `ahead`, and NEAR bytes, of X is fetched, if rows are taken as they lie.
     """
-    _check(X, r, A)
-    return types.none(X, i, r, A, later, ahead), _add(ADDED)
+    _check(X, order, r, A)
+    return types.none(X, order, i, r, at, A, ahead), _add(ADDED)
 
 
 @intrinsic
-def add_row(typingctx, X, i, r, A, later, ahead):
+def add_row(typingctx, X, order, i, r, at, A, ahead):
     """The same for one row."""
-    _check(X, r, A)
-    return types.none(X, i, r, A, later, ahead), _add(1)
+    _check(X, order, r, A)
+    return types.none(X, order, i, r, at, A, ahead), _add(1)
 
 
 @intrinsic
@@ -239,9 +263,9 @@ def prefetch_row(typingctx, X, i):
 
     def generate(context, builder, signature, args):
         first = context.cast(builder, args[1], signature.args[1], types.intp)
-        row = rows_of(context, builder, signature.args[0], args[0], first, 1)
+        row = rows_of(context, builder, signature.args[0], args[0], [first])
         with cgutils.for_range_slice(builder, I64(0), row.columns, I64(_LINE // row.item), I64) as (j, _):
-            _hint(builder, row.pointers[0], builder.mul(j, I64(row.item)))
+            _hint(builder, row.pointers[0], j, I64(0), 2)
         return context.get_dummy_value()
 
     return types.none(X, i), generate
@@ -268,3 +292,18 @@ def number(typingctx, x):
         return value if value.type == F64 else builder.fpext(value, F64)
 
     return types.float64(x), generate
+
+
+@intrinsic
+def borrowed(typingctx, array):
+    """The same array without a part in its lifetime, which the caller sees to: a view of it costs no atomic operation."""
+
+    if isinstance(array, types.NoneType):
+        return array(array), lambda context, builder, signature, args: args[0]
+
+    def generate(context, builder, signature, args):
+        copy = context.make_array(array)(context, builder, args[0])
+        copy.meminfo = cgutils.get_null_value(copy.meminfo.type)
+        return copy._getvalue()
+
+    return array(array), generate

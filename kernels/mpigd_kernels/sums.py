@@ -75,23 +75,34 @@ def make_odd(v):
 @njit(**_OPTIONS)
 def add_vector(v, c, T):
     """Add the sum of v (n,), odd terms, on the grid of C = c into T (2,)."""
-    A, n = np.empty(WIDTH), v.size
-    whole, panel, shift = n // WIDTH * WIDTH, WIDTH * (PANEL - 1), SPLIT * c  # a lane takes one more of the rest
-    for start in range(0, max(1, whole), panel):
-        stop = min(whole, start + panel)
+    lanes, panel = np.full(WIDTH, c), WIDTH * PANEL
+    for start in range(0, v.size, panel):
+        spread(v[start : start + panel], lanes)
+        collect(lanes, c, T)
+
+
+@njit(**_OPTIONS, forceinline=True)
+def spread(v, lanes):
+    """Add v (n,) to the accumulators lanes (WIDTH,) of its sum: to each at most n // WIDTH + 1 terms."""
+    n = v.size
+    whole = n // WIDTH * WIDTH
+    for i in range(0, whole, WIDTH):
         for j in range(WIDTH):
-            A[j] = c
-        for i in range(start, stop, WIDTH):
-            for j in range(WIDTH):
-                A[j] += v[i + j]
-        if stop == whole:
-            for j in range(n - whole):
-                A[j] += v[whole + j]
-        for j in range(WIDTH):
-            excess = A[j] - c
-            high = (excess + shift) - shift
-            T[0] += high
-            T[1] += excess - high
+            lanes[j] += v[i + j]
+    for j in range(n - whole):
+        lanes[j] += v[whole + j]
+
+
+@njit(**_OPTIONS)
+def collect(lanes, c, T):
+    """flush() of the accumulators of one sum, on the grid of C = c, into T (2,)."""
+    shift = SPLIT * c
+    for j in range(WIDTH):
+        excess = lanes[j] - c
+        high = (excess + shift) - shift
+        T[0] += high
+        T[1] += excess - high
+        lanes[j] = c
 
 
 @njit(**_OPTIONS)
@@ -120,9 +131,22 @@ def add_plain(v):
 def take_block(r, l, limits, C, S, counts, tops):
     """What an exact sweep does with a block's residuals r (k, m) and losses l (m,), in one call.
 
-    Makes them odd, and adds to counts (5,) how many exceed limits (2,) of r and l, and how many of r, l a sixteenth and a
-    4096th of theirs. If none ever did, adds their sums on the grids of C (2,) (loss, residual) into S (1 + k, 2) and
-    returns True. Otherwise raises tops (3,): largest |r|, largest |l|, and how many values are not finite.
+    If `within_limits`, adds their sums on the grids of C (2,) (loss, residual) into S (1 + k, 2); returns whether.
+    """
+    if not within_limits(r, l, limits, counts, tops):
+        return False
+    add_vector(l, C[0], S[0])
+    for q in range(r.shape[0]):
+        add_vector(r[q], C[1], S[1 + q])
+    return True
+
+
+@njit(**_OPTIONS, forceinline=True)
+def within_limits(r, l, limits, counts, tops):
+    """Make residuals r (k, m) and losses l (m,) odd; whether none of them, nor any before, exceeds its limit (2,).
+
+    Adds to counts (5,) how many do, and how many of r, l exceed a sixteenth and a 4096th of theirs. With any over a limit,
+    raises tops (3,): largest |r|, largest |l|, and how many values are not finite.
     """
     over, counts[2], counts[4] = _odd_and_count(l, limits[1], counts[2], counts[4])
     for q in range(r.shape[0]):  # not r.ravel(): of a strided r that is a copy, and r would stay as it was
@@ -133,15 +157,10 @@ def take_block(r, l, limits, C, S, counts, tops):
         top_r, bad_r = largest(r.ravel())
         top_l, bad_l = largest(l)
         tops[0], tops[1], tops[2] = max(tops[0], top_r), max(tops[1], top_l), tops[2] + bad_r + bad_l
-    if counts[0] > 0:
-        return False
-    add_vector(l, C[0], S[0])
-    for q in range(r.shape[0]):
-        add_vector(r[q], C[1], S[1 + q])
-    return True
+    return counts[0] == 0
 
 
-@njit(**_OPTIONS)
+@njit(**_OPTIONS, forceinline=True)
 def _odd_and_count(v, limit, large, visible):
     """make_odd(v), and how many |v_i| are not <= limit (NaN counts); `large`, `visible` plus those over 1/16, 1/4096 of it."""
     over, sixteenth, least = int64(0), int64(0), int64(0)

@@ -18,8 +18,10 @@ from mpigd_kernels.lanes import (
     columns_of,
     every,
     fma_lanes,
+    following,
     for_vectors,
     load_lanes,
+    order_of,
     rows_of,
     store_lanes,
 )  # fmt: skip
@@ -29,7 +31,14 @@ TILE = 4  # rows and outputs at once: as many as the registers hold beside weigh
 
 def _outputs(context, builder, kind, value, first):
     """Pointers to TILE consecutive rows of a C-contiguous float64 matrix."""
-    return rows_of(context, builder, kind, value, first, TILE).pointers
+    return rows_of(context, builder, kind, value, following(builder, first, TILE)).pointers
+
+
+def _rows(context, builder, signature, args):
+    """TILE rows from the i-th on, of X in `order`: the first three arguments."""
+    first = context.cast(builder, args[2], signature.args[2], types.intp)
+    order = order_of(context, builder, signature.args[1], args[1])
+    return rows_of(context, builder, signature.args[0], args[0], [order.row(i) for i in following(builder, first, TILE)])
 
 
 def _check(*matrices):
@@ -38,15 +47,15 @@ def _check(*matrices):
 
 
 @intrinsic
-def dot_tile(typingctx, X, i, W, q, b, Z):
-    """Z[q + s, i + t] = X[i + t] . W[q + s] + b[q + s] for s, t < TILE."""
+def dot_tile(typingctx, X, order, i, W, q, b, Z, at):
+    """Z[q + s, at + t] = X[i + t] . W[q + s] + b[q + s] for s, t < TILE, where X is taken in `order`."""
     _check(X, W, Z)
 
     def generate(context, builder, signature, args):
-        first, output = (context.cast(builder, args[k], signature.args[k], types.intp) for k in (1, 3))
-        rows = rows_of(context, builder, signature.args[0], args[0], first, TILE)
-        weights, margins = (_outputs(context, builder, signature.args[k], args[k], output) for k in (2, 5))
-        intercepts = context.make_array(signature.args[4])(context, builder, args[4]).data
+        output, at = (context.cast(builder, args[k], signature.args[k], types.intp) for k in (4, 7))
+        rows = _rows(context, builder, signature, args)
+        weights, margins = (_outputs(context, builder, signature.args[k], args[k], output) for k in (3, 6))
+        intercepts = context.make_array(signature.args[5])(context, builder, args[5]).data
         sums = [[cgutils.alloca_once(builder, VECTOR) for _ in range(TILE)] for _ in range(TILE)]
         for total in (total for row in sums for total in row):
             builder.store(ir.Constant(VECTOR, [0.0] * LANES), total)
@@ -62,24 +71,22 @@ def dot_tile(typingctx, X, i, W, q, b, Z):
         for s in range(TILE):
             b = builder.load(builder.gep(intercepts, [builder.add(output, I64(s))]))
             z = builder.fadd(add_lanes(builder, [builder.load(total) for total in sums[s]]), every(builder, b, TILE))
-            builder.store(z, builder.bitcast(builder.gep(margins[s], [first]), z.type.as_pointer()), align=8)
+            builder.store(z, builder.bitcast(builder.gep(margins[s], [at]), z.type.as_pointer()), align=8)
         return context.get_dummy_value()
 
-    return types.none(X, i, W, q, b, Z), generate
+    return types.none(X, order, i, W, q, b, Z, at), generate
 
 
 @intrinsic
-def add_tile(typingctx, X, i, R, q, A):
-    """A[q + s]_j = fma(R[q + s, i + t], X[i + t, j], A[q + s]_j) for t < TILE in turn, for every s < TILE."""
+def add_tile(typingctx, X, order, i, R, at, q, A):
+    """A[q + s]_j = fma(R[q + s, at + t], X[i + t, j], A[q + s]_j) for t < TILE in turn, for every s < TILE."""
     _check(X, R, A)
 
     def generate(context, builder, signature, args):
-        first, output = (context.cast(builder, args[k], signature.args[k], types.intp) for k in (1, 3))
-        rows = rows_of(context, builder, signature.args[0], args[0], first, TILE)
-        given, accumulators = (_outputs(context, builder, signature.args[k], args[k], output) for k in (2, 4))
-        residuals = [
-            [every(builder, builder.load(builder.gep(r, [builder.add(first, I64(t))]))) for t in range(TILE)] for r in given
-        ]
+        at, output = (context.cast(builder, args[k], signature.args[k], types.intp) for k in (4, 5))
+        rows = _rows(context, builder, signature, args)
+        given, accumulators = (_outputs(context, builder, signature.args[k], args[k], output) for k in (3, 6))
+        residuals = [[every(builder, builder.load(builder.gep(r, [i]))) for i in following(builder, at, TILE)] for r in given]
 
         def add(j, mask):
             a = [load_lanes(builder, pointer, j, F64, mask) for pointer in accumulators]
@@ -92,4 +99,4 @@ def add_tile(typingctx, X, i, R, q, A):
         for_vectors(builder, rows.columns, add)
         return context.get_dummy_value()
 
-    return types.none(X, i, R, q, A), generate
+    return types.none(X, order, i, R, at, q, A), generate

@@ -10,14 +10,19 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from mpigd_kernels import csr, dense, sampling
-from mpigd_kernels.sweep import add_sparse, sweep_csr, sweep_dense, take_scalars
+from mpigd_kernels.sweep import add_sparse, sweep_csr, sweep_dense, take_vector_sums
 
 Array = np.ndarray[Any, Any]
 Selection = slice | Array
-BLOCK_BYTES = 1 << 17  # rows processed at once: they stay in the core's cache from margins to accumulation
+BLOCK_BYTES = 1 << 14  # rows processed at once: they stay in the core's cache from margins to accumulation
 SMALLEST_BLOCK = 64
+<<<<<<< HEAD
 # The same of compressed rows, and the most rows: the second cache is left to the coefficients and accumulators that they meet.
 SPARSE_BLOCK, SPARSE_ROWS = 1 << 17, 256
+=======
+SMALLEST_DENSE = 8
+SPARSE_BLOCK = 1 << 15  # of compressed rows: room is left for the coefficients and accumulators that they meet
+>>>>>>> 3bf51b7 (wip)
 NO_ROWS, NONE, NOWHERE = np.empty(0, np.int64), np.empty(0), np.empty((0, 0))
 
 
@@ -130,7 +135,7 @@ def run(
 
 
 def block_rows(matrix: Matrix) -> int:
-    return max(SMALLEST_BLOCK, BLOCK_BYTES // max(1, matrix.row_bytes) // 16 * 16)
+    return max(SMALLEST_DENSE, BLOCK_BYTES // max(1, matrix.row_bytes) // 8 * 8)
 
 
 class Dense:
@@ -158,7 +163,7 @@ class Dense:
 
     def accumulate(self, r: Array, l: Array, into: Into) -> None:
         r = np.ascontiguousarray(r)
-        if take_scalars(r, l, *into.arrays[:5], into.arrays[6]):
+        if take_vector_sums(r, l, *into.arrays[:5], into.arrays[6]):
             before = into.filled
             for q, residual in enumerate(r):
                 into.filled = dense.add_one(self.values, residual, *into.arrays[5:], q, before)
@@ -235,7 +240,7 @@ class CSR:
 
     def accumulate(self, r: Array, l: Array, into: Into) -> None:
         r = np.ascontiguousarray(r)
-        if take_scalars(r, l, *into.arrays[:5], into.arrays[6]):
+        if take_vector_sums(r, l, *into.arrays[:5], into.arrays[6]):
             rows = self.indptr[:-1], self.indptr[1:], self.indices, self.values
             held = [add_sparse(*rows, residual, *into.arrays[5:], q, into.filled, into.panel) for q, residual in enumerate(r)]
             into.filled = held[-1]
