@@ -6,7 +6,8 @@ from numba.extending import overload
 from numpy import float64
 
 from mpigd_kernels.elementary import fma, set_odd
-from mpigd_kernels.lanes import ADDED, AHEAD, ROWS, add_row, add_rows, dot_row, dot_rows, number, prefetch_row
+from mpigd_kernels.elements import number, prefetch_row
+from mpigd_kernels.lanes import ADDED, AHEAD, ROWS, add_row, add_rows, dot_row, dot_rows
 from mpigd_kernels.sums import PANEL, flush
 from mpigd_kernels.tiles import TILE, add_tile, dot_tile
 

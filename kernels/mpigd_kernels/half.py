@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from mpigd_kernels.lanes import number
+from mpigd_kernels.elements import number
 
 SMALLEST_NORMAL = 2.0**-14  # below it a half has a fixed step, and below half a step it is zero
 ROUNDER = 1.5 * 2.0**42  # times 2**e: adding it rounds what lies in [2**e, 2**(e + 1)) to the 11 bits of a half

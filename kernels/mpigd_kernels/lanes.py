@@ -42,7 +42,7 @@ def following(builder, first, count):
     return [builder.add(first, I64(q)) for q in range(count)]
 
 
-# How rows are numbered: row(i), the number of the i-th, and ahead(i), that of one which is needed soon and may still be in memory.
+# How rows are numbered: row(i), the number of the i-th, and ahead(i), that of one which is needed soon.
 _Order = namedtuple("_Order", "row ahead scattered")
 
 
@@ -72,7 +72,7 @@ def columns_of(builder, rows, q, j, mask):
     return value if rows.element == F64 else builder.fpext(value, VECTOR)
 
 
-def _hint(builder, pointer, j, bytes_behind, level):
+def hint(builder, pointer, j, bytes_behind, level):
     """Ask for the cache line of element j of a row, or so many bytes behind it; reads nothing, whatever is there."""
     place = builder.gep(builder.bitcast(builder.gep(pointer, [j]), _BYTE), [bytes_behind])
     fetch = _function(builder, "llvm.prefetch.p0", ir.VoidType(), [_BYTE, _I32, _I32, _I32])
@@ -82,7 +82,7 @@ def _hint(builder, pointer, j, bytes_behind, level):
 def _hint_lines(builder, rows, j, shift, level):
     """The hints for two vectors from column j on."""
     for line in range(0, 2 * LANES * rows.item, _LINE):
-        _hint(builder, rows.pointers[0], j, builder.add(shift, I64(line)), level)
+        hint(builder, rows.pointers[0], j, builder.add(shift, I64(line)), level)
 
 
 def _function(builder, name, result, arguments):
@@ -255,55 +255,3 @@ def add_row(typingctx, X, order, i, r, at, A, ahead):
     """The same for one row."""
     _check(X, order, r, A)
     return types.none(X, order, i, r, at, A, ahead), _add(1)
-
-
-@intrinsic
-def prefetch_row(typingctx, X, i):
-    """Ask for the cache lines of X[i] (X C-contiguous); changes nothing."""
-
-    def generate(context, builder, signature, args):
-        first = context.cast(builder, args[1], signature.args[1], types.intp)
-        row = rows_of(context, builder, signature.args[0], args[0], [first])
-        with cgutils.for_range_slice(builder, I64(0), row.columns, I64(_LINE // row.item), I64) as (j, _):
-            _hint(builder, row.pointers[0], j, I64(0), 2)
-        return context.get_dummy_value()
-
-    return types.none(X, i), generate
-
-
-@intrinsic
-def half(typingctx, bits):
-    """The float32 of a half's bits, exactly."""
-
-    def generate(context, builder, signature, args):
-        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), _F32)
-
-    return types.float32(types.uint16), generate
-
-
-@intrinsic
-def number(typingctx, x):
-    """The float64 of an element: of float32, float64, or a half's bits as uint16."""
-
-    def generate(context, builder, signature, args):
-        value = args[0]
-        if signature.args[0] == types.uint16:
-            value = builder.fpext(builder.bitcast(value, ir.HalfType()), _F32)
-        return value if value.type == F64 else builder.fpext(value, F64)
-
-    return types.float64(x), generate
-
-
-@intrinsic
-def borrowed(typingctx, array):
-    """The same array without a part in its lifetime, which the caller sees to: a view of it costs no atomic operation."""
-
-    if isinstance(array, types.NoneType):
-        return array(array), lambda context, builder, signature, args: args[0]
-
-    def generate(context, builder, signature, args):
-        copy = context.make_array(array)(context, builder, args[0])
-        copy.meminfo = cgutils.get_null_value(copy.meminfo.type)
-        return copy._getvalue()
-
-    return array(array), generate

@@ -10,19 +10,15 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from mpigd_kernels import csr, dense, sampling
-from mpigd_kernels.sweep import add_sparse, sweep_csr, sweep_dense, take_vector_sums
+from mpigd_kernels.blocks import take_vector_sums
+from mpigd_kernels.sweep import add_sparse, sweep_csr, sweep_dense
 
 Array = np.ndarray[Any, Any]
 Selection = slice | Array
 BLOCK_BYTES = 1 << 14  # rows processed at once: they stay in the core's cache from margins to accumulation
-SMALLEST_BLOCK = 64
-<<<<<<< HEAD
+SMALLEST_BLOCK, SMALLEST_DENSE = 64, 8
 # The same of compressed rows, and the most rows: the second cache is left to the coefficients and accumulators that they meet.
 SPARSE_BLOCK, SPARSE_ROWS = 1 << 17, 256
-=======
-SMALLEST_DENSE = 8
-SPARSE_BLOCK = 1 << 15  # of compressed rows: room is left for the coefficients and accumulators that they meet
->>>>>>> 3bf51b7 (wip)
 NO_ROWS, NONE, NOWHERE = np.empty(0, np.int64), np.empty(0), np.empty((0, 0))
 
 

@@ -14,7 +14,7 @@ from mpigd.data.matrix import Task
 from mpigd.data.shard import RowNumbers
 from mpigd.model.objective import Array, Objective
 from mpigd.reduce import total
-from mpigd_kernels import sampling, sweep
+from mpigd_kernels import residuals, sampling
 
 FOLD_EPOCH = (1 << 32) - 3  # whose permutation no training step uses
 
@@ -50,7 +50,7 @@ class FoldObjective(Objective):
         """About the mean of the columns' mean losses, and the gradients (k, p), at W (k, p): one read. Collective."""
         coef, intercept = self.scaling.to_raw(W, self.k)
         rows = self.rows
-        task = Task(sweep.FOLDS, self.kind, self._targets, rows.c, coef, intercept, rows.offset, self._keep)
+        task = Task(residuals.FOLDS, self.kind, self._targets, rows.c, coef, intercept, rows.offset, self._keep)
         self.counter.reads += 1.0
         loss, G = self._sums.sweep_for(
             lambda T, S: self.scaling.gradient(T, S, 1.0),

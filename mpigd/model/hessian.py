@@ -18,7 +18,7 @@ from mpigd.data.matrix import CSR
 from mpigd.exact import ExactReducer
 from mpigd.model.outer import LARGE, MOST, Outer, Pair, column_reach
 from mpigd.reduce import NativeReducer, NotFinite, Reducer, Threads, power_above
-from mpigd_kernels import sweep, vector
+from mpigd_kernels import residuals, vector
 
 if TYPE_CHECKING:
     from mpigd.model.objective import Objective
@@ -61,7 +61,7 @@ class Curvature:
         else:
             columns = objective.statistics.bounds
             reducer = ExactReducer(self._comm, columns, k, objective.n, 1.0, objective.fine, isinstance(objective.rows.X, CSR))
-        return objective.gradient(v / bound, self._batch, reducer, factor * bound, sweep.PRODUCT, self._h)[1]
+        return objective.gradient(v / bound, self._batch, reducer, factor * bound, residuals.PRODUCT, self._h)[1]
 
     def matrices(self, factor: float) -> Array:
         """The Hessian (1, k * p, k * p); of several outputs and more than WHOLE parameters its blocks (k, p, p).

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mpigd.config import Config
-from mpigd_kernels import curvature, pointwise, sweep
+from mpigd_kernels import curvature, pointwise, residuals
 
 Array = np.ndarray[Any, Any]
 
@@ -40,7 +40,7 @@ class Loss:
 
     def with_parameter(self, a: float) -> Any:
         """What a sweep takes: the type that stands for this loss there, with the parameter."""
-        (kind,) = (kind for kind, kernel in sweep.KERNELS.items() if kernel is self.kernel)
+        (kind,) = (kind for kind, kernel in residuals.KERNELS.items() if kernel is self.kernel)
         return kind(float(a))
 
     @property

@@ -11,6 +11,7 @@ from mpigd_kernels import csr, dense
 
 DIMENSIONS = (0, 1, 2, 7, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64, 100)  # around the lanes of a dot product
 TYPES = [(np.float32, np.int32), (np.float32, np.int64), (np.float64, np.int32), (np.float64, np.int64)]
+AS_THEY_LIE = np.empty(0, np.int64)  # no order: rows 0, 1, ...
 ROWS_PER_CALL = (0, 1, 3, 7, 8, 9, 16, 40)
 
 
@@ -38,7 +39,7 @@ def csr_margins(triple, w, b=0.0):
 
 
 def add_native(X, r, A):
-    dense.add_all(X, r[np.newaxis], 0, len(X), A[np.newaxis], None, 0)
+    dense.add_all(X, AS_THEY_LIE, 0, r[np.newaxis], 0, len(X), A[np.newaxis])
 
 
 def exact_margins(X, w, b):
@@ -117,13 +118,28 @@ def test_several_outputs_have_the_bits_of_each_alone(dtype):
     for n, d, k in itertools.product((1, 3, 4, 9, 16), (1, 8, 13), (1, 3, 4, 5, 8, 10)):
         X, W, R, b = rows_of(rng, n, d, dtype, 0.9), rng.normal(size=(k, d)), rng.normal(size=(k, n)), rng.normal(size=k)
         Z, A = np.empty((k, n)), np.zeros((k, d))
-        dense.margins_of_all(X, W, b, Z, X, 0)
-        dense.add_all(X, R, 0, n, A, X, 0)
+        dense.margins_of_all(X, AS_THEY_LIE, 0, W, b, Z)
+        dense.add_all(X, AS_THEY_LIE, 0, R, 0, n, A)
         for q in range(k):
             alone = np.zeros(d)
             add_native(X, R[q], alone)
             assert A[q].tobytes() == alone.tobytes()
             assert Z[q].tobytes() == dense_margins(X, W[q], b[q]).tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_in_an_order_have_the_bits_of_copies_of_them(dtype):
+    rng = np.random.default_rng(10)
+    for m, d, k in itertools.product((1, 3, 8, 41), (1, 13, 32), (1, 5)):
+        X, W, R, b = rows_of(rng, 60, d, dtype), rng.normal(size=(k, d)), rng.normal(size=(k, m)), rng.normal(size=k)
+        order, first = rng.integers(0, 60, 5 + m), 5
+        copies = np.ascontiguousarray(X[order[first:]])
+        Z, A, Z2, A2 = np.empty((k, m)), np.zeros((k, d)), np.empty((k, m)), np.zeros((k, d))
+        dense.margins_of_all(X, order, first, W, b, Z)
+        dense.add_all(X, order, first, R, 0, m, A)
+        dense.margins_of_all(copies, AS_THEY_LIE, 0, W, b, Z2)
+        dense.add_all(copies, AS_THEY_LIE, 0, R, 0, m, A2)
+        assert Z.tobytes() == Z2.tobytes() and A.tobytes() == A2.tobytes()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -12,6 +12,8 @@ from tests.kernels.test_dense_csr import to_csr
 
 SHUFFLES = 40
 
+AS_THEY_LIE = np.empty(0, np.int64)  # no order: rows 0, 1, ...
+
 
 def odd(v):
     v = np.array(v, dtype=np.float64)
@@ -55,7 +57,7 @@ class Accumulator:
 
     def dense(self, X, r):
         self.filled = dense.accumulate_exact(
-            X, r[np.newaxis], self.A[np.newaxis], self.C, self.T[:, np.newaxis], self.filled, None, 0
+            X, AS_THEY_LIE, 0, r[np.newaxis], self.A[np.newaxis], self.C, self.T[:, np.newaxis], self.filled
         )
         self._check()
 
@@ -128,7 +130,7 @@ def test_totals_of_the_two_grids_are_the_rational_model(layout):
         D = grid(unit(C), float(PANEL))
         A, B, T, U = C.copy(), D.copy(), np.zeros((2, 3)), np.zeros((2, 3))
         if layout == "dense":
-            dense.accumulate_fine(X, r, A, B, C, D, T, U, 0)
+            dense.accumulate_fine(X, AS_THEY_LIE, 0, r, A, B, C, D, T, U, 0)
         else:
             csr.add_fine(*ends(X), r, A, B, C, D, T, U, 0, PANEL)
         sums.flush(A, C, T)

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from mpigd.model.losses import LOSSES, Loss
-from mpigd_kernels import sweep
+from mpigd_kernels import residuals
 
 PROGRAM = """
 import numpy as np
-from mpigd_kernels import pointwise, sweep
+from mpigd_kernels import pointwise, residuals
 z, y, c = np.ones((1, 4)), np.zeros((1, 4)), np.ones(4)
-r, l = np.empty((1, 4)), np.empty(4)
-sweep.residuals(sweep.LOSS, sweep.{name}(1.0), z, y, c, r, l)
-others = [kernel for kind, kernel in sweep.KERNELS.items() if kind is not sweep.{name} and kernel.signatures]
-stats = sweep.residuals.stats
+r, l, spare = np.empty((1, 4)), np.empty(4), np.empty((2, 4))
+residuals.residuals(residuals.LOSS, residuals.{name}(1.0), z, y, c, r, l, spare)
+others = [kernel for kind, kernel in residuals.KERNELS.items() if kind is not residuals.{name} and kernel.signatures]
+stats = residuals.residuals.stats
 print(sum(stats.cache_misses.values()), sum(stats.cache_hits.values()), len(others))
 """
 
@@ -45,7 +45,7 @@ def test_a_sweep_takes_each_loss_for_itself(loss: Loss) -> None:
     z, c = rng.normal(size=(k, 9)), rng.random(9)
     y = np.ones((1, 9))
     found, expected = [(np.empty((k, 9)), np.empty(9)) for _ in range(2)]
-    sweep.residuals(sweep.LOSS, loss.with_parameter(0.5), z, y, c, *found)
+    residuals.residuals(residuals.LOSS, loss.with_parameter(0.5), z, y, c, *found, np.empty((2, 9)))
     loss.kernel(z, y[0], c, 0.5, *expected)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)

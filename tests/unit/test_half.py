@@ -21,7 +21,7 @@ from mpigd.data.matrix import Dense, Task
 from mpigd.data.shard import Shard
 from mpigd.errors import MpigdError
 from mpigd.reduce import NativeAccumulator
-from mpigd_kernels import half, sweep
+from mpigd_kernels import half, residuals
 from tests.scenarios import fit, same
 from tests.threadcomm import run
 from tests.truths import ALL_LOSSES, generate
@@ -82,7 +82,7 @@ def test_units_bring_every_size_into_the_range_of_halves() -> None:
 def added_up(X: Half | Dense, w: Array, r: Array) -> Array:
     """Plain sums of a sweep at w over every second row, then all of them."""
     into = NativeAccumulator(1, X.d)
-    task = Task(sweep.LOSS, sweep.Squared(0.0), r[np.newaxis, : X.n], np.ones(1), w[np.newaxis], np.zeros(1))
+    task = Task(residuals.LOSS, residuals.Squared(0.0), r[np.newaxis, : X.n], np.ones(1), w[np.newaxis], np.zeros(1))
     for rows in (np.arange(0, X.n, 2), slice(None)):
         X.sweep(rows, task, into)
     return into.words

@@ -1,0 +1,124 @@
+"""What a sweep does with a block of rows whatever they are stored as: their vectors, and the sums of their losses and residuals.
+
+All of it is inlined, for a block of few rows takes less time than some calls.
+"""
+
+from numba import njit
+
+from mpigd_kernels.sums import PANEL, WIDTH, add_plain, collect, spread, take_block, within_limits
+
+_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
+
+
+@njit(**_OPTIONS, forceinline=True)
+def views(room, k, targets, n):
+    """Room for n rows: margins and residuals (k, n), targets (q, n), losses (n,)."""
+    ends = k * n, 2 * k * n, (2 * k + targets) * n
+    z, r, t = room[: ends[0]].reshape(k, n), room[ends[0] : ends[1]].reshape(k, n), room[ends[1] : ends[2]].reshape(targets, n)
+    return z, r, t, room[ends[2] : ends[2] + n]
+
+
+@njit(**_OPTIONS, forceinline=True)
+def row_of(order, i):
+    return order[i] if order.size > 0 else i
+
+
+@njit(**_OPTIONS, forceinline=True)
+def take_vectors(order, begin, y, c, t, weights):
+    """Targets and weights of a block's rows; one weight for all is there already.
+
+    Loops: assigning slices would bring numba's broadcasting along, two seconds of compilation.
+    """
+    n = weights.size
+    if order.size > 0:
+        rows = order[begin : begin + n]
+        for i in range(n):
+            for q in range(y.shape[0]):
+                t[q, i] = y[q, rows[i]]
+            if c.size > 1:
+                weights[i] = c[rows[i]]
+    else:
+        for q in range(y.shape[0]):
+            _copy(y[q, begin : begin + n], t[q])
+        if c.size > 1:
+            _copy(c[begin : begin + n], weights)
+
+
+@njit(**_OPTIONS, forceinline=True)
+def _copy(values, out):
+    for i in range(out.size):
+        out[i] = values[i]
+
+
+@njit(**_OPTIONS, forceinline=True)
+def shift_and_keep(z, order, begin, offset, keep):
+    """Add the offset to the margins z (k, n), and keep them."""
+    if offset.size > 0:
+        for q in range(z.shape[0]):
+            for i in range(z.shape[1]):
+                z[q, i] += offset[row_of(order, begin + i)]
+    if keep.size > 0:
+        for q in range(z.shape[0]):
+            for i in range(z.shape[1]):
+                keep[q, row_of(order, begin + i)] = z[q, i]
+
+
+@njit(**_OPTIONS, forceinline=True)
+def take_scalars(r, l, limits, S, counts, tops, C, lanes):
+    """Losses and residuals into accumulators, plain ones into S; False if a limit was exceeded: the rest is in vain then."""
+    if C is None:
+        _add_plain(r, l, S)
+        return True
+    elif not within_limits(r, l, limits, counts, tops):
+        return False
+    else:
+        spread(l, lanes[0])
+        for q in range(r.shape[0]):
+            spread(r[q], lanes[1 + q])
+        return True
+
+
+@njit(**_OPTIONS)
+def take_vector_sums(r, l, limits, biases, S, counts, tops, C):
+    """take_scalars straight into S."""
+    if C is None:
+        _add_plain(r, l, S)
+        return True
+    else:
+        return take_block(r, l, limits, biases, S, counts, tops)
+
+
+@njit(**_OPTIONS)
+def _add_plain(r, l, S):
+    S[0, 0] += add_plain(l)
+    for q in range(r.shape[0]):
+        S[1 + q, 0] += add_plain(r[q])
+
+
+@njit(**_OPTIONS)
+def open_lanes(lanes, biases):
+    """Empty accumulators (1 + k, WIDTH) for sums of losses and residuals on the grids of biases (2,)."""
+    for q in range(lanes.shape[0]):
+        for j in range(WIDTH):
+            lanes[q, j] = biases[min(q, 1)]
+
+
+@njit(**_OPTIONS)
+def collect_all(lanes, biases, S, C):
+    """Move what the accumulators hold into S (1 + k, 2), unless sums are plain."""
+    if C is not None:
+        for q in range(lanes.shape[0]):
+            collect(lanes[q], biases[min(q, 1)], S[q])
+
+
+@njit(**_OPTIONS, forceinline=True)
+def keep_lanes_low(lanes, biases, S, C, terms, n):
+    """collect_all before they may be full; returns how many terms they hold at most, `terms` before and then n rows more.
+
+    A block has at most WIDTH * PANEL / 2 rows.
+    """
+    terms += n // WIDTH + 1
+    if terms <= PANEL // 2:
+        return terms
+    collect_all(lanes, biases, S, C)
+    return 0
