@@ -90,9 +90,9 @@ def take_vector_sums(r, l, limits, biases, S, counts, tops, C):
 
 @njit(**_OPTIONS)
 def _add_plain(r, l, S):
-    S[0, 0] += add_plain(l)
+    S[0, 0] = add_plain(l, S[0, 0])
     for q in range(r.shape[0]):
-        S[1 + q, 0] += add_plain(r[q])
+        S[1 + q, 0] = add_plain(r[q], S[1 + q, 0])
 
 
 @njit(**_OPTIONS)

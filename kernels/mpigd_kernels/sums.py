@@ -119,9 +119,8 @@ def largest(v):
 
 
 @njit(**_OPTIONS)
-def add_plain(v):
-    """The sum of v in float64, in the order given."""
-    total = 0.0
+def add_plain(v, total):
+    """total plus the elements of v in float64, in the order given: cutting v into blocks changes nothing."""
     for i in range(v.size):
         total += v[i]
     return total

@@ -24,13 +24,8 @@ from mpigd.exact import ExactReducer
 from mpigd.model.hessian import Alongside, Curvature
 from mpigd.model.losses import Loss
 from mpigd.model.scaling import Scaling, Statistics
-<<<<<<< HEAD
 from mpigd.reduce import Found, NativeReducer, Reducer, Sums, joined
-from mpigd_kernels import sampling, sweep
-=======
-from mpigd.reduce import NativeReducer, Reducer, Sums
 from mpigd_kernels import residuals, sampling
->>>>>>> c59f06b (Dense rows one after another: what the processor fetches by itself)
 
 Array = np.ndarray[Any, Any]
 SAMPLE_EPOCH = (1 << 32) - 2  # whose permutation no training step uses
@@ -113,9 +108,8 @@ class Objective:
         w: Array,
         batch: Batch,
         reducer: Reducer,
-<<<<<<< HEAD
         factor: float,
-        what: int = sweep.LOSS,
+        what: int = residuals.LOSS,
         curvature: Array | None = None,
         keep: Array | None = None,
         along: Alongside | None = None,
@@ -134,10 +128,7 @@ class Objective:
         w: Array,
         batch: Batch,
         reducer: Reducer,
-        what: int = sweep.LOSS,
-=======
         what: int = residuals.LOSS,
->>>>>>> c59f06b (Dense rows one after another: what the processor fetches by itself)
         curvature: Array | None = None,
         keep: Array | None = None,
         along: Alongside | None = None,
@@ -251,12 +242,7 @@ class Oracle:
 
     def squared_curvature(self, v: Array) -> Array:
         """(X' C X / sum c) v in these coordinates: the Hessian of half the squared margins."""
-<<<<<<< HEAD
-        return self.objective.gradient(v, self.batch, self.reducer, self._factor(), sweep.SQUARES)[1]
-=======
-        sums = self.objective.sums(v, self.batch, self.reducer, residuals.SQUARES)
-        return self.objective.scaling.gradient(sums.gradient, sums.residual, self._factor())
->>>>>>> c59f06b (Dense rows one after another: what the processor fetches by itself)
+        return self.objective.gradient(v, self.batch, self.reducer, self._factor(), residuals.SQUARES)[1]
 
     def sample(self, m: int) -> Oracle:
         """The same oracle over m rows, drawn as a function of seed and global row number."""

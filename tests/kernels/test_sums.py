@@ -304,4 +304,4 @@ def test_largest_and_plain_sum():
     assert sums.largest(v) == (3.0, 3)
     assert sums.largest(v[:0]) == (0.0, 0)
     assert sums.largest(np.array([np.nan, -np.inf])) == (0.0, 2)
-    assert sums.add_plain(np.array([1e16, 1.0, -1e16])) == 0.0
+    assert sums.add_plain(np.array([1e16, 1.0, -1e16]), 1.0) == 0.0
