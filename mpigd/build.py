@@ -75,7 +75,8 @@ def layout(config: Config, need_y: bool = True) -> Layout:
     if config.partition == "hash":
         why = "a hash partition moves rows between ranks"
     limit = None if config.max_memory is None else size_of(config.max_memory)
-    return Layout(config.x, config.y, config.dtype, config.partition, need_y, limit, BLOCK if blocks else None, why)
+    block = BLOCK if blocks else None
+    return Layout(config.x, config.y, config.dtype, config.partition, need_y, limit, block, why, config.allow_links)
 
 
 def problem(shard: Shard, config: Config, comm: Comm) -> Problem:

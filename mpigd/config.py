@@ -107,6 +107,7 @@ class Config:
     partition: str = option("range", "which rank holds which rows", ("range", "hash", "file"), model=False)
     shuffle: str = option("rows", "minibatch: permute all rows, or blocks of 4096 and the rows in them", ("rows", "blocks"))
     max_memory: str | None = option(None, "of a rank's rows, like 2GB; what does not fit is read again every epoch", model=False)
+    allow_links: tuple[str, ...] = option((), "folders with other files that data files may refer to", model=False)
     threads: int | None = option(None, "per rank; default: the rank's cores", low=1, model=False)
     reduce: str = option("exact", "exact: the same bits on any machine; native: plain sums", ("exact", "native"))
     tol: float = option(1e-6, "full mode stops at this relative accuracy; 0 runs all epochs", low=0, fixed=False)

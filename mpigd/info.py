@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
-
-import h5py
 
 from mpigd import checkpoint
 from mpigd.config import to_dict
@@ -17,16 +16,16 @@ from mpigd.summary import text as summary_text
 SHOWN = 12  # coefficients and columns listed for people
 
 
-def describe(path: str, x: str = "X", y: str = "y") -> dict[str, Any]:
+def describe(path: str, x: str = "X", y: str = "y", links: Sequence[str] = ()) -> dict[str, Any]:
     """Everything about a model, a checkpoint or a data set, as plain values. DataError if it is none of these."""
-    with hdf5.open_read(path) as file:
+    with hdf5.open_read(path, links) as file:
         form = hdf5.read_text(file, "format")
         if form not in (fitted.FORMAT, checkpoint.FORMAT):
             return {"kind": "data", **_data(file, path, x, y)}
     return {"kind": "model", **_model(path)} if form == fitted.FORMAT else {"kind": "checkpoint", **_checkpoint(path)}
 
 
-def _data(file: h5py.File, path: str, x: str, y: str) -> dict[str, Any]:
+def _data(file: hdf5.Group, path: str, x: str, y: str) -> dict[str, Any]:
     info = look(file, path, x, y)
     encoding = hdf5.read_json(file, "encoding") if "encoding" in file else {}
     names = encoding.get("feature_names")

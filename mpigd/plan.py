@@ -80,7 +80,7 @@ def _outputs(infos: list[Info], config: Config) -> int:
     """Columns of the parameters: the classes of a softmax, as the encoding names them or the first targets show them."""
     if config.loss != "softmax":
         return 1
-    with hdf5.open_read(infos[0].path) as file:
+    with hdf5.open_read(infos[0].path, infos[0].links) as file:
         encoding = hdf5.read_json(file, "encoding") if "encoding" in file else {}
         names = (encoding.get("target") or {}).get("classes")
         return len(names) if names else max(2, np.unique(hdf5.dataset(file, config.y)[:LOOKED_AT]).size)
@@ -141,7 +141,7 @@ def to_dict(predicted: Plan) -> dict[str, Any]:
 def plan_only(data: Sequence[str], config: Config, comm: Comm) -> int:
     """Say what a run would do, from the files' metadata and the options alone. Collective; returns the exit code."""
     choices.check(config)
-    infos = inspect(expand(data, comm), config.x, config.y, comm)
+    infos = inspect(expand(data, comm), config.x, config.y, comm, config.allow_links)
     n = sum(info.n for info in infos)
     config = build.complete(config, n, infos[0].d)
     if comm.rank == 0:

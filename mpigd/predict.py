@@ -135,7 +135,8 @@ def _encode(paths: Sequence[str], output: str, model: Model, need_y: bool) -> No
 def evaluate(model: Model, paths: Sequence[str], config: Config, comm: Comm) -> dict[str, Any]:
     """Metrics of a model on a data set. Collective."""
     with encoded(paths, model, comm) as files:
-        shard, slabs = passing(files, Layout(config.x, config.y, model.config.dtype, config.partition), comm)
+        layout = Layout(config.x, config.y, model.config.dtype, config.partition, links=config.allow_links)
+        shard, slabs = passing(files, layout, comm)
         check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names"))
         loss = LOSSES[model.config.loss]
         evaluator = Evaluator(shard, loss, loss.parameter(model.config), model_classes(model), comm)
@@ -151,7 +152,7 @@ def evaluate(model: Model, paths: Sequence[str], config: Config, comm: Comm) -> 
 def predict(model: Model, paths: Sequence[str], output: str, csv: str | None, config: Config, comm: Comm) -> int:
     """Write predictions for a data set in row order; returns the number of rows. Collective."""
     with encoded(paths, model, comm, need_y=False) as files:
-        shard = load(files, Layout(config.x, config.y, model.config.dtype, "range", need_y=False), comm)
+        shard = load(files, Layout(config.x, config.y, model.config.dtype, "range", need_y=False, links=config.allow_links), comm)
     check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names"))
     slabs = _in_order(lambda rows: _columns(model, shard, rows), shard, model, comm)
     if comm.rank == 0:

@@ -12,55 +12,79 @@ import hashlib
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from importlib import import_module
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("HDF5_PLUGIN_PRELOAD", "::")  # no filter plugin that a stranger's file may ask for
 
 import h5py
 import numpy as np
 
+from mpigd.data import guard
+from mpigd.data.guard import Group as Group
 from mpigd.errors import DataError, StorageError
 
 Array = np.ndarray[Any, Any]
 CHECKSUM = "sha256"
+TRAILER = re.compile(rb"mpigd sha256 ([0-9a-f]{64})\n")  # behind what HDF5 reads, of all bytes before it
+TRAILER_BYTES = 78
 
 
 @contextmanager
-def open_read(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading; DataError if it is missing or not HDF5, or when reading it fails."""
+def open_read(path: str | os.PathLike[str], links: Sequence[str] = ()) -> Iterator[Group]:
+    """Open an HDF5 file for reading: its root group, which looks at everything before it is opened (guard.py).
+
+    links: folders into which the file's links may lead. DataError if the file is missing or not HDF5, or when reading it fails.
+    """
     try:
-        file = _open_unlocked(path)
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError("no regular file")  # a pipe would be waited for without end
+        _check_bytes(path)
+        file = guard.open_file(path)
     except OSError as error:
         raise DataError(f"{path}: {_open_reason(path, error)}") from error
     with file:
         try:
-            yield file
-        except (OSError, RuntimeError, KeyError) as error:
+            yield Group(h5py.h5g.open(file.id, b"/"), links)
+        except Exception as error:
             if not _from_hdf5(error):
                 raise
             raise DataError(f"{path}: damaged: {_words(error)}") from error
 
 
-def _open_unlocked(path: str | os.PathLike[str]) -> h5py.File:
-    """Without file locks, which parallel file systems may not have; with them where this process has the file open so already
-    (a notebook does), since HDF5 opens a file twice only in the same way.
+def _check_bytes(path: str | os.PathLike[str]) -> None:
+    """DataError if the bytes of a sealed file are not those that were written. HDF5 has not seen them then: it may crash, or
+    loop, over damage in its own structures.
     """
-    try:
-        return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        if "locking flag" not in str(error):
-            raise
-        return h5py.File(path, "r")
+    with open(path, "rb") as file:
+        told, size = _trailer(file)
+        if told and told != _digest_of(file, size):
+            raise DataError(f"{path}: damaged: its contents do not match their checksum")
+
+
+def _trailer(file: io.BufferedReader) -> tuple[bytes, int]:
+    """The checksum behind a sealed file's contents, empty for others, and how many bytes these are."""
+    size = max(0, os.fstat(file.fileno()).st_size - TRAILER_BYTES)
+    file.seek(size)
+    found = TRAILER.fullmatch(file.read())
+    return (found[1], size) if found else (b"", size)
+
+
+def _digest_of(file: io.BufferedReader | io.FileIO, size: int) -> bytes:
+    """sha256, in hexadecimal digits, of the first `size` bytes."""
+    total, left = hashlib.sha256(), size
+    file.seek(0)
+    while left and (piece := file.read(min(left, 1 << 20))):
+        total.update(piece)
+        left -= len(piece)
+    return total.hexdigest().encode()
 
 
 def _from_hdf5(error: Exception) -> bool:
     """Whether the HDF5 library says this (h5py raises many kinds), and not the system about some other file."""
-    return _words(error).startswith(("Can't ", "Unable to "))
+    return _words(error).startswith(("Can't ", "Unable to ")) and not isinstance(error, MemoryError)
 
 
 def _words(error: Exception) -> str:
@@ -72,6 +96,8 @@ def _open_reason(path: str | os.PathLike[str], error: OSError) -> str:
         return "no such file"
     if os.path.isdir(path):
         return "is a folder; name the files in it"
+    if not os.path.isfile(path):
+        return "is not a regular file"
     if error.errno in (errno.EACCES, errno.EPERM):
         return "may not be read (permission denied)"
     if not h5py.is_hdf5(path):
@@ -79,28 +105,13 @@ def _open_reason(path: str | os.PathLike[str], error: OSError) -> str:
     return f"cannot be read: {error}"
 
 
-def dataset(file: h5py.Group, name: str) -> h5py.Dataset:
+def dataset(file: Group, name: str) -> h5py.Dataset:
     """The dataset `name`, or a DataError naming what the file does have."""
     found = file.get(name)
     if not isinstance(found, h5py.Dataset):
-        place = file.file.filename + (f": group {file.name.strip('/')!r}" if file.name != "/" else "")
+        place = file.filename + (f": group {file.name.strip('/')!r}" if file.name != "/" else "")
         raise DataError(f"{place}: no dataset {name!r}; it has {', '.join(sorted(file)) or 'nothing'}")
-    return readable(found)
-
-
-def readable(data: h5py.Dataset) -> h5py.Dataset:
-    """The dataset, once its compression can be undone: filters beyond HDF5's own come from the package hdf5plugin."""
-    properties = data.id.get_create_plist()
-    codes = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
-    for code in codes:
-        if h5py.h5z.filter_avail(code):
-            continue
-        with suppress(ImportError):
-            import_module("hdf5plugin")
-        if not h5py.h5z.filter_avail(code):
-            advice = "pip install 'mpigd[filters]'"
-            raise DataError(f"{data.file.filename}: {data.name!r} is compressed with filter {code}, unknown here: {advice}")
-    return data
+    return found
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
@@ -142,6 +153,10 @@ def create(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
         try:
             with h5py.File(sink, "w", libver="v110") as file:
                 yield file
+                sealed = CHECKSUM in file.attrs
+            if sealed:
+                size = sink.seek(0, os.SEEK_END)
+                sink.write(b"mpigd sha256 " + _digest_of(sink, size) + b"\n")
         finally:
             if sink.failure is not None:  # the reason of whatever else went wrong
                 raise sink.failure
@@ -207,7 +222,7 @@ def write_text(group: h5py.Group, name: str, text: str) -> None:
     group.attrs[name] = np.bytes_(text.encode())
 
 
-def read_text(group: h5py.Group, name: str) -> str:
+def read_text(group: Group, name: str) -> str:
     """The text attribute `name`, or an empty text where there is none."""
     value = group.attrs.get(name, b"")
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
@@ -225,11 +240,15 @@ def write_json(group: h5py.Group, name: str, value: Any) -> None:
     write_array(group, name, np.frombuffer(text.encode(), dtype=np.uint8))
 
 
-def read_json(group: h5py.Group, name: str) -> Any:
+def read_json(group: Group, name: str, kind: type = dict) -> Any:
+    """The JSON text `name`: a value of that kind, or a DataError."""
     try:
-        return json.loads(dataset(group, name)[...].tobytes())
-    except ValueError as error:
-        raise DataError(f"{group.file.filename}: {name} is damaged") from error
+        value = json.loads(dataset(group, name)[...].tobytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{group.filename}: {name!r} is damaged: no JSON") from error
+    if not isinstance(value, kind):
+        raise DataError(f"{group.filename}: {name!r} is damaged: not what was stored there")
+    return value
 
 
 def content_digest(group: h5py.Group, only: str | None = None) -> str:
@@ -247,21 +266,20 @@ def content_digest(group: h5py.Group, only: str | None = None) -> str:
 
 
 def _names(group: h5py.Group) -> list[str]:
-    names: list[str] = []
+    names: list[Any] = []
     group.visit(names.append)
+    if not all(isinstance(name, str) for name in names):
+        raise DataError(f"{group.file.filename}: damaged: a name is not UTF-8")
     return names
 
 
 def seal(file: h5py.File) -> None:
-    """Write the digest of everything in the file; the last thing before it is closed."""
-    write_text(file, CHECKSUM, content_digest(file))
+    """Have create() write a checksum of all bytes behind them."""
+    write_text(file, CHECKSUM, "of all bytes, in the last line of the file")
 
 
-def verify(file: h5py.File) -> None:
-    """Raise DataError unless the file's contents are those that were sealed."""
-    try:
-        whole = read_text(file, CHECKSUM) == content_digest(file)
-    except (OSError, RuntimeError, KeyError) as error:
-        raise DataError(f"{file.filename}: damaged: {_words(error)}") from error
-    if not whole:
-        raise DataError(f"{file.filename}: damaged: its contents do not match their checksum")
+def verify(file: Group) -> None:
+    """Raise DataError unless the file is one that was sealed: open_read() has compared its bytes with their checksum then."""
+    with open(file.filename, "rb") as raw:
+        if not _trailer(raw)[0]:
+            raise DataError(f"{file.filename}: damaged: its contents do not match their checksum")

@@ -32,7 +32,7 @@ class Layout:
     """Where in the files to look, and as what to keep the matrix in memory.
 
     max_memory: bytes of X that a rank may hold; more is read again at every pass, in pieces of `block` consecutive global
-    rows where given. unstreamed: why such a run could not do that, if so.
+    rows where given. unstreamed: why such a run could not do that, if so. links: folders into which links may lead.
     """
 
     x: str = "X"
@@ -43,6 +43,7 @@ class Layout:
     max_memory: int | None = None
     block: int | None = None
     unstreamed: str = ""
+    links: tuple[str, ...] = ()
 
 
 def load(patterns: Sequence[str], layout: Layout, comm: Comm) -> Shard:
@@ -77,7 +78,7 @@ def passing(patterns: Sequence[str], layout: Layout, comm: Comm) -> tuple[Shard,
 
 def survey(patterns: Sequence[str], layout: Layout, comm: Comm) -> list[Info]:
     """What lies in the files that make up the data set. Collective; DataError on all ranks if they do not fit."""
-    infos = inspect(expand(patterns, comm), layout.x, layout.y, comm)
+    infos = inspect(expand(patterns, comm), layout.x, layout.y, comm, layout.links)
     if layout.need_y and not infos[0].has_y:
         raise agreed(DataError(f"{infos[0].path}: no target {layout.y!r} (name it with --y)"))
     return infos
@@ -118,7 +119,7 @@ def _segments(infos: Sequence[Info], layout: Layout, comm: Comm) -> list[Segment
 
 def _row_at(info: Info, x: str, wanted: int) -> int:
     """The first row of a CSR file with at least `wanted` non-zeros before it: a binary search in the file's indptr."""
-    with hdf5.open_read(info.path) as file:
+    with hdf5.open_read(info.path, info.links) as file:
         indptr = file[x]["indptr"]
         low, high = 0, info.n
         while low < high:
@@ -221,7 +222,7 @@ def _names(info: Info) -> list[str] | None:
 
 
 def _encoding(info: Info) -> dict[str, Any]:
-    with hdf5.open_read(info.path) as file:
+    with hdf5.open_read(info.path, info.links) as file:
         return dict(hdf5.read_json(file, "encoding")) if "encoding" in file else {}
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import h5py
 import numpy as np
 
 from mpigd.data import hdf5, plain
@@ -27,7 +26,7 @@ SLAB_BYTES = 8 << 20
 class Slabs:
     """A dense dataset (n, d) of an open file, read in slabs that begin and end where its chunks do."""
 
-    def __init__(self, file: h5py.File, name: str, dtype: np.dtype[Any]) -> None:
+    def __init__(self, file: hdf5.Group, name: str, dtype: np.dtype[Any]) -> None:
         self._file, self._name, self._dtype = file, name, dtype
         self._source = file[name]
         self.d = int(self._source.shape[1])
@@ -67,9 +66,9 @@ class Slabs:
 
 
 @contextmanager
-def reading(info: Info, segment: Segment) -> Iterator[h5py.File]:
+def reading(info: Info, segment: Segment) -> Iterator[hdf5.Group]:
     """The file of a segment, open; what HDF5 finds wrong with it becomes a DataError."""
-    with hdf5.open_read(info.path) as file:
+    with hdf5.open_read(info.path, info.links) as file:
         try:
             yield file
         except (OSError, RuntimeError) as error:
@@ -138,13 +137,13 @@ def scrub(values: Array) -> int | None:
     return None if where < 0 else where
 
 
-def _not_finite(file: h5py.File, name: str, row: int, stored: Any, dtype: np.dtype[Any], place: str = "") -> str:
+def _not_finite(file: hdf5.Group, name: str, row: int, stored: Any, dtype: np.dtype[Any], place: str = "") -> str:
     if np.isfinite(stored):
         return f"{file.filename}: {name!r} row {row}{place}: {stored} does not fit {dtype.name} (use --dtype float64)"
     return f"{file.filename}: {name!r} row {row}{place} is {stored}: not a finite number"
 
 
-def read_csr(file: h5py.File, name: str, segment: Segment, dtype: np.dtype[Any]) -> CSR:
+def read_csr(file: hdf5.Group, name: str, segment: Segment, dtype: np.dtype[Any]) -> CSR:
     """The rows of `segment` of a CSR group."""
     group = file[name]
     d = int(group.attrs["shape"][1])
@@ -170,16 +169,19 @@ def read_csr(file: h5py.File, name: str, segment: Segment, dtype: np.dtype[Any])
     return CSR(indptr, indices, data, d)
 
 
-def read_vector(file: h5py.File, name: str, segment: Segment) -> Array:
+def read_vector(file: hdf5.Group, name: str, segment: Segment) -> Array:
     """The rows of `segment` of a vector: float64, but a key int64."""
     source = hdf5.dataset(file, name)
-    if name == "key":
-        return np.asarray(source[segment.start : segment.stop]).astype(np.int64)
-    values = np.asarray(source[segment.start : segment.stop], dtype=np.float64)
+    stored = np.asarray(source[segment.start : segment.stop])
+    if name == "key" and stored.dtype.kind != "f":
+        return stored.astype(np.int64)
+    values = stored.astype(np.float64)
     where = scrub(values)
     if where is not None:
         row = segment.start + where
         raise DataError(_not_finite(file, name, row, source[row], np.dtype("float64")))
+    if name == "key":
+        return values.astype(np.int64)
     if name == "sample_weight" and np.any(values < 0):
         row = int(np.argmax(values < 0))
         raise DataError(f"{file.filename}: 'sample_weight' row {segment.start + row} is {values[row]}: weights are at least 0")

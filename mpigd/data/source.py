@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from mpigd.comm import Comm, bcast_bytes, together
-from mpigd.data import hdf5
+from mpigd.data import guard, hdf5
 from mpigd.data.partition import Extent
 from mpigd.errors import DataError
 
@@ -35,6 +35,7 @@ class Info:
     extras: tuple[str, ...]
     names: str  # digest of the encoding, so that files encoded differently are not mixed
     halves: bool = False  # X is stored as float16
+    links: tuple[str, ...] = ()  # folders into which the file's links may lead
 
     def extent(self) -> Extent:
         return Extent(self.n, self.chunk, self.nonzeros)
@@ -59,20 +60,20 @@ def _share_json(comm: Comm, value: Any) -> Any:
     return json.loads(bcast_bytes(comm, json.dumps(value).encode()))
 
 
-def inspect(paths: Sequence[str], x: str, y: str, comm: Comm) -> list[Info]:
+def inspect(paths: Sequence[str], x: str, y: str, comm: Comm, links: Sequence[str] = ()) -> list[Info]:
     """Look at every file, each rank at its share of them; DataError on all ranks if they do not fit together."""
     mine: list[dict[str, Any]] = []
     with together(comm):
         for path in paths[comm.rank :: comm.size]:
-            with hdf5.open_read(path) as file:
-                mine.append(asdict(look(file, str(path), x, y)))
+            with hdf5.open_read(path, links) as file:
+                mine.append(asdict(look(file, str(path), x, y, links)))
     text = json.dumps(mine).encode()
     longest = np.array([len(text)], dtype=np.int64)
     comm.allreduce(longest, "max")
     texts = comm.allgather(np.frombuffer(text.ljust(int(longest[0])), dtype=np.uint8))
     shares = [json.loads(bytes(row)) for row in texts]
     infos = [shares[i % comm.size][i // comm.size] for i in range(len(paths))]
-    result = [Info(**{**info, "extras": tuple(info["extras"])}) for info in infos]
+    result = [Info(**{**info, "extras": tuple(info["extras"]), "links": tuple(info["links"])}) for info in infos]
     for info in result[1:]:
         _same(result[0], info)
     if sum(info.n for info in result) == 0:
@@ -100,28 +101,28 @@ def _same(first: Info, other: Info) -> None:
             raise agreed(DataError(f"{other.path}: {what} {there} do not match {here} of {first.path}"))
 
 
-def look(file: h5py.File, path: str, x: str, y: str) -> Info:
+def look(file: hdf5.Group, path: str, x: str, y: str, links: Sequence[str] = ()) -> Info:
     """The Info of an open file, or a DataError that names file and dataset."""
     matrix = file.get(x)
-    if isinstance(matrix, h5py.Group):
+    if isinstance(matrix, hdf5.Group):
         n, d, chunk, nonzeros, dtype = _look_csr(matrix, path, x)
         layout = "csr"
     elif isinstance(matrix, h5py.Dataset):
-        hdf5.readable(matrix)
         if matrix.ndim != 2:
             raise DataError(f"{path}: {x!r} has shape {matrix.shape}, expected (rows, columns)")
         (n, d), nonzeros, layout = matrix.shape, None, "dense"
         dtype, chunk = matrix.dtype, matrix.chunks[0] if matrix.chunks else 1
     else:
         raise DataError(f"{path}: no dataset {x!r}; it has {', '.join(sorted(file)) or 'nothing'} (name it with --x)")
-    if dtype.kind not in "fiub":
-        raise DataError(f"{path}: {x!r} holds {dtype}, expected numbers")
     extras = tuple(name for name in EXTRAS if name in file)
     for name in (*extras, *([y] if y in file else [])):
-        _look_vector(file, path, name, n)
-    names = hdf5.content_digest(file["encoding"].parent, "encoding") if "encoding" in file else ""
+        vector = hdf5.dataset(file, name)
+        if vector.shape != (n,):
+            raise DataError(f"{path}: {name!r} has shape {vector.shape}, expected ({n},)")
+    names = hdf5.content_digest(file, "encoding") if "encoding" in file else ""
     halves = dtype.name == "float16"
-    return Info(path, int(n), int(d), layout, _stored(dtype), int(chunk), nonzeros, y in file, extras, names, halves)
+    kind = _stored(dtype)
+    return Info(path, int(n), int(d), layout, kind, int(chunk), nonzeros, y in file, extras, names, halves, tuple(links))
 
 
 def _stored(dtype: np.dtype[Any]) -> str:
@@ -131,23 +132,18 @@ def _stored(dtype: np.dtype[Any]) -> str:
     return "float32" if dtype.itemsize <= 2 else "float64"
 
 
-def _look_vector(file: h5py.File, path: str, name: str, n: int) -> None:
-    vector = hdf5.dataset(file, name)
-    if vector.shape != (n,):
-        raise DataError(f"{path}: {name!r} has shape {vector.shape}, expected ({n},)")
-    if vector.dtype.kind not in "fiub":
-        kind = "text" if vector.dtype.kind in "SUO" else str(vector.dtype)
-        raise DataError(f"{path}: {name!r} holds {kind}, expected numbers (`mpigd import` turns labels into codes)")
-
-
-def _look_csr(group: h5py.Group, path: str, x: str) -> tuple[int, int, int, int, np.dtype[Any]]:
+def _look_csr(group: hdf5.Group, path: str, x: str) -> tuple[int, int, int, int, np.dtype[Any]]:
     encoding = group.attrs.get("encoding-type")
     if encoding != "csr_matrix" or "shape" not in group.attrs:
         raise DataError(f"{path}: group {x!r} has encoding-type {encoding!r}, expected 'csr_matrix' with a shape")
     parts = {name: hdf5.dataset(group, name) for name in ("data", "indices", "indptr")}
-    shape = np.asarray(group.attrs["shape"]).tolist()
-    if len(shape) != 2 or parts["indptr"].shape != (shape[0] + 1,) or parts["data"].shape != parts["indices"].shape:
+    stored = np.asarray(group.attrs["shape"])
+    shape = stored.tolist()
+    if stored.dtype.kind not in "iu" or stored.shape != (2,) or shape[1] < 0 or parts["indptr"].shape != (shape[0] + 1,):
         raise DataError(f"{path}: {x!r}: shape {shape} does not fit indptr {parts['indptr'].shape}")
+    if parts["data"].ndim != 1 or parts["data"].shape != parts["indices"].shape:
+        raise DataError(f"{path}: {x!r}: data {parts['data'].shape} do not fit indices {parts['indices'].shape}")
+    guard.check_columns(group, shape[1], f"{path}: {x!r}")
     if parts["indices"].dtype.kind not in "iu" or parts["indptr"].dtype.kind not in "iu":
         raise DataError(f"{path}: {x!r}: indices and indptr must be whole numbers")
     return shape[0], shape[1], 1, int(parts["data"].shape[0]), parts["data"].dtype

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import h5py
 import numpy as np
 
 from mpigd.config import Config, from_dict, to_dict
@@ -104,7 +103,7 @@ def load(path: str) -> Model:
         return _read(file)
 
 
-def _read(file: h5py.File) -> Model:
+def _read(file: hdf5.Group) -> Model:
     coef = np.atleast_2d(hdf5.dataset(file, "coef")[...])
     return Model(
         coef=np.ascontiguousarray(coef),
@@ -113,7 +112,7 @@ def _read(file: h5py.File) -> Model:
         config=from_dict(hdf5.read_json(file, "config")),
         encoding=hdf5.read_json(file, "encoding"),
         summary=hdf5.read_json(file, "summary"),
-        history=hdf5.read_json(file, "history"),
+        history=hdf5.read_json(file, "history", list),
         statistics=hdf5.read_json(file, "statistics") if "statistics" in file else {},
     )
 
