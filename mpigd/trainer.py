@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -106,15 +107,16 @@ class Run:
         words = self._words()
         self.replicas.watch(self.w, self.first)
         speaking = [(callback, mine) for callback, mine, _ in words if mine.size]
-        for batch in self.schedule.batches(self.first):
-            if batch.step >= self.steps or self.reason:
-                break
+        steps = 0 if self.reason else max(0, self.steps - self.first)
+        for batch in islice(self.schedule.batches(self.first), steps):  # no batch more is asked for: it may begin an epoch
             for callback, mine in speaking:
                 callback.before(mine)
             oracle = objective.on(batch, reducer)
             self.w, self.state = self.optimizer.step(self.w, self.state, oracle, penalty, vector.dot)
             self.first = batch.step + 1
             self._between(self._after, Step(batch, self.w, self.state), words)
+            if self.reason:
+                break
         self.reason = self.reason or "epochs"
         if self.config.checkpoint:
             self._between(self._save, None)

@@ -7,7 +7,7 @@ from numpy import float64
 
 from mpigd_kernels.elementary import fma, set_odd
 from mpigd_kernels.elements import number, prefetch_row
-from mpigd_kernels.lanes import ADDED, AHEAD, ROWS, add_row, add_rows, dot_row, dot_rows
+from mpigd_kernels.lanes import ADDED, AHEAD, ROWS, add_row, add_rows, dot_row, dot_rows, widen_row
 from mpigd_kernels.sums import PANEL, flush
 from mpigd_kernels.tiles import TILE, add_tile, dot_tile
 
@@ -140,8 +140,7 @@ def _as_floats(X, order, first, room):
 def widen(X, order, first, out):
     """out_i (n, d) float64 = X_i, halves, where X_i is row first + i in `order`, as far as there are any."""
     for i in range(out.shape[0]):
-        for j in range(out.shape[1]):
-            out[i, j] = number(X[order[first + i] if order.size > 0 else first + i, j])
+        widen_row(X, order, first + i, out, i)
 
 
 def room_for_floats(X, rows):

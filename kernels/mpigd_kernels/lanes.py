@@ -17,7 +17,7 @@ LANES = 8  # partial sums of a dot product, added pairwise in a fixed order at i
 ROWS = 8  # whose dot products are added up together, in few shuffles
 ADDED = 4  # rows added at once, to save loads and stores of the accumulator
 NEAR = 2048  # bytes by which hints run ahead of rows that lie in order
-AHEAD = 16  # rows by which they run ahead of scattered ones
+AHEAD = 32  # rows by which they run ahead of scattered ones
 
 _F32, F64, _I32, I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
 _LINE = 64  # bytes of a cache line
@@ -187,7 +187,7 @@ def _dot(count):
                 weights = load_lanes(builder, w, j, F64, mask)
                 builder.store(fma_lanes(builder, columns_of(builder, X, 0, j, mask), weights, builder.load(total)), total)
 
-            for_vectors(builder, X.columns, add, lambda j, later=later: _hint_lines(builder, later, j, shift, 3))
+            for_vectors(builder, X.columns, add, lambda j, later=later: _hint_lines(builder, later, j, shift, 2))
         result = add_lanes(builder, [builder.load(builder.gep(sums, [I64(q)])) for q in range(count)])
         b = context.cast(builder, args[4], signature.args[4], types.float64)
         result = builder.fadd(result, every(builder, b, count))
@@ -212,6 +212,29 @@ def dot_row(typingctx, X, order, i, w, b, z, at):
     """z[at] = X[i] . w + b, with the bits of dot_rows."""
     _check(X, order, w, z)
     return types.none(X, order, i, w, b, z, at), _dot(1)
+
+
+@intrinsic
+def widen_row(typingctx, X, order, i, out, at):
+    """out[at] (float64) = X[i], where X is taken in `order`; meanwhile what comes soon is fetched."""
+    _check(X, order, out)
+
+    def generate(context, builder, signature, args):
+        first, row = (context.cast(builder, args[k], signature.args[k], types.intp) for k in (2, 4))
+        order = order_of(context, builder, signature.args[1], args[1])
+        given, later = (
+            rows_of(context, builder, signature.args[0], args[0], [number(first)]) for number in (order.row, order.ahead)
+        )
+        (place,) = rows_of(context, builder, signature.args[3], args[3], [row]).pointers
+        shift = builder.select(order.scattered, I64(0), I64(NEAR))
+
+        def widen(j, mask):
+            store_lanes(builder, columns_of(builder, given, 0, j, mask), place, j, mask)
+
+        for_vectors(builder, given.columns, widen, lambda j: _hint_lines(builder, later, j, shift, 2))
+        return context.get_dummy_value()
+
+    return types.none(X, order, i, out, at), generate
 
 
 def _add(count):
