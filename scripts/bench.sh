@@ -3,7 +3,7 @@
 # Results: the table it prints, results/bench.json and the pictures beside it (docs/performance.md).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-environment mpich,peers,bench,filters
+environment mpich,peers,bench,filters,demo
 cd "$root"
 
 # torch stays out of the extra [peers]: plain `torch` brings gigabytes of CUDA. The +cpu build is taken if the package index has it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,10 @@ class Part:
     l2: float
     k: int
     offset: Array | None
+
+    def of(self, rows: slice) -> Part:
+        """The same of some rows."""
+        return replace(self, offset=None if self.offset is None else self.offset[rows])
 
 
 class Common:

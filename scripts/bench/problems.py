@@ -1,4 +1,4 @@
-"""The problems of the subject `solve`: data sets in HDF5, each with its loss and penalties; the same for the same size."""
+"""The problems of the subject `solve`: data sets in HDF5, each with its loss and penalties; the same in every run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Problem:
-    """`make` (path, full) writes the data set; every one of the penalties `l2` is a problem of its own."""
+    """`make` (path) writes the data set; every one of the penalties `l2` is a problem of its own."""
 
     name: str
     loss: str
     l2: tuple[float, ...]
-    make: Callable[[Path, bool], None]
+    make: Callable[[Path], None]
 
 
 def _write(path: Path, X: Array, y: Array, offset: Array | None = None) -> None:
@@ -37,9 +37,9 @@ def _coin(z: Array, rng: np.random.Generator) -> Array:
     return (rng.random(z.size) < 1.0 / (1.0 + np.exp(-2.0 * (z - z.mean()) / z.std()))).astype(np.float64)
 
 
-def correlated(path: Path, full: bool) -> None:
+def correlated(path: Path) -> None:
     """Columns share 16 factors, as measured quantities do."""
-    n, d = 1_000_000 if full else 250_000, 128
+    n, d = 1_000_000, 128
     rng = np.random.default_rng(1)
     factors = rng.standard_normal((16, d), dtype=np.float32)
     X = rng.standard_normal((n, 16), dtype=np.float32) @ factors
@@ -47,7 +47,7 @@ def correlated(path: Path, full: bool) -> None:
     _write(path, X, _coin(X @ rng.standard_normal(d, dtype=np.float32), rng))
 
 
-def generated(path: Path, full: bool) -> None:
+def generated(path: Path) -> None:
     """Singular values from 1 to 1 / 1000, turned out of the axes: standardisation does not help."""
     n, d = 100_000, 400
     rng = np.random.default_rng(2)
@@ -56,7 +56,7 @@ def generated(path: Path, full: bool) -> None:
     _write(path, X.astype(np.float32), _coin(X @ rng.standard_normal(d), rng))
 
 
-def one_hot(path: Path, full: bool) -> None:
+def one_hot(path: Path) -> None:
     """The demo's flights, categories one-hot, CSR."""
     import mpigd
     from scripts import flights
@@ -67,16 +67,16 @@ def one_hot(path: Path, full: bool) -> None:
         mpigd.import_data(str(table), str(path), target=flights.TARGET, missing="mean")
 
 
-def digits(path: Path, full: bool) -> None:
+def digits(path: Path) -> None:
     from sklearn.datasets import load_digits
 
     X, y = load_digits(return_X_y=True)
     _write(path, X, y.astype(np.float64))
 
 
-def claims(path: Path, full: bool) -> None:
+def claims(path: Path) -> None:
     """Counts over exposures of between a month and a year: the offset is the logarithm of the exposure."""
-    n, d = 500_000 if full else 200_000, 50
+    n, d = 500_000, 50
     rng = np.random.default_rng(3)
     X = rng.standard_normal((n, d)) @ (np.eye(d) + 0.3 * rng.standard_normal((d, d)) / np.sqrt(d))
     X[:, :10] = X[:, :10] > 0.8  # some columns say yes or no

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import sparse
+from sklearn.linear_model import LogisticRegression
 
 from mpigd.comm import SelfComm
-from scripts.bench import data, harness, run, solve
+from scripts.bench import data, harness, run, solve, solvers, solving
 from scripts.bench.common import Common
 from scripts.bench.harness import ABSENT, MISSING, Row, Size
 from tests import scenarios, truths
 
+Array = np.ndarray[Any, Any]
 TINY = Size(megabytes=0.5, repeats=5)
 
 
@@ -213,3 +217,40 @@ def test_a_contest_is_judged_by_errors() -> None:
     assert [row.value for row in rows] == [4.0, "not reached", 0.2, pytest.approx(2.5)]
     assert [row.met for row in rows] == [True, False, None, False]
     assert rows[-1].name == "p: b's fit / ours, seconds"
+
+
+def test_ours_in_a_contest_speaks_of_columns_as_the_data_number_them(tmp_path: Path) -> None:
+    """Columns of compressed rows are renumbered by frequency: the judge must not see that."""
+    table, path = truths.generate("logistic", n=400, d=4), tmp_path / "data.h5"
+    rare_first = np.where(np.arange(400)[:, np.newaxis] % np.array([5, 3, 2, 1]) == 0, table.X[:, :4], 0.0)
+    X = sparse.csr_matrix(rare_first)
+    data.write_csr(path, (X.indptr.astype(np.int64), X.indices, X.data), 4)
+    found = solving.steps(str(path), SelfComm(), 1, loss="logistic", l2=1e-2)
+    common = Common.read(str(path), "logistic", 1e-2)
+    best = common.optimum(found["coef"][-1], found["intercept"][-1])
+    assert common.value(found["coef"][-1], found["intercept"][-1]) == pytest.approx(best, rel=1e-12)
+
+
+def test_a_peer_is_given_its_time_and_no_more() -> None:
+    table = truths.generate("squared", n=40)
+    common = Common(table.X, (table.y > 0).astype(float), "logistic", 1e-2, None)
+    X = common.standardised()
+    known = LogisticRegression(C=1.0 / (1e-2 * 40), tol=1e-8).fit(X, common.y)
+    best = common.value(*common.from_standardised(known.coef_, known.intercept_))
+
+    def there(X: Array, y: Array, part: Any, tol: float) -> tuple[Array, Array]:
+        return known.coef_, known.intercept_
+
+    def late(X: Array, y: Array, part: Any, tol: float) -> tuple[Array, Array]:
+        time.sleep(0.0 if tol == solvers.TOLERANCES[0] else 60.0)
+        return np.zeros((1, X.shape[1])), np.zeros(1)
+
+    def failing(X: Array, y: Array, part: Any, tol: float) -> tuple[Array, Array]:
+        raise ValueError("no")
+
+    spent, error = solvers.trial(there, common, X, best, 20.0)
+    assert 0.0 < spent < 20.0 and abs(error) <= 1e-6
+    begin = time.perf_counter()
+    spent, error = solvers.trial(late, common, X, best, 0.5)
+    assert spent < 0.5 and error > 1e-6 and time.perf_counter() - begin < 30.0  # its first fit came, its second is not waited for
+    assert solvers.trial(failing, common, X, best, 0.5) == (np.inf, np.inf)
