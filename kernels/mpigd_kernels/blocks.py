@@ -115,7 +115,7 @@ def collect_all(lanes, biases, S, C):
 def keep_lanes_low(lanes, biases, S, C, terms, n):
     """collect_all before they may be full; returns how many terms they hold at most, `terms` before and then n rows more.
 
-    A block has at most WIDTH * PANEL / 2 rows.
+    A block has at most WIDTH * PANEL / 4 rows, so that what it adds to half a panel is never more than a whole one.
     """
     terms += n // WIDTH + 1
     if terms <= PANEL // 2:

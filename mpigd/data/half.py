@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mpigd.comm import Comm
-from mpigd.data.matrix import SMALLEST_DENSE, Columns, Dense, Into, Selection, Task, block_rows, run
+from mpigd.data.matrix import Columns, Dense, Into, Selection, Task, run, sweep_rows
 from mpigd.errors import DataError
 from mpigd_kernels import dense, half, sampling
 from mpigd_kernels.sweep import sweep_dense
@@ -48,8 +48,8 @@ class Half:
     def sweep(self, selection: Selection, task: Task, into: Into) -> None:
         with into.in_units(self.unit, self.inverse):
             task = task._replace(coef=task.coef * self.unit)
-            # half as many rows as the bytes suggest, for there is room for them in float64
-            run(sweep_dense, (self.bits,), max(SMALLEST_DENSE, block_rows(self) // 2), self.n, selection, task, into)
+            # twice the bytes, for there must be room for the rows in float64
+            run(sweep_dense, (self.bits,), sweep_rows(2 * self.row_bytes), self.n, selection, task, into)
 
     def accumulate(self, r: Array, l: Array, into: Into) -> None:
         self.widened().accumulate(r, l, into)

@@ -15,8 +15,12 @@ from mpigd_kernels.sweep import add_sparse, sweep_csr, sweep_dense
 
 Array = np.ndarray[Any, Any]
 Selection = slice | Array
-BLOCK_BYTES = 1 << 14  # rows processed at once: they stay in the core's cache from margins to accumulation
-SMALLEST_BLOCK, SMALLEST_DENSE = 64, 8
+BLOCK_BYTES, SMALLEST_BLOCK = (
+    1 << 17,
+    64,
+)  # rows that one call from Python takes at once, and the least that a thread is asked for
+SWEEP_BYTES = 1 << 14  # dense rows that a sweep takes at once: they stay in the first cache from margins to accumulation
+SMALLEST_SWEEP, LARGEST_SWEEP = 8, 1024  # rows: more would be too many terms for an accumulator (blocks.py)
 # The same of compressed rows, and the most rows: the second cache is left to the coefficients and accumulators that they meet.
 SPARSE_BLOCK, SPARSE_ROWS = 1 << 17, 256
 NO_ROWS, NONE, NOWHERE = np.empty(0, np.int64), np.empty(0), np.empty((0, 0))
@@ -131,7 +135,11 @@ def run(
 
 
 def block_rows(matrix: Matrix) -> int:
-    return max(SMALLEST_DENSE, BLOCK_BYTES // max(1, matrix.row_bytes) // 8 * 8)
+    return max(SMALLEST_BLOCK, BLOCK_BYTES // max(1, matrix.row_bytes) // 16 * 16)
+
+
+def sweep_rows(row_bytes: int) -> int:
+    return max(SMALLEST_SWEEP, min(LARGEST_SWEEP, SWEEP_BYTES // max(1, row_bytes) // 8 * 8))
 
 
 class Dense:
@@ -142,7 +150,7 @@ class Dense:
         self.n, self.d = values.shape
         self.row_bytes = self.d * values.itemsize
         self.entries = values.size
-        self._block = block_rows(self)
+        self._block = sweep_rows(self.row_bytes)
 
     def rows(self, selection: Selection) -> Dense:
         if isinstance(selection, slice):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mpigd.reduce import grid, power_above
-from mpigd_kernels import csr, dense, sums
+from mpigd_kernels import blocks, csr, dense, sums
 from mpigd_kernels.sums import PANEL, SPLIT
 from tests.kernels.test_dense_csr import to_csr
 
@@ -305,3 +305,21 @@ def test_largest_and_plain_sum():
     assert sums.largest(v[:0]) == (0.0, 0)
     assert sums.largest(np.array([np.nan, -np.inf])) == (0.0, 2)
     assert sums.add_plain(np.array([1e16, 1.0, -1e16]), 1.0) == 0.0
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64, 1024])
+def test_accumulators_of_scalars_are_moved_before_they_are_full(rows):
+    """Terms of the largest size that the grid allows, in blocks: the sum is exact however many there are."""
+    c = np.full(2, grid(np.ones(1), float(PANEL))[0])
+    lanes, S, terms, v = np.empty((2, sums.WIDTH)), np.zeros((2, 2)), 0, odd(np.full(rows, 0.999))
+    blocks.open_lanes(lanes, c)
+    before = lanes.copy()
+    for _ in range(6000 // rows):
+        for lane in lanes:
+            sums.spread(v, lane)
+        assert np.all(lanes - before < float(PANEL)), "the accumulator has left the binade of its grid"
+        terms = blocks.keep_lanes_low(lanes, c, S, c, terms, rows)
+    blocks.collect_all(lanes, c, S, c)
+    term = nearest(Fraction(float(v[0])) / Fraction(float(unit(c[0])))) * Fraction(float(unit(c[0])))
+    assert Fraction(float(S[0, 0])) + Fraction(float(S[0, 1])) == 6000 // rows * rows * term
+    assert S[0].tobytes() == S[1].tobytes()

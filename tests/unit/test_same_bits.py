@@ -117,6 +117,8 @@ def trained(way: Way, whole: Shard, table: Table, options: dict[str, Any]) -> tu
 
 def with_blocks(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     monkeypatch.setattr(matrix, "SMALLEST_BLOCK", rows)
+    monkeypatch.setattr(matrix, "SMALLEST_SWEEP", rows)
+    monkeypatch.setattr(matrix, "SWEEP_BYTES", 1)
     monkeypatch.setattr(matrix, "BLOCK_BYTES", 1)
     monkeypatch.setattr(matrix, "SPARSE_BLOCK", 1)
 

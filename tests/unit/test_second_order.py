@@ -89,6 +89,8 @@ def test_second_derivatives_have_the_same_bits_on_all_ranks(loss: str, monkeypat
     truth = numbers(SelfComm(), 1)
     for size, threads, block in ((1, 3, 16), (2, 1, 5), (3, 2, 64), (5, 1, 1)):
         monkeypatch.setattr(matrix, "SMALLEST_BLOCK", block)
+        monkeypatch.setattr(matrix, "SMALLEST_SWEEP", block)
+        monkeypatch.setattr(matrix, "SWEEP_BYTES", 1)
         monkeypatch.setattr(matrix, "BLOCK_BYTES", 1)
         for found in run(size, numbers, threads):
             for mine, other in zip(found, truth, strict=True):
