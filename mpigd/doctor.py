@@ -154,9 +154,9 @@ def _cpu() -> tuple[str, bool | None]:
 
 def _write_and_read(filters: list[str]) -> None:
     """A small file through our own door to HDF5; adds the filters that are known behind that door to `filters`."""
-    from mpigd.data import guard, hdf5
+    from mpigd.data import declared, hdf5
 
-    filters += [name for name, number in FILTERS.items() if guard.available(number)]
+    filters += [name for name, number in FILTERS.items() if declared.available(number)]
     with tempfile.TemporaryDirectory(prefix="mpigd-") as place:
         with hdf5.create(f"{place}/test.h5") as file:
             file.create_dataset("x", data=np.arange(1000.0), chunks=(100,), fletcher32=True, compression="gzip")

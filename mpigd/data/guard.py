@@ -6,29 +6,28 @@ file declares, and asks plugins for filters that it does not know. Here every ob
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 # No filter plugin that a file may ask for. HDF5 looks at this when it starts, which in a notebook may have been before:
-# _check_filters refuses them too.
+# declared.py refuses them too.
 os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
 
 import h5py
 
+from mpigd.data import declared
 from mpigd.errors import DataError
 
-FLOOR = 64 << 20  # bytes that any file may declare: less than a rank takes anyway
-DEFLATE = 1100  # no byte that HDF5's own filters compress becomes more than 1032
-OTHERS = 1 << 16  # zstd and its like do so with constants
-CHUNK = 1 << 32  # bytes; larger ones are new in HDF5 2.0, and each is held as a whole
 ATTRIBUTE = 1 << 16  # bytes of an attribute
 LINKS = 16  # that are followed for one name
-PLAIN_FILTERS = (1, 2, 3)  # deflate, shuffle, fletcher32
-OWN_FILTERS = (*PLAIN_FILTERS, 4, 5, 6, 32000)  # szip, nbit, scale-offset, and lzf, which comes with h5py
+
+
+class Missing(DataError, KeyError):
+    """There is no such object or attribute."""
+
+    __str__ = Exception.__str__
 
 
 class Group(h5py.Group):  # type: ignore[misc]
@@ -52,7 +51,7 @@ class Group(h5py.Group):  # type: ignore[misc]
 
     def __getitem__(self, name: Any) -> Any:
         if (found := self.get(name)) is None:
-            raise KeyError(f"{self.filename}: no object {name!r}")
+            raise Missing(f"{self.filename}: no object {name!r}")
         return found
 
     def __contains__(self, name: Any) -> bool:
@@ -68,7 +67,10 @@ class Group(h5py.Group):  # type: ignore[misc]
 
 
 class Attributes(h5py.AttributeManager):  # type: ignore[misc]
-    """A group's attributes: numbers and texts, none larger than ATTRIBUTE."""
+    """A group's attributes: numbers and texts of fixed length, none larger than ATTRIBUTE.
+
+    Texts of variable length lie in HDF5's global heap, and one flipped bit there has the library loop for ever.
+    """
 
     def __init__(self, parent: Group) -> None:
         super().__init__(parent)
@@ -76,12 +78,22 @@ class Attributes(h5py.AttributeManager):  # type: ignore[misc]
 
     def __getitem__(self, name: str) -> Any:
         if name not in self:
-            raise KeyError(name)
+            raise Missing(f"{self._place}no attribute {name!r}")
         found = self.get_id(name)
         kind, space = found.get_type(), found.get_space()
         plain = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM, h5py.h5t.STRING)
-        if kind.get_class() not in plain or space.get_simple_extent_npoints() * kind.get_size() > ATTRIBUTE:
-            raise DataError(f"{self._place}attribute {name!r} is neither a text nor a few numbers")
+        size = space.get_simple_extent_npoints() * kind.get_size()
+        if kind.get_class() not in plain or self.varies(name) or size > ATTRIBUTE:
+            raise DataError(f"{self._place}attribute {name!r} is neither a text of fixed length nor a few numbers")
+        return super().__getitem__(name)
+
+    def varies(self, name: str) -> bool:
+        """Whether there is such a text, of variable length."""
+        kind = self.get_id(name).get_type() if name in self else None
+        return isinstance(kind, h5py.h5t.TypeStringID) and bool(kind.is_variable_str())
+
+    def varying(self, name: str) -> Any:
+        """The text, whatever its length; for where there is no other way."""
         return super().__getitem__(name)
 
 
@@ -179,9 +191,9 @@ def look(found: Any, budget: _Budget) -> Any:
         return Group(found.id, budget.folders)
     if isinstance(found, h5py.Dataset):
         with _unreadable(found):
-            _check_type(found)
-            _check_size(found, _elsewhere(found, budget))
-            _check_filters(found)
+            declared.check_type(found)
+            declared.check_size(found, _elsewhere(found, budget))
+            declared.check_filters(found)
     return found
 
 
@@ -191,71 +203,12 @@ def _unreadable(data: h5py.Dataset) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, NotImplementedError, OverflowError, UnicodeDecodeError) as error:
-        raise DataError(f"{_named(data)} cannot be read: {error}") from error
-
-
-def _named(data: h5py.Dataset) -> str:
-    return f"{data.file.filename}: {(data.name or '').strip('/')!r}"
-
-
-def _check_type(data: h5py.Dataset) -> None:
-    dtype = data.dtype
-    if dtype.kind in "fiub":
-        return
-    text = dtype.kind in "SU" or h5py.check_string_dtype(dtype) is not None
-    advice = " (`mpigd import` turns labels into codes)" if text else ""
-    raise DataError(f"{_named(data)} holds {'text' if text else dtype}, expected numbers{advice}")
-
-
-def _check_size(data: h5py.Dataset, others: int) -> None:
-    """Declared sizes against what the file, and `others` bytes of other files, can hold."""
-    if data.shape is None:
-        raise DataError(f"{_named(data)} is empty: it has no shape")
-    size, codes = os.stat(data.file.filename).st_size + others, filters(data)
-    ratio = (DEFLATE if all(code in PLAIN_FILTERS for code in codes) else OTHERS) if data.chunks else 1
-    room = max(FLOOR, ratio * size)
-    declared = math.prod(max(1, length) for length in data.shape) * data.dtype.itemsize
-    if declared > room:
-        raise DataError(f"{_named(data)} declares {declared:.3g} bytes, but a file of {size} bytes cannot hold them")
-    chunk = math.prod(data.chunks or ()) * data.dtype.itemsize
-    if chunk > min(room, CHUNK):
-        raise DataError(f"{_named(data)} declares chunks of {chunk:.3g} bytes: too large to be held")
-
-
-def check_columns(group: Group, d: int, place: str) -> None:
-    """A sparse matrix says in an attribute alone how many columns it has: a vector of as many must be possible."""
-    room = max(FLOOR, DEFLATE * os.stat(group.filename).st_size)
-    if 8 * d > room:
-        raise DataError(f"{place} declares {d} columns, too many for a file of its size")
-
-
-def filters(data: h5py.Dataset) -> list[int]:
-    """The codes of the filters that the chunks have passed."""
-    properties = data.id.get_create_plist()
-    return [int(properties.get_filter(i)[0]) for i in range(properties.get_nfilters())]
-
-
-def _check_filters(data: h5py.Dataset) -> None:
-    for code in filters(data):
-        if not available(code):
-            advice = "pip install 'mpigd[filters]'"
-            raise DataError(f"{data.file.filename}: {data.name!r} is compressed with filter {code}, unknown here: {advice}")
-
-
-def available(code: int) -> bool:
-    """Whether a filter is one of HDF5's own, or of the package hdf5plugin: others come from nowhere."""
-    if code not in OWN_FILTERS:
-        try:
-            if code not in import_module("hdf5plugin").FILTERS.values():
-                return False
-        except ImportError:
-            return False
-    return bool(h5py.h5z.filter_avail(code))
+        raise DataError(f"{declared.named(data)} cannot be read: {error}") from error
 
 
 def _elsewhere(data: h5py.Dataset, budget: _Budget) -> int:
     """The size of the other files from which HDF5 will read the dataset: all of them must be allowed."""
-    place = _named(data)
+    place = declared.named(data)
     if not data.is_virtual:
         return sum(os.path.getsize(budget.allow(name, place)) for name, _, _ in data.external or ())
     size = 0

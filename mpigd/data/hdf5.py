@@ -45,13 +45,19 @@ def open_read(path: str | os.PathLike[str], links: Sequence[str] = ()) -> Iterat
         file = guard.open_file(path)
     except OSError as error:
         raise DataError(f"{path}: {_open_reason(path, error)}") from error
-    with file:
-        try:
-            yield Group(h5py.h5g.open(file.id, b"/"), links)
-        except Exception as error:
-            if not _from_hdf5(error):
-                raise
-            raise DataError(f"{path}: damaged: {_words(error)}") from error
+    with file, readable(path):
+        yield Group(h5py.h5g.open(file.id, b"/"), links)
+
+
+@contextmanager
+def readable(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What HDF5 finds wrong with the file becomes a DataError."""
+    try:
+        yield
+    except Exception as error:
+        if not _from_hdf5(error):
+            raise
+        raise DataError(f"{path}: damaged: {_words(error)}") from error
 
 
 def _check_bytes(path: str | os.PathLike[str]) -> None:
@@ -84,11 +90,15 @@ def _digest_of(file: io.BufferedReader | io.FileIO, size: int) -> bytes:
 
 def _from_hdf5(error: Exception) -> bool:
     """Whether the HDF5 library says this (h5py raises many kinds), and not the system about some other file."""
-    return _words(error).startswith(("Can't ", "Unable to ")) and not isinstance(error, MemoryError)
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    compiled = place is not None and place.tb_frame.f_code.co_filename.startswith("h5py/")
+    return compiled and not isinstance(error, MemoryError | DataError)
 
 
 def _words(error: Exception) -> str:
-    return str(error.args[0]) if error.args else ""
+    return " ".join(str(error.args[0]).split()) if error.args else ""
 
 
 def _open_reason(path: str | os.PathLike[str], error: OSError) -> str:
@@ -223,8 +233,8 @@ def write_text(group: h5py.Group, name: str, text: str) -> None:
 
 
 def read_text(group: Group, name: str) -> str:
-    """The text attribute `name`, or an empty text where there is none."""
-    value = group.attrs.get(name, b"")
+    """The text attribute `name`, or an empty text where there is none that write_text wrote."""
+    value = b"" if group.attrs.varies(name) else group.attrs.get(name, b"")
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 

@@ -47,6 +47,10 @@ class Slabs:
     def read(self, rows: slice, out: Array) -> None:
         """Rows of the file into out (m, d), C-contiguous, of the dtype or, for float16, as bits in uint16."""
         values = out.view(np.float16) if self._dtype == np.float16 else out
+        with hdf5.readable(self._file.filename):
+            self._read(rows, values)
+
+    def _read(self, rows: slice, values: Array) -> None:
         if self._fill(rows, values):
             return
         where = int(np.argmin(np.isfinite(values))) if self._dtype == np.float16 else scrub(values)

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from mpigd.comm import Comm, bcast_bytes, together
-from mpigd.data import guard, hdf5
+from mpigd.data import declared, hdf5
 from mpigd.data.partition import Extent
 from mpigd.errors import DataError
 
@@ -133,17 +133,33 @@ def _stored(dtype: np.dtype[Any]) -> str:
 
 
 def _look_csr(group: hdf5.Group, path: str, x: str) -> tuple[int, int, int, int, np.dtype[Any]]:
-    encoding = group.attrs.get("encoding-type")
-    if encoding != "csr_matrix" or "shape" not in group.attrs:
-        raise DataError(f"{path}: group {x!r} has encoding-type {encoding!r}, expected 'csr_matrix' with a shape")
+    if "encoding-type" not in group.attrs or "shape" not in group.attrs:
+        raise DataError(f"{path}: group {x!r} has no encoding-type and shape, expected 'csr_matrix' with a shape")
     parts = {name: hdf5.dataset(group, name) for name in ("data", "indices", "indptr")}
     stored = np.asarray(group.attrs["shape"])
     shape = stored.tolist()
-    if stored.dtype.kind not in "iu" or stored.shape != (2,) or shape[1] < 0 or parts["indptr"].shape != (shape[0] + 1,):
+    if stored.dtype.kind not in "iu" or stored.shape != (2,) or shape[1] < 0:
+        raise DataError(f"{path}: {x!r}: shape {shape} is none of rows and columns")
+    encoding = _encoding_of(group, shape, parts["indptr"].shape)
+    if encoding != "csr_matrix":
+        raise DataError(f"{path}: group {x!r} has encoding-type {encoding!r}, expected 'csr_matrix' with a shape")
+    if parts["indptr"].shape != (shape[0] + 1,):
         raise DataError(f"{path}: {x!r}: shape {shape} does not fit indptr {parts['indptr'].shape}")
     if parts["data"].ndim != 1 or parts["data"].shape != parts["indices"].shape:
         raise DataError(f"{path}: {x!r}: data {parts['data'].shape} do not fit indices {parts['indices'].shape}")
-    guard.check_columns(group, shape[1], f"{path}: {x!r}")
+    declared.check_columns(group.filename, shape[1], f"{path}: {x!r}")
     if parts["indices"].dtype.kind not in "iu" or parts["indptr"].dtype.kind not in "iu":
         raise DataError(f"{path}: {x!r}: indices and indptr must be whole numbers")
     return shape[0], shape[1], 1, int(parts["data"].shape[0]), parts["data"].dtype
+
+
+def _encoding_of(group: hdf5.Group, shape: list[int], indptr: tuple[int, ...]) -> Any:
+    """AnnData's encoding-type. It is a text of variable length, which nobody should read from a damaged file: the length of
+    indptr says it as well, unless the matrix is square.
+    """
+    if not group.attrs.varies("encoding-type"):
+        told = group.attrs["encoding-type"]
+        return told.decode(errors="replace") if isinstance(told, bytes) else told
+    if shape[0] == shape[1]:
+        return group.attrs.varying("encoding-type")
+    return "csc_matrix" if indptr == (shape[1] + 1,) else "csr_matrix"

@@ -278,7 +278,7 @@ def test_large_attributes(value: Any, tmp_path: Path) -> None:
     with hdf5.open_read(path) as file:
         assert file.attrs["small"].shape == value[:3].shape and "none" not in file.attrs
         for name in ("large", "lists") if value.nbytes > guard.ATTRIBUTE else ("lists",):
-            with pytest.raises(DataError, match="neither a text nor a few numbers"):
+            with pytest.raises(DataError, match="neither a text of fixed length nor a few numbers"):
                 file.attrs[name]
 
 

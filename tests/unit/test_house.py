@@ -38,6 +38,7 @@ DOORS = {
     "numba": {"mpigd_kernels.*"},
     "llvmlite": {"mpigd_kernels.*"},
     "h5py": {
+        "mpigd.data.declared",
         "mpigd.data.guard",
         "mpigd.data.hdf5",
         "mpigd.data.source",

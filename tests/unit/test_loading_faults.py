@@ -41,10 +41,15 @@ def spoil(name: str, index: Any, value: float) -> Callable[[h5py.File], None]:
     return change
 
 
+def told(encoding: Any = "csr_matrix", shape: Any = (28, 4)) -> Callable[[h5py.File], None]:
+    return lambda file: file["X"].attrs.update({"encoding-type": encoding, "shape": np.array(shape)})
+
+
 FAULTS = {
     "nan": (spoil("X", (7, 2), np.nan), "part2.h5: 'X' row 7 column 2 is nan: not a finite number"),
     "infinity": (spoil("X", (0, 0), -np.inf), "part2.h5: 'X' row 0 column 0 is -inf: not a finite number"),
     "nan in y": (spoil("y", 5, np.nan), "part2.h5: 'y' row 5 is nan: not a finite number"),
+    "infinite weight": (spoil("sample_weight", 27, np.inf), "part2.h5: 'sample_weight' row 27 is inf: not a finite number"),
     "negative weight": (spoil("sample_weight", 5, -2), "part2.h5: 'sample_weight' row 5 is -2.0: weights are at least 0"),
     "text": (put("y", np.array([b"yes"] * 28)), "part2.h5: 'y' holds text, expected numbers (`mpigd import`"),
     "short y": (put("y", np.zeros(27)), "part2.h5: 'y' has shape (27,), expected (28,)"),
@@ -63,7 +68,11 @@ SPARSE_FAULTS = {
     "descending": (spoil("X/indptr", 3, 99), "part2.h5: 'X': indptr does not ascend"),
     "beyond the end": (spoil("X/indptr", 28, 10**9), "part2.h5: 'X': indptr"),
     "shape": (lambda file: file["X"].attrs.update({"shape": [29, 4]}), "part2.h5: 'X': shape [29, 4] does not fit indptr"),
-    "csc": (lambda file: file["X"].attrs.update({"encoding-type": "csc_matrix"}), "'csc_matrix', expected 'csr_matrix'"),
+    "csc": (told(encoding=np.bytes_("csc_matrix")), "'csc_matrix', expected 'csr_matrix'"),
+    "csc of four rows": (told(encoding="csc_matrix", shape=[4, 28]), "'csc_matrix', expected 'csr_matrix'"),
+    "square csc": (told(encoding="csc_matrix", shape=[28, 28]), "'csc_matrix', expected 'csr_matrix'"),
+    "real shape": (told(shape=[28.0, 4.0]), "part2.h5: 'X': shape [28.0, 4.0] is none of rows and columns"),
+    "no shape": (lambda file: file["X"].attrs.__delitem__("shape"), "part2.h5: group 'X' has no encoding-type and shape"),
     "real indices": (put("X/indices", np.zeros(112)), "part2.h5: 'X': indices and indptr must be whole numbers"),
 }
 
