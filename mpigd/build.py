@@ -23,7 +23,7 @@ from mpigd.model.objective import Objective, Rows
 from mpigd.model.penalties import L2, ElasticNet, bounds
 from mpigd.model.rounding import needs_fine
 from mpigd.model.scaling import Scaling, make_scaling, measure
-from mpigd.model.targets import Classes, check_domain, class_weights, find_classes
+from mpigd.model.targets import Classes, check_domain, check_size, class_weights, find_classes
 from mpigd.optim import curvature
 from mpigd.optim.accelerated import Accelerated
 from mpigd.optim.base import Optimizer
@@ -84,6 +84,8 @@ def problem(shard: Shard, config: Config, comm: Comm) -> Problem:
     loss = LOSSES[config.loss]
     assert shard.y is not None
     check_domain(shard, loss, comm)
+    if not loss.classifies:
+        check_size(shard, comm)
     classes = find_classes(shard, loss, comm) if loss.classifies else None
     y = classes.codes(shard.y) if classes else shard.y
     c = np.broadcast_to(1.0, y.shape) if shard.c is None else shard.c  # one number: weights of one take no memory

@@ -7,7 +7,6 @@ into the step's one buffer and decides on their sum.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -18,7 +17,6 @@ from mpigd.batches import Batch
 from mpigd.optim.base import State
 
 Array = np.ndarray[Any, Any]
-SAVE_SECONDS = 60.0
 
 
 class Step(NamedTuple):
@@ -143,23 +141,3 @@ class EarlyStop(Callback):
 
     def restore(self, state: dict[str, Array]) -> None:
         self._numbers, self._best = state["numbers"].copy(), state.get("best")
-
-
-class Saver(Callback):
-    """Saves every so many steps, or when rank 0's clock says that a minute has passed."""
-
-    words = 1
-
-    def __init__(self, save: Callable[[Step], None], every: int | None, first_rank: bool) -> None:
-        self._save, self._every, self._clock = save, every, first_rank and every is None
-        self._last = time.monotonic()
-
-    def before(self, words: Array) -> None:
-        words[0] = float(self._clock and time.monotonic() - self._last > SAVE_SECONDS)
-
-    def after(self, step: Step, words: Array) -> str | None:
-        due = words[0] > 0 if self._every is None else (step.batch.step + 1) % self._every == 0
-        if due:
-            self._save(step)
-            self._last = time.monotonic()
-        return None

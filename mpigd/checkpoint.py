@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from mpigd.errors import DataError, StorageError, UsageError
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
-FORMAT = "mpigd checkpoint 1"
+FORMAT = "mpigd checkpoint 2"
 NAME = re.compile(r"step-(\d{12})\.h5")
-KEPT = 2
+LEFT = re.compile(r"\.step-\d{12}\.h5\..*\.tmp")
 
 
 @dataclass(frozen=True)
@@ -37,27 +38,64 @@ class Checkpoint:
     config: Config
     notes: dict[str, Any]
 
+    def copy(self) -> Checkpoint:
+        """One that nothing changes while it is written."""
+        parts = {part: {name: array.copy() for name, array in arrays.items()} for part, arrays in self.parts.items()}
+        return replace(self, w=self.w.copy(), parts=parts, notes=self.notes | {"history": list(self.notes["history"])})
+
     def save(self, folder: str) -> str:
-        """Write to `folder`, then remove all but the newest. Raises StorageError; older files stay whole then."""
+        """Write to `folder`, and read it back. Raises StorageError; what is there stays whole then."""
         path = Path(folder) / f"step-{self.step:012d}.h5"
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"{folder}: cannot be made: {error.strerror}") from error
-        with hdf5.create(path) as file:
-            hdf5.write_text(file, "format", FORMAT)
-            file.attrs["step"] = self.step
-            hdf5.write_array(file, "w", self.w)
-            for part, arrays in self.parts.items():
-                group = file.create_group(part)
-                for name, array in arrays.items():
-                    hdf5.write_array(group, name, array)
-            hdf5.write_json(file, "config", to_dict(self.config))
-            hdf5.write_json(file, "notes", self.notes)
-            hdf5.seal(file)
-        for old in found(folder)[KEPT:]:
-            old.unlink(missing_ok=True)
+        with hdf5.create(path, lambda temporary: _read_back(temporary, path)) as file:
+            self._fill(file)
         return str(path)
+
+    def _fill(self, file: h5py.File) -> None:
+        hdf5.write_text(file, "format", FORMAT)
+        file.attrs["step"] = self.step
+        hdf5.write_array(file, "w", self.w)
+        for part, arrays in self.parts.items():
+            group = file.create_group(part)
+            for name, array in arrays.items():
+                hdf5.write_array(group, name, array)
+        hdf5.write_json(file, "config", to_dict(self.config))
+        hdf5.write_json(file, "notes", self.notes)
+        hdf5.seal(file)
+
+
+def _read_back(temporary: str, path: Path) -> None:
+    """StorageError unless the disk holds what was written. Raises OSError too."""
+    hdf5.fsync(temporary)
+    if hasattr(os, "posix_fadvise"):
+        with open(temporary, "rb") as file:  # so that it comes from the disk, where the system can do that
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    try:
+        with hdf5.open_read(temporary, sealed=True):
+            pass
+    except DataError as error:
+        raise StorageError(f"{path}: cannot be written: what is read back is not what was written") from error
+
+
+def prune(folder: str, first: int) -> None:
+    """Remove the checkpoints of steps before `first`. Raises StorageError."""
+    for path in found(folder):
+        if path.name < f"step-{first:012d}.h5":
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise StorageError(f"{path}: this old checkpoint cannot be removed: {error.strerror}") from error
+
+
+def tidy(folder: str) -> None:
+    """Remove what a process left that was killed as it wrote; for the job alone that saves in this folder."""
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            if LEFT.fullmatch(name):
+                os.unlink(Path(folder) / name)
 
 
 def found(folder: str) -> list[Path]:
@@ -73,10 +111,9 @@ def found(folder: str) -> list[Path]:
 
 def read(path: str | Path) -> Checkpoint:
     """Read one file. Raises DataError if it is no checkpoint, or damaged."""
-    with hdf5.open_read(path) as file:
+    with hdf5.open_read(path, sealed=True) as file:
         if hdf5.read_text(file, "format") != FORMAT:
-            raise DataError(f"{path}: not a checkpoint of mpigd")
-        hdf5.verify(file)
+            raise DataError(f"{path}: not a checkpoint of mpigd, or one of another version")
         parts = {
             part: {name: group[name][...] for name in group} for part, group in file.items() if isinstance(group, h5py.Group)
         }
@@ -92,38 +129,51 @@ def read(path: str | Path) -> Checkpoint:
 def resume(config: Config, fingerprint: str, comm: Comm, say: Callable[[str], None], validation: str = "") -> Checkpoint | None:
     """The checkpoint to go on from, the same on every rank, or None to begin. Collective.
 
-    fingerprint, validation: of the data to train on and to score. With --resume auto damaged files are passed over with a
-    message, the newest whole one is taken. Raises UsageError if that belongs to other data or to another configuration.
+    fingerprint, validation: of the data to train on and to score. With --resume auto files that are damaged, or of a run with
+    other data or another configuration, are passed over with a message. Raises UsageError if only such are there: what this run
+    saves would take their place.
     """
     if config.resume == "never" or (config.resume == "auto" and config.checkpoint is None):
         return None
+
+    def fits(saved: Checkpoint, path: str | Path) -> Checkpoint:
+        _same_run(saved, config, fingerprint, validation, path)
+        return saved
+
     path = b""
     with together(comm):
         if comm.rank == 0:
-            path = _newest(config, say).encode()
+            path = os.fsencode(_newest(config, fits, say))
     path = bcast_bytes(comm, path)
     if not path:
         return None
     with together(comm):
-        checkpoint = read(path.decode())
-        _same_run(checkpoint, config, fingerprint, validation, path.decode())
-    return checkpoint
+        name = os.fsdecode(path)
+        return fits(read(name), name)
 
 
-def _newest(config: Config, say: Callable[[str], None]) -> str:
+def _newest(config: Config, fits: Callable[[Checkpoint, str | Path], Checkpoint], say: Callable[[str], None]) -> str:
     if config.resume != "auto":
-        read(config.resume)
+        fits(read(config.resume), config.resume)
         return config.resume
-    for path in found(config.checkpoint or ""):
+    folder = config.checkpoint or ""
+    tidy(folder)
+    refused = None
+    for path in found(folder):
         try:
-            read(path)
+            fits(read(path), path)
             return str(path)
+        except UsageError as error:
+            say(f"{error}; trying the one before")
+            refused = refused or error
         except DataError as error:
             say(f"{error}; trying the one before")
+    if refused is not None:
+        raise refused
     return ""
 
 
-def _same_run(checkpoint: Checkpoint, config: Config, fingerprint: str, validation: str, path: str) -> None:
+def _same_run(checkpoint: Checkpoint, config: Config, fingerprint: str, validation: str, path: str | Path) -> None:
     """UsageError unless data and every option that must stay are those of the checkpoint."""
     if checkpoint.notes["fingerprint"] != fingerprint:
         raise UsageError(f"{path} was made from other data: use another --checkpoint folder, or --resume never")

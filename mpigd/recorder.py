@@ -6,6 +6,7 @@ mapped into memory, and the kernel keeps what is there even if the process is ki
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import re
@@ -76,8 +77,14 @@ class Recorder:
         path.unlink(missing_ok=True)  # that of an earlier run: another process may still have it mapped
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            os.ftruncate(handle, SIZE)
+            # Written, not only made so long: where the disk is full, a mapped page without a place would kill the process.
+            if os.pwrite(handle, bytes(SIZE), 0) < SIZE:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(handle)
             moved = mmap.mmap(handle, SIZE)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
         finally:
             os.close(handle)
         moved[:] = self._map[:]

@@ -13,12 +13,12 @@ import numpy as np
 
 from mpigd import build, checkpoint, choices
 from mpigd.batches import Batch
-from mpigd.callbacks import Callback, EarlyStop, History, Saver, Step, Tolerance
+from mpigd.callbacks import Callback, EarlyStop, History, Step, Tolerance
 from mpigd.comm import Comm, together
 from mpigd.config import FIELDS, Config
 from mpigd.data.loading import fingerprint, load, read, survey
 from mpigd.data.shard import Shard
-from mpigd.errors import StorageError, Unfinished, UsageError
+from mpigd.errors import NumericalError, UsageError
 from mpigd.interrupt import REASONS, Interruption
 from mpigd.metrics import METRICS, PRIMARY
 from mpigd.model import fitted, inference
@@ -32,6 +32,7 @@ from mpigd.progress import Progress
 from mpigd.rehearsal import rehearse
 from mpigd.replicas import Replicas
 from mpigd.report import Clock, Report
+from mpigd.saving import Saver
 from mpigd.supervise import supervise
 from mpigd_kernels import vector
 
@@ -56,8 +57,15 @@ def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progres
         if chosen:
             run.report.say(chosen)
         clock.loaded()
-        run.train()
-        return run.model(clock)
+        try:
+            run.train()
+            return run.model(clock)
+        except NumericalError as error:
+            if not error.agreed:
+                raise
+            from mpigd.diagnosis import explained  # every rank pays for what is imported at its start
+
+            raise explained(error, run.first, run.w, run.schedule, run.problem, config, comm, run.saver) from error
 
 
 def load_rows(data: Sequence[str], config: Config, comm: Comm) -> Shard:
@@ -86,7 +94,7 @@ class Run:
         self.history = History()
         self.held_out = ""  # fingerprint of the validation data
         self.early = self._early_stop()
-        saver = [Saver(self._save, self.config.checkpoint_every, self.comm.rank == 0)] if self.config.checkpoint else []
+        self.saver = Saver(self._checkpoint, self.config, self.comm, self.report.say) if self.config.checkpoint else None
         tolerance = [Tolerance(self.config.tol, self._gap)] if self.config.mode == "full" else []
         if warning := crowded(self.comm, self.problem.objective.threads):
             self.report.say(warning)
@@ -95,6 +103,7 @@ class Run:
         # The saver comes last: what it saves must hold what the others learned from the same step.
         self.replicas = Replicas(self.comm, self.config.check_replicas)
         interruption = self.interruption or Interruption(self.comm, self.config)
+        saver = [self.saver] if self.saver else []
         self.callbacks: list[Callback] = [self.replicas, self.history, *validation, self.report, *tolerance, interruption, *saver]
         self.first, self.reason, self.other = 0, "", 0.0
         self.w = self._first_parameters()
@@ -103,6 +112,20 @@ class Run:
 
     def train(self) -> None:
         """Step until the last epoch, or until a callback gives a reason to stop."""
+        try:
+            self._steps()
+        finally:  # whatever ends the run: what is being written is soon a checkpoint
+            if self.saver:
+                self.saver.writer.wait()
+        self.reason = self.reason or "epochs"
+        if self.saver:
+            self._between(self.saver.finish)
+        else:
+            self._check()  # the model is about to be made from them, and written by rank 0 alone
+        if self.saver and self.reason in REASONS:
+            raise self.saver.unfinished({"signal": "a signal", "time": "the end of its time"}[self.reason], self.first)
+
+    def _steps(self) -> None:
         objective, reducer, penalty = self.problem.objective, self.problem.reducer, self.problem.penalty
         words = self._words()
         self.replicas.watch(self.w, self.first)
@@ -117,21 +140,6 @@ class Run:
             self._between(self._after, Step(batch, self.w, self.state), words)
             if self.reason:
                 break
-        self.reason = self.reason or "epochs"
-        if self.config.checkpoint:
-            self._between(self._save, None)
-        else:
-            self._check()  # the model is about to be made from them, and written by rank 0 alone
-        if self.reason in REASONS:
-            raise self._unfinished()
-
-    def _unfinished(self) -> Unfinished:
-        why = {"signal": "a signal", "time": "the end of its time"}[self.reason]
-        error = Unfinished(
-            f"stopped by {why} after step {self.first:,}, saved in {self.config.checkpoint}: run the same command again"
-        )
-        error.agreed = True
-        return error
 
     def _between(self, work: Callable[..., None], *arguments: Any) -> None:
         """Do what is no part of a step, on the account `other` of the closing summary."""
@@ -186,11 +194,9 @@ class Run:
         a continued run would give the same wrong parameters to all. Collective."""
         self.replicas.check(self.w, *(array for arrays in self._parts().values() for array in arrays.values()))
 
-    def _save(self, step: Step | None) -> None:
-        """Rank 0 writes; a failure is a warning, since the last good checkpoint is still there. Collective."""
+    def _checkpoint(self) -> checkpoint.Checkpoint:
+        """The run as it is now, the same on all ranks. Collective."""
         self._check()
-        if self.comm.rank:
-            return
         notes = {
             "fingerprint": self.problem.fingerprint,
             "validation": self.held_out,
@@ -198,15 +204,14 @@ class Run:
             "reason": "" if self.reason in REASONS else self.reason,
             "reads": self.problem.objective.reads,
         }
-        try:
-            checkpoint.Checkpoint(self.first, self.w, self._parts(), self.config, notes).save(self.config.checkpoint or ".")
-        except StorageError as error:
-            self.report.say(f"warning: {error}; going on without this checkpoint")
+        return checkpoint.Checkpoint(self.first, self.w, self._parts(), self.config, notes)
 
     def _resume(self) -> None:
         saved = checkpoint.resume(self.config, self.problem.fingerprint, self.comm, self.report.say, self.held_out)
         if saved is None:
             return
+        if self.saver and self.config.resume == "auto":
+            self.saver.writer.step = saved.step
         self.first, self.w, self.state = saved.step, saved.w, saved.parts["optimizer"]
         self.problem.reducer.restore(saved.parts.get("reducer", {}))
         for callback in self.callbacks:

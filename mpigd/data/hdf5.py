@@ -14,8 +14,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,16 @@ TRAILER_BYTES = 78
 
 
 @contextmanager
-def open_read(path: str | os.PathLike[str], links: Sequence[str] = ()) -> Iterator[Group]:
+def open_read(path: str | os.PathLike[str], links: Sequence[str] = (), sealed: bool = False) -> Iterator[Group]:
     """Open an HDF5 file for reading: its root group, which looks at everything before it is opened (guard.py).
 
-    links: folders into which the file's links may lead. DataError if the file is missing or not HDF5, or when reading it fails.
+    links: folders into which the file's links may lead. sealed: one without a checksum is not opened at all.
+    DataError if the file is missing or not HDF5, or when reading it fails.
     """
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             raise OSError("no regular file")  # a pipe would be waited for without end
-        _check_bytes(path)
+        _check_bytes(path, sealed)
         file = guard.open_file(path)
     except OSError as error:
         raise DataError(f"{path}: {_open_reason(path, error)}") from error
@@ -60,12 +61,15 @@ def readable(path: str | os.PathLike[str]) -> Iterator[None]:
         raise DataError(f"{path}: damaged: {_words(error)}") from error
 
 
-def _check_bytes(path: str | os.PathLike[str]) -> None:
-    """DataError if the bytes of a sealed file are not those that were written. HDF5 has not seen them then: it may crash, or
-    loop, over damage in its own structures.
+def _check_bytes(path: str | os.PathLike[str], sealed: bool) -> None:
+    """DataError if the bytes of a sealed file are not those that were written, or if a file that must be `sealed` is not. HDF5
+    has not seen them then: it may crash, or loop, over damage in its own structures.
     """
     with open(path, "rb") as file:
         told, size = _trailer(file)
+        if sealed and not told:
+            why = "does not end with its checksum" if os.fstat(file.fileno()).st_size else "is empty"
+            raise DataError(f"{path}: damaged, or not written by mpigd: it {why}")
         if told and told != _digest_of(file, size):
             raise DataError(f"{path}: damaged: its contents do not match their checksum")
 
@@ -146,30 +150,33 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
         os.fchmod(handle, 0o666 & ~_umask())
         os.close(handle)
         yield temporary
-        _fsync(temporary)
+        fsync(temporary)
         os.replace(temporary, target)
-        _fsync(target.parent)
+        fsync(target.parent)
     except OSError as error:
         raise StorageError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        if temporary is not None:
+            with suppress(OSError):  # renamed, or the file system refuses this too: then that is not what failed
+                os.unlink(temporary)
 
 
 @contextmanager
-def create(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
-    """A new HDF5 file that appears under `path` when it is complete."""
-    with atomic_path(path) as temporary, _Sink(temporary, "r+") as sink:
-        try:
-            with h5py.File(sink, "w", libver="v110") as file:
-                yield file
-                sealed = CHECKSUM in file.attrs
-            if sealed:
-                size = sink.seek(0, os.SEEK_END)
-                sink.write(b"mpigd sha256 " + _digest_of(sink, size) + b"\n")
-        finally:
-            if sink.failure is not None:  # the reason of whatever else went wrong
-                raise sink.failure
+def create(path: str | os.PathLike[str], inspect: Callable[[str], None] = lambda temporary: None) -> Iterator[h5py.File]:
+    """A new HDF5 file that appears under `path` when it is complete, and `inspect`, given its name until then, does not raise."""
+    with atomic_path(path) as temporary:
+        with _Sink(temporary, "r+") as sink:
+            try:
+                with h5py.File(sink, "w", libver="v110") as file:
+                    yield file
+                    sealed = CHECKSUM in file.attrs
+                if sealed:
+                    size = sink.seek(0, os.SEEK_END)
+                    sink.write(b"mpigd sha256 " + _digest_of(sink, size) + b"\n")
+            finally:
+                if sink.failure is not None:  # the reason of whatever else went wrong
+                    raise sink.failure
+        inspect(temporary)
 
 
 class _Sink(io.FileIO):
@@ -203,7 +210,8 @@ def _umask() -> int:
     return mask
 
 
-def _fsync(path: str | os.PathLike[str]) -> None:
+def fsync(path: str | os.PathLike[str]) -> None:
+    """Have what was written to a file or a folder on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -217,12 +225,19 @@ def write_array(group: h5py.Group, name: str, array: Array) -> None:
     if array.size == 0 or array.ndim == 0:
         group.create_dataset(name, data=array)
         return
-    group.create_dataset(name, data=array, fletcher32=True, chunks=_chunk(array.shape, array.dtype.itemsize))
+    chunks = _chunk(array.shape, array.dtype.itemsize)
+    data = group.create_dataset(name, array.shape, array.dtype, fletcher32=True, chunks=chunks)
+    for piece in data.iter_chunks():  # HDF5 lets one thread in at a time: another may be reading the rows of the next step
+        data[piece] = array[piece]
 
 
 def _chunk(shape: tuple[int, ...], itemsize: int, limit: int = 1 << 20) -> tuple[int, ...]:
-    inner = max(1, int(np.prod(shape[1:])) * itemsize)
-    return (max(1, min(shape[0], limit // inner)), *shape[1:])
+    """At most `limit` bytes of consecutive numbers."""
+    chunk, left = [], max(1, limit // itemsize)
+    for length in reversed(shape):
+        chunk.append(max(1, min(length, left)))
+        left //= chunk[-1]
+    return tuple(reversed(chunk))
 
 
 def write_text(group: h5py.Group, name: str, text: str) -> None:
@@ -270,17 +285,14 @@ def content_digest(group: h5py.Group, only: str | None = None) -> str:
             total.update(f"{name} {item.dtype.str} {item.shape}\n".encode())
             total.update(np.ascontiguousarray(item[...]).tobytes())
 
-    for name in [only] if only else sorted(_names(group)):
-        add(name, group[name])
-    return total.hexdigest()
-
-
-def _names(group: h5py.Group) -> list[str]:
-    names: list[Any] = []
-    group.visit(names.append)
+    names: list[Any] = [only] if only else []
+    if not only:
+        group.visit(names.append)
     if not all(isinstance(name, str) for name in names):
         raise DataError(f"{group.file.filename}: damaged: a name is not UTF-8")
-    return names
+    for name in sorted(names):
+        add(name, group[name])
+    return total.hexdigest()
 
 
 def seal(file: h5py.File) -> None:

@@ -14,6 +14,7 @@ from mpigd.model.losses import Loss
 from mpigd.reduce import total
 
 Array = np.ndarray[Any, Any]
+LARGEST = 2.0**500  # of a target: as many of its squares as rows are ever counted can be added up
 MOST_CLASSES = 10_000
 SLAB = 1 << 16  # labels looked at at once
 
@@ -75,6 +76,14 @@ def check_domain(shard: Shard, loss: Loss, comm: Comm) -> None:
             if bad.size:
                 row, value = shard.rows[bad[0]], shard.y[bad[0]]
                 raise DataError(f"{shard.where(row)}: y is {value:g}: the {loss.name} loss needs {loss.domain}")
+
+
+def check_size(shard: Shard, comm: Comm) -> None:
+    """DataError on all ranks, naming the row, if the square of a target would overflow a sum of them."""
+    with together(comm):
+        if shard.y is not None and (bad := np.flatnonzero(np.abs(shard.y) > LARGEST)).size:
+            row, value = shard.rows[bad[0]], shard.y[bad[0]]
+            raise DataError(f"{shard.where(row)}: y is {value:g}: its square overflows a sum: scale the targets down")
 
 
 def check_codes(codes: Array, shard: Shard, classes: Classes, comm: Comm) -> None:

@@ -26,9 +26,17 @@ FLOORS = [
     ["mpigd.batches", "mpigd.reduce", "mpigd.limits", "mpigd.exact", "mpigd.ranking"],
     ["mpigd.model", "mpigd.model.*", "mpigd.metrics"],
     ["mpigd.optim", "mpigd.optim.*", "mpigd.choices"],
-    ["mpigd.checkpoint", "mpigd.callbacks", "mpigd.replicas", "mpigd.progress", "mpigd.report", "mpigd.interrupt"],
+    [
+        "mpigd.checkpoint",
+        "mpigd.callbacks",
+        "mpigd.saving",
+        "mpigd.replicas",
+        "mpigd.progress",
+        "mpigd.report",
+        "mpigd.interrupt",
+    ],
     ["mpigd.predict", "mpigd.build", "mpigd.info", "mpigd.summary", "mpigd.supervise"],
-    ["mpigd.trainer", "mpigd.rehearsal", "mpigd.pace", "mpigd.plan", "mpigd.crossval"],
+    ["mpigd.diagnosis", "mpigd.trainer", "mpigd.rehearsal", "mpigd.pace", "mpigd.plan", "mpigd.crossval"],
     ["mpigd"],  # the Python interface
     ["mpigd.cli", "mpigd.doctor", "mpigd.__main__"],
 ]
