@@ -22,7 +22,7 @@ def squared(z, y, c, a, r, l):
         l[i] = 0.5 * v * e
 
 
-@njit(**_OPTIONS, forceinline=True)
+@njit(**_OPTIONS)
 def logistic(z, y, c, a, r, l):
     """log(1 + exp(z)) - y z for y in {0, 1}."""
     for i in range(y.size):
