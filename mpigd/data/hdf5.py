@@ -63,8 +63,7 @@ def readable(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def _check_bytes(path: str | os.PathLike[str], sealed: bool) -> None:
     """DataError if the bytes of a sealed file are not those that were written, or if a file that must be `sealed` is not. HDF5
-    has not seen them then: it may crash, or loop, over damage in its own structures.
-    """
+    has not seen them then: it may crash, or loop, over damage in its own structures."""
     with open(path, "rb") as file:
         told, size = _trailer(file)
         if sealed and not told:
@@ -225,8 +224,7 @@ def write_array(group: h5py.Group, name: str, array: Array) -> None:
     if array.size == 0 or array.ndim == 0:
         group.create_dataset(name, data=array)
         return
-    chunks = _chunk(array.shape, array.dtype.itemsize)
-    data = group.create_dataset(name, array.shape, array.dtype, fletcher32=True, chunks=chunks)
+    data = group.create_dataset(name, array.shape, array.dtype, fletcher32=True, chunks=_chunk(array.shape, array.itemsize))
     for piece in data.iter_chunks():  # HDF5 lets one thread in at a time: another may be reading the rows of the next step
         data[piece] = array[piece]
 
@@ -242,8 +240,7 @@ def _chunk(shape: tuple[int, ...], itemsize: int, limit: int = 1 << 20) -> tuple
 
 def write_text(group: h5py.Group, name: str, text: str) -> None:
     """Store a short text as an attribute of fixed length. A Python str would go to HDF5's global heap, which has no
-    checksum: there a flipped bit passes unnoticed, or sends the library into an endless loop.
-    """
+    checksum: there a flipped bit passes unnoticed, or sends the library into an endless loop."""
     group.attrs[name] = np.bytes_(text.encode())
 
 
@@ -261,8 +258,7 @@ def texts(values: Sequence[str]) -> Array:
 
 def write_json(group: h5py.Group, name: str, value: Any) -> None:
     """Store a JSON text as bytes: attributes end at 64 kB, and HDF5's own strings need unbounded reads."""
-    text = json.dumps(value, sort_keys=True, allow_nan=True)
-    write_array(group, name, np.frombuffer(text.encode(), dtype=np.uint8))
+    write_array(group, name, np.frombuffer(json.dumps(value, sort_keys=True).encode(), dtype=np.uint8))
 
 
 def read_json(group: Group, name: str, kind: type = dict) -> Any:
@@ -279,19 +275,15 @@ def read_json(group: Group, name: str, kind: type = dict) -> Any:
 def content_digest(group: h5py.Group, only: str | None = None) -> str:
     """sha256 over the names, types, shapes and bytes of all datasets below `group` (or of `only`), in name order."""
     total = hashlib.sha256()
-
-    def add(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            total.update(f"{name} {item.dtype.str} {item.shape}\n".encode())
-            total.update(np.ascontiguousarray(item[...]).tobytes())
-
     names: list[Any] = [only] if only else []
     if not only:
         group.visit(names.append)
     if not all(isinstance(name, str) for name in names):
         raise DataError(f"{group.file.filename}: damaged: a name is not UTF-8")
     for name in sorted(names):
-        add(name, group[name])
+        if isinstance(item := group[name], h5py.Dataset):
+            total.update(f"{name} {item.dtype.str} {item.shape}\n".encode())
+            total.update(np.ascontiguousarray(item[...]).tobytes())
     return total.hexdigest()
 
 
