@@ -24,7 +24,7 @@ from mpigd.model.folds import FoldObjective, fold_numbers
 from mpigd.model.losses import LOSSES
 from mpigd.model.objective import Objective
 from mpigd.optim.columns import Pairs, minimise
-from mpigd.optim.newton import Preconditioner
+from mpigd.optim.preconditioner import Preconditioner
 from mpigd.progress import Progress
 from mpigd_kernels import linalg, vector
 

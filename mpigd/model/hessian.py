@@ -17,8 +17,9 @@ from mpigd.comm import Comm
 from mpigd.data.matrix import CSR
 from mpigd.exact import ExactReducer
 from mpigd.model.outer import LARGE, MOST, Outer, Pair, column_reach
+from mpigd.model.scaling import weighted_squares
 from mpigd.reduce import NativeReducer, NotFinite, Reducer, Threads, power_above
-from mpigd_kernels import residuals, vector
+from mpigd_kernels import curvature, residuals, vector
 
 if TYPE_CHECKING:
     from mpigd.model.objective import Objective
@@ -74,6 +75,19 @@ class Curvature:
             found += over_ranks(outer, objective, lambda rows: np.ascontiguousarray(self._h[:, rows]), factor, self._comm)
             objective.counter.reads += self._batch.size / objective.n
         return assemble(objective, found)
+
+    def diagonal(self, factor: float) -> Array:
+        """The diagonal of the Hessian (k * p,). One read."""
+        objective, h = self._objective, self._h
+        if self._several:
+            p, c, h = h, np.ascontiguousarray(objective.rows.c), np.empty_like(h)
+            for q in range(h.shape[0]):
+                curvature.softmax_pair(p, c, q, q, h[q])
+        scaling = objective.scaling
+        squares, sums = weighted_squares(objective.rows.X, h, self._largest, objective.statistics, scaling.center, self._comm)
+        found = np.column_stack([squares * scaling.inverse**2, *[sums] * scaling.intercept])
+        objective.counter.reads += objective.width * self._batch.size / objective.n
+        return factor * found.reshape(-1)
 
 
 def over_ranks(

@@ -288,6 +288,10 @@ class Oracle:
         per output: one read, of many outputs more. Collective."""
         return self.curvature.matrices(self._factor())
 
+    def hessian_diagonal(self) -> Array:
+        """The diagonal of the Hessian at the point of `look_at` (k * p,): one read. Collective."""
+        return self.curvature.diagonal(self._factor())
+
     def _factor(self) -> float:
         weight = self.objective.statistics.weight
         return self.objective.n / (self.batch.size * weight) if weight > 0 else 0.0

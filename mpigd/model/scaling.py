@@ -20,6 +20,7 @@ from mpigd.reduce import total
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
+BLOCKS = 16  # of a sweep at once: each costs some calls from Python
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def measure(X: Matrix, c: Array, n: int, comm: Comm) -> Statistics:
     size = int(entries[0])
 
     def column_sums(view: Callable[[Matrix], Matrix], largest: Array) -> Array:
-        return _weighted(X, c, view, ExactReducer(comm, Bounds.of(largest, count, size, n), 1, n, top))
+        reducer = ExactReducer(comm, Bounds.of(largest, count, size, n), 1, n, top)
+        return _weighted(X, c[np.newaxis], view, reducer).reshape(-1)
 
     divisor = weight or 1.0
     mean = column_sums(lambda block: block, np.maximum(np.abs(low), np.abs(high))) / divisor
@@ -100,17 +102,40 @@ def absolute_sums(X: Matrix, c: Array, n: int, statistics: Statistics, comm: Com
         np.sqrt(values, out=values)
         return squares
 
-    return _weighted(X, c, view, ExactReducer(comm, statistics.bounds, 1, n, statistics.heaviest))
+    sums = _weighted(X, c[np.newaxis], view, ExactReducer(comm, statistics.bounds, 1, n, statistics.heaviest))
+    return sums.reshape(-1)
+
+
+def weighted_squares(
+    X: Matrix, h: Array, largest: float, statistics: Statistics, center: Array, comm: Comm
+) -> tuple[Array, Array]:
+    """sum_i h_qi (x_ij - center_j)**2 (k, d) over all rows, and sum_i h_qi (k,), for weights h (k, n) of at most `largest`.
+
+    One read. Collective.
+    """
+    nothing = center * center  # what a missing entry, a zero, adds
+
+    def view(block: Matrix) -> Matrix:
+        squares = block.squared_deviation(center)
+        if isinstance(squares, CSR):
+            squares.data -= nothing[squares.indices]
+        return squares
+
+    far = np.maximum((statistics.high - center) ** 2, (statistics.low - center) ** 2) + nothing
+    bounds = Bounds.of(far, statistics.count, statistics.entries, statistics.rows)
+    squares = _weighted(X, h, view, ExactReducer(comm, bounds, h.shape[0], statistics.rows, largest))
+    sums = total(np.ascontiguousarray(h.T), comm)
+    return (squares + np.outer(sums, nothing) if isinstance(X, CSR) else squares), sums
 
 
 def _weighted(X: Matrix, c: Array, view: Callable[[Matrix], Matrix], reducer: ExactReducer) -> Array:
-    """sum_i c_i f(x_ij) (d,) over the stored values of all rows, f as `view` of a block says."""
+    """sum_i c_qi f(x_ij) (k, d) over the stored values of all rows, for c (k, n) and f as `view` of a block says."""
 
     def visit(share: list[slice], into: Into) -> None:
         for rows in share:
-            view(X.rows(rows)).accumulate(c[np.newaxis, rows].copy(), c[rows].copy(), into)
+            view(X.rows(rows)).accumulate(c[:, rows].copy(), c[0, rows].copy(), into)
 
-    return np.asarray(reducer.sweep([blocks(X)], visit, reducer.n).gradient[0])
+    return np.asarray(reducer.sweep([blocks(X)], visit, reducer.n).gradient)
 
 
 def _extremes(X: Matrix, n: int, comm: Comm) -> tuple[Array, Array, Array]:
@@ -125,7 +150,7 @@ def _extremes(X: Matrix, n: int, comm: Comm) -> tuple[Array, Array, Array]:
 
 
 def blocks(X: Matrix) -> list[slice]:
-    step = block_rows(X)
+    step = BLOCKS * block_rows(X)
     return [slice(start, min(X.n, start + step)) for start in range(0, X.n, step)]
 
 

@@ -17,12 +17,13 @@ import numpy as np
 from mpigd.errors import NumericalError
 from mpigd.model.penalties import Penalty
 from mpigd.optim.base import Array, Dot, OracleLike, State, advance, evaluate, fresh, norm
-from mpigd_kernels import linalg
+from mpigd.optim.preconditioner import Preconditioner, factors, named_pairs, roots, stored_pairs, with_penalty
 
 LOOSEST, TIGHTEST = 0.2, 1e-3  # inner tolerances
 INNER, ON_SAMPLE = 200, 40  # most products in a step, most steps on a sample
 ENOUGH = 0.02  # a sample's optimum is no closer to that of all rows than about p / 2m: half a per cent of it will do
-LARGE = ("factor", "hessian")  # in the state, and never changed in place
+LARGE = ("factor", "hessian", "move", "change")  # in the state, and never changed in place
+SETTLED = 0.3  # a relative decrease of the objective up to which the diagonal is not made anew
 FLAT = 1e-14  # a decrease that drowns in the rounding of the objective, relative to it
 
 
@@ -41,23 +42,11 @@ class SecondOrderOracle(OracleLike, Protocol):
     def hessian(self) -> Array:
         """The Hessian (1, p, p), or its diagonal blocks (k, p / k, p / k)."""
 
+    def hessian_diagonal(self) -> Array:
+        """The diagonal of the Hessian (p,)."""
+
     def sample(self, m: int) -> SecondOrderOracle:
         """The oracle of m rows drawn without replacement."""
-
-
-class Preconditioner:
-    """M = U'U in k diagonal blocks: U (k, p / k, p / k) upper triangular; of size 0: the identity."""
-
-    def __init__(self, U: Array) -> None:
-        self.U = U
-
-    def solve(self, g: Array) -> Array:
-        """M^-1 g."""
-        y = g.copy()
-        if self.U.size:
-            for block, part in zip(self.U, y.reshape(self.U.shape[0], -1), strict=True):
-                linalg.solve(block, part, part)
-        return y
 
 
 @dataclass
@@ -84,7 +73,7 @@ class Newton:
     samples: their sizes, ascending, that the first step descends on, one from the other's
     optimum; the last one gives the preconditioner. descend: False keeps the starting point. whole: what oracles call the
     Hessian is all of it. direct: that of all rows, factorised anew in every step, in place of conjugate gradients. dense:
-    False where its p^2 numbers are too many.
+    False where its p^2 numbers are too many: its diagonal then preconditions, and what conjugate gradients have learned.
     """
 
     samples: tuple[int, ...]
@@ -111,9 +100,14 @@ class Newton:
         point = Point(w, value, state["gradient"], radius, tolerance, H=H)
         if H is None:
             oracle.look_at(w)
-        M = Preconditioner(factor if H is None else factors(H))
+        if not self.dense:
+            M = Preconditioner(factor if factor.size else roots(oracle, penalty), stored_pairs(state), dot)
+        else:
+            M = Preconditioner(factor if H is None else factors(H))
         point = advance_point(point, M, oracle, penalty, dot, self.direct)
-        return point.w, _after(state, point, factor, dot)
+        if not self.dense:  # where that much is left of the objective, little of the diagonal has changed
+            factor = M.U if abs(point.value - value) <= SETTLED * abs(value) else np.zeros(0)
+        return point.w, _after(state, point, factor, dot) | named_pairs(M.learned)
 
     def _begin(self, w: Array, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot) -> tuple[Array, Array]:
         """The optimum of the last sample and the Cholesky factor of its Hessian, where one is wanted."""
@@ -140,7 +134,9 @@ class Newton:
         for _ in range(ON_SAMPLE):
             if not direct:
                 part.look_at(point.w)
-                if self.dense and not factor.size:
+                if not self.dense:
+                    factor = roots(part, penalty)
+                elif not factor.size:
                     factor = factors(with_penalty(part.hessian(), penalty, w.size))
             elif point.moved and point.H is not None:
                 factor = factors(point.H)
@@ -149,12 +145,14 @@ class Newton:
             if point.flat or gain <= ENOUGH * error * abs(point.value):
                 break
             point = advance_point(point, M, part, penalty, dot, direct)
-        if self.dense and not direct:
+        if not self.dense:
+            return point.w, np.zeros(0)
+        if not direct:
             part.look_at(point.w)
             factor = factors(with_penalty(part.hessian(), penalty, w.size))
         y = Preconditioner(factor).solve(point.g)
         # The last step is that of Newton: what it finds needs no evaluation.
-        return (point.w - y if self.dense and 0.5 * dot(point.g, y) < point.radius * point.radius else point.w), factor
+        return (point.w - y if 0.5 * dot(point.g, y) < point.radius * point.radius else point.w), factor
 
 
 def stand(w: Array, oracle: SecondOrderOracle, penalty: Penalty, direct: bool) -> Point:
@@ -167,7 +165,7 @@ def stand(w: Array, oracle: SecondOrderOracle, penalty: Penalty, direct: bool) -
 
 
 def _after(state: State, point: Point, factor: Array, dot: Dot) -> State:
-    rest = {name: array for name, array in state.items() if name not in LARGE}
+    rest = {name: array for name, array in state.items() if not name.startswith(LARGE)}
     after = advance(rest, point.value, norm(point.g, dot))
     after["gradient"] = point.g
     after["radius"], after["tolerance"] = np.array([point.radius]), np.array([point.tolerance])
@@ -175,23 +173,6 @@ def _after(state: State, point: Point, factor: Array, dot: Dot) -> State:
     if point.H is not None:
         after["hessian"] = point.H
     return after | ({"factor": factor} if factor.size else {})
-
-
-def with_penalty(H: Array, penalty: Penalty, size: int) -> Array:
-    """The Hessian, or its blocks, with the penalty's added in place."""
-    ridge = np.zeros(size)
-    penalty.add_gradient(np.ones(size), ridge)  # a quadratic's gradient at 1 is its diagonal
-    for block, diagonal in zip(H, ridge.reshape(H.shape[0], -1), strict=True):
-        block[np.diag_indices_from(block)] += diagonal
-    return H
-
-
-def factors(H: Array) -> Array:
-    """The Cholesky factors of the blocks of a Hessian."""
-    U = H.copy()
-    for block in U:
-        linalg.cholesky(block)
-    return U
 
 
 def advance_point(point: Point, M: Preconditioner, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot, direct: bool) -> Point:
@@ -245,6 +226,7 @@ def steihaug(
             break
         Hd = oracle.hessian_vector(d)
         penalty.add_gradient(d, Hd)
+        M.learn(d, Hd)
         bend = dot(d, Hd)
         alpha = ry / bend if bend > 0.0 else math.inf
         if not ss + 2.0 * alpha * sd + alpha * alpha * dd < point.radius * point.radius:

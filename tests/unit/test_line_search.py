@@ -10,8 +10,10 @@ import pytest
 
 from mpigd.errors import NumericalError
 from mpigd.model.penalties import L2
+from mpigd.optim.columns import Pairs
 from mpigd.optim.lbfgs import LBFGS, Trial, search
-from mpigd.optim.newton import Point, Preconditioner, steihaug
+from mpigd.optim.newton import Point, steihaug
+from mpigd.optim.preconditioner import Preconditioner
 from mpigd_kernels import linalg, vector
 
 Array = np.ndarray[Any, Any]
@@ -95,16 +97,31 @@ def test_conjugate_gradients_in_a_trust_region() -> None:
     M = U[0].copy()
     linalg.cholesky(U[0])
     penalty, solution = L2(0.0, np.ones(12)), -np.linalg.solve(H, g)
-    for factor, most in ((U, 8), (np.zeros(0), 14)):
+    for factor, most in ((U, 8), (np.ones(12), 14)):
         oracle: Any = Quadratic(H)
         point = Point(np.zeros(12), 0.0, g, math.inf, 1e-10)
         s, gain, length = steihaug(point, Preconditioner(factor), oracle, penalty, vector.dot)
         np.testing.assert_allclose(s, solution, rtol=1e-7, atol=1e-9)
         assert gain == pytest.approx(-(g @ s + 0.5 * s @ H @ s), rel=1e-9)
-        metric = M if factor.size else np.eye(12)
+        metric = M if factor.ndim == 3 else np.eye(12)
         assert length == pytest.approx(math.sqrt(s @ metric @ s), rel=1e-7)
         assert oracle.products <= most
         short = Point(np.zeros(12), 0.0, g, 0.3 * length, 1e-10)
         s, gain, _ = steihaug(short, Preconditioner(factor), oracle, penalty, vector.dot)
         assert math.sqrt(s @ metric @ s) == pytest.approx(0.3 * length, rel=1e-9)
         assert gain == pytest.approx(-(g @ s + 0.5 * s @ H @ s), rel=1e-9)
+
+
+def test_conjugate_gradients_learn_from_those_before() -> None:
+    rng = np.random.default_rng(0)
+    Q = np.linalg.qr(rng.normal(size=(30, 30)))[0]
+    H, penalty = Q * np.geomspace(1, 50, 30) @ Q.T, L2(0.0, np.ones(30))
+    products, pairs = [], Pairs()
+    for _ in range(2):
+        oracle: Any = Quadratic(H)
+        M = Preconditioner(np.sqrt(np.diag(H)), pairs)
+        steihaug(Point(np.zeros(30), 0.0, rng.normal(size=30), math.inf, 1e-3), M, oracle, penalty, vector.dot)
+        products.append(oracle.products)
+        assert M.learned is not None
+        pairs = M.learned
+    assert products[1] < products[0]

@@ -60,6 +60,9 @@ def test_hessians_are_differences_of_gradients(loss: str, as_csr: bool, intercep
     assert H.shape == (1, w.size, w.size)
     np.testing.assert_allclose(H[0] @ v, product, rtol=1e-9, atol=1e-11)
     np.testing.assert_array_equal(H[0], H[0].T)
+    reads = oracle.objective.reads
+    np.testing.assert_allclose(oracle.hessian_diagonal(), np.diag(H[0]), rtol=1e-9, atol=1e-11)
+    assert oracle.objective.reads - reads == 1.0
 
 
 def test_many_classes_have_diagonal_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,8 +273,24 @@ def test_a_step_can_be_repeated(name: str) -> None:
         w, state = once, after
 
 
+@pytest.mark.parametrize("loss", ["logistic", "softmax", "gamma"])
+def test_newton_without_a_factorisation_has_the_same_bits(loss: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On any ranks, and when continued on others: the diagonal and the products it has learned are part of its state."""
+    monkeypatch.setattr("mpigd.build.LARGEST_FACTOR", 1)
+    table, options = generate(loss, n=300, d=9, weights=True), dict(loss=loss, optimizer="newton", l2=1e-3, epochs=6, tol=1e-13)
+    for as_csr in (False, True):
+        truth = fit(shard(table, SelfComm(), as_csr=as_csr), **options)
+        for model in run(3, lambda c, s=as_csr: fit(shard(table, c, "hash", s), c, threads=2, **options)):
+            same(model, truth)
+    for step in range(truth.summary["steps"] - 1):
+        now = options | dict(checkpoint_every=1, checkpoint=str(tmp_path / str(step)))
+        run(2, lambda comm, at=step, now=now: kill(at, shard(table, comm, "hash", True), comm, **now))
+        for model in run(3, lambda comm, now=now: fit(shard(table, comm, "file", True), comm, **now)):
+            same(model, truth)
+
+
 def test_newton_without_a_factorisation() -> None:
-    """6,001 columns are too many for that: conjugate gradients in standardised coordinates alone."""
+    """6,001 columns are too many for that: conjugate gradients, preconditioned by the diagonal."""
     rng = np.random.default_rng(0)
     n, d = 8_000, 6_001
     columns = np.minimum((d * rng.random((n, 8)) ** 3).astype(np.int32), d - 1)
@@ -283,7 +302,7 @@ def test_newton_without_a_factorisation() -> None:
     newton, lbfgs = (mpigd.train((X, y), optimizer=name, **options) for name in ("newton", "lbfgs"))
     assert newton.summary["stop_reason"] == lbfgs.summary["stop_reason"] == "tolerance"
     assert newton.summary["objective"] == pytest.approx(lbfgs.summary["objective"], rel=1e-8)
-    assert lbfgs.summary["reads"] < 100 and newton.summary["reads"] < 200  # why auto chooses L-BFGS here
+    assert max(lbfgs.summary["reads"], newton.summary["reads"]) < 100  # why auto chooses L-BFGS here
     assert build.choice(from_mapping(dict(loss="logistic")), d) == (
         "optimizer auto: lbfgs (smooth loss, 6,001 columns are too many to factorise)"
     )
