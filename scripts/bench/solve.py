@@ -16,7 +16,7 @@ from scripts.bench.problems import PROBLEMS, Problem
 TARGETS = {1e-6: 12, 1e-9: 18}
 FASTER = 3.0  # than the best peer
 PEERS = ("sklearn", "snapml", "glum", "torch")
-BUDGET = {False: 8.0, True: 60.0}  # seconds for all fits of a peer on one problem: more than three times ours
+BUDGET = {False: 4.0, True: 50.0}  # times our seconds: the most that a fit of a peer may take
 TWO_THREADS = {name: "2" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 Found = Mapping[str, Any]
 
@@ -65,5 +65,5 @@ def judge(name: str, ours: Found, judged: Found) -> list[Row]:
         spent, peer = min(there)
         rows.append(Row(f"{name}: {peer}'s fit / ours, seconds", spent / mine, f">= {FASTER:g}"))
     else:
-        rows.append(Row(f"{name}: no peer within 1e-6 in its time", "none"))
+        rows.append(Row(f"{name}: no peer was there; the time each had / ours", float(judged["limit"]) / mine, f">= {FASTER:g}"))
     return rows

@@ -217,6 +217,8 @@ def test_a_contest_is_judged_by_errors() -> None:
     assert [row.value for row in rows] == [4.0, "not reached", 0.2, pytest.approx(2.5)]
     assert [row.met for row in rows] == [True, False, None, False]
     assert rows[-1].name == "p: b's fit / ours, seconds"
+    none = solve.judge("p", ours, judged | dict(reached=np.full(2, np.inf), limit=np.array(0.8)))
+    assert none[-1].value == pytest.approx(4.0) and none[-1].met
 
 
 def test_ours_in_a_contest_speaks_of_columns_as_the_data_number_them(tmp_path: Path) -> None:
