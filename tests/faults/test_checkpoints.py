@@ -1,0 +1,71 @@
+"""Jobs of which rank 0, another rank or the launcher is killed again and again, at random moments, end with the bits of an
+undisturbed one; jobs whose folder is full go on, or stop where they are told to."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mpigd import checkpoint
+from mpigd.errors import DataError
+from mpigd.recorder import flights
+from tests.faults.jobs import FULL, LIMIT, RANKS, Place
+from tests.launch import FLAVOURS, mpiexec
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_killed_at_random_moments(flavour: str, place: Place) -> None:
+    """A save after every step, of 5 ms and more; victims in turn."""
+    chance, name, folder = random.Random(3), f"random-{flavour}", place.folder / f"random-{flavour}"
+    for turn in range(24 if FULL else 3):
+        for old in folder.glob("flight-*.bin"):  # of the processes killed before
+            old.unlink()
+        with place.start(name, {"always": [(1, "slow")]}, "--checkpoint-every", "1", flavour=flavour) as job:
+            deadline, victims = time.monotonic() + LIMIT, dict[int, int]()
+            while len(victims) < RANKS and time.monotonic() < deadline and job.process.poll() is None:
+                try:
+                    victims = {flight.rank: flight.pid for flight in flights(folder) if flight.step > 0}
+                except DataError:
+                    time.sleep(0.05)
+            time.sleep(chance.uniform(0.0, 1.0))
+            victim = (0, 1, -1)[turn % 3]
+            if job.process.poll() is None:  # else the work is done
+                os.kill(job.process.pid if victim < 0 else victims[victim], signal.SIGKILL)
+            assert job.survivors(20) == []
+        for path in checkpoint.found(str(folder)):
+            checkpoint.read(path)
+    ended = place.run(name, flavour=flavour)
+    assert ended.code == 0, ended.said
+    assert place.digest(name) == place.digest("alone")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for the recorder's files and not for two checkpoints."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k,mode=700", "tmpfs", tmp_path], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no file system may be mounted here; unit tests have every error injected")
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_full_folder(small: Path, place: Place) -> None:
+    (small / "others").write_bytes(bytes(80_000))
+    words = ("--checkpoint", str(small / "saved"))
+    loud = place.train("full", None, *words)
+    loud.remove("--quiet")
+    done = mpiexec(RANKS, *loud, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    assert "cannot be written: No space left on device; going on without this checkpoint" in done.stderr
+    assert place.digest("full") == place.digest("alone")
+    ended = place.run("stopped", None, *words, "--on-save-error", "stop")
+    assert ended.code == 74, ended.said
+    assert ended.said.count("No space left on device") == 1
+    assert not [name for name in os.listdir(small / "saved") if name.startswith(".")]
