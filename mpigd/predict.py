@@ -239,7 +239,7 @@ def _table(path: str | None) -> Iterator[Any]:
     if path is None:
         yield None
         return
-    with hdf5.atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as table:
+    with hdf5.atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", opener=hdf5.no_link) as table:
         yield table
 
 

@@ -134,7 +134,7 @@ def mutate(raw: bytes, draw: random.Random) -> bytes:
 def reseal(raw: bytes) -> bytes:
     from hashlib import sha256
 
-    from mpigd.data.hdf5 import TRAILER_BYTES
+    from mpigd.data.trailer import TRAILER_BYTES
 
     body = raw[:-TRAILER_BYTES]
     return body + b"mpigd sha256 " + sha256(body).hexdigest().encode() + b"\n"

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,14 +21,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mpigd.data import guard
+from mpigd.data import guard, trailer
 from mpigd.data.guard import Group as Group
 from mpigd.errors import DataError, StorageError
 
 Array = np.ndarray[Any, Any]
 CHECKSUM = "sha256"
-TRAILER = re.compile(rb"mpigd sha256 ([0-9a-f]{64})\n")  # behind what HDF5 reads, of all bytes before it
-TRAILER_BYTES = 78
 
 
 @contextmanager
@@ -59,36 +56,6 @@ def readable(path: str | os.PathLike[str]) -> Iterator[None]:
         if not _from_hdf5(error):
             raise
         raise DataError(f"{path}: damaged: {_words(error)}") from error
-
-
-def _check_bytes(path: str | os.PathLike[str], sealed: bool) -> None:
-    """DataError if the bytes of a sealed file are not those that were written, or if a file that must be `sealed` is not. HDF5
-    has not seen them then: it may crash, or loop, over damage in its own structures."""
-    with open(path, "rb") as file:
-        told, size = _trailer(file)
-        if sealed and not told:
-            why = "does not end with its checksum" if os.fstat(file.fileno()).st_size else "is empty"
-            raise DataError(f"{path}: damaged, or not written by mpigd: it {why}")
-        if told and told != _digest_of(file, size):
-            raise DataError(f"{path}: damaged: its contents do not match their checksum")
-
-
-def _trailer(file: io.BufferedReader) -> tuple[bytes, int]:
-    """The checksum behind a sealed file's contents, empty for others, and how many bytes these are."""
-    size = max(0, os.fstat(file.fileno()).st_size - TRAILER_BYTES)
-    file.seek(size)
-    found = TRAILER.fullmatch(file.read())
-    return (found[1], size) if found else (b"", size)
-
-
-def _digest_of(file: io.BufferedReader | io.FileIO, size: int) -> bytes:
-    """sha256, in hexadecimal digits, of the first `size` bytes."""
-    total, left = hashlib.sha256(), size
-    file.seek(0)
-    while left and (piece := file.read(min(left, 1 << 20))):
-        total.update(piece)
-        left -= len(piece)
-    return total.hexdigest().encode()
 
 
 def _from_hdf5(error: Exception) -> bool:
@@ -164,18 +131,22 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
 def create(path: str | os.PathLike[str], inspect: Callable[[str], None] = lambda temporary: None) -> Iterator[h5py.File]:
     """A new HDF5 file that appears under `path` when it is complete, and `inspect`, given its name until then, does not raise."""
     with atomic_path(path) as temporary:
-        with _Sink(temporary, "r+") as sink:
+        with _Sink(temporary, "r+", opener=no_link) as sink:
             try:
                 with h5py.File(sink, "w", libver="v110") as file:
                     yield file
                     sealed = CHECKSUM in file.attrs
                 if sealed:
-                    size = sink.seek(0, os.SEEK_END)
-                    sink.write(b"mpigd sha256 " + _digest_of(sink, size) + b"\n")
+                    sink.write(trailer.line(sink, sink.seek(0, os.SEEK_END)))
             finally:
                 if sink.failure is not None:  # the reason of whatever else went wrong
                     raise sink.failure
         inspect(temporary)
+
+
+def no_link(path: str, flags: int) -> int:
+    """For open(): not through a link that somebody has put where our temporary file was."""
+    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 class _Sink(io.FileIO):
@@ -294,6 +265,5 @@ def seal(file: h5py.File) -> None:
 
 def verify(file: Group) -> None:
     """Raise DataError unless the file is one that was sealed: open_read() has compared its bytes with their checksum then."""
-    with open(file.filename, "rb") as raw:
-        if not _trailer(raw)[0]:
-            raise DataError(f"{file.filename}: damaged: its contents do not match their checksum")
+    if not trailer.there(file.filename):
+        raise DataError(f"{file.filename}: damaged: its contents do not match their checksum")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,13 @@ import h5py
 import numpy as np
 import pytest
 
+import mpigd
 from mpigd.comm import SelfComm
-from mpigd.data import guard, hdf5
+from mpigd.config import Config
+from mpigd.data import guard, hdf5, trailer
 from mpigd.data.loading import Layout, load
-from mpigd.errors import DataError
+from mpigd.errors import DataError, StorageError
+from mpigd.predict import predict
 from tests.launch import python
 
 X, Y = np.arange(12.0).reshape(6, 2), np.arange(6.0)
@@ -322,9 +326,59 @@ def test_damage_of_a_sealed_file_is_found_before_hdf5_reads_it(tmp_path: Path, m
         hdf5.seal(file)
     whole = path.read_bytes()
     monkeypatch.setattr(guard, "open_file", lambda path: pytest.fail("HDF5 has seen the damaged file"))
-    for place in range(0, len(whole) - hdf5.TRAILER_BYTES, 7):
+    for place in range(0, len(whole) - trailer.TRAILER_BYTES, 7):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << place % 8
         path.write_bytes(damaged)
         with pytest.raises(DataError, match="damaged: its contents do not match their checksum"), hdf5.open_read(path):
             pass
+
+
+# What we create.
+
+
+def fits(folder: Path) -> None:
+    """Every kind of file that the commands write, in `folder`."""
+    table = folder / "table.csv"
+    table.write_text("a,b,y\n" + "".join(f"{k},{k % 7},{k % 2}\n" for k in range(40)))
+    mpigd.import_data(str(table), folder / "data.h5", target="y")
+    model = mpigd.train(folder / "data.h5", loss="logistic", l2=0.1, log=str(folder / "log.jsonl"))
+    model.save(str(folder / "model.h5"))
+    files = [str(folder / "data.h5")]
+    predict(model, files, str(folder / "out.h5"), str(folder / "out.csv"), Config(), SelfComm())
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_rights_that_the_user_gives_to_new_ones(mask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        fits(tmp_path)
+    finally:
+        os.umask(before)
+    made = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert made == dict.fromkeys(["table.csv", "data.h5", "log.jsonl", "model.h5", "out.h5", "out.csv"], mode)
+
+
+def test_temporary_names_are_new_and_links_are_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither at the temporary name, where somebody puts one, nor at the final one, where it is replaced."""
+    victim, flags = tmp_path / "victim", []
+    victim.write_text("mine")
+    (tmp_path / "model.h5").symlink_to(victim)
+    plainly = os.open
+
+    def noted(path: Any, how: int, *rest: Any, **more: Any) -> int:
+        if str(path).endswith(".tmp") and how & os.O_ACCMODE:
+            flags.append(how)
+        return plainly(path, how, *rest, **more)
+
+    monkeypatch.setattr(os, "open", noted)
+    with hdf5.create(tmp_path / "model.h5") as file:
+        hdf5.write_array(file, "coef", np.ones(3))
+    assert victim.read_text() == "mine" and not (tmp_path / "model.h5").is_symlink()
+    assert all(how & os.O_NOFOLLOW for how in flags) and flags[0] & os.O_EXCL, flags
+    with pytest.raises(StorageError, match="cannot be written"), hdf5.atomic_path(tmp_path / "x.csv") as temporary:
+        os.unlink(temporary)
+        os.symlink(victim, temporary)
+        with open(temporary, "w", opener=hdf5.no_link):
+            pass
+    assert victim.read_text() == "mine" and sorted(os.listdir(tmp_path)) == ["model.h5", "victim"]

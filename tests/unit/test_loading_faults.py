@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from mpigd.comm import Comm
-from mpigd.data.loading import Layout, load
+from mpigd.data.loading import Layout, load, read, survey
 from mpigd.errors import DataError
-from tests.scenarios import PLACES, write
+from tests.scenarios import PLACES, fit, write
 from tests.threadcomm import run
 from tests.truths import Table, generate
 
@@ -139,3 +139,75 @@ def test_half_a_file(size: int, tmp_path: Path) -> None:
 def test_numbers_too_large_for_float32(tmp_path: Path) -> None:
     paths = damaged(spoil("X", (3, 1), 1e300), tmp_path)
     refused(paths, 2, "part2.h5: 'X' row 3 column 1: 1e+300 does not fit float32 (use --dtype float64)", dtype="float32")
+
+
+KEPT: dict[str, dict[str, Any]] = {
+    "in memory": {},
+    "as float32": dict(dtype="float32"),
+    "as halves": dict(dtype="float16"),
+    "streamed": dict(max_memory=100),
+    "streamed as halves": dict(max_memory=100, dtype="float16"),
+}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("stored", ["f2", ">f4", "f8"])
+@pytest.mark.parametrize("kept", KEPT)
+def test_numbers_that_are_not_finite_however_they_are_kept(kept: str, stored: str, value: float, tmp_path: Path) -> None:
+    """By file, dataset, row and column, on all ranks together, before anything is trained."""
+    X = np.ones((28, 4), stored)
+    X[19, 3] = value
+    paths = damaged(put("X", X), tmp_path)
+    message = f"part2.h5: 'X' row 19 column 3 is {value}: not a finite number"
+    for size in (1, 3):
+
+        def attempt(comm: Comm) -> DataError:
+            with pytest.raises(DataError) as caught:
+                load(paths, Layout(**KEPT[kept]), comm) if "halves" not in kept else read_as(paths, KEPT[kept], comm)
+            return caught.value
+
+        errors = run(size, attempt)
+        assert all(error.agreed and str(error).endswith(message) for error in errors), errors
+
+
+def read_as(paths: Sequence[str], layout: dict[str, Any], comm: Comm) -> None:
+    """load() keeps halves only for training, which reads in two steps."""
+    wanted = Layout(**layout)
+    read(survey(paths, wanted, comm), wanted, comm)
+
+
+VECTORS = {"y": "f4", "sample_weight": "f2", "offset": "f8", "key": "f8"}
+
+
+@pytest.mark.parametrize("as_csr", [False, True])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", VECTORS)
+def test_vectors_that_are_not_finite(name: str, value: float, as_csr: bool, tmp_path: Path) -> None:
+    (path,) = write(generate("squared", n=30, weights=True), tmp_path, as_csr=as_csr)
+    vector = np.ones(30, VECTORS[name])
+    vector[23] = value
+    with h5py.File(path, "r+") as file:
+        if name in file:
+            del file[name]
+        file[name] = vector
+    refused([path], 3, f"part0.h5: '{name}' row 23 is {value}: not a finite number")
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("as_csr", [False, True])
+def test_validation_data_that_are_not_finite(as_csr: bool, size: int, tmp_path: Path) -> None:
+    """Before the first step, and not when they are scored."""
+    table = generate("logistic", n=60)
+    (tmp_path / "other").mkdir()
+    (held_out,) = write(table, tmp_path / "other", as_csr=as_csr)
+    with h5py.File(held_out, "r+") as file:
+        file["X/data" if as_csr else "X"][(0,) if as_csr else (40, 1)] = np.nan
+
+    def attempt(comm: Comm) -> DataError:
+        with pytest.raises(DataError) as caught:
+            fit(table, comm, loss="logistic", validation=(held_out,))
+        return caught.value
+
+    errors = run(size, attempt)
+    assert len({str(error) for error in errors}) == 1 and all(error.agreed for error in errors)
+    assert "part0.h5: 'X' row" in str(errors[0]) and "is nan: not a finite number" in str(errors[0])
