@@ -39,7 +39,7 @@ def open_read(path: str | os.PathLike[str], links: Sequence[str] = (), sealed: b
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             raise OSError("no regular file")  # a pipe would be waited for without end
-        _check_bytes(path, sealed)
+        trailer.check(path, sealed)
         file = guard.open_file(path)
     except OSError as error:
         raise DataError(f"{path}: {_open_reason(path, error)}") from error

@@ -14,7 +14,7 @@ import pytest
 
 from mpigd import checkpoint
 from mpigd.comm import SelfComm
-from mpigd.data import hdf5
+from mpigd.data import trailer
 from mpigd.errors import DataError, UsageError
 from tests.scenarios import fit, kill, same, shard
 from tests.truths import generate
@@ -60,7 +60,7 @@ def saved(tmp_path: Path) -> Saved:
 def test_cut_off_at_every_block(saved: Saved) -> None:
     """A sector is what disks write at once. Also one byte more and less."""
     lengths = {length + more for length in range(0, len(saved.whole), 512) for more in (-1, 0, 1)}
-    lengths |= {len(saved.whole) - short for short in (1, 2, 66, hdf5.TRAILER_BYTES, hdf5.TRAILER_BYTES + 1)}
+    lengths |= {len(saved.whole) - short for short in (1, 2, 66, trailer.TRAILER_BYTES, trailer.TRAILER_BYTES + 1)}
     for length in sorted(lengths & set(range(len(saved.whole)))):
         saved.newest.write_bytes(saved.whole[:length])
         saved.passed_over("it is empty" if length == 0 else NO_END)
@@ -70,7 +70,7 @@ def test_cut_off_at_every_block(saved: Saved) -> None:
 def test_a_flipped_bit(saved: Saved) -> None:
     chance = random.Random(5)
     places = range(len(saved.whole)) if FULL else sorted(chance.sample(range(len(saved.whole)), FLIPS))
-    for place in [*places, *range(len(saved.whole) - hdf5.TRAILER_BYTES, len(saved.whole))]:
+    for place in [*places, *range(len(saved.whole) - trailer.TRAILER_BYTES, len(saved.whole))]:
         raw = bytearray(saved.whole)
         raw[place] ^= 1 << chance.randrange(8)
         saved.newest.write_bytes(raw)
@@ -80,7 +80,7 @@ def test_a_flipped_bit(saved: Saved) -> None:
 def test_blocks_of_zeros_and_of_an_older_file(saved: Saved) -> None:
     """What is left of a file whose blocks never reached the disk."""
     older = (saved.folder / OLDER).read_bytes()
-    assert older[-hdf5.TRAILER_BYTES :] != saved.whole[-hdf5.TRAILER_BYTES :]
+    assert older[-trailer.TRAILER_BYTES :] != saved.whole[-trailer.TRAILER_BYTES :]
     for start in range(0, len(saved.whole), 512):
         block = slice(start, min(start + 512, len(saved.whole)))
         for other in (bytes(block.stop - start), older[block]):
@@ -128,14 +128,14 @@ def test_a_missing_file_is_not_missed(saved: Saved) -> None:
 
 
 def test_a_disk_that_cannot_read(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = hdf5._digest_of
+    usual = trailer._digest
 
     def digest(file: Any, size: int) -> bytes:
         if file.name == str(saved.newest) or file.name == saved.newest:
             raise OSError(5, "Input/output error")
         return usual(file, size)
 
-    monkeypatch.setattr(hdf5, "_digest_of", digest)
+    monkeypatch.setattr(trailer, "_digest", digest)
     saved.passed_over("Input/output error")
 
 
