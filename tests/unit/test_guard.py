@@ -96,6 +96,14 @@ def test_other_files_are_read_only_where_that_is_allowed(way: str, tmp_path: Pat
     np.testing.assert_array_equal(shard.X.values, X + 1)  # type: ignore[union-attr]
 
 
+def test_the_option_on_the_command_line(tmp_path: Path) -> None:
+    path = data(tmp_path / "data.h5", WAYS_OUT["external link"])
+    refusal = python("-m", "mpigd", "info", path)
+    assert (refusal.returncode, refusal.stdout, len(refusal.stderr.splitlines())) == (65, "", 1)
+    allowed = python("-m", "mpigd", "info", path, "--allow-links", tmp_path / "elsewhere")
+    assert allowed.returncode == 0 and "rows" in allowed.stdout, allowed.stderr
+
+
 @pytest.mark.parametrize("name", ["y", "sample_weight", "offset", "key", "encoding"])
 def test_no_link_is_followed_for_what_stands_beside(name: str, tmp_path: Path) -> None:
     refused(data(tmp_path / "data.h5", instead(name, external)), f"'{name}' leads to another file", "--allow-links")
