@@ -27,12 +27,10 @@ from mpigd.model.fitted import Model
 from mpigd.model.rounding import gradient_error
 from mpigd.optim.base import Optimizer, evaluate, norm
 from mpigd.placement import crowded
-from mpigd.predict import Evaluator, check_columns
 from mpigd.progress import Progress
 from mpigd.rehearsal import rehearse
 from mpigd.replicas import Replicas
 from mpigd.report import Clock, Report
-from mpigd.saving import Saver
 from mpigd.supervise import supervise
 from mpigd_kernels import vector
 
@@ -63,7 +61,7 @@ def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progres
         except NumericalError as error:
             if not error.agreed:
                 raise
-            from mpigd.diagnosis import explained  # every rank pays for what is imported at its start
+            from mpigd.diagnosis import explained
 
             raise explained(error, run.first, run.w, run.schedule, run.problem, config, comm, run.saver) from error
 
@@ -91,22 +89,23 @@ class Run:
         self.schedule = build.schedule(self.problem, self.config)
         self.optimizer: Optimizer = build.optimizer(self.problem, self.config, self.schedule.steps_per_epoch)
         self.steps = (self.config.epochs or 1) * self.schedule.steps_per_epoch
-        self.history = History()
-        self.held_out = ""  # fingerprint of the validation data
+        self.history, self.held_out = History(), ""  # the latter: fingerprint of the validation data
         self.early = self._early_stop()
-        self.saver = Saver(self._checkpoint, self.config, self.comm, self.report.say) if self.config.checkpoint else None
+        self.saver: Any = None
+        if self.config.checkpoint:
+            from mpigd.saving import Saver
+
+            self.saver = Saver(self._checkpoint, self.config, self.comm, self.report.say)
         tolerance = [Tolerance(self.config.tol, self._gap)] if self.config.mode == "full" else []
         if warning := crowded(self.comm, self.problem.objective.threads):
             self.report.say(warning)
         self.report.begin(self.problem, self.optimizer, self.steps, self.history.records)
-        validation = [self.early] if self.early else []
         # The saver comes last: what it saves must hold what the others learned from the same step.
         self.replicas = Replicas(self.comm, self.config.check_replicas)
+        self.callbacks: list[Callback] = [self.replicas, self.history, *([self.early] if self.early else []), self.report]
         interruption = self.interruption or Interruption(self.comm, self.config)
-        saver = [self.saver] if self.saver else []
-        self.callbacks: list[Callback] = [self.replicas, self.history, *validation, self.report, *tolerance, interruption, *saver]
-        self.first, self.reason, self.other = 0, "", 0.0
-        self.w = self._first_parameters()
+        self.callbacks += [*tolerance, interruption, *([self.saver] if self.saver else [])]
+        self.first, self.reason, self.other, self.w = 0, "", 0.0, self._first_parameters()
         self.state = self.optimizer.start(self.w)
         self._resume()
 
@@ -170,6 +169,8 @@ class Run:
     def _early_stop(self) -> EarlyStop | None:
         if not self.config.validation:
             return None
+        from mpigd.predict import Evaluator, check_columns
+
         shard = load(self.config.validation, build.layout(self.config), self.comm)
         check_columns(shard, self.problem.shard.X.d, self.problem.shard.feature_names)
         self.held_out = fingerprint(shard, self.comm)
