@@ -1,6 +1,6 @@
 """One rank of each host compiles the kernels before the others need them.
 
-The leader trains on four rows by itself, with the options of the run to come: all that run will compile is then in the
+The leader trains on a few rows by itself, with the options of the run to come: all that run will compile is then in the
 cache, and the other ranks load it. N ranks that compile at once would cost N times the work and race for the cache's files.
 """
 
@@ -37,6 +37,7 @@ ALONE = dict(
     max_time=None,
 )
 
+MANY, STEPS = 400, 3  # rows of which second-order optimisers take samples, and steps in which they come to their products
 
 Train = Callable[[Shard, Config, Comm, Progress], Any]
 
@@ -57,15 +58,17 @@ def rehearse(train: Train, config: Config, layout: str, dtype: str, offset: bool
 
 
 def _alone(train: Train, config: Config, layout: str, dtype: str, offset: bool) -> None:
-    y = np.array([1.0, 2.0, 1.0, 2.0])  # labels, counts and positive numbers alike
-    shard = Shard(4, np.arange(4), _rows(layout, dtype), y, offset=np.zeros(4) if offset else None)
-    short = config.replace(**ALONE, epochs=1, class_weight=None, batch_size=None if config.mode == "full" else 2)
+    full = config.mode == "full"
+    n = MANY if full else 4
+    y = np.tile([1.0, 2.0, 1.0, 2.0], n // 4)  # labels, counts and positive numbers alike
+    shard = Shard(n, np.arange(n), _rows(layout, dtype, n // 4), y, offset=np.zeros(n) if offset else None)
+    short = config.replace(**ALONE, epochs=STEPS if full else 1, tol=0.0, class_weight=None, batch_size=None if full else 2)
     train(shard, short, SelfComm(), Progress(io.StringIO(), quiet=True))
 
 
-def _rows(layout: str, dtype: str) -> Matrix:
-    """Four rows by two columns, through the kernels that loading uses."""
-    values = np.array([[1.0, 0.5], [2.0, 0.5], [3.0, 1.0], [4.0, 1.0]], dtype)
+def _rows(layout: str, dtype: str, copies: int) -> Matrix:
+    """Four rows by two columns, so many times, through the kernels that loading uses."""
+    values = np.array([[1.0, 0.5], [2.0, 0.5], [3.0, 1.0], [4.0, 1.0]] * copies, dtype)
     if dtype == "float16":
         half.all_finite(values.view(np.uint16))
         for kind in (np.float32, np.float64):
@@ -77,6 +80,6 @@ def _rows(layout: str, dtype: str) -> Matrix:
         scrub(np.array([1.0, np.finfo(stored).tiny / 2], stored))
     if layout == "dense":
         return Dense(values)
-    indptr, indices = np.arange(0, 9, 2, dtype=np.int64), np.array([0, 1] * 4, dtype=np.int32)
+    indptr, indices = np.arange(0, 8 * copies + 1, 2, dtype=np.int64), np.array([0, 1] * 4 * copies, dtype=np.int32)
     csr.sort_rows(indptr, indices, values.reshape(-1), 2)
     return CSR(indptr, indices, values.reshape(-1), 2)
