@@ -175,7 +175,9 @@ class _Sink(io.FileIO):
 
 
 def _umask() -> int:
-    mask = os.umask(0o022)
+    with suppress(OSError, StopIteration), open("/proc/self/status", encoding="ascii") as file:
+        return int(next(line for line in file if line.startswith("Umask:")).split()[1], 8)
+    mask = os.umask(0o022)  # elsewhere: for a moment another thread would make its files with this one
     os.umask(mask)
     return mask
 
