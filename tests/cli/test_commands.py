@@ -286,14 +286,15 @@ def test_what_is_not_needed_is_not_loaded(words: str, spared: str, folder: Path)
     assert done.stdout
 
 
-MODULES = 710  # imported by a training rank; every one is looked for in every folder of the path, by every rank
+MODULES = 850  # imported by a training rank; every one is looked for in every folder of the path, by every rank
+OTHERS = 620  # those of them that are not our own: one import may bring hundreds
 
 
 def test_a_rank_imports_few_modules(folder: Path, tmp_path: Path) -> None:
-    """The issue allows 850. If this fails: what new import is on the way to training, and can it wait inside a function?"""
+    """If this fails: what new import is on the way to training, and can it wait inside a function?"""
     root = Path(__file__).resolve().parents[2]
     words = [str(root / "scripts/bench/inside.py"), str(tmp_path / "note"), "train", str(folder / "full/train/part0.h5")]
     done = mpiexec(2, *words, "-o", "model.h5", "--quiet", "--epochs", "2", cwd=tmp_path, timeout=100)
     assert done.returncode == 0, done.stderr
-    counts = [json.loads((tmp_path / f"note.{rank}").read_text())["modules"] for rank in range(2)]
-    assert max(counts) <= MODULES, counts
+    notes = [json.loads((tmp_path / f"note.{rank}").read_text()) for rank in range(2)]
+    assert all(note["modules"] <= MODULES and note["others"] <= OTHERS for note in notes), notes
