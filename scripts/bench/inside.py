@@ -1,7 +1,8 @@
 """mpigd's command line, and then a note of what this rank took: python scripts/bench/inside.py NOTE COMMAND...
 
-Writes NOTE.RANK, one JSON object: modules imported, how many of them are not our own, and the peak resident size in bytes (VmHWM: getrusage would count what
-the launcher was before the exec). Imports nothing of its own that a rank has not imported anyway.
+Writes NOTE.RANK, one JSON object: modules imported, how many of them are not our own, and the peak resident size in bytes
+(VmHWM: getrusage would count what the launcher was before the exec). Imports nothing of its own that a rank has not imported
+anyway.
 """
 
 from __future__ import annotations
