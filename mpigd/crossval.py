@@ -23,7 +23,8 @@ from mpigd.model.fitted import Model
 from mpigd.model.folds import FoldObjective, fold_numbers
 from mpigd.model.losses import LOSSES
 from mpigd.model.objective import Objective
-from mpigd.optim.columns import Pairs, minimise
+from mpigd.optim.columns import minimise
+from mpigd.optim.pairs import Pairs
 from mpigd.optim.preconditioner import Preconditioner
 from mpigd.progress import Progress
 from mpigd_kernels import linalg, vector

@@ -8,51 +8,16 @@ change times s. The first guess of the inverse Hessian is a preconditioner that 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from mpigd.errors import NumericalError
 from mpigd.optim.base import Array, Dot
+from mpigd.optim.pairs import Pairs
 
 Evaluate = Callable[[Array], tuple[float, Array]]  # W (k, p) -> mean value, gradients (k, p)
 STEPS = 500
 UPHILL = 0.5  # of the slope at the beginning: a step that ends so steep was too long
-
-
-@dataclass
-class Pairs:
-    """The last `memory` steps of a column and the changes of its gradient, the newest last."""
-
-    memory: int = 10
-    moves: list[Array] = field(default_factory=list)
-    changes: list[Array] = field(default_factory=list)
-
-    def remember(self, s: Array, y: Array, dot: Dot) -> None:
-        sy = dot(s, y)
-        if sy > 0.0 and sy * sy > 1e-28 * dot(s, s) * dot(y, y):  # else no curvature that rounding could tell from none
-            self.moves, self.changes = [*self.moves[1 - self.memory :], s], [*self.changes[1 - self.memory :], y]
-
-    def raise_penalty(self, diagonal: Array) -> None:
-        """The objective gains diagonal / 2 . w**2."""
-        self.changes = [y + diagonal * s for s, y in zip(self.moves, self.changes, strict=True)]
-
-    def direction(self, g: Array, solve: Callable[[Array], Array] | None, dot: Dot) -> Array:
-        """-H g by the two-loop recursion (Nocedal and Wright, "Numerical Optimization", algorithm 7.4)."""
-        d, shares = -g, []
-        for s, y in zip(reversed(self.moves), reversed(self.changes), strict=True):
-            rho = 1.0 / dot(s, y)
-            share = rho * dot(s, d)
-            shares.append((rho, share, s, y))
-            d = d - share * y
-        if solve is not None:
-            d = solve(d)
-        elif self.moves:
-            y = self.changes[-1]
-            d = d * (dot(self.moves[-1], y) / dot(y, y))
-        for rho, share, s, y in reversed(shares):
-            d = d + (share - rho * dot(y, d)) * s
-        return d
 
 
 def minimise(

@@ -16,12 +16,12 @@ import numpy as np
 from mpigd.errors import NumericalError
 from mpigd.model.penalties import Penalty
 from mpigd.optim.base import Array, Dot, OracleLike, State, advance, evaluate, fresh, norm
+from mpigd.optim.pairs import Pairs, stored
 
 DECREASE, SLOPE = 1e-4, 0.9  # of the strong Wolfe conditions
 EXPAND, TRIALS = 4.0, 20
 STALLED = 10  # steps that lower neither value nor gradient, after which the objective is called flat
 DROWNED = 1e-10  # relative to the value: smaller differences are told by the slopes
-Pairs = list[tuple[Array, Array]]  # steps and changes of the gradient, the oldest first
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class LBFGS:
-    """A step along -H g, H from the last `memory` pairs of steps and changes of the gradient.
-
-    Pairs are arrays of their own in the state, move0 and change0 the oldest, and no step changes one: states share them.
-    """
+    """A step along -H g, H from the last `memory` pairs of steps and changes of the gradient."""
 
     memory: int = 10
     name = "lbfgs"
@@ -49,13 +46,13 @@ class LBFGS:
         return fresh("gradient", like=w) | counts | {"best": np.full(2, math.inf)}
 
     def step(self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot) -> tuple[Array, State]:
-        value, g, pairs = float(state["value"][0]), state["gradient"], _pairs(state)
+        value, g, pairs = float(state["value"][0]), state["gradient"], stored(state, self.memory)
         if state["step"][0] == 0:
             value, g = evaluate(w, oracle, penalty)
-        d = direction(g, pairs, dot)
+        d = pairs.direction(g, None, dot)
         slope = dot(g, d)
         if not slope < 0.0:  # rounding: begin anew
-            d, slope, pairs = -g, -dot(g, g), []
+            d, slope, pairs = -g, -dot(g, g), Pairs(self.memory)
 
         def along(a: float) -> Trial:
             try:
@@ -65,14 +62,14 @@ class LBFGS:
             return Trial(a, there, dot(gradient, d), gradient)
 
         length = norm(g, dot)
-        first = 1.0 if pairs else min(1.0, 1.0 / length) if length > 0.0 else 1.0
+        first = 1.0 if pairs.moves else min(1.0, 1.0 / length) if length > 0.0 else 1.0
         found = search(along, Trial(0.0, value, slope, g), first) if slope < 0.0 else None
         if found is None:  # forget the pairs and try once more from the gradient, or say that the objective is flat
-            after = _advance(state, value, length, g, [])
-            after["flat"][0] = float(not pairs)
+            after = _advance(state, value, length, g, Pairs())
+            after["flat"][0] = float(not pairs.moves)
             return w.copy(), after
         moved = w + found.a * d
-        pairs = self._remember(pairs, moved - w, found.g - g, dot)
+        pairs.remember(moved - w, found.g - g, dot)
         after = _advance(state, found.value, norm(found.g, dot), found.g, pairs)
         now = np.array([found.value, after["gradient_norm"][0]])
         after["stalled"][0] = 0.0 if (now < state["best"]).any() else state["stalled"][0] + 1
@@ -80,38 +77,11 @@ class LBFGS:
         after["flat"][0] = float(after["stalled"][0] >= STALLED)
         return moved, after
 
-    def _remember(self, pairs: Pairs, s: Array, y: Array, dot: Dot) -> Pairs:
-        if not dot(s, y) > 1e-14 * math.sqrt(dot(s, s) * dot(y, y)):
-            return pairs  # no curvature that rounding could tell from none
-        return [*pairs, (s, y)][-self.memory :]
-
-
-def direction(g: Array, pairs: Pairs, dot: Dot) -> Array:
-    """-H g by the two-loop recursion (Nocedal and Wright, algorithm 7.4); the newest pair is the last."""
-    d, shares = -g, []
-    for s, y in reversed(pairs):
-        rho = 1.0 / dot(s, y)
-        share = rho * dot(s, d)
-        shares.append((rho, share))
-        d = d - share * y
-    if pairs:
-        s, y = pairs[-1]
-        d = d * (dot(s, y) / dot(y, y))
-    for (s, y), (rho, share) in zip(pairs, reversed(shares), strict=True):
-        d = d + (share - rho * dot(y, d)) * s
-    return d
-
-
-def _pairs(state: State) -> Pairs:
-    count = sum(name.startswith("move") for name in state)
-    return [(state[f"move{i}"], state[f"change{i}"]) for i in range(count)]
-
 
 def _advance(state: State, value: float, length: float, g: Array, pairs: Pairs) -> State:
     """The state one step further, with this gradient and these pairs."""
     after = advance({name: state[name] for name in ("step", "stalled", "flat", "best")}, value, length)
-    named = {f"{name}{i}": array for i, pair in enumerate(pairs) for name, array in zip(("move", "change"), pair, strict=True)}
-    return after | {"gradient": g} | named
+    return after | {"gradient": g} | pairs.named()
 
 
 def search(along: Callable[[float], Trial], start: Trial, first: float) -> Trial | None:

@@ -17,7 +17,8 @@ import numpy as np
 from mpigd.errors import NumericalError
 from mpigd.model.penalties import Penalty
 from mpigd.optim.base import Array, Dot, OracleLike, State, advance, evaluate, fresh, norm
-from mpigd.optim.preconditioner import Preconditioner, factors, named_pairs, roots, stored_pairs, with_penalty
+from mpigd.optim.pairs import stored
+from mpigd.optim.preconditioner import Preconditioner, factors, roots, with_penalty
 
 LOOSEST, TIGHTEST = 0.2, 1e-3  # inner tolerances
 INNER, ON_SAMPLE = 200, 40  # most products in a step, most steps on a sample
@@ -101,13 +102,13 @@ class Newton:
         if H is None:
             oracle.look_at(w)
         if not self.dense:
-            M = Preconditioner(factor if factor.size else roots(oracle, penalty), stored_pairs(state), dot)
+            M = Preconditioner(factor if factor.size else roots(oracle, penalty), stored(state), dot)
         else:
             M = Preconditioner(factor if H is None else factors(H))
         point = advance_point(point, M, oracle, penalty, dot, self.direct)
         if not self.dense:  # where that much is left of the objective, little of the diagonal has changed
             factor = M.U if abs(point.value - value) <= SETTLED * abs(value) else np.zeros(0)
-        return point.w, _after(state, point, factor, dot) | named_pairs(M.learned)
+        return point.w, _after(state, point, factor, dot) | (M.learned.named() if M.learned else {})
 
     def _begin(self, w: Array, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot) -> tuple[Array, Array]:
         """The optimum of the last sample and the Cholesky factor of its Hessian, where one is wanted."""

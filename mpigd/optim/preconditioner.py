@@ -7,8 +7,8 @@ from typing import Protocol
 import numpy as np
 
 from mpigd.model.penalties import Penalty
-from mpigd.optim.base import Array, Dot, State
-from mpigd.optim.columns import Pairs
+from mpigd.optim.base import Array, Dot
+from mpigd.optim.pairs import Pairs
 from mpigd_kernels import linalg, vector
 
 TINIEST = 1e-14  # of the largest diagonal element: less curvature than that is none
@@ -59,20 +59,6 @@ def roots(oracle: Curved, penalty: Penalty) -> Array:
     diagonal = oracle.hessian_diagonal()
     diagonal += ridge(penalty, diagonal.size)
     return np.sqrt(np.where(diagonal > TINIEST * diagonal.max(initial=0.0), diagonal, 1.0))
-
-
-def stored_pairs(state: State) -> Pairs:
-    """What `named_pairs` has put into a state."""
-    count = sum(name.startswith("move") for name in state)
-    moves, changes = ([state[f"{name}{i}"] for i in range(count)] for name in ("move", "change"))
-    return Pairs(moves=moves, changes=changes)
-
-
-def named_pairs(pairs: Pairs | None) -> State:
-    if pairs is None:
-        return {}
-    both = enumerate(zip(pairs.moves, pairs.changes, strict=True))
-    return {f"{name}{i}": array for i, pair in both for name, array in zip(("move", "change"), pair, strict=True)}
 
 
 def with_penalty(H: Array, penalty: Penalty, size: int) -> Array:

@@ -10,9 +10,9 @@ import pytest
 
 from mpigd.errors import NumericalError
 from mpigd.model.penalties import L2
-from mpigd.optim.columns import Pairs
 from mpigd.optim.lbfgs import LBFGS, Trial, search
 from mpigd.optim.newton import Point, steihaug
+from mpigd.optim.pairs import Pairs
 from mpigd.optim.preconditioner import Preconditioner
 from mpigd_kernels import linalg, vector
 
