@@ -26,6 +26,7 @@ from mpigd.model.fitted import Model
 from mpigd.progress import Progress
 from mpigd.report import Report
 from mpigd.trainer import Run, train
+from tests.threadcomm import run
 from tests.truths import ALL_LOSSES, Table, generate
 
 Array = np.ndarray[Any, Any]
@@ -199,6 +200,16 @@ def kill(step: int, data: Shard, comm: Comm, saved: bool = True, **options: Any)
     except Killed:
         return
     raise AssertionError(f"the run ended before step {step}")
+
+
+def continued_after_any_step(table: Table, folder: Path, **options: Any) -> None:
+    """Ended after each step on two ranks of threads, and continued on three: the bits of the run that was left alone."""
+    truth = fit(table, **options)
+    for step in range(truth.summary["steps"] - 1):
+        options |= dict(checkpoint_every=1, checkpoint=str(folder / str(step)))
+        run(2, lambda comm, at=step, now=dict(options): kill(at, shard(table, comm, "hash"), comm, **now))
+        for model in run(3, lambda comm, now=dict(options): fit(shard(table, comm, "file"), comm, **now)):
+            same(model, truth)
 
 
 @scenarios(mode=STEPS, optimizer=("nesterov", "adam"))

@@ -1,4 +1,4 @@
-"""Single elements and rows of arrays: halves and numbers as float64, hints, and arrays that are borrowed."""
+"""Single elements and rows of arrays: numbers as float64, hints, and arrays that are borrowed."""
 
 from llvmlite import ir
 from numba import types
@@ -20,16 +20,6 @@ def prefetch_row(typingctx, X, i):
         return context.get_dummy_value()
 
     return types.none(X, i), generate
-
-
-@intrinsic
-def half(typingctx, bits):
-    """The float32 of a half's bits, exactly."""
-
-    def generate(context, builder, signature, args):
-        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), _F32)
-
-    return types.float32(types.uint16), generate
 
 
 @intrinsic

@@ -24,7 +24,7 @@ from mpigd.exact import ExactReducer
 from mpigd.model.hessian import Alongside, Curvature
 from mpigd.model.losses import Loss
 from mpigd.model.scaling import Scaling, Statistics
-from mpigd.reduce import Found, NativeReducer, Reducer, Sums, joined
+from mpigd.reduce import Found, NativeReducer, Reducer
 from mpigd_kernels import residuals, sampling
 
 Array = np.ndarray[Any, Any]
@@ -99,10 +99,6 @@ class Objective:
         """The objective as this batch estimates it."""
         return Oracle(self, batch, reducer)
 
-    def sums(self, w: Array, batch: Batch, reducer: Reducer) -> Sums:
-        """Unnormalised sums over the batch at w. Collective."""
-        return self._sweep(joined, w, batch, reducer)
-
     def gradient(
         self,
         w: Array,
@@ -120,9 +116,9 @@ class Objective:
         `along` sums a Hessian in the same visit of the rows.
         """
         scaling = self.scaling
-        return self._sweep(lambda T, S: scaling.gradient(T, S, factor), w, batch, reducer, what, curvature, keep, along)
+        return self.sums(lambda T, S: scaling.gradient(T, S, factor), w, batch, reducer, what, curvature, keep, along)
 
-    def _sweep(
+    def sums(
         self,
         read: Callable[[Array, Array], Found],
         w: Array,
@@ -133,6 +129,7 @@ class Objective:
         keep: Array | None = None,
         along: Alongside | None = None,
     ) -> Found:
+        """What `read` makes of a sweep's totals (Reducer.sweep_for); the rest as for `gradient`. Collective."""
         coef, intercept = self.scaling.to_raw(w, self.k)
         rows = self.rows
         y = rows.targets if curvature is None else curvature

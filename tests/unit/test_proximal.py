@@ -21,7 +21,7 @@ from mpigd.model.certificate import duality_gap
 from mpigd.model.fitted import Model
 from mpigd.model.penalties import ElasticNet, bounds
 from mpigd.optim.base import evaluate
-from tests.scenarios import fit, kill, same, shard
+from tests.scenarios import continued_after_any_step, fit, same, shard
 from tests.threadcomm import run
 from tests.truths import ALL_LOSSES, SMOOTH, Table, generate, objective
 
@@ -288,12 +288,7 @@ def test_where_there_is_no_bound() -> None:
 @pytest.mark.parametrize("loss", ["logistic", "softmax", "gamma"])
 def test_continued_after_any_step(loss: str, name: str, tmp_path: Path) -> None:
     table, options = generate(loss, n=300, d=3, weights=True), dict(loss=loss, optimizer=name, l1=1e-2, epochs=5, tol=1e-13)
-    truth = fit(table, **options)
-    for step in range(truth.summary["steps"] - 1):
-        options |= dict(checkpoint_every=1, checkpoint=str(tmp_path / str(step)))
-        run(2, lambda comm, at=step, now=dict(options): kill(at, shard(table, comm, "hash"), comm, **now))
-        for model in run(3, lambda comm, now=dict(options): fit(shard(table, comm, "file"), comm, **now)):
-            same(model, truth)
+    continued_after_any_step(table, tmp_path, **options)
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -14,6 +14,7 @@ from mpigd.comm import Comm, SelfComm
 from mpigd.config import from_mapping
 from mpigd.data.half import Half, Narrowing
 from mpigd.model.scaling import absolute_sums, measure
+from mpigd.reduce import joined
 from tests import scenarios
 from tests.threadcomm import run
 from tests.truths import Table
@@ -37,7 +38,7 @@ def first_gradient(comm: Comm, table: Table, loss: str, as_csr: bool = False) ->
     """(second grid?, sums of the gradient at zero), for a tolerance that asks for nothing."""
     config = build.complete(from_mapping(dict(loss=loss, tol=0.5)), N)
     goal = build.problem(scenarios.shard(table, comm, "hash", as_csr), config, comm)
-    sums = goal.objective.sums(np.zeros(goal.objective.size), build.Batch(slice(None), N, 0, 0, True), goal.reducer)
+    sums = goal.objective.sums(joined, np.zeros(goal.objective.size), build.Batch(slice(None), N, 0, 0, True), goal.reducer)
     return goal.objective.fine, tuple(sums.gradient[0])
 
 

@@ -28,6 +28,7 @@ from mpigd.model.losses import LOSSES
 from mpigd.optim.accelerated import Accelerated
 from mpigd.optim.base import advance
 from mpigd.progress import Progress
+from mpigd.reduce import joined
 from mpigd.report import Report
 from mpigd.trainer import Run
 from tests import scenarios
@@ -240,7 +241,7 @@ def test_outliers_and_weights_switch_all_ranks_to_the_second_grid() -> None:
         config = build.complete(from_mapping(dict(loss="squared", tol=1e-9)), 400)
         goal = build.problem(scenarios.shard(table, comm, "hash"), config, comm)
         everything = build.Batch(slice(None), 400, 0, 0, True)
-        sums = goal.objective.sums(np.zeros(goal.objective.size), everything, goal.reducer)
+        sums = goal.objective.sums(joined, np.zeros(goal.objective.size), everything, goal.reducer)
         return goal.objective.fine, sums.gradient[0].tolist()
 
     assert not any(fine for fine, _ in run(3, lambda comm: built(comm, ordinary)))

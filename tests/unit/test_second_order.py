@@ -18,7 +18,7 @@ from mpigd.data import matrix
 from mpigd.errors import UsageError
 from mpigd.model.objective import Oracle
 from mpigd_kernels import vector
-from tests.scenarios import fit, kill, same, shard
+from tests.scenarios import continued_after_any_step, fit, kill, same, shard
 from tests.threadcomm import run
 from tests.truths import SMOOTH, Table, generate, optimum
 
@@ -245,12 +245,7 @@ def test_bits(loss: str, name: str, size: int) -> None:
 def test_continued_after_any_step(loss: str, name: str, tmp_path: Path) -> None:
     """On other ranks, at any step: the same bits, and the same number of reads."""
     table, options = generate(loss, n=300, d=2, weights=True), dict(loss=loss, optimizer=name, l2=1e-3, epochs=6, tol=1e-13)
-    truth = fit(table, **options)
-    for step in range(truth.summary["steps"] - 1):
-        options |= dict(checkpoint_every=1, checkpoint=str(tmp_path / str(step)))
-        run(2, lambda comm, at=step, now=dict(options): kill(at, shard(table, comm, "hash"), comm, **now))
-        for model in run(3, lambda comm, now=dict(options): fit(shard(table, comm, "file"), comm, **now)):
-            same(model, truth)
+    continued_after_any_step(table, tmp_path, **options)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from mpigd.config import from_mapping
-from tests.scenarios import fit, kill, same, shard
-from tests.threadcomm import run
+from tests.scenarios import continued_after_any_step, fit
 from tests.truths import SMOOTH, generate, optimum
 
 
@@ -57,9 +56,4 @@ def test_continued_after_any_step(name: str, loss: str, tmp_path: Path) -> None:
     table = generate(loss, n=100, d=2, weights=True)
     steps = dict(mode="minibatch", batch_size=30, epochs=2) if name == "svrg" else dict(epochs=5, tol=0)
     options = dict(loss=loss, optimizer=name, l2=1e-3) | steps
-    truth = fit(table, **options)
-    for step in range(truth.summary["steps"] - 1):
-        options |= dict(checkpoint_every=1, checkpoint=str(tmp_path / str(step)))
-        run(2, lambda comm, at=step, now=dict(options): kill(at, shard(table, comm, "hash"), comm, **now))
-        for model in run(3, lambda comm, now=dict(options): fit(shard(table, comm, "file"), comm, **now)):
-            same(model, truth)
+    continued_after_any_step(table, tmp_path, **options)
