@@ -28,7 +28,7 @@ class Writer:
         self.step, self._before = -1, -1  # the last two that are whole: what is older may go
         self._folder = folder
         self._thread: threading.Thread | None = None
-        self._failure: Exception | None = None
+        self._failures: list[Exception] = []
 
     def free(self) -> bool:
         """Whether no file is being written."""
@@ -48,11 +48,11 @@ class Writer:
 
     @property
     def failed(self) -> bool:
-        return self._failure is not None
+        return bool(self._failures)
 
-    def failure(self) -> Exception | None:
-        """Why a checkpoint was not written, told once."""
-        told, self._failure = self._failure, None
+    def failures(self) -> list[Exception]:
+        """Why checkpoints were not written, told once: two, where the next one was due before the run heard of the first."""
+        told, self._failures = self._failures, []
         return told
 
     def _write(self, copied: Checkpoint) -> None:
@@ -62,9 +62,9 @@ class Writer:
                 self.step, self._before = copied.step, self.step
             checkpoint.prune(self._folder, self._before)
         except DataError as error:  # the folder cannot be listed
-            self._failure = StorageError(str(error))
+            self._failures.append(StorageError(str(error)))
         except Exception as error:  # the run hears of it after its next step
-            self._failure = error
+            self._failures.append(error)
 
 
 class Saver(Callback):
@@ -104,11 +104,13 @@ class Saver(Callback):
 
     def _tell(self) -> None:
         """What went wrong is a warning, since the last good checkpoint is there, or StorageError on all ranks. Collective."""
-        error = self.writer.failure()
-        if isinstance(error, StorageError) and not self._strict:
-            self._say(f"warning: {error}; going on without this checkpoint")
-            error = None
-        agree(self._comm, error)
+        ends = None
+        for error in self.writer.failures():
+            if isinstance(error, StorageError) and not self._strict:
+                self._say(f"warning: {error}; going on without this checkpoint")
+            else:
+                ends = ends or error
+        agree(self._comm, ends)
 
     def finish(self) -> None:
         """Save once more, and see it through. Collective."""

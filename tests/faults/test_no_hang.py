@@ -81,7 +81,8 @@ def test_trouble_on_one_rank_ends_the_job(case: Case, flavour: str, place: Place
         last, other = known[1].last, known[0].last
         assert last is not None
         assert other is not None
-        assert other.number == last.number + 1, "rank 0 waits for it"
+        # Rank 0 waits for it, or MPICH's mpiexec saw a killed rank before rank 0 came to wait.
+        assert other.number == last.number + 1 or (flavour == "mpich" and 9 in case.codes and other.number == last.number)
     # From the last sign of life of the rank in trouble: the start of three processes on a busy machine is no part of it.
     since = ended.until - max(entry.left for entry in known[1].entries)
     print(f"{name}: exit code {ended.code}, {since:.1f} s after the fault")

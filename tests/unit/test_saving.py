@@ -7,7 +7,7 @@ import io
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -90,6 +90,16 @@ def test_what_is_saved_is_what_was_there_when_it_was_due(tmp_path: Path, monkeyp
     same(fit(TABLE, **options), fit(TABLE, **OPTIONS))
 
 
+class Unwritable:
+    """In place of a checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def save(self, folder: str) -> None:
+        raise StorageError(f"step {self.step}")
+
+
 def refuse(monkeypatch: pytest.MonkeyPatch, code: int, times: int = 1 << 30) -> None:
     """The next files do not reach the disk."""
     left, usual = [times], hdf5.fsync
@@ -118,6 +128,15 @@ def test_a_file_that_cannot_be_written_is_a_warning(code: int, tmp_path: Path, m
         assert f"step-{step:012d}.h5: cannot be written: {os.strerror(code)}; going on without this checkpoint" in line
     assert steps(tmp_path) == [4, 10]
     assert sorted(os.listdir(tmp_path)) == ["claim", "step-000000000004.h5", "step-000000000010.h5"]
+
+
+def test_two_failures_before_the_run_hears_of_one_are_both_told(tmp_path: Path) -> None:
+    writer = Writer(str(tmp_path / "missing"))
+    for step in (2, 4):
+        writer.start(cast(checkpoint.Checkpoint, Unwritable(step)))
+    writer.wait()
+    assert [str(error) for error in writer.failures()] == ["step 2", "step 4"]
+    assert not writer.failed
 
 
 @pytest.mark.parametrize("size", [1, 3])
