@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mpigd import __version__, cache
+from mpigd import __version__, cache, submit
 from mpigd.comm import Comm, together
 from mpigd.config import FIELDS, Config, resolve
 from mpigd.errors import UsageError
@@ -63,6 +63,7 @@ def parser() -> Parser:
     add_options(plan, [name for name in FIELDS if name != "dry_run"])  # those of the run that is planned
     postmortem = command("postmortem", "say where the ranks of a run were when it ended", postmortem_command)
     postmortem.add_argument("folder", help="the run's checkpoint folder")
+    submit.add_arguments(command("submit", "write a batch script, and submit it", lambda given: submit.run(given, top)))
     command("doctor", "check MPI, launcher, binding, HDF5 and numba", doctor_command)
     return top
 

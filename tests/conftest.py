@@ -10,7 +10,7 @@ from mpigd.launch import launched
 # numba's own cache does not see that a kernel which another one calls has changed; ours is keyed by all their sources.
 cache.prepare()
 
-collect_ignore = ["cli", "faults", "kernels", "unit"] if launched() is not None else []
+collect_ignore = ["batch", "cli", "faults", "kernels", "unit"] if launched() is not None else []
 
 
 @pytest.fixture(autouse=True)

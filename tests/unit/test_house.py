@@ -38,7 +38,7 @@ FLOORS = [
     ["mpigd.predict", "mpigd.build", "mpigd.info", "mpigd.summary", "mpigd.supervise"],
     ["mpigd.diagnosis", "mpigd.trainer", "mpigd.rehearsal", "mpigd.pace", "mpigd.plan", "mpigd.crossval"],
     ["mpigd"],  # the Python interface
-    ["mpigd.cli", "mpigd.doctor", "mpigd.__main__"],
+    ["mpigd.cli", "mpigd.doctor", "mpigd.submit", "mpigd.__main__"],
 ]
 # Libraries with one door: where they may be imported.
 DOORS = {

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# A training run for each value of an option: an array job.
+# Change the lines below <1>, <2> and <3>, then: qsub sweep.sh            (`mpigd submit --sweep` writes them for you)
+# Where some were stopped in time (exit code 75), qsub it again: those that are done end at once, the others go on.
+
+# <1> As many array members as values; nodes, cores of each, ranks on each, threads of each rank and time of one member.
+#PBS -l select=1:ncpus=16:mpiprocs=16:ompthreads=1 -l walltime=2:00:00 -J 0-3
+#PBS -N mpigd -j oe
+
+cd "$PBS_O_WORKDIR" || exit 74
+
+# <2> Where python with mpigd, and its mpirun, are, or instead of it what makes them known: `module load ...`.
+PATH="$PWD/.venv/bin:$PATH"
+
+# <3> Which option, its values, and what they have in common. Models are sweep/OPTION-VALUE.h5. --max-time is five minutes less
+#     than walltime, for PBS tells of the end too late.
+option=l2 values=(1e-6 1e-4 1e-2 1)
+train=(train 'data/part-*.h5' --loss logistic --max-time 1:55:00)
+
+value="${values[$PBS_ARRAY_INDEX]}"
+name="sweep/$option-$value"
+mkdir -p sweep
+export MPIGD_THREADS="${OMP_NUM_THREADS:-1}"
+mpirun -n "$(wc -l <"$PBS_NODEFILE")" --hostfile "$PBS_NODEFILE" "$(command -v python)" -m mpigd "${train[@]}" \
+    "--$option" "$value" -o "$name.h5" --checkpoint "$name"

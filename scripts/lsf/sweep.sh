@@ -1,0 +1,1 @@
+../../mpigd/templates/lsf/sweep.sh

@@ -1,0 +1,1 @@
+../../mpigd/templates/pbs/sweep.sh

@@ -1,0 +1,138 @@
+"""A real Slurm of two virtual nodes, and jobs made from the templates as a stranger would make them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mpigd import checkpoint
+from mpigd.model import fitted
+from mpigd.submit import RESOURCES, fill
+from tests.launch import OPENMPI_PYTHON, ROOT, environment
+from tests.scenarios import generate, write
+
+LIMIT = 90.0  # seconds for anything that is waited for: the machine may be busy
+TEMPLATES = ROOT / "scripts"
+# A python whose steps are slow as long as a file says so, and not once a job was queued again: there is time to disturb it.
+PYTHON = """#!/usr/bin/env bash
+echo "${{SLURMD_NODENAME:-}}" >>{place}/nodes
+if [ -e {place}/slow ] && [ -z "${{SLURM_RESTART_COUNT:-}}" ]; then
+    set -- -m tests.faults.run '{{"always": [[0, "slow"]]}}' "${{@:3}}"
+fi
+exec {python} "$@"
+"""
+
+
+def words(data: list[str], folder: Path, name: str) -> list[str]:
+    """A run of 300 steps, saved after every second: minutes where they are slow."""
+    said = ["train", *data, "-o", str(folder / f"{name}.h5"), "--loss", "logistic", "--mode", "minibatch", "--quiet"]
+    return [*said, "--batch-size", "60", "--epochs", "30", "--checkpoint", str(folder / name), "--checkpoint-every", "2"]
+
+
+def write_job(place: Path, template: str, resources: str, words: list[str], flavour: str = "mpich", slow: bool = False) -> Path:
+    """Copy a template to the new folder `place`, and change its three lines as a stranger would."""
+    python = OPENMPI_PYTHON if flavour == "openmpi" else sys.executable
+    (place / "bin").mkdir(parents=True)
+    (place / "bin" / "python").write_text(PYTHON.format(place=place, python=python))
+    (place / "bin" / "python").chmod(0o755)
+    if slow:
+        (place / "slow").touch()
+    lines = {
+        RESOURCES[template.partition("/")[0]].partition("{")[0]: resources,
+        "PATH=": f'PATH={place}/bin:{Path(python).parent}:"$PATH"',
+        "train=(": f"train=({shlex.join(words)})",
+    }
+    (place / "job.sh").write_text(fill((TEMPLATES / template).read_text(), lines))
+    return place / "job.sh"
+
+
+def until(found: Callable[[], object], what: Callable[[], str]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not found():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.1)
+
+
+class Cluster:
+    """`conf`: where slurm.conf is; `folder`: for data and jobs."""
+
+    def __init__(self, conf: str, folder: Path) -> None:
+        self.env = environment({"SLURM_CONF": conf, "CI": ""})
+        self.folder = folder
+        self.data = write(generate("logistic", n=600, d=6, weights=True), folder)
+
+    def __call__(self, *words: str) -> str:
+        done = subprocess.run(words, env=self.env, capture_output=True, text=True, timeout=LIMIT)
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def words(self, name: str) -> list[str]:
+        return words(self.data, self.folder, name)
+
+    def train(self, name: str) -> None:
+        """The run in this process's own way, without a batch system."""
+        done = subprocess.run(
+            [sys.executable, "-m", "mpigd", *self.words(name)], env=self.env, capture_output=True, text=True, timeout=LIMIT
+        )
+        assert done.returncode == 0, done.stderr
+
+    def job(self, template: str, name: str, resources: str, flavour: str = "mpich", slow: bool = False) -> Batch:
+        """Copy a template, change its three lines, submit."""
+        place = self.folder / f"job-{name}"
+        path = write_job(place, f"slurm/{template}", f"#SBATCH {resources}", self.words(name), flavour, slow)
+        said = self("sbatch", "--parsable", "--chdir", str(place), f"--output={place}/log", str(path))
+        return Batch(self, int(said), place, name)
+
+
+class Batch:
+    """A job in the queue."""
+
+    def __init__(self, cluster: Cluster, number: int, place: Path, name: str) -> None:
+        self._cluster, self.number, self._place, self.name = cluster, number, place, name
+
+    @property
+    def said(self) -> str:
+        path = self._place / "log"
+        return path.read_text() if path.exists() else ""
+
+    @property
+    def nodes(self) -> set[str]:
+        return set((self._place / "nodes").read_text().split())
+
+    def shown(self, field: str) -> str:
+        found = re.search(rf"\b{field}=(\S*)", self._cluster("scontrol", "show", "job", str(self.number)))
+        assert found
+        return found[1]
+
+    def told(self) -> str:
+        """Everything that is known about the job."""
+        return f"{self._cluster('scontrol', 'show', 'job', str(self.number))}\n{self._cluster('sinfo')}\n{self.said}"
+
+    def saved(self) -> list[Path]:
+        folder = self._cluster.folder / self.name
+        return checkpoint.found(str(folder)) if os.path.isdir(folder) else []
+
+    def until_saved(self) -> None:
+        until(self.saved, self.told)
+
+    def until_requeued(self) -> None:
+        """Wait for it, and have Slurm start the job at once instead of in two minutes."""
+        until(lambda: self.shown("JobState") in ("FAILED", "COMPLETED") or self.shown("Reason") == "BeginTime", self.told)
+        assert (self.shown("JobState"), self.shown("Restarts")) == ("PENDING", "1"), self.told()
+        time.sleep(2.0)  # a job that starts within the second in which it was ended is refused: "credential revoked"
+        self._cluster("scontrol", "update", f"JobId={self.number}", "StartTime=now")
+
+    def end(self) -> str:
+        """The state in which the job ends."""
+        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+        until(lambda: self.shown("JobState") in over, self.told)
+        return self.shown("JobState")
+
+    def digest(self) -> str:
+        return fitted.load(str(self._cluster.folder / f"{self.name}.h5")).digest

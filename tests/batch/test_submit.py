@@ -1,0 +1,127 @@
+"""What `mpigd submit` writes, and the templates of schedulers that cannot be started here, with their variables set by hand."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mpigd.__main__ import main
+from mpigd.model import fitted
+from mpigd.submit import TEMPLATES
+from tests.batch.cluster import words, write_job
+from tests.faults.jobs import FULL
+from tests.launch import Job, environment, needs_openmpi
+from tests.scenarios import generate, write
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+ALL = sorted(path.relative_to(TEMPLATES) for path in TEMPLATES.rglob("*.sh"))
+SHAPE = ["--nodes", "3", "--ranks", "4", "--threads", "2", "--time", "1-02:30:00", "--directive=--account=me"]
+TRAIN = ["--", "train", "part 1.h5", "--loss", "logistic", "--checkpoint", "c"]
+LINES = {
+    "slurm": "#SBATCH --nodes=3 --ntasks-per-node=4 --cpus-per-task=2 --time=26:30:00\n#SBATCH --account=me\n",
+    "pbs": "#PBS -l select=3:ncpus=8:mpiprocs=4:ompthreads=2 -l walltime=26:30:00\n#PBS --account=me\n",
+    "lsf": '#BSUB -n 12 -R "span[ptile=4] affinity[core(2)]" -W 26:30\n#BSUB --account=me\n',
+}
+ARRAYS = {"slurm": " --array=0-1\n", "pbs": " -J 0-1\n", "lsf": ' -J "mpigd[1-2]"\n'}
+
+
+def is_a_script(text: str) -> None:
+    done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, timeout=10)
+    assert (done.returncode, done.stderr) == (0, ""), text
+
+
+@pytest.mark.parametrize("name", ALL, ids=str)
+def test_a_template(name: Path) -> None:
+    """It is a script, scripts/ has it too, and three places in it are to be changed."""
+    text = (TEMPLATES / name).read_text()
+    is_a_script(text)
+    assert (SCRIPTS / name).resolve() == TEMPLATES / name
+    assert [text.count(f"\n# <{number}> ") for number in (1, 2, 3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("scheduler", LINES)
+@pytest.mark.parametrize("more", [[], ["--launcher", "mpirun"], ["--sweep", "l2=1e-4,1"]], ids=" ".join)
+def test_a_dry_run(scheduler: str, more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "--scheduler", scheduler, *SHAPE, *more, "--dry-run", *TRAIN]) == 0
+    text = capsys.readouterr().out
+    is_a_script(text)
+    sweep = "--sweep" in more
+    first, rest = LINES[scheduler].split("\n", 1)
+    assert (first + ARRAYS[scheduler] + rest if sweep else LINES[scheduler]) in text
+    assert ("\noption=l2 values=(1e-4 1)\n" in text) == sweep
+    limit = "" if scheduler == "slurm" else " --max-time 95100"
+    assert f"\ntrain=(train 'part 1.h5' --loss logistic --checkpoint c{limit})\n" in text
+    assert f"\nPATH={os.path.dirname(sys.executable)}:" in text
+    assert ("B:USR1" in text) == (scheduler == "slurm" and "mpirun" in more)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (["--nodes", "0", *TRAIN], "'0'"),
+        (["--time", "soon", *TRAIN], "--time soon"),
+        (["--sweep", "l3=1", *TRAIN], "--sweep l3=1: expected an option"),
+        (["--sweep", "l2=1,a", *TRAIN], "l2 = 'a'"),
+        ([*TRAIN, "--epochs", "none"], "epochs"),
+        (["--", "evaluate", "m.h5", "d.h5"], "submit is for training runs"),
+        (["--launcher", "srun", *TRAIN], "--launcher srun goes with"),
+    ],
+)
+def test_a_mistake_is_told_before_the_queue(given: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "--scheduler", "lsf", *given]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_the_script_reaches_the_scheduler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    if not Path("/usr/bin/bsub").exists():
+        assert main(["submit", "--scheduler", "lsf", *TRAIN]) == 69
+        assert "bsub is not on the PATH" in capsys.readouterr().err
+    (tmp_path / "bsub").write_text(f"#!/bin/sh\ncat >{tmp_path}/got\nexit 3\n")
+    (tmp_path / "bsub").chmod(0o755)
+    assert main(["submit", "--scheduler", "lsf", *TRAIN]) == 3
+    capsys.readouterr()
+    assert main(["submit", "--scheduler", "lsf", "--dry-run", *TRAIN]) == 0
+    assert capsys.readouterr().out == (tmp_path / "got").read_text()
+
+
+RESOURCES = {
+    "pbs": "#PBS -l select=1:ncpus=2:mpiprocs=2:ompthreads=1 -l walltime=1:00:00",
+    "lsf": '#BSUB -n 2 -R "span[ptile=2] affinity[core(1)]" -W 1:00',
+}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "flavour"),
+    [("pbs", "mpich"), pytest.param("lsf", "openmpi", marks=needs_openmpi), *([("lsf", "mpich")] if FULL else [])],
+)
+def test_pbs_and_lsf_by_hand(scheduler: str, flavour: str, tmp_path: Path) -> None:
+    """Stopped by --max-time: 75, which LSF puts back into the queue by itself, and PBS's script by a call of qsub."""
+    data = write(generate("logistic", n=600, d=6, weights=True), tmp_path)
+    run = [*words(data, tmp_path, "job"), "--max-time", "8"]
+    script = write_job(tmp_path / "place", f"{scheduler}/train.sh", RESOURCES[scheduler], run, flavour, slow=True)
+    hosts, queue = tmp_path / "hosts", tmp_path / "place" / "bin" / "qsub"
+    hosts.write_text("localhost\nlocalhost\n")
+    queue.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/queued\n')
+    queue.chmod(0o755)
+    env = environment({"PBS_O_WORKDIR": str(tmp_path), "PBS_NODEFILE": str(hosts), "LSB_DJOB_HOSTFILE": str(hosts)}, flavour)
+    for code in (75, 0):
+        with Job(["bash", str(script)], env, tmp_path) as job:
+            done = job.finish(90)
+        assert done.returncode == code, done.stdout + done.stderr
+        if code == 75:
+            assert "stopped by the end of its time" in done.stderr
+            assert not (tmp_path / "job.h5").exists()
+            (tmp_path / "place" / "slow").unlink()
+            script.write_text(script.read_text().replace("--max-time 8", "--max-time 80"))  # the machine may be busy
+    if scheduler == "pbs":
+        assert (tmp_path / "queued").read_text() == f"-v TURN=1 {script}\n"
+    with Job([sys.executable, "-m", "mpigd", *words(data, tmp_path, "alone")], environment(), tmp_path) as job:
+        assert job.finish(90).returncode == 0
+    assert fitted.load(str(tmp_path / "job.h5")).digest == fitted.load(str(tmp_path / "alone.h5")).digest
