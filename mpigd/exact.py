@@ -19,6 +19,7 @@ from mpigd.data.matrix import Into
 from mpigd.limits import Limits
 from mpigd.reduce import Found, NotFinite, Share, Sums, Threads, grid, joined, power_above
 from mpigd_kernels import sums
+from mpigd_kernels.host import aligned
 
 Array = np.ndarray[Any, Any]
 
@@ -93,7 +94,7 @@ class ExactAccumulator:
         self.head = head
         self.T, self.S, self.rest = T.reshape(2 * kinds, k, head), S.reshape(1 + k, 2), rest.reshape(kinds, k, d - head)
         self.pairs = np.zeros((kinds, k, d, 2)) if paired else None
-        self.A = np.empty((kinds, k, d)) if self.pairs is None else self.pairs[..., 1]
+        self.A = aligned((kinds, k, d)) if self.pairs is None else self.pairs[..., 1]
         self._at: Grids | None = None  # of whose biases A is full
 
     def start(self, grids: Grids, limits: Array, panel: int) -> None:

@@ -8,11 +8,11 @@ divisor) in the caller, or loops over them do not vectorise.
 
 import math
 
-from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-_F64, _I64 = ir.DoubleType(), ir.IntType(64)
+from mpigd_kernels.lanes import fma_lanes
+from mpigd_kernels.packed import bits_of, number_of, packed, vector_of, where
 
 
 @intrinsic
@@ -20,9 +20,18 @@ def fma(typingctx, a, b, c):
     """a * b + c with one rounding."""
 
     def generate(context, builder, signature, args):
+        if signature.return_type == packed:
+            return fma_lanes(builder, *(vector_of(builder, value) for value in args))
         return builder.fma(*args)
 
+    if packed in (a, b, c):
+        return packed(*(packed if kind == packed else types.float64 for kind in (a, b, c))), generate
     return types.float64(types.float64, types.float64, types.float64), generate
+
+
+def _kind(a):
+    """float64, unless it is packed."""
+    return packed if a == packed else types.float64
 
 
 @intrinsic
@@ -30,9 +39,10 @@ def set_odd(typingctx, a):
     """`a` with the last bit of its significand set."""
 
     def generate(context, builder, signature, args):
-        return builder.bitcast(builder.or_(builder.bitcast(args[0], _I64), _I64(1)), _F64)
+        bits, constant = bits_of(builder, args[0])
+        return number_of(builder, builder.or_(bits, constant(1)))
 
-    return types.float64(types.float64), generate
+    return _kind(a)(_kind(a)), generate
 
 
 @intrinsic
@@ -40,10 +50,10 @@ def _power_of_two(typingctx, shifted):
     """2**n from 1.5 * 2**52 + n: n stands in the low bits of the significand."""
 
     def generate(context, builder, signature, args):
-        bits = builder.add(builder.bitcast(args[0], _I64), _I64(1023))
-        return builder.bitcast(builder.shl(bits, _I64(52)), _F64)
+        bits, constant = bits_of(builder, args[0])
+        return number_of(builder, builder.shl(builder.add(bits, constant(1023)), constant(52)))
 
-    return types.float64(types.float64), generate
+    return _kind(shifted)(_kind(shifted)), generate
 
 
 @intrinsic
@@ -51,10 +61,12 @@ def _exponent_above(typingctx, a, split):
     """The exponent e, as float64, for which a / 2**e lies in [split, 2 split); a > 0 and normal, 0.5 < split < 1."""
 
     def generate(context, builder, signature, args):
-        bits = builder.sub(builder.bitcast(args[0], _I64), builder.bitcast(args[1], _I64))
-        return builder.sitofp(builder.ashr(bits, _I64(52)), _F64)
+        bits, constant = bits_of(builder, args[0])
+        first = vector_of(builder, args[1]) if signature.args[0] == packed else args[1]
+        exponent = builder.ashr(builder.sub(bits, bits_of(builder, first)[0]), constant(52))
+        return builder.sitofp(exponent, args[0].type)
 
-    return types.float64(types.float64, types.float64), generate
+    return _kind(a)(_kind(a), types.float64), generate
 
 
 SHIFT = 1.5 * 2.0**52  # adding it rounds to an integer and leaves that in the low bits
@@ -66,8 +78,8 @@ E2, E3, E4, E5, E6, E7, E8, E9, E10, E11, E12, E13 = (1 / math.factorial(i) for 
 @njit(inline="always", error_model="numpy")
 def exp(x):
     """e**x to 2 units in the last place; from 709.79 on infinity, below -708 the value there (3e-308); NaN stays."""
-    x = -708.0 if x < -708.0 else x
-    bounded = 710.0 if x > 710.0 else x
+    x = where(x < -708.0, -708.0, x)
+    bounded = where(x > 710.0, 710.0, x)
     shifted = fma(bounded, LOG2_E, SHIFT)
     n = shifted - SHIFT
     t = fma(n, -LN2_HIGH, bounded)
@@ -117,14 +129,14 @@ def log(x):
 @njit(inline="always", error_model="numpy")
 def log1p_unit(e):
     """log(1 + e) for 0 <= e <= 1, 1 + e = 2**n (1 + s) / (1 - s) with s = (e - n) / (e + 2 + n); n is 1 from sqrt(2) - 1 on."""
-    n = 1.0 if e > 0.41421356237309503 else 0.0
+    n = where(e > 0.41421356237309503, 1.0, 0.0)
     return scaled_log(n, (e - n) / ((2.0 + n) + e))
 
 
 @njit(inline="always", error_model="numpy")
 def expit_and_log1p(e):
     """1 / (1 + e) and log1p_unit(e), to 3 units in the last place, with one division: they are slower than anything else here."""
-    n = 1.0 if e > 0.41421356237309503 else 0.0
+    n = where(e > 0.41421356237309503, 1.0, 0.0)
     one, other = 1.0 + e, (2.0 + n) + e
     both = 1.0 / (one * other)
     return both * other, scaled_log(n, (e - n) * (both * one))

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 LANES = 8  # partial sums of a dot product, added pairwise in a fixed order at its end
 ROWS = 8  # whose dot products are added up together, in few shuffles
 ADDED = 4  # rows added at once, to save loads and stores of the accumulator
-NEAR = 2048  # bytes by which hints run ahead of rows that lie in order
+NEAR = 8192  # bytes by which hints run ahead of rows that lie in order
 AHEAD = 32  # rows by which they run ahead of scattered ones
 
 _F32, F64, _I32, I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)

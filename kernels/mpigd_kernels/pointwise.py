@@ -4,128 +4,133 @@ Residuals r (k, m) are c times the derivative of the loss by the margin; losses 
 loss's own parameter, where it has one. All float64. Losses are at least zero: half deviances, with their constants.
 """
 
-import numpy as np
 from numba import njit
 
 from mpigd_kernels.elementary import exp, expit_and_log1p, log
+from mpigd_kernels.packed import LANES, load, store, where
 
 _OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 
 
-@njit(**_OPTIONS)
-def squared(z, y, c, a, r, l):
+def _row_by_row(loss):
+    """The kernel of a loss of one margin: loss(z, y, c, a) -> (residual, loss) of numbers, of LANES rows at once."""
+    of_rows = njit(inline="always", error_model="numpy")(loss)
+
+    def kernel(z, y, c, a, r, l):
+        for i in range(0, y.size, LANES):
+            residual, value = of_rows(load(z[0], i, 0.0), load(y, i, 1.0), load(c, i, 0.0), a)
+            store(r[0], i, residual)
+            store(l, i, value)
+
+    kernel.__name__ = kernel.__qualname__ = loss.__name__
+    kernel.__doc__ = loss.__doc__
+    return njit(**_OPTIONS)(kernel)
+
+
+@_row_by_row
+def squared(z, y, c, a):
     """(z - y)**2 / 2."""
-    for i in range(y.size):
-        e = z[0, i] - y[i]
-        v = c[i] * e
-        r[0, i] = v
-        l[i] = 0.5 * v * e
+    e = z - y
+    v = c * e
+    return v, 0.5 * v * e
 
 
-@njit(**_OPTIONS)
-def logistic(z, y, c, a, r, l):
+@_row_by_row
+def logistic(z, y, c, a):
     """log(1 + exp(z)) - y z for y in {0, 1}."""
-    for i in range(y.size):
-        x = z[0, i]
-        e = exp(-abs(x))
-        p, softplus = expit_and_log1p(e)
-        p = e * p if x < 0.0 else p
-        r[0, i] = c[i] * (p - y[i])
-        # max(x, 0) - y x, written so that the right class at a large margin gives zero, not a rounding error
-        l[i] = c[i] * ((x if x > 0.0 else 0.0) - y[i] * x + softplus)
+    e = exp(-abs(z))
+    p, softplus = expit_and_log1p(e)
+    p = where(z < 0.0, e * p, p)
+    # max(z, 0) - y z, written so that the right class at a large margin gives zero, not a rounding error
+    return c * (p - y), c * (where(z > 0.0, z, 0.0) - y * z + softplus)
 
 
-@njit(**_OPTIONS)
-def _exponentials(z, e, top, total):
-    """top_i = max_q z_qi, e_qi = exp(z_qi - top_i), total_i = sum_q e_qi: class by class, so that rows vectorise."""
-    k, m = z.shape
-    for i in range(m):
-        top[i], total[i] = z[0, i], 0.0
-    for q in range(1, k):
-        for i in range(m):
-            top[i] = z[q, i] if z[q, i] > top[i] else top[i]
-    for q in range(k):
-        for i in range(m):
-            e[q, i] = exp(z[q, i] - top[i])
-            total[i] += e[q, i]
+@_row_by_row
+def hinge(z, y, c, a):
+    """max(0, 1 - s z) with s = 2 y - 1, y in {0, 1}."""
+    s = 2.0 * y - 1.0
+    gap = 1.0 - s * z
+    return where(gap > 0.0, -c * s, gap * 0.0), where(gap <= 0.0, gap * 0.0, c * gap)
+
+
+@_row_by_row
+def squared_hinge(z, y, c, a):
+    """max(0, 1 - s z)**2 with s = 2 y - 1, y in {0, 1}."""
+    s = 2.0 * y - 1.0
+    gap = 1.0 - s * z
+    gap = where(gap < 0.0, 0.0, gap)
+    return -2.0 * c * s * gap, c * gap * gap
+
+
+@_row_by_row
+def huber(z, y, c, a):
+    """(z - y)**2 / 2 where |z - y| <= a, a |z - y| - a**2 / 2 beyond."""
+    e = z - y
+    inside = where(e < -a, -a, where(e > a, a, e))
+    return c * inside, c * inside * (e - 0.5 * inside)
+
+
+@_row_by_row
+def quantile(z, y, c, a):
+    """max(a (y - z), (1 - a) (z - y)): the pinball loss of the quantile a."""
+    e = y - z
+    slope = where(e > 0.0, a, where(e < 0.0, a - 1.0, e * 0.0))
+    return -c * slope, c * slope * e
+
+
+@_row_by_row
+def poisson(z, y, c, a):
+    """mu - y + y log(y / mu) with mu = exp(z): half the Poisson deviance."""
+    mu = exp(z)
+    own = where(y > 0.0, y * (log(where(y > 0.0, y, 1.0)) - z), 0.0)
+    value = (mu - y) + own
+    return c * (mu - y), c * where(value < 0.0, 0.0, value)
+
+
+@_row_by_row
+def gamma(z, y, c, a):
+    """y / mu - 1 - log(y / mu) with mu = exp(z): half the gamma deviance."""
+    ratio = y * exp(-z)
+    value = (ratio - 1.0) - (log(y) - z)
+    return c * (1.0 - ratio), c * where(value < 0.0, 0.0, value)
 
 
 @njit(**_OPTIONS)
 def softmax(z, y, c, a, r, l):
     """log(sum_q exp(z_q)) - z_y for class codes y."""
-    k, m = z.shape
-    top, total = np.empty(m), np.empty(m)
-    _exponentials(z, r, top, total)
-    for q in range(k):
-        for i in range(m):
-            r[q, i] *= c[i] / total[i]
-    for i in range(m):
-        own = int(y[i])
-        l[i] = c[i] * (log(total[i]) - (z[own, i] - top[i]))
-        r[own, i] -= c[i]
+    k = z.shape[0]
+    for i in range(0, y.size, LANES):
+        own, weight = load(y, i, 0.0), load(c, i, 0.0)
+        top = _largest(z, i)
+        total = _exponentials(z, i, top, r)
+        scale = weight / total
+        margin = top - top
+        for q in range(k):
+            mine = own == float(q)
+            margin = where(mine, load(z[q], i, 0.0) - top, margin)
+            store(r[q], i, load(r[q], i, 0.0) * scale - where(mine, weight, 0.0))
+        store(l, i, weight * (log(total) - margin))
 
 
-@njit(**_OPTIONS)
-def hinge(z, y, c, a, r, l):
-    """max(0, 1 - s z) with s = 2 y - 1, y in {0, 1}."""
-    for i in range(y.size):
-        s = 2.0 * y[i] - 1.0
-        gap = 1.0 - s * z[0, i]
-        r[0, i] = -c[i] * s if gap > 0.0 else gap * 0.0
-        l[i] = gap * 0.0 if gap <= 0.0 else c[i] * gap
+@njit(inline="always", error_model="numpy")
+def _largest(z, i):
+    """max_q z_q of LANES rows from i on."""
+    top = load(z[0], i, 0.0)
+    for q in range(1, z.shape[0]):
+        own = load(z[q], i, 0.0)
+        top = where(own > top, own, top)
+    return top
 
 
-@njit(**_OPTIONS)
-def squared_hinge(z, y, c, a, r, l):
-    """max(0, 1 - s z)**2 with s = 2 y - 1, y in {0, 1}."""
-    for i in range(y.size):
-        s = 2.0 * y[i] - 1.0
-        gap = 1.0 - s * z[0, i]
-        gap = 0.0 if gap < 0.0 else gap
-        r[0, i] = -2.0 * c[i] * s * gap
-        l[i] = c[i] * gap * gap
-
-
-@njit(**_OPTIONS)
-def huber(z, y, c, a, r, l):
-    """(z - y)**2 / 2 where |z - y| <= a, a |z - y| - a**2 / 2 beyond."""
-    for i in range(y.size):
-        e = z[0, i] - y[i]
-        inside = -a if e < -a else (a if e > a else e)
-        r[0, i] = c[i] * inside
-        l[i] = c[i] * inside * (e - 0.5 * inside)
-
-
-@njit(**_OPTIONS)
-def quantile(z, y, c, a, r, l):
-    """max(a (y - z), (1 - a) (z - y)): the pinball loss of the quantile a."""
-    for i in range(y.size):
-        e = y[i] - z[0, i]
-        slope = a if e > 0.0 else (a - 1.0 if e < 0.0 else e * 0.0)
-        r[0, i] = -c[i] * slope
-        l[i] = c[i] * slope * e
-
-
-@njit(**_OPTIONS)
-def poisson(z, y, c, a, r, l):
-    """mu - y + y log(y / mu) with mu = exp(z): half the Poisson deviance."""
-    for i in range(y.size):
-        mu = exp(z[0, i])
-        yi = y[i]
-        r[0, i] = c[i] * (mu - yi)
-        own = yi * (log(yi if yi > 0.0 else 1.0) - z[0, i]) if yi > 0.0 else 0.0
-        value = (mu - yi) + own
-        l[i] = c[i] * (0.0 if value < 0.0 else value)
-
-
-@njit(**_OPTIONS)
-def gamma(z, y, c, a, r, l):
-    """y / mu - 1 - log(y / mu) with mu = exp(z): half the gamma deviance."""
-    for i in range(y.size):
-        ratio = y[i] * exp(-z[0, i])
-        value = (ratio - 1.0) - (log(y[i]) - z[0, i])
-        r[0, i] = c[i] * (1.0 - ratio)
-        l[i] = c[i] * (0.0 if value < 0.0 else value)
+@njit(inline="always", error_model="numpy")
+def _exponentials(z, i, top, out):
+    """out_q = exp(z_q - top) of LANES rows from i on; returns their sum over q."""
+    total = top * 0.0
+    for q in range(z.shape[0]):
+        e = exp(load(z[q], i, 0.0) - top)
+        store(out[q], i, e)
+        total = total + e
+    return total
 
 
 @njit(**_OPTIONS)
@@ -147,9 +152,7 @@ def exponential_mean(z, out):
 @njit(**_OPTIONS)
 def softmax_mean(z, out):
     """Class probabilities: z (k, m) -> out (k, m)."""
-    k, m = z.shape
-    top, total = np.empty(m), np.empty(m)
-    _exponentials(z, out, top, total)
-    for q in range(k):
-        for i in range(m):
-            out[q, i] /= total[i]
+    for i in range(0, z.shape[1], LANES):
+        total = _exponentials(z, i, _largest(z, i), out)
+        for q in range(z.shape[0]):
+            store(out[q], i, load(out[q], i, 0.0) / total)

@@ -11,9 +11,10 @@ from numba import njit
 from numpy import int64
 
 from mpigd_kernels.elementary import set_odd
+from mpigd_kernels.packed import LANES, count, load, store, where
 
 PANEL = 256  # terms an accumulator takes before it is flushed: part of the grid's definition (mpigd/reduce.py)
-WIDTH = 16  # accumulators of a sum over a vector, so that additions overlap
+WIDTH = LANES  # accumulators of a sum over a vector
 TINY = 2.0**-1000
 SPLIT = 2.0**27  # between the units of the two words
 
@@ -84,13 +85,10 @@ def add_vector(v, c, T):
 @njit(**_OPTIONS, forceinline=True)
 def spread(v, lanes):
     """Add v (n,) to the accumulators lanes (WIDTH,) of its sum: to each at most n // WIDTH + 1 terms."""
-    n = v.size
-    whole = n // WIDTH * WIDTH
-    for i in range(0, whole, WIDTH):
-        for j in range(WIDTH):
-            lanes[j] += v[i + j]
-    for j in range(n - whole):
-        lanes[j] += v[whole + j]
+    total = load(lanes, 0, 0.0)
+    for i in range(0, v.size, WIDTH):
+        total = total + load(v, i, 0.0)
+    store(lanes, 0, total)
 
 
 @njit(**_OPTIONS)
@@ -163,10 +161,11 @@ def within_limits(r, l, limits, counts, tops):
 def _odd_and_count(v, limit, large, visible):
     """make_odd(v), and how many |v_i| are not <= limit (NaN counts); `large`, `visible` plus those over 1/16, 1/4096 of it."""
     over, sixteenth, least = int64(0), int64(0), int64(0)
-    for i in range(v.size):
-        x = abs(v[i])
-        over += 0 if x <= limit else 1
-        sixteenth += 1 if x > limit / 16 else 0
-        least += 1 if x > limit / 4096 else 0
-        v[i] = set_odd(v[i]) if x >= TINY else v[i] * 0.0
+    for i in range(0, v.size, LANES):
+        x = load(v, i, 0.0)
+        size = abs(x)
+        over += LANES - count(size <= limit)
+        sixteenth += count(size > limit / 16)
+        least += count(size > limit / 4096)
+        store(v, i, where(size >= TINY, set_odd(x), x * 0.0))
     return over, large + sixteenth, visible + least

@@ -21,6 +21,7 @@ from mpigd.data.source import Info, agreed, expand, inspect
 from mpigd.data.streamed import Streamed
 from mpigd.errors import DataError, UsageError
 from mpigd_kernels import dense, sampling
+from mpigd_kernels.host import aligned
 
 Array = np.ndarray[Any, Any]
 FINGERPRINT_BYTES = 4 << 20  # of rows whose hash is made at once: it takes copies of them
@@ -186,7 +187,7 @@ def read_dense(
             X = Streamed(infos, segments, layout.x, dtype, narrowing, layout.max_memory or 0, layout.block)
             X.check()
         else:
-            values = np.empty((sum(len(segment) for segment in segments), d), np.uint16 if dtype == np.float16 else dtype)
+            values = aligned((sum(len(segment) for segment in segments), d), np.uint16 if dtype == np.float16 else dtype)
             kind, out = (dtype, values) if narrowing is None else (wide(infos), None)
             for rows, slab in slabs(infos, segments, layout.x, kind, out):
                 if narrowing is not None:

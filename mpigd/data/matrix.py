@@ -20,7 +20,7 @@ BLOCK_BYTES, SMALLEST_BLOCK = (
     64,
 )  # rows that one call from Python takes at once, and the least that a thread is asked for
 SWEEP_BYTES = 1 << 14  # dense rows that a sweep takes at once: they stay in the first cache from margins to accumulation
-SMALLEST_SWEEP, LARGEST_SWEEP = 8, 1024  # rows: more would be too many terms for an accumulator (blocks.py)
+SMALLEST_SWEEP, LARGEST_SWEEP = 8, 512  # rows: more would be too many terms for an accumulator (blocks.py)
 # The same of compressed rows, and the most rows: the second cache is left to the coefficients and accumulators that they meet.
 SPARSE_BLOCK, SPARSE_ROWS = 1 << 17, 256
 NO_ROWS, NONE, NOWHERE = np.empty(0, np.int64), np.empty(0), np.empty((0, 0))

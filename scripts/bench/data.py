@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from mpigd_kernels.host import aligned
+
 Array = np.ndarray[Any, Any]
 CSR = tuple[Array, Array, Array]
 
 
 def dense(n: int, d: int, seed: int) -> Array:
     """X (n, d) float32, standard normal."""
-    return np.random.default_rng(seed).standard_normal((n, d), dtype=np.float32)
+    X = aligned((n, d), np.float32)  # as loading gives it
+    return np.random.default_rng(seed).standard_normal(dtype=np.float32, out=X)
 
 
 def zipf(n: int, d: int, per_row: int, seed: int) -> CSR:
