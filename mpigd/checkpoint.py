@@ -126,7 +126,7 @@ def read(path: str | Path) -> Checkpoint:
         )
 
 
-def resume(config: Config, fingerprint: str, comm: Comm, say: Callable[[str], None], validation: str = "") -> Checkpoint | None:
+def resume(config: Config, fingerprint: str, comm: Comm, warn: Callable[[str], None], validation: str = "") -> Checkpoint | None:
     """The checkpoint to go on from, the same on every rank, or None to begin. Collective.
 
     fingerprint, validation: of the data to train on and to score. With --resume auto files that are damaged, or of a run with
@@ -143,7 +143,7 @@ def resume(config: Config, fingerprint: str, comm: Comm, say: Callable[[str], No
     path = b""
     with together(comm):
         if comm.rank == 0:
-            path = os.fsencode(_newest(config, fits, say))
+            path = os.fsencode(_newest(config, fits, warn))
     path = bcast_bytes(comm, path)
     if not path:
         return None
@@ -152,7 +152,7 @@ def resume(config: Config, fingerprint: str, comm: Comm, say: Callable[[str], No
         return fits(read(name), name)
 
 
-def _newest(config: Config, fits: Callable[[Checkpoint, str | Path], Checkpoint], say: Callable[[str], None]) -> str:
+def _newest(config: Config, fits: Callable[[Checkpoint, str | Path], Checkpoint], warn: Callable[[str], None]) -> str:
     if config.resume != "auto":
         fits(read(config.resume), config.resume)
         return config.resume
@@ -164,10 +164,10 @@ def _newest(config: Config, fits: Callable[[Checkpoint, str | Path], Checkpoint]
             fits(read(path), path)
             return str(path)
         except UsageError as error:
-            say(f"{error}; trying the one before")
+            warn(f"{error}; trying the one before")
             refused = refused or error
         except DataError as error:
-            say(f"{error}; trying the one before")
+            warn(f"{error}; trying the one before")
     if refused is not None:
         raise refused
     return ""

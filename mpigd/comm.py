@@ -170,6 +170,10 @@ class MPIComm:
         time.sleep(LAST_WORDS)
         self._mpi.COMM_WORLD.Abort(code)
 
+    def over(self) -> bool:
+        """Whether MPI has ended for this process."""
+        return bool(self._mpi.Is_finalized())
+
     @property
     def library(self) -> str:
         """The name and version of the MPI library."""

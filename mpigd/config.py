@@ -130,7 +130,7 @@ class Config:
     on_save_error: str = option("continue", "when a checkpoint cannot be written", ("continue", "stop"), model=False)
     log: str | None = option(None, "JSON lines file with every number", model=False)
     dry_run: bool = option(False, "say what would be done, and stop", model=False)
-    quiet: bool = option(False, "print errors only", model=False)
+    quiet: bool = option(False, "print errors and warnings only", model=False)
 
     def __post_init__(self) -> None:
         for name, value in self.items():

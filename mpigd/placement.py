@@ -45,9 +45,7 @@ def crowded(comm: Comm, threads: int) -> str | None:
             here = told[told[:, column] == group]
             running, there = int(here[:, 2].sum()), int(here[0, available])
             if running > there:
-                return (
-                    f"warning: {len(here)} ranks with {running} threads on {where.format(there)}: use fewer ranks or --threads 1"
-                )
+                return f"{len(here)} ranks with {running} threads on {where.format(there)}: use fewer ranks or --threads 1"
     return None
 
 

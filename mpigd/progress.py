@@ -41,7 +41,7 @@ def quantity(number: float) -> str:
 
 
 class Progress:
-    """Shows a run on `stream`; nothing at all if `quiet`.
+    """Shows a run on `stream`; nothing but warnings if `quiet`.
 
     stream: text, usually stderr. every: seconds between two lines where the stream is no terminal. clock: seconds, monotonic.
     """

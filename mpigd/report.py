@@ -73,6 +73,10 @@ class Report(Callback):
         if self._first:
             self._progress.note(text)
 
+    def warn(self, text: str) -> None:
+        if self._first:
+            self._progress.warn(text)
+
     def begin(self, problem: Problem, optimizer: Optimizer, steps: int, records: list[dict[str, Any]]) -> None:
         """Say what is about to run, and follow its `records`, to which others append."""
         self._rows, self._steps = problem.objective.n, steps
@@ -121,7 +125,7 @@ class Report(Callback):
             return
         self._progress.close(model.summary)
         if early := self._unproven(model.summary):
-            self._progress.warn(early)
+            self.warn(early)
         self._write("end", digest=model.digest, **model.summary)
         if self._log:
             self._log.close()

@@ -75,8 +75,8 @@ class Saver(Callback):
 
     words = 2  # whether the clock says so, and whether a save has failed
 
-    def __init__(self, collect: Callable[[], Checkpoint], config: Config, comm: Comm, say: Callable[[str], None]) -> None:
-        self._collect, self._comm, self._say = collect, comm, say
+    def __init__(self, collect: Callable[[], Checkpoint], config: Config, comm: Comm, warn: Callable[[str], None]) -> None:
+        self._collect, self._comm, self._warn = collect, comm, warn
         self._every, self._strict = config.checkpoint_every, config.on_save_error == "stop"
         self._clock = self._every is None and comm.rank == 0
         self._last = time.monotonic()
@@ -107,7 +107,7 @@ class Saver(Callback):
         ends = None
         for error in self.writer.failures():
             if isinstance(error, StorageError) and not self._strict:
-                self._say(f"warning: {error}; going on without this checkpoint")
+                self._warn(f"{error}; going on without this checkpoint")
             else:
                 ends = ends or error
         agree(self._comm, ends)

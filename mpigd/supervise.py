@@ -30,13 +30,13 @@ PATIENCE = 30.0  # seconds to wait for a dying job's claim: its launcher may sti
 
 
 @contextmanager
-def supervise(config: Config, comm: Comm, say: Callable[[str], None]) -> Iterator[None]:
+def supervise(config: Config, comm: Comm, warn: Callable[[str], None]) -> Iterator[None]:
     """Check that the ranks agree, claim the checkpoint folder, and watch for hangs. Collective."""
     same_everywhere(config, comm)
     held: list[int] = []
     with together(comm):
         if comm.rank == 0 and config.checkpoint is not None:
-            held = claim(config.checkpoint, say, strict=config.on_save_error == "stop")
+            held = claim(config.checkpoint, warn, strict=config.on_save_error == "stop")
     try:
         if comm.size > 1:  # no rehearsal of a run
             world.watch(config.hang_timeout, lambda: code_of_a_hang(config.checkpoint), config.checkpoint)
@@ -69,7 +69,7 @@ def same_everywhere(config: Config, comm: Comm) -> None:
             raise error
 
 
-def claim(folder: str, say: Callable[[str], None], patience: float | None = None, strict: bool = True) -> list[int]:
+def claim(folder: str, warn: Callable[[str], None], patience: float | None = None, strict: bool = True) -> list[int]:
     """Make the folder if need be, and lock it for this process: [file descriptor], or [] where that cannot be.
 
     The lock is the kernel's: it ends with the process, however that ends, so a dead job never blocks a restart. Raises
@@ -88,12 +88,12 @@ def claim(folder: str, say: Callable[[str], None], patience: float | None = None
         failed = StorageError(f"--checkpoint {folder}: {error.strerror}")
         if strict:
             raise failed from error
-        say(f"warning: {failed}; going on without checkpoints")
+        warn(f"{failed}; going on without checkpoints")
         return []
-    return _lock(handle, folder, say, time.monotonic() + (PATIENCE if patience is None else patience))
+    return _lock(handle, folder, warn, time.monotonic() + (PATIENCE if patience is None else patience))
 
 
-def _lock(handle: int, folder: str, say: Callable[[str], None], deadline: float) -> list[int]:
+def _lock(handle: int, folder: str, warn: Callable[[str], None], deadline: float) -> list[int]:
     """Take the lock, and say in the file who has it; closes the handle if that fails."""
     while True:
         try:
@@ -101,7 +101,7 @@ def _lock(handle: int, folder: str, say: Callable[[str], None], deadline: float)
             break
         except OSError as error:
             if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                say(f"note: {folder} is on a file system without locks: see to it that no other job saves there")
+                warn(f"{folder} is on a file system without locks: see to it that no other job saves there")
                 os.close(handle)
                 return []
             if time.monotonic() > deadline:

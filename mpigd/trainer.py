@@ -44,7 +44,7 @@ def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progres
     Raises MpigdError (on all ranks) for data, options or numbers that cannot be used.
     """
     clock, interruption = Clock(comm), Interruption(comm, config)
-    with interruption.listening(), supervise(config, comm, progress.note):
+    with interruption.listening(), supervise(config, comm, progress.warn):
         choices.check(config)  # once all ranks are known to have the same options: all refuse them, or none
         if config.statistics == "yes" and (why := inference.why_never(config)):
             raise UsageError(f"--statistics yes: {why}")
@@ -95,10 +95,10 @@ class Run:
         if self.config.checkpoint:
             from mpigd.saving import Saver
 
-            self.saver = Saver(self._checkpoint, self.config, self.comm, self.report.say)
+            self.saver = Saver(self._checkpoint, self.config, self.comm, self.report.warn)
         tolerance = [Tolerance(self.config.tol, self._gap)] if self.config.mode == "full" else []
         if warning := crowded(self.comm, self.problem.objective.threads):
-            self.report.say(warning)
+            self.report.warn(warning)
         self.report.begin(self.problem, self.optimizer, self.steps, self.history.records)
         # The saver comes last: what it saves must hold what the others learned from the same step.
         self.replicas = Replicas(self.comm, self.config.check_replicas)
@@ -208,7 +208,7 @@ class Run:
         return checkpoint.Checkpoint(self.first, self.w, self._parts(), self.config, notes)
 
     def _resume(self) -> None:
-        saved = checkpoint.resume(self.config, self.problem.fingerprint, self.comm, self.report.say, self.held_out)
+        saved = checkpoint.resume(self.config, self.problem.fingerprint, self.comm, self.report.warn, self.held_out)
         if saved is None:
             return
         if self.saver and self.config.resume == "auto":

@@ -12,6 +12,7 @@ import traceback
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NoReturn
 
 import numpy as np
 
@@ -96,6 +97,7 @@ def connect() -> Comm:
         raise LaunchError(mismatch(told[1], comm.size, comm.library))
     _world = comm
     _abort_on_uncaught(comm)
+    _abort_on_exit(comm)
     _watch = Watch(comm.recorder, _neighbours(comm), HANG_TIMEOUT, lambda text, code: _last_words(comm, text, code))
     _watch.start()
     atexit.register(_exit)
@@ -123,3 +125,17 @@ def _abort_on_uncaught(comm: Comm) -> None:
 
     sys.excepthook = lambda kind, error, trace: end(error)
     threading.excepthook = lambda lost: end(lost.exc_value)
+
+
+def _abort_on_exit(comm: MPIComm) -> None:
+    """Let os._exit before the end of MPI end the world: of a rank that is gone with code 0 MPICH may report success."""
+    usual, process = os._exit, os.getpid()
+
+    def leave(status: int) -> NoReturn:
+        if os.getpid() == process and not comm.over():  # not a fork, which may end like that
+            status = status or MpigdError.code
+            sys.stderr.write(f"mpigd: {here()}: os._exit\n{''.join(traceback.format_stack()[:-1])}")
+            comm.abort(status)
+        usual(status)
+
+    os._exit = leave

@@ -14,6 +14,7 @@ from tests.launch import Job, mpiexec, python, start
 from tests.scenarios import generate, write
 
 FULL = bool(os.environ.get("TEST_FULL"))
+SEED = int(os.environ.get("TEST_SEED", "3"))  # scripts/faults.sh takes another each time
 RANKS = 3
 LIMIT = 90.0  # seconds for a job that should end by itself: the machine may be busy
 HANG = 3  # seconds, as --hang-timeout

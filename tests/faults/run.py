@@ -40,6 +40,7 @@ ACTIONS: dict[str, Callable[[], Any]] = {
     "sys.exit(0)": lambda: sys.exit(0),
     "os._exit": lambda: os._exit(3),
     "os._exit(0)": lambda: os._exit(0),
+    "_exit(0)": lambda: ctypes.CDLL(None)._exit(0),
     "segv": lambda: ctypes.string_at(0),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),

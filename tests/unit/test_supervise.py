@@ -66,7 +66,7 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="Not a directory"):
         claim(folder, silent)
     assert claim(folder, notes.append, strict=False) == []
-    assert notes == [f"warning: --checkpoint {folder}: Not a directory; going on without checkpoints"]
+    assert notes == [f"--checkpoint {folder}: Not a directory; going on without checkpoints"]
 
 
 def test_run_me_again_only_where_something_was_saved(tmp_path: Path) -> None:
