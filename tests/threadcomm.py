@@ -232,7 +232,7 @@ def _shape(buffer: Array) -> str:
     return f"{buffer.dtype} {buffer.shape}"
 
 
-def run(size: int, function: Callable[..., T], *args: Any, limit: float = 60.0) -> list[T]:
+def run(size: int, function: Callable[..., T], *args: Any, limit: float = 300.0) -> list[T]:
     """Call ``function(comm, *args)`` on `size` virtual ranks; their results in rank order.
 
     Raises what the lowest failing rank raised; AssertionError when ranks disagree, wait for each other for ever, or

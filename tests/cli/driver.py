@@ -33,10 +33,13 @@ class Done(NamedTuple):
     err: str
 
 
-def run_commands(ranks: int, commands: Mapping[str, str], folder: Path, timeout: float = 60) -> list[dict[str, Done]]:
-    """Run command lines by name in `folder`, one after the other; per rank what each did."""
+def run_commands(ranks: int, commands: Mapping[str, str], folder: Path) -> list[dict[str, Done]]:
+    """Run command lines by name in `folder`, one after the other; per rank what each did.
+
+    On a machine that has nothing compiled yet most of the time is that: tests of single jobs say how long a command may take.
+    """
     (folder / "commands.json").write_text(json.dumps(commands))
-    done = mpiexec(ranks, "-c", SCRIPT, cwd=folder, timeout=timeout)
+    done = mpiexec(ranks, "-c", SCRIPT, cwd=folder, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     records = [json.loads((folder / f"seen{rank}.json").read_text()) for rank in range(ranks)]
     return [{name: Done(*seen) for name, seen in record.items()} for record in records]

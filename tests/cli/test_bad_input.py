@@ -143,10 +143,7 @@ def seen(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Done]]:
     """Per rank what each case did, in one process: TestJobs has whole jobs."""
     ranks = request.param
     commands = {name: words for name, (words, _, _) in CASES.items() if ranks == 1 or not words.startswith("info")}
-    begin = time.monotonic()
-    records = run_commands(ranks, commands, folder)
-    assert time.monotonic() - begin < 40, f"{len(CASES)} mistakes end within seconds"
-    return records
+    return run_commands(ranks, commands, folder)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -208,11 +208,13 @@ BOMBS = {
 
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_what_a_file_declares_must_fit_into_it(bomb: str, tmp_path: Path) -> None:
+    """Also where the rows would not be held in memory."""
     change, message = BOMBS[bomb]
     path = data(tmp_path / "data.h5", change)
     assert path.stat().st_size < 100_000
     start = time.monotonic()
     refused(path, message)
+    refused(path, message, max_memory=1 << 20)
     assert time.monotonic() - start < 1
 
 
@@ -222,17 +224,46 @@ from mpigd.__main__ import main
 import mpigd.trainer, mpigd.comm
 now = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 28), now + (1 << 28)))
+"""
+INFO = (
+    LITTLE
+    + """
 sys.argv = ["mpigd", "info", sys.argv[1]]
 sys.exit(main())
 """
+)
+LOAD = (
+    LITTLE
+    + """
+from mpigd.comm import SelfComm
+from mpigd.data.loading import Layout, load
+from mpigd.errors import MpigdError
+try:
+    print(type(load([sys.argv[1]], Layout(max_memory=int(sys.argv[2])), SelfComm()).X).__name__)
+except MpigdError as error:
+    print(str(error).splitlines()[-1])
+"""
+)
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_bomb_is_one_line_and_65(bomb: str, tmp_path: Path) -> None:
     path = data(tmp_path / "data.h5", BOMBS[bomb][0])
-    done = python("-c", LITTLE, path)
+    done = python("-c", INFO, path)
     assert (done.returncode, done.stdout) == (65, ""), done.stderr
     assert len(done.stderr.splitlines()) == 1 and str(path) in done.stderr
+
+
+def test_what_a_small_file_does_hold_takes_no_more_than_allowed(tmp_path: Path) -> None:
+    """A megabyte that becomes a third of a gigabyte, where there is a quarter: --max-memory keeps what is read within it."""
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        ones = np.ones((250_000, 320), "u1")
+        file.create_dataset("X", data=ones, chunks=(4_000, 320), compression="gzip", compression_opts=1)
+        file["y"] = np.zeros(250_000, "u1")
+    assert os.path.getsize(tmp_path / "data.h5") < 2_000_000
+    for allowed, told in ((1 << 25, "Streamed"), (1 << 30, "Unable to allocate 305. MiB")):
+        done = python("-c", LOAD, tmp_path / "data.h5", str(allowed))
+        assert told in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("codec", ["gzip", "lzf", "none", "zstd"])

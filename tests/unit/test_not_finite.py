@@ -11,10 +11,10 @@ import h5py
 import numpy as np
 import pytest
 
-from mpigd import checkpoint
+from mpigd import batches, checkpoint
 from mpigd.comm import Comm, SelfComm
 from mpigd.config import from_mapping
-from mpigd.data import hdf5
+from mpigd.data import hdf5, slabs
 from mpigd.errors import DataError, MpigdError, NumericalError
 from mpigd.progress import Progress
 from mpigd.trainer import train
@@ -56,13 +56,14 @@ def test_the_rows_are_named_whoever_holds_them(size: int, place: str) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_files_and_datasets_are_named(size: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [{}, dict(max_memory="1kB")], ids=["in memory", "streamed"])
+def test_files_and_datasets_are_named(kept: dict[str, Any], size: int, tmp_path: Path) -> None:
     """The first three of five, by file and row, also where the dataset has another name."""
     paths = write(table(3, 90, 150, 160, 199), tmp_path, files=2)
     for path in paths:
         with h5py.File(path, "r+") as file:
             file.move("y", "delays")
-    text = failure(size, paths, y="delays", **FIRST)
+    text = failure(size, paths, y="delays", **kept, **FIRST)
     told, first = "dataset offset: margin 900, delays 1, loss inf", int(0.5**1.5 * 200)
     rows = f"{paths[0]} row 3 (row 3 of all), {told}; {paths[1]} row {90 - first} (row 90 of all), {told}; "
     assert f"5 rows are not finite: {rows}{paths[1]} row {150 - first} (row 150 of all), {told}, ..." in text
@@ -87,6 +88,20 @@ def test_where_every_row_alone_is_finite() -> None:
 def test_of_a_batch_its_rows_alone() -> None:
     text = failure(2, table(*range(200)), mode="minibatch", batch_size=20, **FIRST)
     assert "20 rows are not finite" in text
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_of_a_batch_of_streamed_rows(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows lie in pieces of which most are not in memory any more: divergence in a late step names the same ones."""
+    monkeypatch.setattr(slabs, "SLAB_BYTES", 1 << 9)
+    monkeypatch.setattr(batches, "BLOCK", 16)
+    monkeypatch.setattr("mpigd.build.BLOCK", 16)
+    options: dict[str, Any] = dict(loss="squared", mode="minibatch", batch_size=20, optimizer="sgd", lr=1e30, tol=0, epochs=20)
+    paths = write(generate("squared", n=200), tmp_path, files=2)
+    text = failure(size, paths, **options, shuffle="blocks", max_memory="1kB")
+    assert int(text.split()[2][:-1]) > 0
+    assert ", dataset X: margin " in text
+    assert text == failure(1, paths, **options, shuffle="blocks")
 
 
 @pytest.mark.parametrize("size", [1, 2])
