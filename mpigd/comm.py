@@ -170,6 +170,11 @@ class MPIComm:
         time.sleep(LAST_WORDS)
         self._mpi.COMM_WORLD.Abort(code)
 
+    def finish(self) -> None:
+        """End MPI for this process, unless that is done."""
+        if not self.over():
+            self._mpi.Finalize()
+
     def over(self) -> bool:
         """Whether MPI has ended for this process."""
         return bool(self._mpi.Is_finalized())

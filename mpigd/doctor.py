@@ -26,7 +26,7 @@ from mpigd import __version__, cache
 from mpigd.comm import Comm, bcast_bytes
 from mpigd.config import resolve
 from mpigd.errors import LaunchError
-from mpigd.launch import LAUNCHERS, launched
+from mpigd.launch import LAUNCHERS, fits, launched
 from mpigd.placement import cores, fair_threads
 from mpigd.world import library_version
 
@@ -34,7 +34,7 @@ OK, WARNING, PROBLEM = "ok", "warning", "problem"
 FILTERS = {"gzip": 1, "lzf": 32000, "blosc": 32001, "lz4": 32004, "bitshuffle": 32008, "zstd": 32015, "blosc2": 32026}
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 # Set by launchers that do not tell their processes how many there are.
-STRAY = ("PMIX_RANK", "PALS_RANKID", "FLUX_TASK_RANK", "JSM_NAMESPACE_RANK")
+STRAY = ("PALS_RANKID", "FLUX_TASK_RANK", "JSM_NAMESPACE_RANK")
 SKEW, SLOW = 2.0, 1e-3  # seconds between the hosts' clocks, and for an Allreduce of one number, that are too many
 SHOWN = 8  # hosts or groups of ranks in one line
 
@@ -236,9 +236,9 @@ def launcher(size: int) -> Check:
     """Which launcher started this process, and whether MPI sees as many as it started."""
     told = launched()
     if told is not None:
-        name = next(count for rank, count in LAUNCHERS if rank in os.environ and count in os.environ)
+        shown = [f"{count}={told[1]}" for rank, count in LAUNCHERS if rank in os.environ and count in os.environ] or ["PMIX_RANK"]
         advice = "this mpiexec is not of this MPI library: use its own, or srun --mpi=pmi2 / --mpi=pmix"
-        return Check("launcher", f"{name}={told[1]}, MPI sees {size}", *(() if told[1] == size else (PROBLEM, advice)))
+        return Check("launcher", f"{shown[0]}, MPI sees {size}", *(() if fits(told, 0, size) else (PROBLEM, advice)))
     found, beside = shutil.which("mpiexec") or shutil.which("srun"), Path(sys.executable).parent / "mpiexec"
     seen = f"not under a launcher; on the PATH is {found or 'neither mpiexec nor srun'}"
     if stray := [name for name in STRAY if name in os.environ]:

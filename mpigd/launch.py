@@ -11,16 +11,24 @@ LAUNCHERS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("PMI_RANK", "PMI_SIZE"),
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+    ("PMIX_RANK", "PMIX_SIZE"),  # prterun and its like, which tell no size: the second is nowhere set
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 )
+UNTOLD = 0  # a size
 
 
 def launched(env: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
-    """(rank, size) according to the launcher's environment variables, or None without a launcher."""
+    """(rank, size) by the launcher's environment variables, or None without a launcher; size UNTOLD where it tells none."""
+    srun = env.get("PMIX_NAMESPACE", "").startswith("slurm")  # its size stands in its own variables
     for rank, size in LAUNCHERS:
-        if rank in env and size in env:
-            return int(env[rank]), int(env[size])
+        if rank in env and (size in env or (rank == "PMIX_RANK" and not srun)):
+            return int(env[rank]), int(env.get(size, UNTOLD))
     return None
+
+
+def fits(told: tuple[int, int], rank: int, size: int) -> bool:
+    """Whether what a launcher told this process is what MPI sees."""
+    return told[1] == size if told[1] != UNTOLD else told[0] == rank
 
 
 def mismatch(told: int, seen: int, library: str) -> str:

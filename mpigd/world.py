@@ -18,7 +18,7 @@ import numpy as np
 
 from mpigd.comm import Comm, MPIComm, SelfComm, world
 from mpigd.errors import LaunchError, MpigdError
-from mpigd.launch import launched, mismatch
+from mpigd.launch import fits, launched, mismatch
 from mpigd.watch import Watch
 
 HANG_TIMEOUT = 300.0  # seconds a collective may take, unless --hang-timeout says otherwise
@@ -67,6 +67,8 @@ def _exit() -> None:
         _watch.stop()
         if sys.__stderr__ is not None:
             faulthandler.dump_traceback_later(max(_watch.limit, LEAVING), exit=True, file=sys.__stderr__)
+        if _world is not None:
+            _world.finish()  # here: where Python itself ends MPI, faulthandler has been ended before
 
 
 def watch(limit: float, code: Callable[[], int], folder: str | None = None) -> None:
@@ -93,8 +95,8 @@ def connect() -> Comm:
     if _world is not None:
         return _world
     comm = world()
-    if comm.size != told[1]:
-        raise LaunchError(mismatch(told[1], comm.size, comm.library))
+    if not fits(told, comm.rank, comm.size):
+        raise LaunchError(mismatch(told[1] or told[0] + 1, comm.size, comm.library))
     _world = comm
     _abort_on_uncaught(comm)
     _abort_on_exit(comm)

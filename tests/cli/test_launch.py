@@ -197,19 +197,37 @@ def test_abort_gives_the_job_its_exit_code(flavour: str) -> None:
     assert "last words" in done.stdout
 
 
+CONNECT = """
+from mpigd.world import connect
+from mpigd.errors import MpigdError
+try:
+    comm = connect()
+except MpigdError as error:
+    print(error, flush=True)
+    raise SystemExit(error.code)
+print(f"{comm.rank}/{comm.size}\\n", end="", flush=True)
+"""
+
+
 @needs_openmpi
 def test_the_launcher_of_another_library_is_refused() -> None:
     """Otherwise two copies of "rank 0 of 1" would each train alone, and write the same model file."""
-    script = (
-        "from mpigd.world import connect; from mpigd.errors import MpigdError\n"
-        "try: connect()\n"
-        "except MpigdError as error: print(error, flush=True); raise SystemExit(error.code)"
-    )
-    command = [str(Path(sys.executable).parent / "mpiexec"), "-n", "2", OPENMPI_PYTHON, "-c", script]
+    command = [str(Path(sys.executable).parent / "mpiexec"), "-n", "2", OPENMPI_PYTHON, "-c", CONNECT]
     with Job(command, environment(flavour="openmpi")) as job:
         done = job.finish(30)
     assert done.returncode == 69, done.stderr
     assert done.stdout.count("the launcher started 2 processes, but MPI (Open MPI") == 2
+
+
+@needs_openmpi
+def test_a_launcher_that_tells_a_rank_alone() -> None:
+    """PMIx itself, which Open MPI is at home with, and MPICH's wheel refuses."""
+    launcher = str(Path(OPENMPI_PYTHON).parent / "prterun")
+    root = {"PRTE_ALLOW_RUN_AS_ROOT": "1", "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    with Job([launcher, "-n", "2", OPENMPI_PYTHON, "-c", CONNECT], environment(root, flavour="openmpi")) as job:
+        done = job.finish(30)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == ["0/2", "1/2"]
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)

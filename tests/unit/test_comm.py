@@ -7,7 +7,7 @@ import pytest
 
 from mpigd.comm import SelfComm
 from mpigd.errors import LaunchError
-from mpigd.launch import launched
+from mpigd.launch import UNTOLD, fits, launched
 from tests.launch import python
 from tests.scenarios_comm import SCENARIOS
 from tests.threadcomm import run
@@ -41,10 +41,22 @@ def test_one_process_has_nobody_to_talk_to() -> None:
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, None),  # the batch script itself, not a step of srun
         ({"PMI_RANK": "1", "PMI_SIZE": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, (1, 2)),
         ({"PMI_RANK": "1"}, None),
+        ({"PMIX_RANK": "3", "PMIX_NAMESPACE": "prterun-host-1@1"}, (3, UNTOLD)),
+        ({"PMIX_RANK": "3", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, (3, UNTOLD)),
+        (
+            {"PMIX_RANK": "3", "PMIX_NAMESPACE": "slurm.pmix.7.0", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8"},
+            (3, 8),
+        ),
     ],
 )
 def test_launched(variables: dict[str, str], expected: tuple[int, int] | None) -> None:
     assert launched(variables) == expected
+
+
+def test_what_a_launcher_told_is_compared_with_what_mpi_sees() -> None:
+    assert fits((1, 4), 1, 4) and fits((1, UNTOLD), 1, 4)
+    assert not fits((1, 4), 0, 1)
+    assert not fits((1, UNTOLD), 0, 1), "two processes that both are rank 0 of 1"
 
 
 def test_without_a_launcher_mpi_is_not_imported() -> None:

@@ -322,8 +322,8 @@ def test_no_launcher(unlaunched: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert doctor.launcher(1) == Check("launcher", f"not under a launcher; on the PATH is {there}")
     own = program(tmp_path / "env" / "mpiexec")
     assert str(own) in doctor.launcher(1).advice, "the environment's own mpiexec is not the one on the PATH"
-    unlaunched.setenv("PMIX_RANK", "3")
-    assert "PMIX_RANK" in doctor.launcher(1).advice
+    unlaunched.setenv("FLUX_TASK_RANK", "3")
+    assert "FLUX_TASK_RANK" in doctor.launcher(1).advice
 
 
 def test_a_launcher_and_mpi_must_agree(unlaunched: pytest.MonkeyPatch) -> None:
@@ -331,6 +331,11 @@ def test_a_launcher_and_mpi_must_agree(unlaunched: pytest.MonkeyPatch) -> None:
     unlaunched.setenv("PMI_SIZE", "4")
     assert doctor.launcher(4) == Check("launcher", "PMI_SIZE=4, MPI sees 4")
     assert doctor.launcher(1).verdict == PROBLEM
+
+
+def test_a_launcher_that_tells_no_size(unlaunched: pytest.MonkeyPatch) -> None:
+    unlaunched.setenv("PMIX_RANK", "0")
+    assert doctor.launcher(4) == Check("launcher", "PMIX_RANK, MPI sees 4")
 
 
 def test_a_problem_is_exit_code_69(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
