@@ -153,7 +153,7 @@ def read_csr(file: hdf5.Group, name: str, segment: Segment, dtype: np.dtype[Any]
     d = int(group.attrs["shape"][1])
     indptr = group["indptr"][segment.start : segment.stop + 1].astype(np.int64)
     start, stop = int(indptr[0]), int(indptr[-1])
-    if np.any(np.diff(indptr) < 0) or start < 0 or stop > group["data"].shape[0]:
+    if np.any(indptr[1:] < indptr[:-1]) or start < 0 or stop > group["data"].shape[0]:
         raise DataError(f"{file.filename}: {name!r}: indptr does not ascend within rows {segment.start} to {segment.stop}")
     data = np.empty(stop - start, dtype)
     indices = np.empty(stop - start, np.int32 if d < 2**31 else np.int64)

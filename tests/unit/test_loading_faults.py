@@ -66,6 +66,10 @@ SPARSE_FAULTS = {
     "column outside": (spoil("X/indices", 0, 4), "part2.h5: 'X' row 0 has a column twice or outside 0..3"),
     "column twice": (spoil("X/indices", 9, 0), "part2.h5: 'X' row 2 has a column twice or outside 0..3"),
     "descending": (spoil("X/indptr", 3, 99), "part2.h5: 'X': indptr does not ascend"),
+    "a difference that overflows": (
+        put("X/indptr", np.append(np.arange(0, 112, 4), -(2**63))),
+        "part2.h5: 'X': indptr does not ascend",
+    ),
     "beyond the end": (spoil("X/indptr", 28, 10**9), "part2.h5: 'X': indptr"),
     "shape": (lambda file: file["X"].attrs.update({"shape": [29, 4]}), "part2.h5: 'X': shape [29, 4] does not fit indptr"),
     "csc": (told(encoding=np.bytes_("csc_matrix")), "'csc_matrix', expected 'csr_matrix'"),
