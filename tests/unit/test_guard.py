@@ -421,3 +421,20 @@ def test_temporary_names_are_new_and_links_are_not_followed(tmp_path: Path, monk
         with open(temporary, "w", opener=hdf5.no_link):
             pass
     assert victim.read_text() == "mine" and sorted(os.listdir(tmp_path)) == ["model.h5", "victim"]
+
+
+def test_what_is_renamed_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First the file, then its name, then the folder: a host that loses power shows the old file or the new one."""
+    done, sync, rename = list[str](), hdf5.fsync, os.replace
+    monkeypatch.setattr(hdf5, "fsync", lambda path: done.append("folder" if os.path.isdir(path) else "file") or sync(path))
+    monkeypatch.setattr(os, "replace", lambda *names: done.append("name") or rename(*names))
+    with hdf5.create(tmp_path / "new.h5") as file:
+        file["X"] = X
+    assert done == ["file", "name", "folder"]
+
+
+def test_files_are_read_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, asked, usual = data(tmp_path / "data.h5"), list[object](), h5py.File
+    monkeypatch.setattr(guard.h5py, "File", lambda path, mode, **how: asked.append((mode, how)) or usual(path, mode, **how))
+    guard.open_file(path).close()
+    assert asked == [("r", {"locking": False})]

@@ -146,3 +146,14 @@ def test_times(text: str, seconds: float) -> None:
 def test_no_times(text: str) -> None:
     with pytest.raises(UsageError, match="--max-time"):
         seconds_of(text)
+
+
+def test_a_link_in_place_of_the_claim_is_not_followed(tmp_path: Path) -> None:
+    """It would have another file emptied."""
+    folder, other = tmp_path / "saved", tmp_path / "other"
+    folder.mkdir(mode=0o700)
+    other.write_text("precious")
+    (folder / "claim").symlink_to(other)
+    with pytest.raises(StorageError, match="symbolic links"):
+        claim(str(folder), silent)
+    assert other.read_text() == "precious"
