@@ -29,6 +29,7 @@ RESOURCES = {  # the line that is replaced begins with the words up to the first
     "lsf": '#BSUB -n {total} -R "span[ptile={ranks}] affinity[core({threads})]" -W {minutes}',
 }
 ARRAYS = {"slurm": " --array=0-{last}", "pbs": " -J 0-{last}", "lsf": ' -J "mpigd[1-{count}]"'}
+LEAST = 300.0  # seconds of a job: Slurm gives notice two minutes before the end, and up to one minute before that
 NOTICE = 300.0  # seconds before the end of the job at which --max-time ends the run, where the scheduler gives no notice in time
 
 
@@ -84,6 +85,8 @@ def _job(arguments: argparse.Namespace, commands: Parser) -> Job:
         seconds = seconds_of(arguments.time)
     except UsageError as error:
         raise UsageError(str(error).replace("--max-time", "--time")) from None
+    if seconds < LEAST:
+        raise UsageError(f"--time {arguments.time}: 0:05:00 at least, since a job saves and stops some minutes before its end")
     sweep = None
     if arguments.sweep:
         option, equals, values = arguments.sweep.partition("=")

@@ -59,7 +59,7 @@ def test_scancel_loses_nothing_after_the_last_checkpoint(cluster: Cluster) -> No
 
 def test_a_sweep(cluster: Cluster) -> None:
     """mpigd submit makes an array job."""
-    words = [sys.executable, "-m", "mpigd", "submit", "--scheduler", "slurm", "--ranks", "2", "--time", "0:01:00"]
+    words = [sys.executable, "-m", "mpigd", "submit", "--scheduler", "slurm", "--ranks", "2", "--time", "0:10:00"]
     words += ["--sweep", "l2=1e-4,1e-2", f"--directive=--chdir={cluster.folder}", "--"]
     cluster(*words, "train", *cluster.data, "--loss", "logistic", "--quiet")
     models = [cluster.folder / "sweep" / f"l2-{value}.h5" for value in ("1e-4", "1e-2")]

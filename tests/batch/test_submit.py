@@ -64,6 +64,7 @@ def test_a_dry_run(scheduler: str, more: list[str], capsys: pytest.CaptureFixtur
     [
         (["--nodes", "0", *TRAIN], "'0'"),
         (["--time", "soon", *TRAIN], "--time soon"),
+        (["--time", "0:04:00", *TRAIN], "0:05:00 at least"),
         (["--sweep", "l3=1", *TRAIN], "--sweep l3=1: expected an option"),
         (["--sweep", "l2=1,a", *TRAIN], "l2 = 'a'"),
         ([*TRAIN, "--epochs", "none"], "epochs"),
