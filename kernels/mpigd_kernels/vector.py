@@ -26,6 +26,13 @@ def dot(a, b):
 
 
 @njit(**_OPTIONS)
+def add_scaled(w, a, v):
+    """w += a v."""
+    for i in range(w.size):
+        w[i] += a * v[i]
+
+
+@njit(**_OPTIONS)
 def descend(w, g, lr):
     """w -= lr g."""
     for i in range(w.size):

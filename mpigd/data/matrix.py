@@ -66,7 +66,9 @@ class Into(Protocol):
     arrays: tuple[Any, ...]
     filled: int
     panel: int
-    pairs: Array | None  # where A is the second column of pairs (1 or 2, k, d, 2): room for coefficients beside it
+    coef: Array | None  # (k, d): where coefficients lie beside the accumulators of compressed rows
+    pairs: Array | None  # they are the two columns of pairs (1 or 2, 1, d, 2), or
+    lines: Array | None  # in lines (d, 2 or 3, k or more) of mpigd_kernels/outputs.py
 
     def in_units(self, unit: Array, inverse: Array) -> AbstractContextManager[None]:
         """Within the block the accumulators are those of columns divided by `unit` (d,), powers of two; inverse = 1 / unit."""
@@ -123,8 +125,9 @@ def run(
         if order.dtype != np.int64:
             order = order.astype(np.int64)
     coef, arrays = task.coef, into.arrays
+    if into.coef is not None:
+        into.coef[:] = coef
     if into.pairs is not None:
-        into.pairs[0, ..., 0] = coef
         coef, arrays = into.pairs[0], (*arrays[:5], into.pairs, *arrays[6:])
     if m > 0:
         into.filled = kernel(
@@ -240,7 +243,7 @@ class CSR:
 
     def sweep(self, selection: Selection, task: Task, into: Into) -> None:
         block = max(SMALLEST_BLOCK, min(SPARSE_ROWS, SPARSE_BLOCK // max(1, self.row_bytes) // 16 * 16))
-        run(sweep_csr, (self.indptr, self.indices, self.values), block, self.n, selection, task, into)
+        run(sweep_csr, (self.indptr, self.indices, self.values, into.lines), block, self.n, selection, task, into)
 
     def accumulate(self, r: Array, l: Array, into: Into) -> None:
         r = np.ascontiguousarray(r)

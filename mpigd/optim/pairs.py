@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mpigd.optim.base import Array, Dot, State
+from mpigd_kernels import vector
 
 
 @dataclass
@@ -32,14 +33,14 @@ class Pairs:
             rho = 1.0 / dot(s, y)
             share = rho * dot(s, d)
             shares.append((rho, share, s, y))
-            d = d - share * y
+            vector.add_scaled(d, -share, y)
         if solve is not None:
             d = solve(d)
         elif self.moves:
             y = self.changes[-1]
             d = d * (dot(self.moves[-1], y) / dot(y, y))
         for rho, share, s, y in reversed(shares):
-            d = d + (share - rho * dot(y, d)) * s
+            vector.add_scaled(d, share - rho * dot(y, d), s)
         return d
 
     def named(self) -> State:
