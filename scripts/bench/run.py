@@ -30,6 +30,7 @@ OUTSIDE = ("solve", "streaming", "memory", "startup", "plan")
 SUBJECTS = (*INSIDE, *OUTSIDE)
 LIMIT = 300.0  # seconds a subject may take; ten times that with --full
 PAGE = ROOT / "docs" / "performance.md"
+HEAD = "#### "  # of a subject's results on it
 MARKS = ("<!-- results: run.py --update-docs -->\n", "<!-- end of results -->\n")
 
 
@@ -82,13 +83,17 @@ def keep_profile(told: Mapping[str, object], path: Path = RESULTS / "profile.jso
     path.write_text(json.dumps({**known, **told}, indent=1) + "\n", encoding="utf-8")
 
 
-def update_docs(rows: Sequence[Row], where: str, page: Path = PAGE) -> None:
-    """Rewrite the generated part of the page. ValueError if its marks are gone."""
+def update_docs(found: Mapping[str, Sequence[Row]], where: str, page: Path = PAGE) -> None:
+    """Rewrite what the generated part of the page says of these subjects; others stay. ValueError if its marks are gone."""
     before, mark, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
+    made, end, after = rest.partition(MARKS[1])
     if not mark or not end:
         raise ValueError(f"{page}: the marks of the generated table are missing")
-    made = f"\n{where}.\n\n{harness.markdown(rows)}\n\n"
+    _, *parts = made.split(HEAD)
+    sections = {name: text for name, _, text in (part.partition("\n") for part in parts)}
+    sections |= {name: f"\n{where}.\n\n{harness.markdown(rows)}\n\n" for name, rows in found.items()}
+    known = [name for name in SUBJECTS if name in sections]
+    made = "\n" + "".join(f"{HEAD}{name}\n{sections[name]}" for name in known)
     page.write_text(before + mark + made + end + after, encoding="utf-8")
 
 
@@ -96,29 +101,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=SUBJECTS, metavar="NAME", help=", ".join(SUBJECTS))
     parser.add_argument("--full", action="store_true", help="more data, more repeats")
-    parser.add_argument("--update-docs", action="store_true", help=f"rewrite the table in {PAGE.relative_to(ROOT)}")
+    rewrite = f"rewrite what {PAGE.relative_to(ROOT)} says of the subjects that are run"
+    parser.add_argument("--update-docs", action="store_true", help=rewrite)
     arguments = parser.parse_args()
     size, limit = (FULL, 10 * LIMIT) if arguments.full else (SHORT, LIMIT)
     RESULTS.mkdir(exist_ok=True)
     where, begin = machine(), time.perf_counter()
     print(where, flush=True)
-    rows: list[Row] = []
+    results: dict[str, list[Row]] = {}
     for name in arguments.only or SUBJECTS:
         started = time.perf_counter()
         found = subject(name, size, limit)
         print(f"\n== {name} ({time.perf_counter() - started:.0f} s)\n" + "\n".join(map(harness.line, found)), flush=True)
-        rows += found
+        results[name] = found
         if told := profile(found):  # the subject `plan`, and people's own plans, want it
             keep_profile(told)
-    harness.write_json(rows, RESULTS / "bench.json")
-    finish(rows, where, time.perf_counter() - begin, arguments.update_docs)
+    harness.write_json([row for rows in results.values() for row in rows], RESULTS / "bench.json")
+    finish(results, where, time.perf_counter() - begin, arguments.update_docs)
 
 
-def finish(rows: Sequence[Row], where: str, spent: float, docs: bool) -> None:
+def finish(results: Mapping[str, Sequence[Row]], where: str, spent: float, docs: bool) -> None:
+    rows = [row for found in results.values() for row in found]
     verdicts = [row.met for row in rows if row.met is not None]
     print(f"\n{sum(verdicts)} of {len(verdicts)} targets met in {spent:.0f} s; {RESULTS.relative_to(ROOT)}/bench.json")
     if docs:
-        update_docs(rows, where)
+        update_docs(results, where)
     try:
         from scripts.bench import charts
     except ModuleNotFoundError as error:

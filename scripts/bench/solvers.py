@@ -1,4 +1,6 @@
-"""The peers of the subject `solve`, one process with two threads: python -m scripts.bench.solvers DATA.h5 LOSS L2 OUT.npz BUDGET.
+"""The peers of the subject `solve`, one process with two threads.
+
+python -m scripts.bench.solvers DATA.h5 LOSS L2 OURS.npz OUT.npz BUDGET MODULE ...: of these modules.
 
 Each gets columns that are standardised already, which it is not charged for, and tightens its own tolerance until the common
 objective is within 1e-6 of its optimum, or a fit takes more than BUDGET times ours: then its process is ended. Its time is that
@@ -8,10 +10,11 @@ of its last fit alone.
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -91,6 +94,31 @@ def torch(X: Any, y: Array, part: Part, tol: float) -> tuple[Array, Array]:
     return W.detach().numpy().T.astype(np.float64), b.detach().numpy().astype(np.float64)
 
 
+FRAMES: list[tuple[Any, Any]] = []  # what Spark was given last, and what it made of it
+
+
+def spark(X: Any, y: Array, part: Part, tol: float) -> tuple[Array, Array]:
+    """Rows reach Spark's own process once: the first fit pays for that, which is hardly ever the last."""
+    from pyspark.ml.classification import LogisticRegression
+    from pyspark.ml.linalg import Vectors
+    from pyspark.sql import SparkSession
+
+    if not FRAMES or FRAMES[0][0] is not X:
+        settings = {"spark.ui.enabled": "false", "spark.driver.memory": "8g"}
+        session = SparkSession.builder.master(f"local[{THREADS}]").config(map=settings).getOrCreate()
+        vectors = (Vectors.dense(row) if isinstance(X, np.ndarray) else _sparse(Vectors, row) for row in X)
+        rows = session.createDataFrame(zip(vectors, map(float, y), strict=True), ["features", "label"]).cache()
+        rows.count()
+        FRAMES[:] = [(X, rows)]
+    family = "multinomial" if part.loss == "softmax" else "binomial"
+    found = LogisticRegression(regParam=part.l2, tol=tol, maxIter=1000, standardization=False, family=family).fit(FRAMES[0][1])
+    return found.coefficientMatrix.toArray(), found.interceptVector.toArray()
+
+
+def _sparse(vectors: Any, row: Any) -> Any:
+    return vectors.sparse(row.shape[-1], row.indices, row.data)
+
+
 LOGISTIC = ("lbfgs", "newton-cholesky", "newton-cg", "saga")
 SOLVERS: dict[str, tuple[str, tuple[str, ...], bool, Fit]] = {  # module, losses, takes CSR
     **{f"scikit-learn {name}": ("sklearn", ("logistic", "softmax"), True, scikit(name)) for name in LOGISTIC},
@@ -99,7 +127,13 @@ SOLVERS: dict[str, tuple[str, tuple[str, ...], bool, Fit]] = {  # module, losses
     "snapml": ("snapml", ("logistic",), True, snapml),
     "glum": ("glum", ("logistic", "poisson"), True, glum),
     "torch L-BFGS": ("torch", ("logistic", "softmax", "poisson"), False, torch),
+    f"pyspark local[{THREADS}]": ("pyspark", ("logistic", "softmax"), True, spark),
 }
+
+
+def installed(module: str) -> bool:
+    """pyspark is of use with a Java machine alone."""
+    return find_spec(module) is not None and (module != "pyspark" or shutil.which("java") is not None)
 
 
 def trials(fit: Fit, common: Common, X: Any, best: float, tell: Any) -> None:
@@ -137,12 +171,12 @@ def trial(fit: Fit, common: Common, X: Any, best: float, budget: float) -> tuple
     return found
 
 
-def race(common: Common, best: float, budget: float) -> dict[str, tuple[float, float]]:
-    """Of each installed peer that knows the problem: seconds of its fit and the relative error that it reached."""
+def race(common: Common, best: float, budget: float, modules: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Of each installed peer of these modules that knows the problem: seconds of its fit, the relative error that it reached."""
     X = common.standardised()
     found = {}
     for name, (module, losses, sparse, fit) in SOLVERS.items():
-        if find_spec(module) and common.part.loss in losses and (sparse or not common.sparse):
+        if module in modules and installed(module) and common.part.loss in losses and (sparse or not common.sparse):
             found[name] = trial(fit, common, X, best, budget)
             print(f"{name}: {found[name][0]:.3g} s, error {found[name][1]:.1e}")
     return found
@@ -150,14 +184,14 @@ def race(common: Common, best: float, budget: float) -> dict[str, tuple[float, f
 
 def main() -> None:
     warnings.simplefilter("ignore")  # of convergence: the objective tells
-    data, loss, l2, ours, out, budget = sys.argv[1:]
+    data, loss, l2, ours, out, budget, *modules = sys.argv[1:]
     common = Common.read(data, loss, float(l2))
     known = np.load(ours)
     start = known["coef"][-1], known["intercept"][-1]
     best = common.optimum(*start)
     errors = [common.value(*point) / best - 1.0 for point in zip(known["coef"], known["intercept"], strict=True)]
     limit = float(budget) * float(np.nanmax(known["seconds"])) + 1.0  # of a fit: a second for its evaluation
-    peers = race(common, best, limit) if float(budget) > 0 else {}
+    peers = race(common, best, limit, modules) if float(budget) > 0 else {}
     table = np.array(list(peers.values())).reshape(-1, 2)
     np.savez(
         out,

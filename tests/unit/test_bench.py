@@ -121,14 +121,17 @@ def test_every_subject_is_a_file_and_every_file_is_explained() -> None:
 def test_the_table_of_the_docs_is_rewritten_alone(tmp_path: Path) -> None:
     page = tmp_path / "performance.md"
     page.write_text(f"above\n{run.MARKS[0]}old\n{run.MARKS[1]}below\n")
+    run.update_docs({"plan": [Row("guess", 0.25)], "roof": [Row("read", 40.0)]}, "another machine", page)
     for value in (1234.5, 0.5):
-        run.update_docs([Row("speed", value, ">= 1")], "a machine", page)
+        run.update_docs({"roof": [Row("speed", value, ">= 1")]}, "a machine", page)
     text = page.read_text()
     assert text.startswith("above\n") and text.endswith("below\n")
-    assert "| speed | 0.5 | >= 1 | NO |" in text and "old" not in text and "1,234" not in text
+    assert "| speed | 0.5 | >= 1 | NO |" in text and "old" not in text and "1,234" not in text and "| read" not in text
+    assert "| guess | 0.25 |  |  |" in text, "results of a subject that was not run stay"
+    assert text.index("#### roof") < text.index("a machine") < text.index("#### plan") < text.index("another machine")
     page.write_text("no marks")
     with pytest.raises(ValueError, match="marks"):
-        run.update_docs([], "a machine", page)
+        run.update_docs({}, "a machine", page)
     assert all(mark in run.PAGE.read_text() for mark in run.MARKS)
 
 
