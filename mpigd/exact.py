@@ -105,6 +105,7 @@ class ExactAccumulator:
             self.lines.fill(0.0)
             parts = self.lines[..., :k].transpose(1, 2, 0)
             self.coef, self.A = parts[0], parts[1:]
+        self.room = np.empty(0)
         self._at: Grids | None = None  # of whose biases A is full
 
     def start(self, grids: Grids, limits: Array, panel: int) -> None:

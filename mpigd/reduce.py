@@ -125,6 +125,7 @@ class NativeAccumulator:
         unused = np.zeros(2)
         self.arrays = (unused, unused, self.S, unused, unused, self.gradient[np.newaxis], None, None, None)
         self.filled = self.panel = 0
+        self.room = np.empty(0)
         self.coef: Array | None = None
         self.pairs: Array | None = None
         self.lines: Array | None = None

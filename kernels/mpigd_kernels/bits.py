@@ -5,12 +5,11 @@ several times as long, and is left to the rare data that need it (dense.scrub).
 """
 
 import numpy as np
-from numba import njit
 
-_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
+from mpigd_kernels.compiled import compiled
 
 
-@njit(**_OPTIONS)
+@compiled
 def all_normal_32(words):
     """Whether none of the float32 with these bits (n,) uint32 is subnormal, infinite or NaN."""
     low, high = np.uint32(0xFFFFFFFF), np.uint32(0)
@@ -21,7 +20,7 @@ def all_normal_32(words):
     return low >= np.uint32(0x00FFFFFF) and high < np.uint32(0xFF000000)
 
 
-@njit(**_OPTIONS)
+@compiled
 def all_normal_64(words):
     """Whether none of the float64 with these bits (n,) uint64 is subnormal, infinite or NaN."""
     low, high = np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(0)

@@ -3,14 +3,11 @@
 All of it is inlined, for a block of few rows takes less time than some calls.
 """
 
-from numba import njit
-
+from mpigd_kernels.compiled import compiled, inlined
 from mpigd_kernels.sums import PANEL, WIDTH, add_plain, collect, spread, take_block, within_limits
 
-_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 
-
-@njit(**_OPTIONS, forceinline=True)
+@inlined
 def views(room, k, targets, n):
     """Room for n rows: margins and residuals (k, n), targets (q, n), losses (n,)."""
     ends = k * n, 2 * k * n, (2 * k + targets) * n
@@ -18,12 +15,12 @@ def views(room, k, targets, n):
     return z, r, t, room[ends[2] : ends[2] + n]
 
 
-@njit(**_OPTIONS, forceinline=True)
+@inlined
 def row_of(order, i):
     return order[i] if order.size > 0 else i
 
 
-@njit(**_OPTIONS, forceinline=True)
+@inlined
 def take_vectors(order, begin, y, c, t, weights):
     """Targets and weights of a block's rows; one weight for all is there already.
 
@@ -44,13 +41,13 @@ def take_vectors(order, begin, y, c, t, weights):
             _copy(c[begin : begin + n], weights)
 
 
-@njit(**_OPTIONS, forceinline=True)
+@inlined
 def _copy(values, out):
     for i in range(out.size):
         out[i] = values[i]
 
 
-@njit(**_OPTIONS, forceinline=True)
+@inlined
 def shift_and_keep(z, order, begin, offset, keep):
     """Add the offset to the margins z (k, n), and keep them."""
     if offset.size > 0:
@@ -63,7 +60,7 @@ def shift_and_keep(z, order, begin, offset, keep):
                 keep[q, row_of(order, begin + i)] = z[q, i]
 
 
-@njit(**_OPTIONS, forceinline=True)
+@inlined
 def take_scalars(r, l, limits, S, counts, tops, C, lanes):
     """Losses and residuals into accumulators, plain ones into S; False if a limit was exceeded: the rest is in vain then."""
     if C is None:
@@ -78,7 +75,7 @@ def take_scalars(r, l, limits, S, counts, tops, C, lanes):
         return True
 
 
-@njit(**_OPTIONS)
+@compiled
 def take_vector_sums(r, l, limits, biases, S, counts, tops, C):
     """take_scalars straight into S."""
     if C is None:
@@ -88,14 +85,14 @@ def take_vector_sums(r, l, limits, biases, S, counts, tops, C):
         return take_block(r, l, limits, biases, S, counts, tops)
 
 
-@njit(**_OPTIONS)
+@compiled
 def _add_plain(r, l, S):
     S[0, 0] = add_plain(l, S[0, 0])
     for q in range(r.shape[0]):
         S[1 + q, 0] = add_plain(r[q], S[1 + q, 0])
 
 
-@njit(**_OPTIONS)
+@compiled
 def open_lanes(lanes, biases):
     """Empty accumulators (1 + k, WIDTH) for sums of losses and residuals on the grids of biases (2,)."""
     for q in range(lanes.shape[0]):
@@ -103,7 +100,7 @@ def open_lanes(lanes, biases):
             lanes[q, j] = biases[min(q, 1)]
 
 
-@njit(**_OPTIONS)
+@compiled
 def collect_all(lanes, biases, S, C):
     """Move what the accumulators hold into S (1 + k, 2), unless sums are plain."""
     if C is not None:
@@ -111,7 +108,7 @@ def collect_all(lanes, biases, S, C):
             collect(lanes[q], biases[min(q, 1)], S[q])
 
 
-@njit(**_OPTIONS, forceinline=True)
+@inlined
 def keep_lanes_low(lanes, biases, S, C, terms, n):
     """collect_all before they may be full; returns how many terms they hold at most, `terms` before and then n rows more.
 

@@ -3,30 +3,28 @@
 `indptr` holds offsets into `indices` and `data`, so rows a to b of a matrix are indptr[a : b + 1] with the others whole.
 """
 
-from numba import njit
 from numpy import float64, uint64
 
+from mpigd_kernels.compiled import compiled
 from mpigd_kernels.elementary import fma, set_odd
 from mpigd_kernels.entries import add_entries, dot_entries
 from mpigd_kernels.sums import flush
 
-_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 
-
-@njit(**_OPTIONS)
+@compiled
 def margins(indptr, indices, data, w, b, z):
     """margins_of all rows."""
     margins_of(indptr[:-1], indptr[1:], indices, data, w, b, z)
 
 
-@njit(**_OPTIONS)
+@compiled
 def margins_of(starts, stops, indices, data, w, b, z):
     """z_i = X_i . w + b over the row's entries in their stored order; w (d,), or the first column of pairs (entries.py)."""
     for i in range(starts.size):
         z[i] = dot_entries(starts[i], stops[i], indices, data, w) + b
 
 
-@njit(**_OPTIONS)
+@compiled
 def add_rows(starts, stops, indices, data, r, A):
     """A_j = fma(r_i, X_ij, A_j), in the order of the rows, while as many entries after them are fetched."""
     ahead = stops[-1] - starts[0] if starts.size > 0 else 0
@@ -34,7 +32,7 @@ def add_rows(starts, stops, indices, data, r, A):
         add_entries(starts[i], stops[i], indices, data, A, r[i], ahead)
 
 
-@njit(**_OPTIONS)
+@compiled
 def add_exact(starts, stops, indices, data, r, A, C, T, filled, panel):
     """Add r_i X_ij, each on the grid of column j, into A and, every `panel` rows, into the totals T (2, h).
 
@@ -52,7 +50,7 @@ def add_exact(starts, stops, indices, data, r, A, C, T, filled, panel):
     return filled
 
 
-@njit(**_OPTIONS)
+@compiled
 def accumulators(A):
     """A (d,), or the second column of pairs (d, 2)."""
     if A.ndim == 2:
@@ -61,7 +59,7 @@ def accumulators(A):
         return A
 
 
-@njit(**_OPTIONS)
+@compiled
 def add_fine(starts, stops, indices, data, r, A, B, C, D, T, U, filled, panel):
     """add_exact with a second, finer grid for what rounding to the first cuts off (dense.accumulate_fine)."""
     A, B = accumulators(A), accumulators(B)
@@ -81,7 +79,7 @@ def add_fine(starts, stops, indices, data, r, A, B, C, D, T, U, filled, panel):
     return filled
 
 
-@njit(**_OPTIONS)
+@compiled
 def column_range(indices, data, low, high, count):
     """Range of the stored entries of each column (d,), and how many there are (d,) int64; NaN is passed over."""
     for k in range(indices.size):
@@ -91,14 +89,14 @@ def column_range(indices, data, low, high, count):
         count[j] += 1
 
 
-@njit(**_OPTIONS)
+@compiled
 def renumber(indices, place):
     """indices_k = place[indices_k]."""
     for k in range(indices.size):
         indices[k] = place[uint64(indices[k])]
 
 
-@njit(**_OPTIONS)
+@compiled
 def all_ones(data):
     """Whether every value is one."""
     k = 0
@@ -107,7 +105,7 @@ def all_ones(data):
     return k == data.size
 
 
-@njit(**_OPTIONS)
+@compiled
 def squared_deviation(indices, data, center, out):
     """out_k = (data_k - center[indices_k])**2 in float64."""
     for k in range(indices.size):
@@ -115,7 +113,7 @@ def squared_deviation(indices, data, center, out):
         out[k] = t * t
 
 
-@njit(**_OPTIONS)
+@compiled
 def gather(indptr, indices, data, rows, out_indptr, out_indices, out_data):
     """Copy the given rows, in the order given, into a CSR triple that is large enough; data None: only the columns."""
     at = 0
@@ -129,7 +127,7 @@ def gather(indptr, indices, data, rows, out_indptr, out_indices, out_data):
         out_indptr[i + 1] = at
 
 
-@njit(**_OPTIONS)
+@compiled
 def sort_rows(indptr, indices, data, d):
     """Sort each row's entries by column, in place; returns the first row with a column twice or outside 0..d-1, or -1."""
     for i in range(indptr.size - 1):

@@ -4,25 +4,24 @@ Margins z (k, m), targets y (m,), weights c (m,), the loss's own parameter a -> 
 output h is c times d2loss/dz2; for softmax it holds the probabilities, of which products with a direction are made.
 """
 
-from numba import njit
 from numpy import float64, uint64
 
+from mpigd_kernels.compiled import compiled
 from mpigd_kernels.elementary import exp, fma, set_odd
 from mpigd_kernels.sums import SPLIT, TINY
 
-_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 PANEL = 256  # rows that the accumulators of a Hessian take before they are flushed
 BIAS = 1.5 * 2.0**10  # 1.5 * 2**52 * u with 256 * (1 + u) <= 2**51 * u: u = 2**-42
 
 
-@njit(**_OPTIONS)
+@compiled
 def squared(z, y, c, a, h):
     """1."""
     for i in range(y.size):
         h[0, i] = c[i]
 
 
-@njit(**_OPTIONS)
+@compiled
 def logistic(z, y, c, a, h):
     """p (1 - p), p = 1 / (1 + exp(-z))."""
     for i in range(y.size):
@@ -30,7 +29,7 @@ def logistic(z, y, c, a, h):
         h[0, i] = c[i] * (e / ((1.0 + e) * (1.0 + e)))
 
 
-@njit(**_OPTIONS)
+@compiled
 def softmax(z, y, c, a, h):
     """The probabilities p (k, m): the Hessian of a row is c (diag(p) - p p')."""
     k = z.shape[0]
@@ -46,35 +45,35 @@ def softmax(z, y, c, a, h):
             h[q, i] /= total
 
 
-@njit(**_OPTIONS)
+@compiled
 def squared_hinge(z, y, c, a, h):
     """2 inside the margin, 0 beyond."""
     for i in range(y.size):
         h[0, i] = 2.0 * c[i] if (2.0 * y[i] - 1.0) * z[0, i] < 1.0 else 0.0
 
 
-@njit(**_OPTIONS)
+@compiled
 def huber(z, y, c, a, h):
     """1 where |z - y| <= a, 0 beyond."""
     for i in range(y.size):
         h[0, i] = c[i] if abs(z[0, i] - y[i]) <= a else 0.0
 
 
-@njit(**_OPTIONS)
+@compiled
 def poisson(z, y, c, a, h):
     """exp(z)."""
     for i in range(y.size):
         h[0, i] = c[i] * exp(z[0, i])
 
 
-@njit(**_OPTIONS)
+@compiled
 def gamma(z, y, c, a, h):
     """y exp(-z)."""
     for i in range(y.size):
         h[0, i] = c[i] * (y[i] * exp(-z[0, i]))
 
 
-@njit(**_OPTIONS)
+@compiled
 def product(z, h, c, a, r, l):
     """r = h z for the margins z of a direction. l = 1: a size that the sums' limits know beforehand."""
     for i in range(c.size):
@@ -82,7 +81,7 @@ def product(z, h, c, a, r, l):
         l[i] = 1.0
 
 
-@njit(**_OPTIONS)
+@compiled
 def softmax_product(z, h, c, a, r, l):
     """r_q = c p_q (z_q - sum_s p_s z_s) for the margins z (k, m) of a direction and probabilities p = h; l = 1."""
     k = z.shape[0]
@@ -95,7 +94,7 @@ def softmax_product(z, h, c, a, r, l):
         l[i] = 1.0
 
 
-@njit(**_OPTIONS)
+@compiled
 def squares(z, y, c, a, r, l):
     """r = c z for every output, l = c z**2 of the first: the Hessian of half the squared margins is X'CX."""
     for q in range(z.shape[0]):
@@ -105,7 +104,7 @@ def squares(z, y, c, a, r, l):
         l[i] = r[0, i] * z[0, i]
 
 
-@njit(**_OPTIONS)
+@compiled
 def softmax_pair(p, c, q, s, out):
     """out (m,) = the size of d2loss / dz_q dz_s: c p_q (1 - p_q), and c p_q p_s for q != s, where it is negative."""
     for i in range(c.size):
@@ -113,7 +112,7 @@ def softmax_pair(p, c, q, s, out):
         out[i] = c[i] * (p[q, i] * other)
 
 
-@njit(**_OPTIONS)
+@compiled
 def dense_rows(X, center, scale, Z):
     """Z (m, p) = (X - center) * scale; a column of Z beyond those of X (the intercept's) becomes 1 * scale."""
     d = X.shape[1]
@@ -124,7 +123,7 @@ def dense_rows(X, center, scale, Z):
             Z[i, j] = scale[j]
 
 
-@njit(**_OPTIONS)
+@compiled
 def csr_rows(indptr, indices, data, center, scale, Z):
     """dense_rows of compressed rows, whose missing entries are zeros."""
     d = center.size
@@ -138,13 +137,13 @@ def csr_rows(indptr, indices, data, center, scale, Z):
             Z[i, j] = (float64(data[k]) - center[j]) * scale[j]
 
 
-@njit(**_OPTIONS)
+@compiled
 def _odd_product(h, z):
     x = h * z
     return set_odd(x) if abs(x) >= TINY else 0.0
 
 
-@njit(**_OPTIONS)
+@compiled
 def add_outer(Z, h, A):
     """A (p, p) += sum_i h_i Z_i Z_i', upper triangle, each term on the grid of BIAS, for m <= PANEL rows (sums.py).
 
@@ -173,7 +172,7 @@ def add_outer(Z, h, A):
                 A[j, q] = fma(r0, Z[i, q], A[j, q])
 
 
-@njit(**_OPTIONS)
+@compiled
 def flush_outer(A, T):
     """Move A - BIAS, upper triangle, into the two-word totals T (2, p, p), both exactly, and set A back."""
     shift = SPLIT * BIAS

@@ -1,26 +1,25 @@
 """Dense rows: margins, and residuals times rows. X (n, d) is C-contiguous float32, float64, or the bits of halves as uint16."""
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 from numpy import float64
 
+from mpigd_kernels.compiled import compiled, inlined
 from mpigd_kernels.elementary import fma, set_odd
 from mpigd_kernels.elements import number, prefetch_row
 from mpigd_kernels.lanes import ADDED, AHEAD, ROWS, add_row, add_rows, dot_row, dot_rows, widen_row
 from mpigd_kernels.sums import PANEL, flush
 from mpigd_kernels.tiles import TILE, add_tile, dot_tile
 
-_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 
-
-@njit(**_OPTIONS)
+@compiled
 def margins(X, w, b, z):
     """z_i = X_i . w + b: a pure function of the row, wherever it lies."""
     _margins(X, np.empty(0, np.int64), 0, w, b, z)
 
 
-@njit(**_OPTIONS, forceinline=True)
+@inlined
 def _margins(X, order, first, w, b, z):
     """margins of rows first, first + 1, ... in `order`."""
     n = z.size
@@ -31,7 +30,7 @@ def _margins(X, order, first, w, b, z):
         dot_row(X, order, first + i, w, b, z, i)
 
 
-@njit(**_OPTIONS, forceinline=True)
+@inlined
 def _add(X, order, first, r, start, stop, A):
     """A_j = fma(r_i, X_ij, A_j) for i = start to stop, where X_i is row first + i in `order`."""
     whole = start + (stop - start) // ADDED * ADDED
@@ -42,7 +41,7 @@ def _add(X, order, first, r, start, stop, A):
         add_row(X, order, first + i, r, i, A, behind)
 
 
-@njit(**_OPTIONS, forceinline=True)
+@inlined
 def accumulate_exact(X, order, first, R, A, C, T, filled):
     """Add R X, each product rounded to the grid of its column, into A (k, d) and, every PANEL rows, into the totals T (2, k, d).
 
@@ -62,7 +61,7 @@ def accumulate_exact(X, order, first, R, A, C, T, filled):
     return filled
 
 
-@njit(**_OPTIONS, forceinline=True)
+@inlined
 def margins_of_all(X, order, first, W, b, Z):
     """Z (k, n) = W X' + b, every output with the bits of `margins`; X_i is row first + i in `order`."""
     k, n = Z.shape
@@ -78,7 +77,7 @@ def margins_of_all(X, order, first, W, b, Z):
         _margins(X, order, first, W[q], b[q], Z[q])
 
 
-@njit(**_OPTIONS, forceinline=True)
+@inlined
 def add_all(X, order, first, R, start, stop, A):
     """A (k, d) += R X for i = start to stop, each element a chain of fma in that order; X_i is row first + i in `order`."""
     k = A.shape[0]
@@ -94,7 +93,7 @@ def add_all(X, order, first, R, start, stop, A):
         _add(X, order, first, R[q], start, stop, A[q])
 
 
-@njit(**_OPTIONS)
+@compiled
 def add_one(X, r, A, C, D, T, q, filled):
     """accumulate_exact of output q alone, r (n,), A (1 or 2, k, d), T (2 or 4, k, d); on two grids with D, plain sums without C.
 
@@ -119,8 +118,8 @@ def add_one(X, r, A, C, D, T, q, filled):
         return accumulate_fine(X, order, none, r, A[0, q], A[1, q], C, D, T[:2, q], T[2:, q], filled)
 
 
-def as_floats(X, order, first, room):
-    """(X, order, first) as the other kernels read rows fastest: halves as float64 in `room` (n, d), all others as they are.
+def as_floats(X, order, first, n, room):
+    """(X, order, first) as the other kernels read n rows fastest: halves as float64 in `room`, all others as they are.
 
     Converting a half takes the processor longer than anything else that is done with it, and every element is needed twice.
     """
@@ -128,34 +127,23 @@ def as_floats(X, order, first, room):
 
 
 @overload(as_floats)
-def _as_floats(X, order, first, room):
-    def widened(X, order, first, room):
-        widen(X, order, first, room)
-        return room, order[:0], first * 0
+def _as_floats(X, order, first, n, room):
+    def widened(X, order, first, n, room):
+        rows = room[: n * X.shape[1]].reshape(n, X.shape[1])
+        widen(X, order, first, rows)
+        return rows, order[:0], first * 0
 
-    return widened if X.dtype == types.uint16 else lambda X, order, first, room: (X, order, first)
+    return widened if X.dtype == types.uint16 else lambda X, order, first, n, room: (X, order, first)
 
 
-@njit(**_OPTIONS)
+@compiled
 def widen(X, order, first, out):
     """out_i (n, d) float64 = X_i, halves, where X_i is row first + i in `order`, as far as there are any."""
     for i in range(out.shape[0]):
         widen_row(X, order, first + i, out, i)
 
 
-def room_for_floats(X, rows):
-    """What as_floats needs for so many rows."""
-    raise NotImplementedError("for compiled code")
-
-
-@overload(room_for_floats)
-def _room_for_floats(X, rows):
-    if X.dtype == types.uint16:
-        return lambda X, rows: np.empty((rows, X.shape[1]))
-    return lambda X, rows: np.empty((0, 0))
-
-
-@njit(**_OPTIONS)
+@compiled
 def gather(X, rows, out):
     """out_i = X[rows_i]. Asking for rows ahead halves the time: scattered rows are a wait for memory each.
 
@@ -172,7 +160,7 @@ def gather(X, rows, out):
             out[i, j] = X[row, j]
 
 
-@njit(**_OPTIONS)
+@compiled
 def column_range(X, low, high):
     """Lower `low` and raise `high` (d,) to the range of the columns; NaN is passed over."""
     for i in range(X.shape[0]):
@@ -182,7 +170,7 @@ def column_range(X, low, high):
             high[j] = x if x > high[j] else high[j]
 
 
-@njit(**_OPTIONS)
+@compiled
 def squared_deviation(X, center, out):
     """out_ij = (X_ij - center_j)**2 in float64."""
     for i in range(X.shape[0]):
@@ -191,7 +179,7 @@ def squared_deviation(X, center, out):
             out[i, j] = t * t
 
 
-@njit(**_OPTIONS)
+@compiled
 def scrub(v, smallest):
     """Set elements of v (n,) below `smallest` in size to zero; returns the index of the first not finite, or -1.
 
@@ -210,7 +198,7 @@ def scrub(v, smallest):
     return -1
 
 
-@njit(**_OPTIONS)
+@compiled
 def accumulate_fine(X, order, first, r, A, B, C, D, T, U, filled):
     """accumulate_exact, and what rounding to the grid of C cuts off each product, on the finer grid of D, into B and U.
 

@@ -2,15 +2,13 @@
 
 from math import sqrt
 
-from numba import njit
-
+from mpigd_kernels.compiled import compiled
 from mpigd_kernels.elementary import fma
 
-_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 FLAT = 1e-12  # of the largest diagonal element: less curvature than that is none
 
 
-@njit(**_OPTIONS)
+@compiled
 def sweep_coordinates(H, l1, low, high, u, s, everything):
     """One cyclic pass that lowers s . (u - u0) + (u - u0) H (u - u0) / 2 + sum l1 |u| within the bounds.
 
@@ -38,7 +36,7 @@ def sweep_coordinates(H, l1, low, high, u, s, everything):
     return largest
 
 
-@njit(**_OPTIONS)
+@compiled
 def add_product(H, d, s):
     """s += H d, row by row of the symmetric H (p, p)."""
     for j in range(d.size):

@@ -6,15 +6,15 @@ in the units of the columns and round as they would in those of the data (data/h
 """
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
+from mpigd_kernels.compiled import compiled
 from mpigd_kernels.elements import number
 
 SMALLEST_NORMAL = 2.0**-14  # below it a half has a fixed step, and below half a step it is zero
 ROUNDER = 1.5 * 2.0**42  # times 2**e: adding it rounds what lies in [2**e, 2**(e + 1)) to the 11 bits of a half
 
-_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 _I16, _I64, _HALF, _F32, _F64 = ir.IntType(16), ir.IntType(64), ir.HalfType(), ir.FloatType(), ir.DoubleType()
 
 
@@ -39,7 +39,7 @@ def _power_below(typingctx, x):
     return types.float64(types.float64), generate
 
 
-@njit(**_OPTIONS)
+@compiled
 def narrow(X, inverse, out, lost, kept, gone):
     """out_ij = the half nearest to X_ij * inverse_j, which is at most 65504 in size; ties to even.
 
@@ -58,7 +58,7 @@ def narrow(X, inverse, out, lost, kept, gone):
             gone[j] += 1 if (h == 0.0) & (X[i, j] != 0.0) else 0
 
 
-@njit(**_OPTIONS)
+@compiled
 def widen_rows(X, unit, out):
     """out_ij (n, d) = X_ij unit_j in float64."""
     for i in range(X.shape[0]):
@@ -66,7 +66,7 @@ def widen_rows(X, unit, out):
             out[i, j] = number(X[i, j]) * unit[j]
 
 
-@njit(**_OPTIONS)
+@compiled
 def all_finite(X):
     """Whether no half among X (n, d) is infinite or not a number."""
     bad = 0
@@ -76,7 +76,7 @@ def all_finite(X):
     return bad == 0
 
 
-@njit(**_OPTIONS)
+@compiled
 def column_range(X, low, high):
     """Lower `low` and raise `high` (d,) to the range of the columns, in their units."""
     for i in range(X.shape[0]):
@@ -86,7 +86,7 @@ def column_range(X, low, high):
             high[j] = x if x > high[j] else high[j]
 
 
-@njit(**_OPTIONS)
+@compiled
 def squared_deviation(X, unit, center, out):
     """out_ij = (X_ij unit_j - center_j)**2 in float64."""
     for i in range(X.shape[0]):

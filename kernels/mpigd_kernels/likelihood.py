@@ -1,15 +1,13 @@
 """What a log-likelihood has beside half the deviance: the logarithm of the density where the mean is y itself."""
 
-from numba import njit
-
+from mpigd_kernels.compiled import compiled
 from mpigd_kernels.elementary import log
 
-_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 LOG_TWO_PI = 1.8378770664093453
 LARGE = 10.0  # from where six terms of Stirling's series have all digits
 
 
-@njit(**_OPTIONS)
+@compiled
 def _stirling(x):
     """log(Gamma(x + 1)) - (x log x - x) for x >= LARGE (Abramowitz and Stegun, 6.1.41)."""
     q = 1.0 / (x * x)
@@ -17,7 +15,7 @@ def _stirling(x):
     return 0.5 * (LOG_TWO_PI + log(x)) + tail / x
 
 
-@njit(**_OPTIONS)
+@compiled
 def poisson(y, out):
     """y log y - y - log(Gamma(y + 1)) for y (m,) >= 0."""
     for i in range(y.size):
@@ -32,7 +30,7 @@ def poisson(y, out):
         out[i] = own - ((x * log(x) - x + _stirling(x)) - log(product))
 
 
-@njit(**_OPTIONS)
+@compiled
 def gamma(y, out):
     """-log y for y (m,) > 0; what depends on the dispersion is added once for all rows."""
     for i in range(y.size):

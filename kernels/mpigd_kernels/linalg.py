@@ -2,15 +2,13 @@
 
 from math import sqrt
 
-from numba import njit
-
+from mpigd_kernels.compiled import compiled
 from mpigd_kernels.elementary import fma
 
-_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 PIVOT = 1e-9  # of the diagonal element: below, a column depends on those before it, but for rounding
 
 
-@njit(**_OPTIONS)
+@compiled
 def cholesky(H):
     """H (p, p) symmetric, of which the upper triangle is read, becomes U with U'U = H; returns how many pivots were replaced.
 
@@ -46,7 +44,7 @@ def cholesky(H):
     return replaced
 
 
-@njit(**_OPTIONS)
+@compiled
 def solve(U, b, x):
     """x (p,) = (U'U)^-1 b for U of `cholesky`: forward by rows, backward by dots of rows. x may be b."""
     p = b.size
@@ -71,7 +69,7 @@ def solve(U, b, x):
         x[i] = (x[i] - ((s0 + s1) + (s2 + s3))) / U[i, i]
 
 
-@njit(**_OPTIONS)
+@compiled
 def stationary(T):
     """The positive t (k,) with t' T = 0, its largest element 1, for a matrix T (k, k) of rates: off the diagonal >= 0.
 

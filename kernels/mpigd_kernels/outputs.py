@@ -5,18 +5,17 @@ sums are kept on a finer grid too, those of it. LANES outputs are one vector, an
 what is left of the last vector holds zeros. Every output has the bits that it has alone (entries.py).
 """
 
-import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
 
+from mpigd_kernels.compiled import compiled
 from mpigd_kernels.entries import _ZEROS, _entries, _fetch
 from mpigd_kernels.lanes import F64, I64, LANES, VECTOR, every, fma_lanes, hint, load_lanes, store_lanes
 from mpigd_kernels.sums import flush_all
 
-_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 _BITS = ir.VectorType(I64, LANES)
 _AHEAD = 32  # entries by which the lines of their columns are fetched: half the time where these do not fit into the cache
 
@@ -26,19 +25,19 @@ def width(k):
     return -(-k // LANES) * LANES
 
 
-def turned_for(lines, block):
-    """Room for one number of every output for each row of a block; None where there are no lines."""
+def turned_in(room, lines, block):
+    """A number of every output for each row of a block, in room; None where there are no lines."""
     raise NotImplementedError("for compiled code")
 
 
-@overload(turned_for)
-def _turned_for(lines, block):
+@overload(turned_in)
+def _turned_in(room, lines, block):
     if isinstance(lines, types.NoneType):
-        return lambda lines, block: None
-    return lambda lines, block: np.empty((block, lines.shape[2]))
+        return lambda room, lines, block: None
+    return lambda room, lines, block: room[: block * lines.shape[2]].reshape(block, lines.shape[2])
 
 
-@njit(**_OPTIONS)
+@compiled
 def margins_of(starts, stops, indices, data, lines, b, turned, z):
     """csr.margins_of for all outputs: b (k,), z (k, m); turned (m or more, k rounded up): room."""
     for i in range(starts.size):
@@ -49,7 +48,7 @@ def margins_of(starts, stops, indices, data, lines, b, turned, z):
             z[q, i] = turned[i, q] + b[q]
 
 
-@njit(**_OPTIONS)
+@compiled
 def add(starts, stops, indices, data, r, lines, turned, A, C, D, T, filled, panel):
     """sweep.add_sparse for all outputs: r (k, m); A (1 or 2, k, d): the accumulators in lines."""
     k, n = r.shape
@@ -70,7 +69,7 @@ def add(starts, stops, indices, data, r, lines, turned, A, C, D, T, filled, pane
     return filled
 
 
-@njit(**_OPTIONS)
+@compiled
 def begin(lines, part, C):
     """Set the accumulators of a part of lines to their biases C (d,)."""
     for j in range(C.size):
@@ -78,7 +77,7 @@ def begin(lines, part, C):
             lines[j, part, q] = C[j]
 
 
-@njit(**_OPTIONS)
+@compiled
 def take_rest(lines, part, C, head, rest):
     """rest (k, d - head) = what accumulators hold of the columns from `head` on, which are set back to C."""
     for j in range(head, C.size):

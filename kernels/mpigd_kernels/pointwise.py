@@ -6,10 +6,9 @@ loss's own parameter, where it has one. All float64. Losses are at least zero: h
 
 from numba import njit
 
+from mpigd_kernels.compiled import compiled
 from mpigd_kernels.elementary import exp, expit_and_log1p, log
 from mpigd_kernels.packed import LANES, load, store, where
-
-_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 
 
 def _row_by_row(loss):
@@ -24,7 +23,7 @@ def _row_by_row(loss):
 
     kernel.__name__ = kernel.__qualname__ = loss.__name__
     kernel.__doc__ = loss.__doc__
-    return njit(**_OPTIONS)(kernel)
+    return compiled(kernel)
 
 
 @_row_by_row
@@ -95,7 +94,7 @@ def gamma(z, y, c, a):
     return c * (1.0 - ratio), c * where(value < 0.0, 0.0, value)
 
 
-@njit(**_OPTIONS)
+@compiled
 def softmax(z, y, c, a, r, l):
     """log(sum_q exp(z_q)) - z_y for class codes y."""
     k = z.shape[0]
@@ -133,7 +132,7 @@ def _exponentials(z, i, top, out):
     return total
 
 
-@njit(**_OPTIONS)
+@compiled
 def logistic_mean(z, out):
     """1 / (1 + exp(-z)) for z (m,)."""
     for i in range(z.size):
@@ -142,14 +141,14 @@ def logistic_mean(z, out):
         out[i] = e * p if z[i] < 0.0 else p
 
 
-@njit(**_OPTIONS)
+@compiled
 def exponential_mean(z, out):
     """exp(z) for z (m,)."""
     for i in range(z.size):
         out[i] = exp(z[i])
 
 
-@njit(**_OPTIONS)
+@compiled
 def softmax_mean(z, out):
     """Class probabilities: z (k, m) -> out (k, m)."""
     for i in range(0, z.shape[1], LANES):

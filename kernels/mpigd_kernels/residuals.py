@@ -2,12 +2,11 @@
 
 from collections import namedtuple
 
-from numba import njit
 from numba.extending import overload
 
 from mpigd_kernels import curvature, pointwise
+from mpigd_kernels.compiled import inlined
 
-_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 # What a sweep makes of margins: residuals and losses, those of folds, or one of two products of the Hessian.
 LOSS, FOLDS, PRODUCT, SQUARES = range(4)
 # The losses, each a type that holds its parameter a, so that a sweep is compiled with the one it needs, not with all nine, for
@@ -34,7 +33,7 @@ KERNELS = {
 }
 
 
-@njit(**_OPTIONS, forceinline=True)
+@inlined
 def residuals(what, loss, z, y, c, r, l, spare):
     """z (k, m), y (q, m), c (m,) -> r (k, m), l (m,): of `loss` where `what` is LOSS; of its curvature, in place of y, PRODUCT.
 

@@ -4,10 +4,10 @@ Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 
 """
 
 import numpy as np
-from numba import njit
 from numpy import int64, uint64
 
-_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
+from mpigd_kernels.compiled import compiled
+
 _LOW = uint64(0xFFFFFFFF)
 _M0, _M1 = uint64(0xD2511F53), uint64(0xCD9E8D57)
 _W0, _W1 = uint64(0x9E3779B9), uint64(0xBB67AE85)
@@ -16,7 +16,7 @@ ROUNDS = 6  # of the permutation's Feistel network
 CHUNK = 1024  # rows that are permuted together
 
 
-@njit(**_OPTIONS)
+@compiled
 def philox(c0, c1, c2, c3, k0, k1):
     """Two 64-bit words of Philox4x32-10 for a counter of four and a key of two 32-bit words (all as uint64)."""
     for _ in range(10):
@@ -26,7 +26,7 @@ def philox(c0, c1, c2, c3, k0, k1):
     return (c0 << _32) | c1, (c2 << _32) | c3
 
 
-@njit(**_OPTIONS)
+@compiled
 def mix(x):
     """A bijection of 64-bit words that scatters their bits (the finaliser of splitmix64)."""
     x = (x ^ (x >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
@@ -34,7 +34,7 @@ def mix(x):
     return x ^ (x >> uint64(31))
 
 
-@njit(**_OPTIONS)
+@compiled
 def _scatter(x, key, half):
     """One Feistel network over words of 2 * half bits: a bijection for every key."""
     mask = (uint64(1) << half) - uint64(1)
@@ -44,7 +44,7 @@ def _scatter(x, key, half):
     return (left << half) | right
 
 
-@njit(**_OPTIONS)
+@compiled
 def positions(rows, n, seed, epoch, out):
     """out_i = place of global row rows_i in the epoch's permutation of 0..n-1.
 
@@ -66,7 +66,7 @@ def positions(rows, n, seed, epoch, out):
             m = _settle(held, places, m, uint64(n), out)
 
 
-@njit(**_OPTIONS)
+@compiled
 def _settle(held, places, m, n, out):
     """Write m numbers to their places, and move those that are not below n, and have to go on, to the front: how many."""
     left = 0
@@ -78,7 +78,7 @@ def _settle(held, places, m, n, out):
     return left
 
 
-@njit(**_OPTIONS)
+@compiled
 def draws(n, seed, epoch, first, out):
     """out[t, q] = global row of draw q in step first + t: uniform on 0..n-1, with replacement; n < 2**31 * 2**31."""
     for t in range(out.shape[0]):
@@ -91,7 +91,7 @@ def draws(n, seed, epoch, first, out):
             out[t, q] = int64(_multiply_high(word, uint64(n)))
 
 
-@njit(**_OPTIONS)
+@compiled
 def _multiply_high(a, b):
     """The upper 64 bits of the product of two 64-bit words."""
     a0, a1, b0, b1 = a & _LOW, a >> _32, b & _LOW, b >> _32
@@ -100,14 +100,14 @@ def _multiply_high(a, b):
     return a1 * b1 + (middle >> _32) + (lower >> _32)
 
 
-@njit(**_OPTIONS)
+@compiled
 def owners(keys, size, out):
     """out_i = rank of 0..size-1 that the key hashes to."""
     for i in range(keys.size):
         out[i] = int64(_multiply_high(mix(uint64(keys[i]) + uint64(0x9E3779B97F4A7C15)), uint64(size)))
 
 
-@njit(**_OPTIONS)
+@compiled
 def bucket(steps, starts, order):
     """Counting sort: order = indices of `steps` (values 0..k-1) by step, then by index; starts (k + 1,) where each begins."""
     starts[:] = 0
@@ -124,7 +124,7 @@ def bucket(steps, starts, order):
     starts[0] = 0
 
 
-@njit(**_OPTIONS)
+@compiled
 def absorb(hashes, words):
     """hashes_i (n,) uint64 takes in words_i (n, q), q 64-bit words a row."""
     q = words.shape[1]
@@ -141,13 +141,13 @@ def absorb(hashes, words):
         hashes[i] = mix(h0 + mix(h1 + mix(h2 + mix(h3))))
 
 
-@njit(**_OPTIONS)
+@compiled
 def _stir(h):
     """Bring the upper bits down: a product passes changes upwards only, so that two changed signs would cancel."""
     return h ^ (h >> uint64(32))
 
 
-@njit(**_OPTIONS)
+@compiled
 def absorb_sparse(hashes, indptr, indices, words):
     """hashes_i (n,) uint64 takes in the stored entries of row i: column and value (as an unsigned word)."""
     for i in range(hashes.size):
@@ -158,7 +158,7 @@ def absorb_sparse(hashes, indptr, indices, words):
         hashes[i] = mix(h)
 
 
-@njit(**_OPTIONS)
+@compiled
 def wrapping_sum(hashes):
     """The sum of 64-bit words modulo 2**64: the order does not matter."""
     total = uint64(0)

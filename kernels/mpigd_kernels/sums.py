@@ -7,9 +7,9 @@ never is one. Every PANEL terms the accumulator's excess over C moves, exactly, 
 """
 
 import numpy as np
-from numba import njit
 from numpy import int64
 
+from mpigd_kernels.compiled import compiled, inlined
 from mpigd_kernels.elementary import set_odd
 from mpigd_kernels.packed import LANES, count, load, store, where
 
@@ -18,10 +18,8 @@ WIDTH = LANES  # accumulators of a sum over a vector
 TINY = 2.0**-1000
 SPLIT = 2.0**27  # between the units of the two words
 
-_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 
-
-@njit(**_OPTIONS)
+@compiled
 def flush(A, C, T):
     """Move A - C into the two-word totals T (2, h) of the first h columns, both exactly, and set A back to C."""
     for j in range(T.shape[1]):
@@ -33,7 +31,7 @@ def flush(A, C, T):
         A[j] = C[j]
 
 
-@njit(**_OPTIONS)
+@compiled
 def flush_all(A, C, D, T):
     """flush every output: A (1 or 2, k, d), T (2 or 4, k, d), biases C (d,) and, of a finer grid, D (d,) or None."""
     for q in range(A.shape[1]):
@@ -42,7 +40,7 @@ def flush_all(A, C, D, T):
             flush(A[1, q], D, T[2:, q])
 
 
-@njit(**_OPTIONS)
+@compiled
 def join_words(T, q, out):
     """The numbers that totals of output q hold: T (1, 2 or 4, k, h), one word, two, or two on each of two grids -> out (h,)."""
     for j in range(T.shape[2]):
@@ -55,7 +53,7 @@ def join_words(T, q, out):
             out[j] += T[2, q, j] + T[3, q, j]
 
 
-@njit(**_OPTIONS)
+@compiled
 def join(T, S, gradient, scalars):
     """join_words of T (1, 2 or 4, k, h) -> gradient (k, d >= h), and S (1 + k, 2) -> scalars (1 + k,)."""
     for q in range(gradient.shape[0]):
@@ -64,7 +62,7 @@ def join(T, S, gradient, scalars):
         scalars[q] = S[q, 0] + S[q, 1]
 
 
-@njit(**_OPTIONS)
+@compiled
 def make_odd(v):
     """Set the last significand bit of every element of v (any shape, contiguous); below 2**-1000 it becomes zero."""
     flat = v.ravel()
@@ -73,7 +71,7 @@ def make_odd(v):
         flat[i] = set_odd(x) if abs(x) >= TINY else x * 0.0
 
 
-@njit(**_OPTIONS)
+@compiled
 def add_vector(v, c, T):
     """Add the sum of v (n,), odd terms, on the grid of C = c into T (2,)."""
     lanes, panel = np.full(WIDTH, c), WIDTH * PANEL
@@ -82,7 +80,7 @@ def add_vector(v, c, T):
         collect(lanes, c, T)
 
 
-@njit(**_OPTIONS, forceinline=True)
+@inlined
 def spread(v, lanes):
     """Add v (n,) to the accumulators lanes (WIDTH,) of its sum: to each at most n // WIDTH + 1 terms."""
     total = load(lanes, 0, 0.0)
@@ -91,7 +89,7 @@ def spread(v, lanes):
     store(lanes, 0, total)
 
 
-@njit(**_OPTIONS)
+@compiled
 def collect(lanes, c, T):
     """flush() of the accumulators of one sum, on the grid of C = c, into T (2,)."""
     shift = SPLIT * c
@@ -103,7 +101,7 @@ def collect(lanes, c, T):
         lanes[j] = c
 
 
-@njit(**_OPTIONS)
+@compiled
 def largest(v):
     """The largest finite |v_i|, and how many are not finite."""
     top, bad = 0.0, int64(0)
@@ -116,7 +114,7 @@ def largest(v):
     return top, bad
 
 
-@njit(**_OPTIONS)
+@compiled
 def add_plain(v, total):
     """total plus the elements of v in float64, in the order given: cutting v into blocks changes nothing."""
     for i in range(v.size):
@@ -124,7 +122,7 @@ def add_plain(v, total):
     return total
 
 
-@njit(**_OPTIONS)
+@compiled
 def take_block(r, l, limits, C, S, counts, tops):
     """What an exact sweep does with a block's residuals r (k, m) and losses l (m,), in one call.
 
@@ -138,7 +136,7 @@ def take_block(r, l, limits, C, S, counts, tops):
     return True
 
 
-@njit(**_OPTIONS, forceinline=True)
+@inlined
 def within_limits(r, l, limits, counts, tops):
     """Make residuals r (k, m) and losses l (m,) odd; whether none of them, nor any before, exceeds its limit (2,).
 
@@ -157,7 +155,7 @@ def within_limits(r, l, limits, counts, tops):
     return counts[0] == 0
 
 
-@njit(**_OPTIONS, forceinline=True)
+@inlined
 def _odd_and_count(v, limit, large, visible):
     """make_odd(v), and how many |v_i| are not <= limit (NaN counts); `large`, `visible` plus those over 1/16, 1/4096 of it."""
     over, sixteenth, least = int64(0), int64(0), int64(0)

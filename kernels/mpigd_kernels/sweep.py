@@ -6,7 +6,7 @@ for all, so that little is compiled. Only accumulators without `C` (plain sums) 
 """
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
 from mpigd_kernels import csr, dense, outputs
@@ -20,16 +20,30 @@ from mpigd_kernels.blocks import (
     take_vectors,
     views,
 )
+from mpigd_kernels.compiled import compiled, inlined
 from mpigd_kernels.elements import borrowed
 from mpigd_kernels.residuals import residuals
 from mpigd_kernels.sums import WIDTH, flush_all
 
-_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
+
+def room_for(k, targets, block, width):
+    """float64 numbers of room that a sweep takes for k outputs, so many targets a row, and `width` numbers more a row."""
+    return (1 + k) * WIDTH + (2 * k + targets + 4 + width) * block
 
 
-@njit(**_OPTIONS)
+@inlined
+def _parts(room, k, targets, block):
+    """Of the room: accumulators (1 + k, WIDTH), twice a block's rows, a weight of each, what views() divides, the rest."""
+    first = (1 + k) * WIDTH
+    second, third = first + 2 * block, first + 3 * block
+    last = third + (2 * k + targets + 1) * block
+    lanes, spare = room[:first].reshape(1 + k, WIDTH), room[first:second].reshape(2, block)
+    return lanes, spare, room[second:third], room[third:last], room[last:]
+
+
+@compiled
 def sweep_dense(
-    values, first, order, m, block, y, c, offset, coef, intercept, what, loss, keep,
+    room, values, first, order, m, block, y, c, offset, coef, intercept, what, loss, keep,
     limits, biases, S, counts, tops, A, C, D, T, filled, panel,
 ):  # fmt: skip
     """Add the sums of m rows of values (n, d) at coef (k, d), intercept (k,) to accumulators; returns how many A holds unflushed.
@@ -38,37 +52,22 @@ def sweep_dense(
     (q, n), weights c (n,) or one for all, offset (n,) or none. keep (k, n), or nothing, takes their margins. what, loss:
     of residuals(). limits, biases, S, counts, tops: of sums.take_block. A (1 or 2, k, d), C, D (d,),
     T (2 or 4, k, d): accumulators, biases and totals of the grid and of a finer one; plain sums into A where C is None.
+    room: of room_for(); d numbers more a row where values are halves. The caller holds all arrays, so that views are cheap.
     """
-    k = A.shape[1]
-    filled = _dense_blocks(
-        np.empty((2 * k + y.shape[0] + 1) * block), np.full(block, c[0]), np.empty((2, block)), np.empty((1 + k, WIDTH)),
-        dense.room_for_floats(values, block), values, first, order, m, block, y, c, offset, coef, intercept, what, loss, keep,
-        limits, biases, S, counts, tops, A, C, D, T, filled,
-    )  # fmt: skip
-    if C is not None and filled > 0:  # here, because a step of few rows would notice another call
-        flush_all(A, C, D, T)
-        filled = 0
-    return filled
-
-
-@njit(**_OPTIONS)
-def _dense_blocks(
-    room, every, spare, lanes, floats, values, first, order, m, block, y, c, offset, coef, intercept, what, loss, keep,
-    limits, biases, S, counts, tops, A, C, D, T, filled,
-):  # fmt: skip
-    """sweep_dense with the room that it needs. The caller holds all arrays, so that views of them are cheap ones."""
-    room, every, spare, lanes, floats = borrowed(room), borrowed(every), borrowed(spare), borrowed(lanes), borrowed(floats)
-    values, order, y, c, coef, keep = borrowed(values), borrowed(order), borrowed(y), borrowed(c), borrowed(coef), borrowed(keep)
+    room, values, order, y, c, coef = borrowed(room), borrowed(values), borrowed(order), borrowed(y), borrowed(c), borrowed(coef)
     limits, biases, S, counts, tops = borrowed(limits), borrowed(biases), borrowed(S), borrowed(counts), borrowed(tops)
-    offset, intercept, A, C, D, T = borrowed(offset), borrowed(intercept), borrowed(A), borrowed(C), borrowed(D), borrowed(T)
+    keep, A, C, D, T = borrowed(keep), borrowed(A), borrowed(C), borrowed(D), borrowed(T)
+    offset, intercept = borrowed(offset), borrowed(intercept)
+    lanes, spare, every, vectors, rest = _parts(room, A.shape[1], y.shape[0], block)
     open_lanes(lanes, biases)
+    every.fill(c[0])
     terms = 0
     for start in range(0, m, block):
         begin, n = first + start, min(block, m - start)
-        z, r, t, l = views(room, A.shape[1], y.shape[0], n)
+        z, r, t, l = views(vectors, A.shape[1], y.shape[0], n)
         weights = every[:n]
         take_vectors(order, begin, y, c, t, weights)
-        X, rows, at = dense.as_floats(values, order, begin, floats[:n])
+        X, rows, at = dense.as_floats(values, order, begin, n, rest)
         dense.margins_of_all(X, rows, at, coef, intercept, z)
         shift_and_keep(z, order, begin, offset, keep)
         residuals(what, loss, z, t, weights, r, l, spare)
@@ -76,40 +75,41 @@ def _dense_blocks(
             filled = add_dense(X, rows, at, r, A, C, D, T, filled)
         terms = keep_lanes_low(lanes, biases, S, C, terms, n)
     collect_all(lanes, biases, S, C)
-    return filled
+    return flush_rest(A, C, D, T, filled)
 
 
-@njit(**_OPTIONS)
+@inlined
+def flush_rest(A, C, D, T, filled):
+    """Flush what A holds; here, because a step of few rows would notice another call."""
+    if C is None:
+        return filled
+    else:
+        if filled > 0:
+            flush_all(A, C, D, T)
+        return 0
+
+
+@compiled
 def sweep_csr(
-    indptr, indices, data, lines, first, order, m, block, y, c, offset, coef, intercept, what, loss, keep,
+    room, indptr, indices, data, lines, first, order, m, block, y, c, offset, coef, intercept, what, loss, keep,
     limits, biases, S, counts, tops, A, C, D, T, filled, panel,
 ):  # fmt: skip
-    """sweep_dense of compressed rows; they are flushed every `panel` rows. lines: where coef and A lie (outputs.py), or None."""
-    k = A.shape[1]
-    return _sparse_blocks(
-        np.empty((2 * k + y.shape[0] + 1) * block), np.full(block, c[0]), np.empty((2, block)), np.empty((1 + k, WIDTH)),
-        np.empty((2, block), np.int64), outputs.turned_for(lines, block), indptr, indices, data, lines, first, order, m, block,
-        y, c, offset, coef, intercept, what, loss, keep, limits, biases, S, counts, tops, A, C, D, T, filled, panel,
-    )  # fmt: skip
+    """sweep_dense of compressed rows; they are flushed every `panel` rows. lines: where coef and A lie (outputs.py), or None.
 
-
-@njit(**_OPTIONS)
-def _sparse_blocks(
-    room, every, spare, lanes, ends, turned, indptr, indices, data, lines, first, order, m, block, y, c, offset, coef, intercept,
-    what, loss, keep, limits, biases, S, counts, tops, A, C, D, T, filled, panel,
-):  # fmt: skip
-    """sweep_csr with the room that it needs. The caller holds all arrays, so that views of them are cheap ones."""
-    room, every, spare, lanes, ends = borrowed(room), borrowed(every), borrowed(spare), borrowed(lanes), borrowed(ends)
-    indptr, indices, data, order = borrowed(indptr), borrowed(indices), borrowed(data), borrowed(order)
-    turned, lines = borrowed(turned), borrowed(lines)
-    y, c, coef, keep = borrowed(y), borrowed(c), borrowed(coef), borrowed(keep)
+    room: two numbers more a row, and those of a column's part of lines.
+    """
+    room, indptr, indices, data, order = borrowed(room), borrowed(indptr), borrowed(indices), borrowed(data), borrowed(order)
+    lines, y, c, coef, keep = borrowed(lines), borrowed(y), borrowed(c), borrowed(coef), borrowed(keep)
     limits, biases, S, counts, tops = borrowed(limits), borrowed(biases), borrowed(S), borrowed(counts), borrowed(tops)
     offset, intercept, A, C, D, T = borrowed(offset), borrowed(intercept), borrowed(A), borrowed(C), borrowed(D), borrowed(T)
-    k, terms = A.shape[1], 0
+    lanes, spare, every, vectors, rest = _parts(room, A.shape[1], y.shape[0], block)
+    ends, turned = rest[: 2 * block].view(np.int64).reshape(2, block), outputs.turned_in(rest[2 * block :], lines, block)
     open_lanes(lanes, biases)
+    every.fill(c[0])
+    terms = 0
     for start in range(0, m, block):
         begin, n = first + start, min(block, m - start)
-        z, r, t, l = views(room, k, y.shape[0], n)
+        z, r, t, l = views(vectors, A.shape[1], y.shape[0], n)
         weights = every[:n]
         take_vectors(order, begin, y, c, t, weights)
         starts, stops = ends[0, :n], ends[1, :n]
@@ -126,7 +126,7 @@ def _sparse_blocks(
     return filled
 
 
-@njit(**_OPTIONS, forceinline=True)
+@inlined
 def add_dense(X, order, first, r, A, C, D, T, filled):
     """Add R X for residuals r (k, n), X_i row first + i in `order`; returns how many rows A holds unflushed."""
     if C is None:
@@ -141,7 +141,7 @@ def add_dense(X, order, first, r, A, C, D, T, filled):
         return held
 
 
-@njit(**_OPTIONS)
+@compiled
 def add_sparse(starts, stops, indices, values, r, A, C, D, T, q, filled, panel):
     """add_dense for output q of compressed rows."""
     if C is None:

@@ -2,15 +2,12 @@
 
 from math import sqrt
 
-from numba import njit
-
+from mpigd_kernels.compiled import compiled
 from mpigd_kernels.elementary import fma, log
 from mpigd_kernels.sums import join_words
 
-_OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 
-
-@njit(**_OPTIONS)
+@compiled
 def dot(a, b):
     """a . b: four partial sums in a fixed order (BLAS gives other bits with another number of threads)."""
     s0 = s1 = s2 = s3 = 0.0
@@ -25,21 +22,21 @@ def dot(a, b):
     return (s0 + s1) + (s2 + s3)
 
 
-@njit(**_OPTIONS)
+@compiled
 def add_scaled(w, a, v):
     """w += a v."""
     for i in range(w.size):
         w[i] += a * v[i]
 
 
-@njit(**_OPTIONS)
+@compiled
 def descend(w, g, lr):
     """w -= lr g."""
     for i in range(w.size):
         w[i] -= lr * g[i]
 
 
-@njit(**_OPTIONS)
+@compiled
 def momentum(w, g, v, lr, mu):
     """v = mu v + g; w -= lr v (Polyak, 1964)."""
     for i in range(w.size):
@@ -47,14 +44,14 @@ def momentum(w, g, v, lr, mu):
         w[i] -= lr * v[i]
 
 
-@njit(**_OPTIONS)
+@compiled
 def extrapolate(w, previous, beta, out):
     """out = w + beta (w - previous)."""
     for i in range(w.size):
         out[i] = w[i] + beta * (w[i] - previous[i])
 
 
-@njit(**_OPTIONS)
+@compiled
 def adagrad(w, g, s, lr, eps):
     """s += g**2; w -= lr g / (sqrt(s) + eps) (Duchi, Hazan, Singer, JMLR 2011)."""
     for i in range(w.size):
@@ -62,7 +59,7 @@ def adagrad(w, g, s, lr, eps):
         w[i] -= lr * g[i] / (sqrt(s[i]) + eps)
 
 
-@njit(**_OPTIONS)
+@compiled
 def rmsprop(w, g, s, lr, rho, eps):
     """s = rho s + (1 - rho) g**2; w -= lr g / (sqrt(s) + eps) (Tieleman and Hinton, 2012)."""
     for i in range(w.size):
@@ -70,7 +67,7 @@ def rmsprop(w, g, s, lr, rho, eps):
         w[i] -= lr * g[i] / (sqrt(s[i]) + eps)
 
 
-@njit(**_OPTIONS)
+@compiled
 def adam(w, g, m, s, lr, beta1, beta2, rise1, rise2, eps):
     """Adam (Kingma and Ba, 2015) with rise = 1 - beta**t: w -= lr (m / rise1) / (sqrt(s / rise2) + eps)."""
     for i in range(w.size):
@@ -79,14 +76,14 @@ def adam(w, g, m, s, lr, beta1, beta2, rise1, rise2, eps):
         w[i] -= lr * (m[i] / rise1) / (sqrt(s[i] / rise2) + eps)
 
 
-@njit(**_OPTIONS)
+@compiled
 def shrink(w, rate, weights):
     """w -= rate weights w: decoupled weight decay (Loshchilov and Hutter, 2019)."""
     for i in range(w.size):
         w[i] -= rate * weights[i] * w[i]
 
 
-@njit(**_OPTIONS)
+@compiled
 def soft_threshold(w, step, weights, low, high):
     """w = argmin_u |u - w|**2 / 2 + step weights |u|, low <= u <= high: shrunk towards zero, then clipped."""
     for i in range(w.size):
@@ -95,13 +92,13 @@ def soft_threshold(w, step, weights, low, high):
         w[i] = min(max(v, low[i]), high[i])
 
 
-@njit(**_OPTIONS)
+@compiled
 def logarithm(x):
     """log(x) for a number x > 0, the same in every version of libm."""
     return log(x)
 
 
-@njit(**_OPTIONS)
+@compiled
 def to_raw(w, center, inverse, intercept, coef, b):
     """Coordinates w (k * p,), as W (k, p) -> coef (k, d) = W inverse and, with an intercept, b (k,) = W_last - coef . center."""
     d = center.size
@@ -112,7 +109,7 @@ def to_raw(w, center, inverse, intercept, coef, b):
         b[q] = w[q * p + d] - dot(coef[q], center) if intercept else 0.0
 
 
-@njit(**_OPTIONS)
+@compiled
 def to_gradient(T, S, center, inverse, intercept, factor, G):
     """Totals of sums.join -> G (k * p,): factor (g_j - center_j r) inverse_j, and factor r for the intercept.
 

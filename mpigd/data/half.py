@@ -49,7 +49,7 @@ class Half:
         with into.in_units(self.unit, self.inverse):
             task = task._replace(coef=task.coef * self.unit)
             # twice the bytes, for there must be room for the rows in float64
-            run(sweep_dense, (self.bits,), sweep_rows(2 * self.row_bytes), self.n, selection, task, into)
+            run(sweep_dense, (self.bits,), sweep_rows(2 * self.row_bytes), self.d, self.n, selection, task, into)
 
     def accumulate(self, r: Array, l: Array, into: Into) -> None:
         self.widened().accumulate(r, l, into)

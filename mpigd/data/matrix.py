@@ -11,7 +11,8 @@ import numpy as np
 
 from mpigd_kernels import csr, dense, sampling
 from mpigd_kernels.blocks import take_vector_sums
-from mpigd_kernels.sweep import add_sparse, sweep_csr, sweep_dense
+from mpigd_kernels.host import aligned
+from mpigd_kernels.sweep import add_sparse, room_for, sweep_csr, sweep_dense
 
 Array = np.ndarray[Any, Any]
 Selection = slice | Array
@@ -66,6 +67,8 @@ class Into(Protocol):
     arrays: tuple[Any, ...]
     filled: int
     panel: int
+    S: Array  # (1 + k, 2)
+    room: Array  # for what a sweep makes of a block
     coef: Array | None  # (k, d): where coefficients lie beside the accumulators of compressed rows
     pairs: Array | None  # they are the two columns of pairs (1 or 2, 1, d, 2), or
     lines: Array | None  # in lines (d, 2 or 3, k or more) of mpigd_kernels/outputs.py
@@ -114,9 +117,16 @@ class Matrix(Protocol):
 
 
 def run(
-    kernel: Callable[..., int], parts: tuple[Array | None, ...], block: int, n: int, selection: Selection, task: Task, into: Into
+    kernel: Callable[..., int],
+    parts: tuple[Array | None, ...],
+    block: int,
+    width: int,
+    n: int,
+    selection: Selection,
+    task: Task,
+    into: Into,
 ) -> None:
-    """Sweep over the selected of n rows, of which a matrix's `parts` hold the values."""
+    """Sweep over the selected of n rows, of which a matrix's `parts` hold the values. width: of room_for()."""
     if isinstance(selection, slice):
         first, stop, _ = selection.indices(n)
         order, m = NO_ROWS, stop - first
@@ -130,8 +140,12 @@ def run(
     if into.pairs is not None:
         coef, arrays = into.pairs[0], (*arrays[:5], into.pairs, *arrays[6:])
     if m > 0:
+        block = min(block, m)
+        size = room_for(into.S.shape[0] - 1, task.y.shape[0], block, width)
+        if into.room.size < size:
+            into.room = aligned(size)
         into.filled = kernel(
-            *parts, first, order, m, min(block, m), task.y, task.c, NONE if task.offset is None else task.offset,
+            into.room, *parts, first, order, m, block, task.y, task.c, NONE if task.offset is None else task.offset,
             coef, task.intercept, task.what, task.loss, NOWHERE if task.keep is None else task.keep,
             *arrays, into.filled, into.panel,
         )  # fmt: skip
@@ -166,7 +180,7 @@ class Dense:
         dense.margins(self.values, w, b, z)
 
     def sweep(self, selection: Selection, task: Task, into: Into) -> None:
-        run(sweep_dense, (self.values,), self._block, self.n, selection, task, into)
+        run(sweep_dense, (self.values,), self._block, 0, self.n, selection, task, into)
 
     def accumulate(self, r: Array, l: Array, into: Into) -> None:
         r = np.ascontiguousarray(r)
@@ -243,7 +257,8 @@ class CSR:
 
     def sweep(self, selection: Selection, task: Task, into: Into) -> None:
         block = max(SMALLEST_BLOCK, min(SPARSE_ROWS, SPARSE_BLOCK // max(1, self.row_bytes) // 16 * 16))
-        run(sweep_csr, (self.indptr, self.indices, self.values, into.lines), block, self.n, selection, task, into)
+        width = 2 + (0 if into.lines is None else into.lines.shape[2])
+        run(sweep_csr, (self.indptr, self.indices, self.values, into.lines), block, width, self.n, selection, task, into)
 
     def accumulate(self, r: Array, l: Array, into: Into) -> None:
         r = np.ascontiguousarray(r)
