@@ -67,3 +67,21 @@ def test_a_full_folder(small: Path, place: Place) -> None:
     assert ended.code == 74, ended.said
     assert ended.said.count("No space left on device") == 1
     assert not [name for name in os.listdir(small / "saved") if name.startswith(".")]
+
+
+def test_a_folder_that_becomes_read_only(small: Path, place: Place) -> None:
+    """As file servers do after a fault: between two runs, the second of which finds its checkpoints there."""
+    folder = small / "saved"
+    words = ("--checkpoint", str(folder), "--checkpoint-every", "5")
+    subprocess.run(["mount", "-o", "remount,size=4m", small], check=True)
+    assert place.run("read-only", {"12": [(1, "kill")]}, *words).code != 0
+    kept = checkpoint.found(str(folder))
+    subprocess.run(["mount", "-o", "remount,ro", small], check=True)
+    ended = place.run("read-only", None, *words, "--on-save-error", "stop")
+    assert ended.code == 74, ended.said
+    assert "Read-only file system" in ended.said
+    ended = place.run("read-only", None, *words)
+    assert ended.code == 0, ended.said
+    assert "Read-only file system; going on without" in ended.said
+    assert checkpoint.found(str(folder)) == kept
+    assert place.digest("read-only") == place.digest("alone")

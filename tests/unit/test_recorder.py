@@ -103,6 +103,14 @@ def spoiled(length: int = SIZE, first: bytes = b"mpigd-f1") -> bytes:
     return (first + bytes(range(256)) * (SIZE // 256 + 1))[:length]
 
 
+def test_a_link_that_appears_in_place_of_an_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between removing and making it: it is not followed."""
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: path.symlink_to(tmp_path / "elsewhere"))
+    with pytest.raises(FileExistsError):
+        Recorder(0, 1).keep(str(tmp_path))
+    assert not (tmp_path / "elsewhere").exists()
+
+
 @pytest.mark.parametrize("data", [b"", b"mpigd-f1", spoiled(SIZE - 1), spoiled(SIZE + 1), spoiled(first=b"mpigd-f0")])
 def test_other_files_are_refused(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "flight-000000.bin"

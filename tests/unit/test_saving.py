@@ -140,6 +140,29 @@ def test_two_failures_before_the_run_hears_of_one_are_both_told(tmp_path: Path) 
     assert not writer.failed
 
 
+class Listener(Callback):
+    """Has every save finished, and notes after which steps something had been said."""
+
+    def __init__(self, writer: Writer, said: io.StringIO) -> None:
+        self._writer, self._said, self.after_steps = writer, said, list[int]()
+
+    def after(self, step: Step, words: Any) -> None:
+        self._writer.wait()
+        if self._said.getvalue():
+            self.after_steps.append(step.batch.step)
+
+
+def test_a_failure_is_told_after_the_next_step_and_not_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, errno.EIO, times=1)
+    config = build.complete(from_mapping(OPTIONS | dict(checkpoint=str(tmp_path), checkpoint_every=3)), 40)
+    said = io.StringIO()
+    report = Report(Progress(said, quiet=True), config, SelfComm())
+    going = Run(build.problem(shard(TABLE, SelfComm()), config, SelfComm()), config, SelfComm(), report)
+    going.callbacks.append(listener := Listener(going.saver.writer, said))
+    going.train()
+    assert listener.after_steps == list(range(3, 10))  # steps count from 0: the file is due after the third
+
+
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("last", [False, True])
 def test_a_run_that_is_to_stop_stops_everywhere(last: bool, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
