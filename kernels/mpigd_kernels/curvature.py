@@ -4,11 +4,14 @@ Margins z (k, m), targets y (m,), weights c (m,), the loss's own parameter a -> 
 output h is c times d2loss/dz2; for softmax it holds the probabilities, of which products with a direction are made.
 """
 
+import numpy as np
 from numpy import float64, uint64
 
 from mpigd_kernels.compiled import compiled
-from mpigd_kernels.elementary import exp, fma, set_odd
+from mpigd_kernels.elementary import exp, set_odd
+from mpigd_kernels.lanes import LANES
 from mpigd_kernels.sums import SPLIT, TINY
+from mpigd_kernels.tiles import add_outer_tiles
 
 PANEL = 256  # rows that the accumulators of a Hessian take before they are flushed
 BIAS = 1.5 * 2.0**10  # 1.5 * 2**52 * u with 256 * (1 + u) <= 2**51 * u: u = 2**-42
@@ -114,12 +117,12 @@ def softmax_pair(p, c, q, s, out):
 
 @compiled
 def dense_rows(X, center, scale, Z):
-    """Z (m, p) = (X - center) * scale; a column of Z beyond those of X (the intercept's) becomes 1 * scale."""
+    """Z (m, p or more) = (X - center) * scale (p,); a column of Z beyond those of X (the intercept's) becomes 1 * scale."""
     d = X.shape[1]
     for i in range(X.shape[0]):
         for j in range(d):
             Z[i, j] = (float64(X[i, j]) - center[j]) * scale[j]
-        for j in range(d, Z.shape[1]):
+        for j in range(d, scale.size):
             Z[i, j] = scale[j]
 
 
@@ -130,7 +133,7 @@ def csr_rows(indptr, indices, data, center, scale, Z):
     for i in range(indptr.size - 1):
         for j in range(d):
             Z[i, j] = (0.0 - center[j]) * scale[j]
-        for j in range(d, Z.shape[1]):
+        for j in range(d, scale.size):
             Z[i, j] = scale[j]
         for k in range(uint64(indptr[i]), uint64(indptr[i + 1])):
             j = uint64(indices[k])
@@ -147,37 +150,22 @@ def _odd_product(h, z):
 def add_outer(Z, h, A):
     """A (p, p) += sum_i h_i Z_i Z_i', upper triangle, each term on the grid of BIAS, for m <= PANEL rows (sums.py).
 
-    |Z| (m, p) and |h| (m,) are at most 1, and A starts at BIAS; eight rows at a time save loads of A.
+    |Z| (m, p) and |h| (m,) are at most 1, and A starts at BIAS; p is a multiple of LANES. Below the diagonal A may hold anything.
     """
-    m, p = Z.shape
-    whole = m // 8 * 8
-    for j in range(p):
-        for i in range(0, whole, 8):
-            r0, r1 = _odd_product(h[i], Z[i, j]), _odd_product(h[i + 1], Z[i + 1, j])
-            r2, r3 = _odd_product(h[i + 2], Z[i + 2, j]), _odd_product(h[i + 3], Z[i + 3, j])
-            r4, r5 = _odd_product(h[i + 4], Z[i + 4, j]), _odd_product(h[i + 5], Z[i + 5, j])
-            r6, r7 = _odd_product(h[i + 6], Z[i + 6, j]), _odd_product(h[i + 7], Z[i + 7, j])
-            for q in range(j, p):
-                a = fma(r0, Z[i, q], A[j, q])
-                a = fma(r1, Z[i + 1, q], a)
-                a = fma(r2, Z[i + 2, q], a)
-                a = fma(r3, Z[i + 3, q], a)
-                a = fma(r4, Z[i + 4, q], a)
-                a = fma(r5, Z[i + 5, q], a)
-                a = fma(r6, Z[i + 6, q], a)
-                A[j, q] = fma(r7, Z[i + 7, q], a)
-        for i in range(whole, m):
-            r0 = _odd_product(h[i], Z[i, j])
-            for q in range(j, p):
-                A[j, q] = fma(r0, Z[i, q], A[j, q])
+    P = np.empty((Z.shape[0], LANES))
+    for j in range(0, Z.shape[1], LANES):
+        for i in range(Z.shape[0]):
+            for t in range(LANES):
+                P[i, t] = _odd_product(h[i], Z[i, j + t])
+        add_outer_tiles(P, Z, A, j)
 
 
 @compiled
 def flush_outer(A, T):
-    """Move A - BIAS, upper triangle, into the two-word totals T (2, p, p), both exactly, and set A back."""
+    """Move A - BIAS, upper triangle of p columns, into the two-word totals T (2, p, p), both exactly, and set A back."""
     shift = SPLIT * BIAS
-    for j in range(A.shape[0]):
-        for q in range(j, A.shape[0]):
+    for j in range(T.shape[1]):
+        for q in range(j, T.shape[1]):
             excess = A[j, q] - BIAS
             high = (excess + shift) - shift
             T[0, j, q] += high

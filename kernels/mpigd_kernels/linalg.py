@@ -2,8 +2,12 @@
 
 from math import sqrt
 
+import numpy as np
+
 from mpigd_kernels.compiled import compiled
 from mpigd_kernels.elementary import fma
+from mpigd_kernels.lanes import LANES
+from mpigd_kernels.tiles import add_outer_tiles
 
 PIVOT = 1e-9  # of the diagonal element: below, a column depends on those before it, but for rounding
 
@@ -17,30 +21,32 @@ def cholesky(H):
     every element is one chain of fma in the order of the rows above, whatever the width of the CPU's vectors.
     """
     p, replaced = H.shape[0], 0
+    wide = -(-p // LANES) * LANES
+    U, P = np.zeros((wide, wide)), np.empty((p, LANES))
     for i in range(p):
-        diagonal = H[i, i]
-        whole = i // 4 * 4
-        for k in range(0, whole, 4):
-            u0, u1, u2, u3 = -H[k, i], -H[k + 1, i], -H[k + 2, i], -H[k + 3, i]
-            for j in range(i, p):
-                a = fma(u0, H[k, j], H[i, j])
-                a = fma(u1, H[k + 1, j], a)
-                a = fma(u2, H[k + 2, j], a)
-                H[i, j] = fma(u3, H[k + 3, j], a)
-        for k in range(whole, i):
-            u0 = -H[k, i]
-            for j in range(i, p):
-                H[i, j] = fma(u0, H[k, j], H[i, j])
-        pivot = H[i, i]
-        if not pivot > PIVOT * diagonal or not diagonal > 0.0:
-            pivot = diagonal if diagonal > 0.0 else 1.0
-            replaced += 1
-        root = sqrt(pivot)
-        H[i, i] = root
-        for j in range(i + 1, p):
-            H[i, j] /= root
-        for j in range(i):
-            H[i, j] = 0.0
+        for j in range(i, p):
+            U[i, j] = H[i, j]
+    for first in range(0, p, LANES):  # LANES rows at a time, so that those above are read once for all of them
+        for k in range(first):
+            for t in range(LANES):
+                P[k, t] = -U[k, first + t]
+        add_outer_tiles(P[:first], U[:first], U, first)
+        for i in range(first, min(p, first + LANES)):
+            for k in range(first, i):
+                u = -U[k, i]
+                for j in range(i, p):
+                    U[i, j] = fma(u, U[k, j], U[i, j])
+            pivot, diagonal = U[i, i], H[i, i]
+            if not pivot > PIVOT * diagonal or not diagonal > 0.0:
+                pivot = diagonal if diagonal > 0.0 else 1.0
+                replaced += 1
+            root = sqrt(pivot)
+            U[i, i] = root
+            for j in range(i + 1, p):
+                U[i, j] /= root
+    for i in range(p):
+        for j in range(p):
+            H[i, j] = U[i, j] if j >= i else 0.0
     return replaced
 
 

@@ -100,3 +100,46 @@ def add_tile(typingctx, X, order, i, R, at, q, A):
         return context.get_dummy_value()
 
     return types.none(X, order, i, R, at, q, A), generate
+
+
+@intrinsic
+def add_outer_tiles(typingctx, P, Z, A, j):
+    """A[j + t]_q = fma(P[i, t], Z[i, q], A[j + t]_q) for all rows i in turn, t < LANES and q >= j.
+
+    P (m, LANES), Z (m, p), A (p, p), p and j multiples of LANES: accumulators stay in registers from row to row.
+    """
+    _check(P, Z, A)
+
+    def generate(context, builder, signature, args):
+        first = context.cast(builder, args[3], signature.args[3], types.intp)
+        given, rows = (context.make_array(signature.args[k])(context, builder, args[k]) for k in (0, 1))
+        m, p = (builder.extract_value(rows.shape, axis) for axis in (0, 1))
+        accumulators = rows_of(context, builder, signature.args[2], args[2], following(builder, first, LANES)).pointers
+
+        def add(q, vectors):
+            """To LANES rows of A from column q on."""
+            places = following(builder, q, LANES * vectors)[::LANES]
+            sums = [[cgutils.alloca_once(builder, VECTOR) for _ in places] for _ in accumulators]
+            for pointer, row in zip(accumulators, sums, strict=True):
+                for place, one in zip(places, row, strict=True):
+                    builder.store(load_lanes(builder, pointer, place, F64), one)
+            with cgutils.for_range(builder, m) as loop:
+                row, own = builder.mul(loop.index, p), builder.mul(loop.index, I64(LANES))
+                z = [load_lanes(builder, rows.data, builder.add(row, place), F64) for place in places]
+                for t in range(LANES):
+                    r = every(builder, builder.load(builder.gep(given.data, [builder.add(own, I64(t))])))
+                    for one, x in zip(sums[t], z, strict=True):
+                        builder.store(fma_lanes(builder, r, x, builder.load(one)), one)
+            for pointer, row in zip(accumulators, sums, strict=True):
+                for place, one in zip(places, row, strict=True):
+                    store_lanes(builder, builder.load(one), pointer, place)
+
+        pairs = builder.udiv(builder.sub(p, first), I64(2 * LANES))
+        with cgutils.for_range(builder, pairs) as loop:
+            add(builder.add(first, builder.mul(loop.index, I64(2 * LANES))), 2)
+        last = builder.add(first, builder.mul(pairs, I64(2 * LANES)))
+        with builder.if_then(builder.icmp_unsigned("<", last, p)):
+            add(last, 1)
+        return context.get_dummy_value()
+
+    return types.none(P, Z, A, j), generate

@@ -146,8 +146,11 @@ class Alongside:
         return objective.loss.curvature is not None and len(groups(objective)) == 1 and objective.scaling.p <= LARGE
 
     def visit(self, share: slice, sweep: Callable[[slice], None]) -> None:
-        """Once a share; again, anew, where a sweep is repeated."""
-        self._parts[share.start] = self._outer.over(share, self._curvatures, sweep)
+        """Once a share. Where a sweep is repeated with other limits, margins and what is made of them here stay."""
+        if share.start in self._parts:
+            sweep(share)
+        else:
+            self._parts[share.start] = self._outer.over(share, self._curvatures, sweep)
 
     def matrices(self, factor: float, comm: Comm) -> Array:
         return assemble(self._objective, self._outer.matrices(list(self._parts.values()), factor, comm))

@@ -12,6 +12,7 @@ from mpigd.data.half import Half
 from mpigd.data.matrix import CSR, Dense, Matrix
 from mpigd.reduce import power_above
 from mpigd_kernels import curvature
+from mpigd_kernels.host import aligned
 
 if TYPE_CHECKING:
     from mpigd.model.objective import Objective
@@ -38,9 +39,12 @@ class Outer:
         Panel by panel: `before` (rows) is called first, then `curvatures` (rows) for what the loss's kernel says of them.
         """
         X, p = self._objective.rows.X, self._scale.size
-        A, T = np.full((len(self.pairs), p, p), curvature.BIAS), np.zeros((len(self.pairs), 2, p, p))
+        wide = -(-p // curvature.LANES) * curvature.LANES
+        A, T = aligned((len(self.pairs), wide, wide)), np.zeros((len(self.pairs), 2, p, p))
         step = int(min(curvature.PANEL, max(8, PANEL_BYTES // (8 * p) // 8 * 8)))
-        Z, filled = np.empty((step, p)), 0
+        Z, filled = aligned((step, wide)), 0
+        A.fill(curvature.BIAS)
+        Z.fill(0.0)
         for start in range(share.start, share.stop, step):
             rows = slice(start, min(share.stop, start + step))
             m = rows.stop - start
@@ -92,7 +96,7 @@ def column_reach(objective: Objective) -> Array:
 
 
 def dense_rows(X: Matrix, center: Array, scale: Array, Z: Array) -> None:
-    """Z (m, p) = the rows, centred and times `scale` (p,), the intercept's column of ones too."""
+    """Z (m, p or more) = the rows, centred and times `scale` (p,), the intercept's column of ones too."""
     if isinstance(X, CSR):
         curvature.csr_rows(X.indptr, X.indices, X.data, center, scale, Z)
     elif isinstance(X, Half):

@@ -96,16 +96,19 @@ def test_the_pairs_of_softmax() -> None:
 def outer(Z: Array, h: Array, panels: list[slice]) -> Array:
     """The upper triangle of sum h z z' by the kernels, with a flush after every panel."""
     p = Z.shape[1]
-    total, T = np.full((p, p), curvature.BIAS), np.zeros((2, p, p))
+    wide = -(-p // curvature.LANES) * curvature.LANES
+    padded = np.zeros((len(Z), wide))
+    padded[:, :p] = Z
+    total, T = np.full((wide, wide), curvature.BIAS), np.zeros((2, p, p))
     for panel in panels:
-        curvature.add_outer(np.ascontiguousarray(Z[panel]), h[panel], total)
+        curvature.add_outer(padded[panel], h[panel], total)
         curvature.flush_outer(total, T)
     return np.triu(T[0] + T[1])
 
 
 def test_outer_sums_are_right() -> None:
     rng = np.random.default_rng(0)
-    Z, h = rng.uniform(-1, 1, size=(1000, 9)), rng.uniform(0, 1, 1000)
+    Z, h = rng.uniform(-1, 1, size=(1000, 25)), rng.uniform(0, 1, 1000)
     found = outer(Z, h, [slice(a, a + 256) for a in range(0, 1000, 256)])
     np.testing.assert_allclose(found, np.triu((Z * h[:, None]).T @ Z), rtol=0, atol=1000 * 2.0**-43)
     exact = sum((Fraction(float(h[i])) * Fraction(float(Z[i, 0])) ** 2 for i in range(1000)), Fraction(0))
