@@ -18,8 +18,7 @@ from mpigd_kernels.lanes import _BYTE, _F32, _I32, F64, I64, LANES, VECTOR, _fun
 
 _NAMES = {_F32: "f32", F64: "f64", _I32: "i32", I64: "i64"}
 _LONGS, _MASK = ir.VectorType(I64, LANES), ir.VectorType(ir.IntType(1), LANES)
-_PLACES = ir.VectorType(F64.as_pointer(), LANES)
-_ALL, _ZEROS = ir.Constant(_MASK, [1] * LANES), ir.Constant(VECTOR, [0.0] * LANES)
+_ZEROS = ir.Constant(VECTOR, [0.0] * LANES)
 _AHEAD = 64  # entries by which column numbers are fetched before values
 
 
@@ -57,29 +56,40 @@ def _values(builder, entries, k, mask):
     return value if entries.value == F64 else builder.fpext(value, VECTOR)
 
 
-def _places(builder, entries, k, mask):
-    """Where the columns of entries k and after stand in memory."""
-    j = _load(builder, entries.indices, k, entries.index, mask)
-    j = j if entries.index == I64 else builder.zext(j, _LONGS)
-    offset = builder.shl(j, ir.Constant(_LONGS, [3 + entries.shift] * LANES))
-    return builder.inttoptr(builder.add(offset, every(builder, builder.ptrtoint(entries.base, I64))), _PLACES)
-
-
 def _place(builder, entries, k):
+    """Where the column of entry k stands in memory."""
     j = builder.load(builder.gep(entries.indices, [k]))
     j = j if entries.index == I64 else builder.zext(j, I64)
     return builder.gep(entries.base, [builder.shl(j, I64(entries.shift))])
 
 
-def _gather(builder, places, mask):
-    gather = _function(builder, f"llvm.masked.gather.v{LANES}f64.v{LANES}p0", VECTOR, [_PLACES, _I32, _MASK, VECTOR])
-    return builder.call(gather, [places, _I32(8), mask or _ALL, _ZEROS])
+def _in_turn(builder, entries, k, mask, one):
+    """one(place, q) for entry k, the next, ... : LANES of them, or with a mask those before the last of the row.
+
+    One by one, for a masked gather or scatter takes some CPUs longer than all the rest of a short row.
+    """
+
+    def from_on(q):
+        one(_place(builder, entries, builder.add(k, I64(q))), q)
+        if mask is None and q < LANES - 1:
+            from_on(q + 1)
+        elif q < LANES - 2:  # a row that fills all LANES has no mask
+            with builder.if_then(builder.icmp_unsigned("<", builder.add(k, I64(q + 1)), entries.ends[1])):
+                from_on(q + 1)
+
+    from_on(0)
 
 
-def _scatter(builder, value, places, mask):
-    kinds = [VECTOR, _PLACES, _I32, _MASK]
-    scatter = _function(builder, f"llvm.masked.scatter.v{LANES}f64.v{LANES}p0", ir.VoidType(), kinds)
-    builder.call(scatter, [value, places, _I32(8), mask or _ALL])
+def _collect(builder, entries, k, mask):
+    """The numbers that entries k and after point to."""
+    found = cgutils.alloca_once(builder, VECTOR)
+    builder.store(_ZEROS, found)
+
+    def take(place, q):
+        builder.store(builder.insert_element(builder.load(found), builder.load(place), _I32(q)), found)
+
+    _in_turn(builder, entries, k, mask, take)
+    return builder.load(found)
 
 
 def _fetch(builder, entries, k):
@@ -119,7 +129,7 @@ def dot_entries(typingctx, start, stop, indices, values, w):
         builder.store(_ZEROS, total)
 
         def add(k, mask):
-            weights, before = _gather(builder, _places(builder, entries, k, mask), mask), builder.load(total)
+            weights, before = _collect(builder, entries, k, mask), builder.load(total)
             if entries.values is None:
                 builder.store(builder.fadd(before, weights), total)
             else:
@@ -138,28 +148,20 @@ def add_entries(typingctx, start, stop, indices, values, A, r, ahead):
 
     def generate(context, builder, signature, args):
         entries = _entries(context, builder, signature, args, 1)
-        r, rs = args[5], every(builder, args[5])
         one_fma = _function(builder, "llvm.fma.f64", F64, [F64] * 3)
-
-        def add_whole(k):  # stores one by one: a scatter is slower, and what it has stored can not be read at once
-            x = None if entries.values is None else _values(builder, entries, k, None)
-            for q in range(LANES):
-                place = _place(builder, entries, builder.add(k, I64(q)))
-                a = builder.load(place)
-                if x is None:
-                    builder.store(builder.fadd(a, r), place)
-                else:
-                    builder.store(builder.call(one_fma, [r, builder.extract_element(x, _I32(q)), a]), place)
 
         def add(k, mask):
             _fetch(builder, entries, builder.add(k, args[6]))
-            if mask is None:
-                add_whole(k)
-                return
-            places = _places(builder, entries, k, mask)
-            a = _gather(builder, places, mask)
-            a = builder.fadd(a, rs) if entries.values is None else fma_lanes(builder, rs, _values(builder, entries, k, mask), a)
-            _scatter(builder, a, places, mask)
+            x = None if entries.values is None else _values(builder, entries, k, mask)
+
+            def add_one(place, q):
+                a = builder.load(place)
+                if x is None:
+                    builder.store(builder.fadd(a, args[5]), place)
+                else:
+                    builder.store(builder.call(one_fma, [args[5], builder.extract_element(x, _I32(q)), a]), place)
+
+            _in_turn(builder, entries, k, mask, add_one)
 
         _each(builder, entries, add)
         return context.get_dummy_value()
