@@ -14,17 +14,18 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-from mpigd_kernels.lanes import _BYTE, _F32, _I32, F64, I64, LANES, VECTOR, _function, add_lanes, every, fma_lanes
+from mpigd_kernels.lanes import _BYTE, _F32, _I32, F64, I64, LANES, VECTOR, _function, add_lanes, every, fma_lanes, hint
 
 _NAMES = {_F32: "f32", F64: "f64", _I32: "i32", I64: "i64"}
 _LONGS, _MASK = ir.VectorType(I64, LANES), ir.VectorType(ir.IntType(1), LANES)
 _ZEROS = ir.Constant(VECTOR, [0.0] * LANES)
+_LATER = 64  # entries by which what their columns stand for is fetched: beyond the cache it is most of a margin's time
 _AHEAD = 64  # entries by which column numbers are fetched before values
 
 
 # Column numbers and values (None: ones) of entries, their types, where they begin and end; and the vector (d,) or column of pairs
 # (d, 2) into which the numbers point: its base, and the power of two by which its numbers are apart.
-_Entries = namedtuple("_Entries", "indices index values value ends base shift")
+_Entries = namedtuple("_Entries", "indices index values value ends count base shift")
 
 
 def _entries(context, builder, signature, args, column):
@@ -36,6 +37,7 @@ def _entries(context, builder, signature, args, column):
         pointer(2), context.get_data_type(signature.args[2].dtype),
         None if ones else pointer(3), None if ones else context.get_data_type(signature.args[3].dtype),
         [context.cast(builder, args[i], signature.args[i], types.intp) for i in (0, 1)],
+        context.make_array(signature.args[2])(context, builder, args[2]).nitems,
         builder.gep(pointer(4), [I64(column * shift)]), shift,
     )  # fmt: skip
 
@@ -81,11 +83,14 @@ def _in_turn(builder, entries, k, mask, one):
 
 
 def _collect(builder, entries, k, mask):
-    """The numbers that entries k and after point to."""
+    """The numbers that entries k and after point to; asks for those of later ones."""
     found = cgutils.alloca_once(builder, VECTOR)
     builder.store(_ZEROS, found)
+    later = builder.add(k, I64(_LATER))
+    later = builder.select(builder.icmp_signed("<=", later, builder.sub(entries.count, I64(LANES))), later, k)
 
     def take(place, q):
+        hint(builder, _place(builder, entries, builder.add(later, I64(q))), I64(0), I64(0), 3)
         builder.store(builder.insert_element(builder.load(found), builder.load(place), _I32(q)), found)
 
     _in_turn(builder, entries, k, mask, take)
