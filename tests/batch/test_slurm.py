@@ -9,7 +9,7 @@ import pytest
 
 import mpigd
 from mpigd.model import fitted
-from tests.batch.cluster import Cluster, until
+from tests.batch.cluster import Cluster, tried
 from tests.faults.jobs import FULL
 from tests.launch import needs_openmpi
 
@@ -20,6 +20,7 @@ def undisturbed(cluster: Cluster) -> str:
     return fitted.load(str(cluster.folder / "alone.h5")).digest
 
 
+@tried
 def test_srun(cluster: Cluster) -> None:
     """A job that meets its time limit: USR1 reaches the ranks, they save, and the job is queued again."""
     job = cluster.job("train.sh", "srun", f"{BOTH} --signal=USR1@20", slow=True)
@@ -34,6 +35,7 @@ def test_srun(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("flavour", ["mpich", *([pytest.param("openmpi", marks=needs_openmpi)] if FULL else [])])
+@tried
 def test_mpirun(flavour: str, cluster: Cluster) -> None:
     """The same with the signal to the script (B:), which is sent by hand here."""
     job = cluster.job("train_mpirun.sh", f"mpirun-{flavour}", BOTH, flavour, slow=True)
@@ -45,6 +47,7 @@ def test_mpirun(flavour: str, cluster: Cluster) -> None:
     assert job.digest() == undisturbed(cluster)
 
 
+@tried
 def test_scancel_loses_nothing_after_the_last_checkpoint(cluster: Cluster) -> None:
     job = cluster.job("train.sh", "cancelled", BOTH, slow=True)
     job.until_saved()
@@ -57,12 +60,14 @@ def test_scancel_loses_nothing_after_the_last_checkpoint(cluster: Cluster) -> No
     assert job.digest() == undisturbed(cluster)
 
 
+@tried
 def test_a_sweep(cluster: Cluster) -> None:
     """mpigd submit makes an array job."""
+    expected = [mpigd.train(cluster.data, loss="logistic", l2=l2).digest for l2 in (1e-4, 1e-2)]
     words = [sys.executable, "-m", "mpigd", "submit", "--scheduler", "slurm", "--ranks", "2", "--time", "0:10:00"]
     words += ["--sweep", "l2=1e-4,1e-2", f"--directive=--chdir={cluster.folder}", "--"]
-    cluster(*words, "train", *cluster.data, "--loss", "logistic", "--quiet")
+    number = cluster(*words, "train", *cluster.data, "--loss", "logistic", "--quiet").split()[-1]
+    queue = ("squeue", "--noheader", "--jobs", number)
+    cluster.until(lambda: not cluster(*queue), "mpigd-*.log", lambda: cluster(*queue))
     models = [cluster.folder / "sweep" / f"l2-{value}.h5" for value in ("1e-4", "1e-2")]
-    until(lambda: not cluster("squeue", "--noheader"), lambda: cluster("squeue"))
-    for model, l2 in zip(models, (1e-4, 1e-2), strict=True):
-        assert fitted.load(str(model)).digest == mpigd.train(cluster.data, loss="logistic", l2=l2).digest
+    assert [fitted.load(str(model)).digest for model in models] == expected
