@@ -23,10 +23,10 @@ from mpigd.data.source import Info, expand, inspect
 from mpigd.errors import UsageError
 from mpigd.pace import Profile, cores_of, row_seconds, told_seconds
 from mpigd.quantities import size_of
+from mpigd_kernels import outputs
 
 PROGRAM = 180e6  # bytes of a rank beside what grows with the data: Python, numpy, numba, the kernels, h5py, MPI, slabs
 PER_ROW = 24  # bytes a row takes beside X: target, weight, number
-TOGETHER = 8  # outputs of compressed rows whose numbers lie side by side: for fewer there is room for as many
 PER_PARAMETER = 64  # bytes of a parameter: vectors of the optimiser, accumulators, totals
 LOOKED_AT = 1 << 16  # targets that show how many classes there are
 OVERHEAD = 60e-6  # seconds of a step that has nothing to compute
@@ -67,7 +67,7 @@ def plan(
     share = -(-n // ranks)
     memory = _memory(share, row_bytes, k, d, config)
     if infos[0].layout != "dense" and k > 1:
-        memory += 16 * (-k % TOGETHER) * d
+        memory += 16 * (outputs.width(k) - k) * d  # lie side by side, with room for whole vectors
     _check_memory(memory * here, known.get("memory") or _available())
     words = 8 * (2 * k * d + 2 * (k + 1) + 16)
     talk = math.ceil(math.log2(ranks)) * (alpha + beta * words) if ranks > 1 else 0.0

@@ -14,7 +14,7 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-from mpigd_kernels.lanes import _BYTE, _F32, _I32, F64, I64, LANES, VECTOR, _function, add_lanes, every, fma_lanes, hint
+from mpigd_kernels.lanes import _F32, _I32, F64, I64, LANES, VECTOR, _function, add_lanes, every, fma_lanes, hint
 
 _NAMES = {_F32: "f32", F64: "f64", _I32: "i32", I64: "i64"}
 _LONGS, _MASK = ir.VectorType(I64, LANES), ir.VectorType(ir.IntType(1), LANES)
@@ -58,21 +58,25 @@ def _values(builder, entries, k, mask):
     return value if entries.value == F64 else builder.fpext(value, VECTOR)
 
 
+def _column(builder, entries, k):
+    """The column of entry k."""
+    j = builder.load(builder.gep(entries.indices, [k]))
+    return j if entries.index == I64 else builder.zext(j, I64)
+
+
 def _place(builder, entries, k):
     """Where the column of entry k stands in memory."""
-    j = builder.load(builder.gep(entries.indices, [k]))
-    j = j if entries.index == I64 else builder.zext(j, I64)
-    return builder.gep(entries.base, [builder.shl(j, I64(entries.shift))])
+    return builder.gep(entries.base, [builder.shl(_column(builder, entries, k), I64(entries.shift))])
 
 
 def _in_turn(builder, entries, k, mask, one):
-    """one(place, q) for entry k, the next, ... : LANES of them, or with a mask those before the last of the row.
+    """one(entry, q) for entry k, the next, ... : LANES of them, or with a mask those before the last of the row.
 
     One by one, for a masked gather or scatter takes some CPUs longer than all the rest of a short row.
     """
 
     def from_on(q):
-        one(_place(builder, entries, builder.add(k, I64(q))), q)
+        one(builder.add(k, I64(q)), q)
         if mask is None and q < LANES - 1:
             from_on(q + 1)
         elif q < LANES - 2:  # a row that fills all LANES has no mask
@@ -89,9 +93,10 @@ def _collect(builder, entries, k, mask):
     later = builder.add(k, I64(_LATER))
     later = builder.select(builder.icmp_signed("<=", later, builder.sub(entries.count, I64(LANES))), later, k)
 
-    def take(place, q):
+    def take(entry, q):
         hint(builder, _place(builder, entries, builder.add(later, I64(q))), I64(0), I64(0), 3)
-        builder.store(builder.insert_element(builder.load(found), builder.load(place), _I32(q)), found)
+        number = builder.load(_place(builder, entries, entry))
+        builder.store(builder.insert_element(builder.load(found), number, _I32(q)), found)
 
     _in_turn(builder, entries, k, mask, take)
     return builder.load(found)
@@ -99,10 +104,9 @@ def _collect(builder, entries, k, mask):
 
 def _fetch(builder, entries, k):
     """Ask for the lines of entries k and after; reads nothing, whatever is there."""
-    hint = _function(builder, "llvm.prefetch.p0", ir.VoidType(), [_BYTE, _I32, _I32, _I32])
-    for pointer, at in ((entries.indices, builder.add(k, I64(_AHEAD))), (entries.values, k)):
-        if pointer is not None:
-            builder.call(hint, [builder.bitcast(builder.gep(pointer, [at]), _BYTE), _I32(0), _I32(3), _I32(1)])
+    hint(builder, entries.indices, builder.add(k, I64(_AHEAD)), I64(0), 3)
+    if entries.values is not None:
+        hint(builder, entries.values, k, I64(0), 3)
 
 
 def _each(builder, entries, body):
@@ -159,7 +163,8 @@ def add_entries(typingctx, start, stop, indices, values, A, r, ahead):
             _fetch(builder, entries, builder.add(k, args[6]))
             x = None if entries.values is None else _values(builder, entries, k, mask)
 
-            def add_one(place, q):
+            def add_one(entry, q):
+                place = _place(builder, entries, entry)
                 a = builder.load(place)
                 if x is None:
                     builder.store(builder.fadd(a, args[5]), place)

@@ -12,7 +12,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
 
 from mpigd_kernels.compiled import compiled
-from mpigd_kernels.entries import _ZEROS, _entries, _fetch
+from mpigd_kernels.entries import _ZEROS, _column, _each, _entries, _fetch, _in_turn
 from mpigd_kernels.lanes import F64, I64, LANES, VECTOR, every, fma_lanes, hint, load_lanes, store_lanes
 from mpigd_kernels.sums import flush_all
 
@@ -86,22 +86,9 @@ def take_rest(lines, part, C, head, rest):
             lines[j, part, q] = C[j]
 
 
-def _in_turn(builder, entries, body):
+def _every_entry(builder, entries, body):
     """body(k, q) for every entry k, the q-th of LANES."""
-    start, stop = entries.ends
-    panels = builder.udiv(builder.sub(stop, start), I64(LANES))
-    with cgutils.for_range(builder, panels) as loop:
-        first = builder.add(start, builder.mul(loop.index, I64(LANES)))
-        for q in range(LANES):
-            body(builder.add(first, I64(q)), q)
-
-    def rest(k, q):
-        if q < LANES - 1:
-            with builder.if_then(builder.icmp_unsigned("<", k, stop)):
-                body(k, q)
-                rest(builder.add(k, I64(1)), q + 1)
-
-    rest(builder.add(start, builder.mul(panels, I64(LANES))), 0)
+    _each(builder, entries, lambda k, mask: _in_turn(builder, entries, k, mask, body))
 
 
 def _value(builder, entries, k):
@@ -119,10 +106,8 @@ def _vectors(context, builder, signature, args):
     column = builder.mul(parts, width)
 
     def place(k, part):
-        j = builder.load(builder.gep(entries.indices, [k]))
-        j = j if entries.index == I64 else builder.zext(j, I64)
         first = builder.add(group, builder.mul(width, I64(part)))
-        return builder.gep(entries.base, [builder.add(builder.mul(j, column), first)])
+        return builder.gep(entries.base, [builder.add(builder.mul(_column(builder, entries, k), column), first)])
 
     return entries, place, builder.gep(turned.data, [builder.add(builder.mul(at, width), group)])
 
@@ -143,11 +128,9 @@ def dot_outputs(typingctx, start, stop, indices, values, lines, group, turned, a
         for one in sums:
             builder.store(_ZEROS, one)
 
-        count = context.make_array(signature.args[2])(context, builder, args[2]).nitems
-
         def add_one(k, q):
             later = builder.add(k, I64(_AHEAD))
-            later = builder.select(builder.icmp_unsigned("<", later, count), later, k)
+            later = builder.select(builder.icmp_unsigned("<", later, entries.count), later, k)
             for part in (0, 1):  # what the accumulation needs a moment later, too
                 hint(builder, place(later, part), I64(0), I64(0), 3)
             weights, before = load_lanes(builder, place(k, 0), I64(0), F64), builder.load(sums[q])
@@ -156,7 +139,7 @@ def dot_outputs(typingctx, start, stop, indices, values, lines, group, turned, a
             else:
                 builder.store(fma_lanes(builder, _value(builder, entries, k), weights, before), sums[q])
 
-        _in_turn(builder, entries, add_one)
+        _every_entry(builder, entries, add_one)
         left = [builder.load(one) for one in sums]
         while len(left) > 1:  # as add_lanes does with the partial sums of one output
             half = len(left) // 2
@@ -190,7 +173,7 @@ def _add(fine):
                 b = load_lanes(builder, place(k, 2), I64(0), F64)
                 store_lanes(builder, builder.fadd(b, builder.bitcast(odd, VECTOR)), place(k, 2), I64(0))
 
-        _in_turn(builder, entries, add_one)
+        _every_entry(builder, entries, add_one)
         return context.get_dummy_value()
 
     return generate
