@@ -146,8 +146,8 @@ def fill(text: str, lines: dict[str, str]) -> str:
 
 
 def _clock(seconds: float) -> str:
-    """HH:MM:SS, whole minutes: what all schedulers understand; no less than one."""
-    minutes = max(1, round(seconds / 60.0))
+    """HH:MM:SS, whole minutes: what all schedulers understand."""
+    minutes = round(seconds / 60.0)
     return f"{minutes // 60}:{minutes % 60:02d}:00"
 
 

@@ -35,7 +35,6 @@ def test_srun(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("flavour", ["mpich", *([pytest.param("openmpi", marks=needs_openmpi)] if FULL else [])])
-@tried
 def test_mpirun(flavour: str, cluster: Cluster) -> None:
     """The same with the signal to the script (B:), which is sent by hand here."""
     job = cluster.job("train_mpirun.sh", f"mpirun-{flavour}", BOTH, flavour, slow=True)
