@@ -19,7 +19,7 @@ RUNS = [(1, "mpich"), (2, "mpich"), (3, "mpich"), (4, "mpich"), pytest.param(2, 
 def test_mpi_suite(ranks: int, flavour: str) -> None:
     done = mpiexec(ranks, *PYTEST, "-q", "tests/mpi", flavour=flavour, timeout=300)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert done.stdout.count(" passed in ") == 1, "rank 0 alone reports"
+    assert done.stdout.count(" passed") == 1, "rank 0 alone reports"  # and may have a warning to tell, before the seconds
 
 
 def suite(folder: Path, body: str, n: int = 2, flavour: str = "mpich", **limits: str) -> tuple[int, str, float]:
