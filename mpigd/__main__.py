@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from mpigd import world
 from mpigd.cli import parser
 from mpigd.errors import MpigdError
-from mpigd.launch import launched
 
 PIPE_CLOSED = 141  # what a shell reports of a program that SIGPIPE ended
 
@@ -23,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         world.leave()
         return code
     except MpigdError as error:
-        rank, size = launched() or (0, 1)
+        rank, size = world.place()
         if rank == 0 or not error.agreed:
             print(f"mpigd: {error}" if error.agreed or size == 1 else f"mpigd: {world.here()}: {error}", file=sys.stderr)
         if error.agreed or size == 1:

@@ -11,12 +11,13 @@ from mpigd.batches import BLOCK, Batch, FullBatch, MiniBatch, Schedule, Stochast
 from mpigd.choices import BATCH_SIZE, LARGEST_FACTOR, check, is_rough, limits
 from mpigd.choices import choice as choice  # build and choices are one door to the others
 from mpigd.choices import complete as complete
-from mpigd.comm import Comm
+from mpigd.comm import Comm, together
 from mpigd.config import Config
 from mpigd.data.loading import Layout, fingerprint
 from mpigd.data.shard import Shard
 from mpigd.data.streamed import Streamed
 from mpigd.errors import UsageError
+from mpigd.model import fitted
 from mpigd.model.hessian import is_whole
 from mpigd.model.losses import LOSSES, Loss
 from mpigd.model.objective import Objective, Rows
@@ -133,6 +134,17 @@ def start(problem: Problem) -> Array:
         log_link = problem.loss.mean is not None
         w[-1] = vector.logarithm(mean) if log_link and mean > 0 else (0.0 if log_link else mean)
     return w
+
+
+def first(problem: Problem, config: Config, comm: Comm) -> Array:
+    """The parameters (k * p,) to begin with: those of --start, or of `start`. Collective."""
+    if config.start is None:
+        return start(problem)
+    with together(comm):
+        model = fitted.load(config.start)
+        if model.coef.shape != (problem.k, problem.objective.rows.X.d):
+            raise UsageError(f"--start {config.start}: {model.coef.shape} coefficients do not fit this problem")
+    return problem.objective.scaling.from_raw(model.coef, model.intercept)
 
 
 def schedule(problem: Problem, config: Config) -> Schedule:

@@ -22,6 +22,7 @@ Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
 FORMAT = "mpigd checkpoint 2"
 NAME = re.compile(r"step-(\d{12})\.h5")
+CLAIM = "claim"  # the file in a folder that a job holds locked; it says too which world of the job that is
 LEFT = re.compile(r"\.step-\d{12}\.h5\..*\.tmp")
 
 
@@ -43,14 +44,23 @@ class Checkpoint:
         parts = {part: {name: array.copy() for name, array in arrays.items()} for part, arrays in self.parts.items()}
         return replace(self, w=self.w.copy(), parts=parts, notes=self.notes | {"history": list(self.notes["history"])})
 
-    def save(self, folder: str) -> str:
-        """Write to `folder`, and read it back. Raises StorageError; what is there stays whole then."""
+    def save(self, folder: str, epoch: int | None = None) -> str:
+        """Write to `folder`, and read it back. Raises StorageError; what is there stays whole then.
+
+        epoch: of the world that this rank is in, where others may go on without it.
+        """
         path = Path(folder) / f"step-{self.step:012d}.h5"
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"{folder}: cannot be made: {error.strerror}") from error
-        with hdf5.create(path, lambda temporary: _read_back(temporary, path)) as file:
+
+        def whole(temporary: str) -> None:
+            _read_back(temporary, path)
+            if epoch is not None:
+                fence(folder, epoch)
+
+        with hdf5.create(path, whole) as file:
             self._fill(file)
         return str(path)
 
@@ -78,6 +88,14 @@ def _read_back(temporary: str, path: Path) -> None:
             pass
     except DataError as error:
         raise StorageError(f"{path}: cannot be written: what is read back is not what was written") from error
+
+
+def fence(folder: str, epoch: int) -> None:
+    """StorageError where a later world than `epoch` has claimed the folder: this rank was asleep, and the others went on."""
+    with suppress(OSError):
+        later = re.search(r", world (\d+)", Path(folder, CLAIM).read_text(errors="replace"))
+        if later and int(later[1]) > epoch:
+            raise StorageError(f"{folder}: the other ranks went on without this one: it saves nothing any more")
 
 
 def prune(folder: str, first: int) -> None:

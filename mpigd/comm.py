@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class Comm(Protocol):
     rank: int
     size: int
     waited: float  # seconds this rank has spent in allreduce
+    epoch: int  # how often ranks have died, and the others gone on
 
     def allreduce(self, buffer: Array, op: str = "sum") -> None:
         """Replace `buffer` (any shape, float64 or int64, C-contiguous) by its `op` (sum, max, min) over ranks."""
@@ -66,6 +67,7 @@ class SelfComm:
     rank = 0
     size = 1
     waited = 0.0
+    epoch = 0
 
     def allreduce(self, buffer: Array, op: str = "sum") -> None:
         pass
@@ -99,6 +101,8 @@ class SelfComm:
 
 class MPIComm:
     """An MPI communicator. Buffers only: the lower-case methods of mpi4py would pickle."""
+
+    epoch = 0
 
     def __init__(self, mpi: Any, raw: Any, recorder: Recorder | None = None) -> None:
         self._mpi, self._raw, self._in_place = mpi, raw, mpi.IN_PLACE
@@ -159,7 +163,7 @@ class MPIComm:
         self._slices(self._raw.Recv, _flat(buffer), source)
 
     def split(self, color: int) -> Comm:
-        return MPIComm(self._mpi, self._raw.Split(color, self.rank), self.recorder)
+        return type(self)(self._mpi, self._raw.Split(color, self.rank), self.recorder)
 
     def record(self, step: int) -> None:
         self.recorder.mark(step)
@@ -189,6 +193,9 @@ class MPIComm:
         return [call(raw[start : start + SLICE], peer) for start in range(0, raw.size, SLICE)]
 
 
+AnyComm = TypeVar("AnyComm", bound=MPIComm)
+
+
 def _flat(buffer: Array) -> Array:
     """A one-dimensional view for MPI to fill: reshape would silently copy a strided buffer, and the result be lost."""
     if not buffer.flags.c_contiguous:
@@ -196,11 +203,14 @@ def _flat(buffer: Array) -> Array:
     return buffer if buffer.ndim == 1 else buffer.reshape(-1)
 
 
-def world() -> MPIComm:
+def world(kind: type[AnyComm], finalize: bool = True) -> AnyComm:
     """The communicator of all ranks. Only here is MPI initialised."""
+    import mpi4py
+
+    mpi4py.rc.finalize = finalize
     from mpi4py import MPI
 
-    return MPIComm(MPI, MPI.COMM_WORLD)
+    return kind(MPI, MPI.COMM_WORLD)
 
 
 def agree(comm: Comm, error: BaseException | None) -> None:

@@ -126,6 +126,8 @@ class Config:
     check_replicas: int = option(100, "steps between comparisons of all ranks' parameters", low=1, model=False)
     resume: str = option("auto", "auto, never, or a checkpoint file", model=False)
     hang_timeout: float = option(300.0, "seconds a collective may take before the job is ended", above=0, model=False)
+    on_failure: str = option("stop", "when ranks die: stop, or go on without them (Open MPI)", ("stop", "shrink"), model=False)
+    min_ranks: int = option(1, "with --on-failure shrink: stop where fewer are left", low=1, model=False)
     max_time: str | None = option(None, "save and stop in time: seconds, or [DAYS-]HH:MM:SS", model=False)
     on_save_error: str = option("continue", "when a checkpoint cannot be written", ("continue", "stop"), model=False)
     log: str | None = option(None, "JSON lines file with every number", model=False)
@@ -257,8 +259,7 @@ def resolve(
 
     Returns the Config and what the file says of `data` and `output`, which are no options.
     """
-    merged: dict[str, Any] = {}
-    places: dict[str, Any] = {}
+    merged, places = dict[str, Any](), dict[str, Any]()
     if path is not None:
         for key, value in read_toml(path).items():
             if key in ("data", "output"):

@@ -35,6 +35,7 @@ ALONE = dict(
     threads=1,
     max_memory=None,
     max_time=None,
+    on_failure="stop",
 )
 
 MANY, STEPS = 400, 3  # rows of which second-order optimisers take samples, and steps in which they come to their products

@@ -24,9 +24,9 @@ class Writer:
     `step`: that of the last whole one in the folder, -1 if there is none of this run.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, epoch: int | None = None) -> None:
         self.step, self._before = -1, -1  # the last two that are whole: what is older may go
-        self._folder = folder
+        self._folder, self._epoch = folder, epoch
         self._thread: threading.Thread | None = None
         self._failures: list[Exception] = []
 
@@ -57,7 +57,7 @@ class Writer:
 
     def _write(self, copied: Checkpoint) -> None:
         try:
-            copied.save(self._folder)
+            copied.save(self._folder, self._epoch)
             if copied.step != self.step:
                 self.step, self._before = copied.step, self.step
             checkpoint.prune(self._folder, self._before)
@@ -81,7 +81,7 @@ class Saver(Callback):
         self._clock = self._every is None and comm.rank == 0
         self._last = time.monotonic()
         self._folder = config.checkpoint or "."
-        self.writer = Writer(self._folder)
+        self.writer = Writer(self._folder, comm.epoch if config.on_failure == "shrink" else None)
 
     def before(self, words: Array) -> None:
         words[0] = float(self._clock and time.monotonic() - self._last > SECONDS and self.writer.free())

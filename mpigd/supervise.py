@@ -18,13 +18,12 @@ import numpy as np
 
 from mpigd import world
 from mpigd.cache import private
-from mpigd.checkpoint import found
+from mpigd.checkpoint import CLAIM, found
 from mpigd.comm import Comm, together
 from mpigd.config import Config, to_dict
 from mpigd.errors import LaunchError, MpigdError, StorageError, Unfinished
 from mpigd.version import __version__
 
-CLAIM = "claim"  # the file in a checkpoint folder that a job holds locked
 OF_A_RANK = ("quiet", "log", "threads", "hang_timeout")  # options that may differ between ranks
 PATIENCE = 30.0  # seconds to wait for a dying job's claim: its launcher may still be ending it
 
@@ -36,10 +35,11 @@ def supervise(config: Config, comm: Comm, warn: Callable[[str], None]) -> Iterat
     held: list[int] = []
     with together(comm):
         if comm.rank == 0 and config.checkpoint is not None:
-            held = claim(config.checkpoint, warn, strict=config.on_save_error == "stop")
+            held = claim(config.checkpoint, warn, strict=config.on_save_error == "stop", epoch=comm.epoch)
     try:
         if comm.size > 1:  # no rehearsal of a run
-            world.watch(config.hang_timeout, lambda: code_of_a_hang(config.checkpoint), config.checkpoint)
+            tolerant = config.on_failure == "shrink"
+            world.watch(config.hang_timeout, lambda: code_of_a_hang(config.checkpoint), config.checkpoint, tolerant)
         yield
     finally:
         for handle in held:
@@ -69,20 +69,25 @@ def same_everywhere(config: Config, comm: Comm) -> None:
             raise error
 
 
-def claim(folder: str, warn: Callable[[str], None], patience: float | None = None, strict: bool = True) -> list[int]:
+def claim(
+    folder: str, warn: Callable[[str], None], patience: float | None = None, strict: bool = True, epoch: int = 0
+) -> list[int]:
     """Make the folder if need be, and lock it for this process: [file descriptor], or [] where that cannot be.
 
     The lock is the kernel's: it ends with the process, however that ends, so a dead job never blocks a restart. Raises
     LaunchError if another job still holds it after `patience` seconds (default: PATIENCE), StorageError if others may write to
     the folder. One that cannot be used at all is one too if `strict`, else a warning: the run is worth more than its checkpoint.
+    epoch: above 0 the claim is that of ranks of this job that are gone or only stand still: a new file takes its place.
     """
-    path = Path(folder)
+    path, deadline = Path(folder), time.monotonic() + (PATIENCE if patience is None else patience)
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not private(path):
             raise StorageError(
                 f"--checkpoint {folder}: others may write to this folder, or it is not yours: chmod go-w, or use another"
             )
+        if epoch:
+            (path / CLAIM).unlink(missing_ok=True)
         handle = os.open(path / CLAIM, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         failed = StorageError(f"--checkpoint {folder}: {error.strerror}")
@@ -90,10 +95,10 @@ def claim(folder: str, warn: Callable[[str], None], patience: float | None = Non
             raise failed from error
         warn(f"{failed}; going on without checkpoints")
         return []
-    return _lock(handle, folder, warn, time.monotonic() + (PATIENCE if patience is None else patience))
+    return _lock(handle, folder, warn, deadline, epoch)
 
 
-def _lock(handle: int, folder: str, warn: Callable[[str], None], deadline: float) -> list[int]:
+def _lock(handle: int, folder: str, warn: Callable[[str], None], deadline: float, epoch: int) -> list[int]:
     """Take the lock, and say in the file who has it; closes the handle if that fails."""
     while True:
         try:
@@ -113,5 +118,6 @@ def _lock(handle: int, folder: str, warn: Callable[[str], None], deadline: float
         time.sleep(0.2)
     with suppress(OSError):  # a full disk: the lock holds all the same
         os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}\n".encode(), 0)
+        since = f"since {time.strftime('%F %T')}, world {epoch}"
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}, {since}\n".encode(), 0)
     return [handle]

@@ -14,13 +14,12 @@ import numpy as np
 from mpigd import build, checkpoint, choices
 from mpigd.batches import Batch
 from mpigd.callbacks import Callback, EarlyStop, History, Step, Tolerance
-from mpigd.comm import Comm, together
+from mpigd.comm import Comm
 from mpigd.config import FIELDS, Config
-from mpigd.data.loading import fingerprint, load, read, survey
+from mpigd.data.loading import read, survey
 from mpigd.data.shard import Shard
 from mpigd.errors import NumericalError, UsageError
 from mpigd.interrupt import REASONS, Interruption
-from mpigd.metrics import METRICS, PRIMARY
 from mpigd.model import fitted, inference
 from mpigd.model.certificate import duality_gap, least_gap
 from mpigd.model.fitted import Model
@@ -32,6 +31,8 @@ from mpigd.rehearsal import rehearse
 from mpigd.replicas import Replicas
 from mpigd.report import Clock, Report
 from mpigd.supervise import supervise
+from mpigd.survive import Memory, survive
+from mpigd.survive import check as survivors
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
@@ -44,33 +45,39 @@ def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progres
     Raises MpigdError (on all ranks) for data, options or numbers that cannot be used.
     """
     clock, interruption = Clock(comm), Interruption(comm, config)
-    with interruption.listening(), supervise(config, comm, progress.warn):
-        choices.check(config)  # once all ranks are known to have the same options: all refuse them, or none
-        if config.statistics == "yes" and (why := inference.why_never(config)):
-            raise UsageError(f"--statistics yes: {why}")
-        shard = data if isinstance(data, Shard) else load_rows([data] if isinstance(data, str) else data, config, comm)
-        chosen = build.choice(config, shard.X.d)
-        config = build.complete(config, shard.n, shard.X.d)
-        run = Run(build.problem(shard, config, comm), config, comm, Report(progress, config, comm), interruption)
-        if chosen:
-            run.report.say(chosen)
-        clock.loaded()
-        try:
-            run.train()
-            return run.model(clock)
-        except NumericalError as error:
-            if not error.agreed:
-                raise
-            from mpigd.diagnosis import explained
 
-            raise explained(error, run.first, run.w, run.schedule, run.problem, config, comm, run.saver) from error
+    def once(memory: Memory | None) -> Model:
+        with supervise(config, comm, progress.warn):
+            choices.check(config)  # once all ranks are known to have the same options: all refuse them, or none
+            survivors(config, data, comm)
+            if config.statistics == "yes" and (why := inference.why_never(config)):
+                raise UsageError(f"--statistics yes: {why}")
+            shard = data if isinstance(data, Shard) else load_rows([data] if isinstance(data, str) else data, config, comm)
+            chosen = build.choice(config, shard.X.d)
+            whole = build.complete(config, shard.n, shard.X.d)
+            run = Run(build.problem(shard, whole, comm), whole, comm, Report(progress, whole, comm), interruption, memory)
+            if chosen:
+                run.report.say(chosen)
+            clock.loaded()
+            try:
+                run.train()
+                return run.model(clock)
+            except NumericalError as error:
+                if not error.agreed:
+                    raise
+                from mpigd.diagnosis import explained
+
+                raise explained(error, run.first, run.w, run.schedule, run.problem, whole, comm, run.saver) from error
+
+    with interruption.listening():
+        return survive(once, config, comm, progress)
 
 
 def load_rows(data: Sequence[str], config: Config, comm: Comm) -> Shard:
-    """Read the files, after one rank of each host has compiled what the run needs. Collective."""
+    """Read the files, after one rank of each host has compiled what the run needs, if it has not yet. Collective."""
     layout = build.layout(config)
     infos = survey(data, layout, comm)
-    if comm.size > 1:
+    if comm.size > 1 and not comm.epoch:
         rehearse(train, config, infos[0].layout, config.dtype or infos[0].dtype, "offset" in infos[0].extras, comm)
     return read(infos, layout, comm)
 
@@ -84,13 +91,19 @@ class Run:
     comm: Comm
     report: Report
     interruption: Interruption | None = None
+    memory: Memory | None = None
 
     def __post_init__(self) -> None:
         self.schedule = build.schedule(self.problem, self.config)
         self.optimizer: Optimizer = build.optimizer(self.problem, self.config, self.schedule.steps_per_epoch)
         self.steps = (self.config.epochs or 1) * self.schedule.steps_per_epoch
         self.history, self.held_out = History(), ""  # the latter: fingerprint of the validation data
-        self.early = self._early_stop()
+        self.early: EarlyStop | None = None
+        if self.config.validation:
+            from mpigd.validation import early_stop
+
+            epoch = self.schedule.steps_per_epoch
+            self.early, self.held_out = early_stop(self.problem, self.config, self.comm, epoch, self.history)
         self.saver: Any = None
         if self.config.checkpoint:
             from mpigd.saving import Saver
@@ -105,7 +118,9 @@ class Run:
         self.callbacks: list[Callback] = [self.replicas, self.history, *([self.early] if self.early else []), self.report]
         interruption = self.interruption or Interruption(self.comm, self.config)
         self.callbacks += [*tolerance, interruption, *([self.saver] if self.saver else [])]
-        self.first, self.reason, self.other, self.w = 0, "", 0.0, self._first_parameters()
+        if self.memory:
+            self.callbacks.append(self.memory.of(self._now))
+        self.first, self.reason, self.other, self.w = 0, "", 0.0, build.first(self.problem, self.config, self.comm)
         self.state = self.optimizer.start(self.w)
         self._resume()
 
@@ -157,34 +172,6 @@ class Run:
             if (found := callback.after(step, summed)) and not self.reason:
                 self.reason = found  # the first: a run at its end is not one that a signal has stopped
 
-    def _first_parameters(self) -> Array:
-        if self.config.start is None:
-            return build.start(self.problem)
-        with together(self.comm):
-            model = fitted.load(self.config.start)
-            if model.coef.shape != (self.problem.k, self.problem.objective.rows.X.d):
-                raise UsageError(f"--start {self.config.start}: {model.coef.shape} coefficients do not fit this problem")
-        return self.problem.objective.scaling.from_raw(model.coef, model.intercept)
-
-    def _early_stop(self) -> EarlyStop | None:
-        if not self.config.validation:
-            return None
-        from mpigd.predict import Evaluator, check_columns
-
-        shard = load(self.config.validation, build.layout(self.config), self.comm)
-        check_columns(shard, self.problem.shard.X.d, self.problem.shard.feature_names)
-        self.held_out = fingerprint(shard, self.comm)
-        evaluator = Evaluator(shard, self.problem.loss, self.problem.objective.parameter, self.problem.classes, self.comm)
-        scaling, k = self.problem.objective.scaling, self.problem.k
-
-        def score(w: Array) -> dict[str, Any]:
-            return evaluator.scores(*scaling.coefficients(w, k))
-
-        metric = PRIMARY[self.problem.loss.kind]
-        every = self.config.validate_every or self.schedule.steps_per_epoch
-        higher = METRICS[metric][0] == "higher"
-        return EarlyStop(score, metric, higher, every, self.config.patience, self.history.records)
-
     def _parts(self) -> dict[str, checkpoint.Arrays]:
         callbacks = {type(callback).__name__.lower(): callback.state() for callback in self.callbacks}
         parts = {"optimizer": self.state, "reducer": self.problem.reducer.state(), **callbacks}
@@ -198,6 +185,9 @@ class Run:
     def _checkpoint(self) -> checkpoint.Checkpoint:
         """The run as it is now, the same on all ranks. Collective."""
         self._check()
+        return self._now()
+
+    def _now(self) -> checkpoint.Checkpoint:
         notes = {
             "fingerprint": self.problem.fingerprint,
             "validation": self.held_out,
@@ -208,11 +198,16 @@ class Run:
         return checkpoint.Checkpoint(self.first, self.w, self._parts(), self.config, notes)
 
     def _resume(self) -> None:
+        if self.memory and self.memory.kept:
+            return self._restore(self.memory.kept[-1].copy())
         saved = checkpoint.resume(self.config, self.problem.fingerprint, self.comm, self.report.warn, self.held_out)
         if saved is None:
             return
         if self.saver and self.config.resume == "auto":
             self.saver.writer.step = saved.step
+        self._restore(saved)
+
+    def _restore(self, saved: checkpoint.Checkpoint) -> None:
         self.first, self.w, self.state = saved.step, saved.w, saved.parts["optimizer"]
         self.problem.reducer.restore(saved.parts.get("reducer", {}))
         for callback in self.callbacks:

@@ -31,7 +31,7 @@ class Watch(threading.Thread):
 
     def __init__(self, recorder: Recorder, peers: Mapping[int, int], limit: float, end: Callable[[str, int], None]) -> None:
         super().__init__(name="mpigd-watch", daemon=True)
-        self.limit, self.folder = limit, ""
+        self.limit, self.folder, self.tolerant = limit, "", False
         self.code: Callable[[], int] = lambda: MpigdError.code
         self._recorder, self._end = recorder, end
         self._peers = {rank: pid for rank, pid in peers.items() if state(pid) is not None}
@@ -54,7 +54,7 @@ class Watch(threading.Thread):
     def _trouble(self) -> str:
         if os.getppid() != self._parent:
             return "the launcher is gone"
-        for rank, pid in self._peers.items():
+        for rank, pid in {} if self.tolerant else self._peers.items():
             if state(pid) in (None, "Z"):
                 return f"rank {rank} on {self._recorder.host} (process {pid}) is gone"
         inside = self._recorder.inside()

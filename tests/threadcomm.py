@@ -146,7 +146,7 @@ class ThreadComm:
     def __init__(self, group: _Group, rank: int) -> None:
         self._group, self._world = group, group.world
         self.rank, self.size = rank, len(group.members)
-        self.waited = 0.0
+        self.waited, self.epoch = 0.0, 0
 
     def allreduce(self, buffer: Array, op: str = "sum") -> None:
         self._demand(buffer.dtype in (np.float64, np.int64), f"allreduce of {buffer.dtype}")

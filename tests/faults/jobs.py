@@ -53,6 +53,13 @@ class Place:
             done = job.finish(LIMIT)
             return Ended(done.returncode, done.stdout + done.stderr, time.time(), job.survivors())
 
+    def elastic(self, name: str, schedule: Schedule, *options: str, env: Mapping[str, str] | None = None) -> Ended:
+        """Four ranks that may die, with Open MPI."""
+        words = self.train(name, schedule, "--hang-timeout", "60", "--on-failure", "shrink", *options)
+        with start(4, *words, flavour="openmpi", env=env, options=("--with-ft", "ulfm")) as job:
+            done = job.finish(LIMIT)
+            return Ended(done.returncode, done.stdout + done.stderr, time.time(), job.survivors())
+
     def postmortem(self, name: str) -> str:
         done = python("-m", "mpigd", "postmortem", self.folder / name, timeout=LIMIT)
         assert done.returncode == 0, done.stderr

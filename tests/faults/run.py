@@ -1,6 +1,7 @@
 """mpigd with faults: python -m tests.faults.run '{"3": [[1, "kill"]]}' train data.h5 ...: before step 3 rank 1 kills itself.
 
-Places beside step numbers: "load" (a rank reads its rows), "leave" (all work is done), "exit" (no rank is watched any more).
+Places beside step numbers: "load" (a rank reads its rows), "leave" (all work is done), "exit" (no rank is watched any more),
+"save" (within the writing of a checkpoint), "model" (after the last step), "mend" and "agree" (ranks are gone, the others meet).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import ctypes
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -34,6 +36,12 @@ def in_a_thread() -> None:
     loop()
 
 
+def nap() -> None:
+    """Stand still until the others have given this rank up, and then go on."""
+    subprocess.Popen(["sh", "-c", f"sleep {os.environ['TEST_NAP']}; kill -CONT {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 ACTIONS: dict[str, Callable[[], Any]] = {
     "exception": fail,
     "sys.exit": lambda: sys.exit(3),
@@ -43,6 +51,7 @@ ACTIONS: dict[str, Callable[[], Any]] = {
     "_exit(0)": lambda: ctypes.CDLL(None)._exit(0),
     "segv": lambda: ctypes.string_at(0),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "nap": nap,
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "usr1": lambda: os.kill(os.getpid(), signal.SIGUSR1),
     "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
@@ -54,7 +63,8 @@ ACTIONS: dict[str, Callable[[], Any]] = {
 
 def inject(schedule: dict[str, list[tuple[int, str]]]) -> None:
     """Let the actions happen where the schedule says."""
-    from mpigd import interrupt, supervise, trainer, world
+    from mpigd import checkpoint, elastic, interrupt, supervise, trainer, world
+    from mpigd.comm import SelfComm
 
     supervise.PATIENCE = float(os.environ.get("TEST_PATIENCE", supervise.PATIENCE))
 
@@ -66,7 +76,7 @@ def inject(schedule: dict[str, list[tuple[int, str]]]) -> None:
                 ACTIONS[action]()
 
     def before(self: Any, words: Any) -> None:
-        if self._comm.size == size:  # no rehearsal
+        if size == 1 or not isinstance(self._comm, SelfComm):  # no rehearsal
             at(str(steps[0]))
             steps[0] += 1
         usual_before(self, words)
@@ -76,9 +86,16 @@ def inject(schedule: dict[str, list[tuple[int, str]]]) -> None:
         usual_leave()
         at("exit")
 
-    steps, usual_before, usual_read, usual_leave = [0], interrupt.Interruption.before, trainer.read, world.leave
+    def first(place: str, usual: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given, **more: (at(place), usual(*given, **more))[1]
+
+    steps, usual_before, usual_leave = [0], interrupt.Interruption.before, world.leave
     interrupt.Interruption.before = before  # type: ignore[method-assign]
-    trainer.read = lambda *given: (at("load"), usual_read(*given))[1]
+    trainer.read = first("load", trainer.read)
+    trainer.Run.model = first("model", trainer.Run.model)  # type: ignore[method-assign]
+    checkpoint.Checkpoint._fill = first("save", checkpoint.Checkpoint._fill)  # type: ignore[method-assign]
+    elastic.ElasticComm.mend = first("mend", elastic.ElasticComm.mend)  # type: ignore[method-assign]
+    elastic.ElasticComm._agreed = first("agree", elastic.ElasticComm._agreed)  # type: ignore[method-assign]
     world.leave = leave
 
 

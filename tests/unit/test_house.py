@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOORS = [
     ["mpigd_kernels", "mpigd_kernels.*"],
     ["mpigd.errors", "mpigd.config", "mpigd.launch", "mpigd.recorder", "mpigd.options", "mpigd.quantities", "mpigd.version"],
-    ["mpigd.comm", "mpigd.watch", "mpigd.cache"],
+    ["mpigd.comm", "mpigd.elastic", "mpigd.watch", "mpigd.cache"],
     ["mpigd.world", "mpigd.placement"],
     ["mpigd.data", "mpigd.data.*"],
     ["mpigd.batches", "mpigd.reduce", "mpigd.limits", "mpigd.exact", "mpigd.ranking"],
@@ -35,7 +35,7 @@ FLOORS = [
         "mpigd.report",
         "mpigd.interrupt",
     ],
-    ["mpigd.predict", "mpigd.build", "mpigd.info", "mpigd.summary", "mpigd.supervise"],
+    ["mpigd.predict", "mpigd.build", "mpigd.info", "mpigd.summary", "mpigd.supervise", "mpigd.survive", "mpigd.validation"],
     ["mpigd.diagnosis", "mpigd.trainer", "mpigd.rehearsal", "mpigd.pace", "mpigd.plan", "mpigd.crossval"],
     ["mpigd"],  # the Python interface
     ["mpigd.cli", "mpigd.doctor", "mpigd.submit", "mpigd.__main__"],

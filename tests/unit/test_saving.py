@@ -96,7 +96,7 @@ class Unwritable:
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def save(self, folder: str) -> None:
+    def save(self, folder: str, epoch: int | None = None) -> None:
         raise StorageError(f"step {self.step}")
 
 

@@ -1,0 +1,124 @@
+"""Ranks that may die: a communicator that goes on with those that are left. For Open MPI started with `mpirun --with-ft ulfm`.
+
+The calls are those of User Level Failure Mitigation, a chapter of MPI 5 to be: whoever meets a failure revokes the communicator,
+so that nobody waits in it for ever; the survivors shrink it, and agree.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mpigd.comm import Array, MPIComm, world
+from mpigd.recorder import Recorder
+
+# A rank that only stands still is given up too, by heartbeats of a thread: without them it would be waited for.
+DETECTOR = {"OMPI_MCA_mpi_ft_detector": "1", "OMPI_MCA_mpi_ft_detector_thread": "1"}
+
+
+class Lost(Exception):
+    """Ranks are gone: what was under way is not done, on some of those that are left at least."""
+
+
+class CutOff(Exception):
+    """Too few are left with this rank: the others may be going on without them."""
+
+
+def enabled(env: Mapping[str, str] = os.environ) -> bool:
+    """Whether the launcher was told to let ranks die."""
+    return env.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true", "yes")
+
+
+def join() -> ElasticComm:
+    """The communicator of all ranks. It is never finalised: Open MPI's would wait for the dead ones' heartbeats."""
+    for name, value in DETECTOR.items():
+        os.environ.setdefault(name, value)
+    return world(ElasticComm, finalize=False)
+
+
+def quorum(left: int, of: int, lowest: bool) -> bool:
+    """Whether `left` of `of` ranks may go on: no other part of them may too. `lowest`: the lowest of all is among them."""
+    return 2 * left > of or (2 * left == of and lowest)
+
+
+class ElasticComm(MPIComm):
+    """An MPI communicator whose calls raise Lost where ranks are gone; `mend` makes it that of the others, and counts `epoch`."""
+
+    def __init__(self, mpi: Any, raw: Any, recorder: Recorder | None = None) -> None:
+        super().__init__(mpi, raw, recorder)
+        self._cut = False
+        self._signs = {mpi.ERR_PROC_FAILED, mpi.ERR_PROC_FAILED_PENDING, mpi.ERR_REVOKED, mpi.ERR_IN_STATUS}
+
+    def allreduce(self, buffer: Array, op: str = "sum") -> None:
+        self._told(super().allreduce, buffer, op)
+
+    def bcast(self, buffer: Array, root: int = 0) -> None:
+        self._told(super().bcast, buffer, root)
+
+    def allgather(self, buffer: Array) -> Array:
+        return self._told(super().allgather, buffer)  # type: ignore[no-any-return]
+
+    def alltoallv(self, buffer: Array, counts: Array) -> tuple[Array, Array]:
+        return self._told(super().alltoallv, buffer, counts)  # type: ignore[no-any-return]
+
+    def send(self, buffer: Array, dest: int) -> None:
+        self._told(super().send, buffer, dest)
+
+    def recv(self, buffer: Array, source: int) -> None:
+        self._told(super().recv, buffer, source)
+
+    def _told(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except self._mpi.Exception as error:
+            self.recorder.leave()
+            if error.Get_error_class() in self._signs:
+                raise Lost(str(error)) from error
+            raise
+
+    def mend(self, step: int) -> int:
+        """Go on with the ranks that are left; returns the least `step` of them. Called by each of them after Lost.
+
+        The first who comes here revokes, so that all do. Raises CutOff, on all that are left with this one, without a quorum of
+        the last world that was agreed on: more may die meanwhile.
+        """
+        raw, before = self._raw, self._raw.Get_group()
+        raw.Revoke()
+        while True:
+            raw = raw.Shrink()
+            lowest = self._mpi.Group.Translate_ranks(before, [0], raw.Get_group())[0] != self._mpi.UNDEFINED
+            if not quorum(raw.Get_size(), before.Get_size(), lowest):
+                self._cut = True
+                raise CutOff(f"{raw.Get_size()} of {before.Get_size()} ranks are left here")
+            least = np.array([step], dtype=np.int64)
+            if self._agreed(raw, least):
+                break
+        self._raw, self.rank, self.size = raw, raw.Get_rank(), raw.Get_size()
+        self.epoch += 1
+        return int(least[0])
+
+    def _agreed(self, raw: Any, least: Array) -> bool:
+        """The minimum of `least` in it; the same answer on all ranks: whether all of them have that."""
+        try:
+            raw.Allreduce(self._in_place, least, self._mpi.MIN)
+            whole = 1
+        except self._mpi.Exception:
+            whole = 0
+        try:
+            return bool(raw.Agree(whole))
+        except self._mpi.Exception:  # one died before all had agreed: so it is told to each
+            return False
+
+    def finish(self) -> None:
+        pass  # Open MPI's end would wait for the dead ones' heartbeats
+
+    def abort(self, code: int) -> None:
+        if self._cut:  # the others are to go on
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        super().abort(code)

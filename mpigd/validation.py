@@ -1,0 +1,27 @@
+"""Data that are scored while a run goes on, and what stops it when they get no better."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mpigd import build
+from mpigd.callbacks import Array, EarlyStop, History
+from mpigd.comm import Comm
+from mpigd.config import Config
+from mpigd.data.loading import fingerprint, load
+from mpigd.metrics import METRICS, PRIMARY
+from mpigd.predict import Evaluator, check_columns
+
+
+def early_stop(problem: build.Problem, config: Config, comm: Comm, epoch: int, history: History) -> tuple[EarlyStop, str]:
+    """Read and score the --validation data; also their fingerprint. `epoch`: its steps. Collective."""
+    shard = load(config.validation, build.layout(config), comm)
+    check_columns(shard, problem.shard.X.d, problem.shard.feature_names)
+    evaluator = Evaluator(shard, problem.loss, problem.objective.parameter, problem.classes, comm)
+    scaling, k, metric = problem.objective.scaling, problem.k, PRIMARY[problem.loss.kind]
+
+    def score(w: Array) -> dict[str, Any]:
+        return evaluator.scores(*scaling.coefficients(w, k))
+
+    higher, every = METRICS[metric][0] == "higher", config.validate_every or epoch
+    return EarlyStop(score, metric, higher, every, config.patience, history.records), fingerprint(shard, comm)

@@ -1,0 +1,78 @@
+"""--on-failure shrink: ranks of four die, or stand still, and the others end with the bits of an undisturbed run; or with 75."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.jobs import FULL, LIMIT, RANKS, Place, Schedule
+from tests.launch import mpiexec, needs_openmpi
+
+TURNS = 20 if FULL else 1
+KILLED: dict[str, Schedule] = {
+    "the lowest, then another": {"7": [(0, "kill")], "20": [(2, "kill")]},
+    "another during the shrink": {"7": [(1, "kill")], "mend": [(3, "kill")]},
+}
+MORE: dict[str, Schedule] = {
+    "two at once, the lowest is left": {"7": [(1, "kill"), (2, "kill")]},
+    "while a checkpoint is written": {"save": [(0, "kill")]},
+    "one": {"7": [(3, "kill")]},
+    "the lowest": {"7": [(0, "kill")]},
+    "another before all agree": {"7": [(1, "kill")], "agree": [(2, "kill")]},
+    "while reading": {"load": [(2, "kill")]},
+    "after the last step": {"model": [(0, "kill")]},
+    "one after the other": {"3": [(3, "kill")], "9": [(0, "kill")], "15": [(1, "kill")]},
+}
+NAP = {"TEST_NAP": "9", "OMPI_MCA_mpi_ft_detector_period": "1", "OMPI_MCA_mpi_ft_detector_timeout": "4"}
+
+
+def undisturbed(place: Place, name: str) -> bool:
+    return place.digest(name) == place.digest("alone")
+
+
+@needs_openmpi
+@pytest.mark.parametrize("turn", range(TURNS))
+@pytest.mark.parametrize("what", [*KILLED, *(MORE if FULL else [])])
+def test_killed(what: str, turn: int, place: Place) -> None:
+    ended = place.elastic(f"elastic {what} {turn}", {**KILLED, **MORE}[what])
+    assert ended.code == 0, ended.said
+    assert ended.left == []
+    assert undisturbed(place, f"elastic {what} {turn}")
+
+
+@needs_openmpi
+@pytest.mark.parametrize("turn", range(TURNS))
+@pytest.mark.parametrize("what", ["save", *(["7"] if FULL else [])])
+def test_a_rank_that_stands_still_and_wakes_up(what: str, turn: int, place: Place) -> None:
+    """The lowest, so that its claim of the folder, and a checkpoint that it was writing, are in the way."""
+    name = f"nap {what} {turn}"
+    ended = place.elastic(name, {what: [(0, "nap")]}, env=NAP)
+    assert ended.code == 0, ended.said
+    assert ended.left == []
+    assert ", world 1" in (place.folder / name / "claim").read_text()
+    assert undisturbed(place, name)
+
+
+@needs_openmpi
+@pytest.mark.parametrize(
+    ("what", "ranks", "options"),
+    [("no more than half", [0, 1], []), *([("fewer than --min-ranks 4", [2], ["--min-ranks", "4"])] if FULL else [])],
+)
+def test_too_few_are_left(what: str, ranks: list[int], options: list[str], place: Place) -> None:
+    """They stop, and the same command continues."""
+    name = f"few {len(ranks)}"
+    ended = place.elastic(name, {"7": [(rank, "kill") for rank in ranks]}, *options)
+    assert ended.code == 75, ended.said
+    assert "of 4 ranks are left" in ended.said
+    assert what in ended.said
+    assert "run the same command again" in ended.said
+    assert ended.left == []
+    continued = place.run(name)
+    assert continued.code == 0, continued.said
+    assert undisturbed(place, name)
+
+
+def test_another_mpi_is_refused(place: Place) -> None:
+    done = mpiexec(RANKS, *place.train("refused", None, "--on-failure", "shrink"), timeout=LIMIT)
+    assert done.returncode == 69, done.stderr
+    assert done.stderr.count("mpigd: --on-failure shrink needs Open MPI, started as: mpirun --with-ft ulfm") == 1
+    assert not (place.folder / "refused.h5").exists()

@@ -1,0 +1,114 @@
+"""What decides who goes on when ranks die, and what those who do not may still do."""
+
+from __future__ import annotations
+
+import io
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpigd.callbacks import Step
+from mpigd.checkpoint import Checkpoint, found
+from mpigd.comm import SelfComm
+from mpigd.config import Config
+from mpigd.elastic import Lost, enabled, quorum
+from mpigd.errors import StorageError, UsageError
+from mpigd.model.fitted import Model
+from mpigd.progress import Progress
+from mpigd.saving import Writer
+from mpigd.supervise import claim
+from mpigd.survive import Memory, check, survive
+from mpigd.trainer import Run, train
+from tests.scenarios import shard
+from tests.threadcomm import run
+from tests.truths import generate
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+def test_no_two_parts_of_a_world_go_on(size: int) -> None:
+    """However it falls apart; and if one part has more than half, that one does."""
+    for left in range(size + 1):
+        for part in map(set, combinations(range(size), left)):
+            rest = set(range(size)) - part
+            go_on = [quorum(len(some), size, 0 in some) for some in (part, rest)]
+            assert sum(go_on) == 1, (part, rest)
+
+
+def position(step: int) -> Checkpoint:
+    return Checkpoint(step, np.zeros(2), {}, Config(), {"history": []})
+
+
+def test_what_is_remembered() -> None:
+    steps, memory = iter(range(1, 9)), Memory()
+    memory.of(lambda: position(next(steps)))
+    assert memory.last == -1
+    for _ in range(4):
+        memory.after(None, np.zeros(0))  # type: ignore[arg-type]
+    assert [kept.step for kept in memory.kept] == [3, 4]
+    memory.back(3)
+    assert memory.last == 3
+    memory.back(-1)  # somebody has done no step yet
+    assert memory.kept == []
+
+
+def test_a_rank_that_was_asleep_saves_nothing(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    held = claim(folder, print)
+    position(1).save(folder, 0)
+    (new,) = claim(folder, print, patience=0.1, epoch=1)  # although the first one still holds its own
+    assert held and new
+    with pytest.raises(StorageError, match="the other ranks went on without this one"):
+        position(2).save(folder, 0)
+    writer = Writer(folder, 0)
+    writer.start(position(3))
+    writer.wait()
+    assert [type(error) for error in writer.failures()] == [StorageError]
+    assert [path.name for path in found(folder)] == ["step-000000000001.h5"]
+    assert [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
+    position(2).save(folder, 1)
+    assert len(found(folder)) == 2
+
+
+def test_another_try_goes_on_from_what_is_remembered() -> None:
+    """Lost in the middle of a step: the same bits, and only the steps that are left are done again."""
+    config = Config(loss="logistic", mode="minibatch", batch_size=20, epochs=2)
+    table, steps = generate("logistic", n=200, d=4), []
+    usual = Run._after
+
+    def failing(self: Run, step: Step, words: object) -> None:
+        usual(self, step, words)  # type: ignore[arg-type]
+        steps.append(step.batch.step)
+        if len(steps) == 7:
+            raise Lost("a test")
+
+    def fit(on_failure: str) -> Model:
+        rows, chosen = shard(table, SelfComm()), config.replace(on_failure=on_failure)
+        return train(rows, chosen, SelfComm(), Progress(io.StringIO(), quiet=True))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "_after", failing)
+        patch.setattr("mpigd.survive._go_on", lambda memory, *rest: memory.back(memory.last - 1))
+        model = fit("shrink")
+    assert steps == [*range(7), *range(6, 20)]
+    assert model.digest == fit("stop").digest
+
+
+def test_rows_of_a_caller_cannot_be_read_again() -> None:
+    def refused(comm: object) -> str:
+        with pytest.raises(UsageError, match="data in files"):
+            check(Config(on_failure="shrink"), shard(generate("logistic", n=8, d=2), SelfComm()), comm)  # type: ignore[arg-type]
+        return "refused"
+
+    assert run(2, refused) == ["refused", "refused"]
+
+
+def test_without_the_option_nothing_is_remembered() -> None:
+    assert survive(lambda memory: memory, Config(), SelfComm(), Progress(io.StringIO(), quiet=True)) is None
+
+
+def test_enabled() -> None:
+    assert enabled({"OMPI_MCA_mpi_ft_enable": "1"})
+    assert not enabled({"OMPI_MCA_mpi_ft_enable": "0"})
+    assert not enabled({})
