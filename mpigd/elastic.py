@@ -116,6 +116,9 @@ class ElasticComm(MPIComm):
     def finish(self) -> None:
         pass  # Open MPI's end would wait for the dead ones' heartbeats
 
+    def over(self) -> bool:
+        return self._cut or super().over()
+
     def abort(self, code: int) -> None:
         if self._cut:  # the others are to go on
             sys.stdout.flush()
