@@ -163,7 +163,7 @@ class MPIComm:
         self._slices(self._raw.Recv, _flat(buffer), source)
 
     def split(self, color: int) -> Comm:
-        return type(self)(self._mpi, self._raw.Split(color, self.rank), self.recorder)
+        return MPIComm(self._mpi, self._raw.Split(color, self.rank), self.recorder)
 
     def record(self, step: int) -> None:
         self.recorder.mark(step)
@@ -173,6 +173,9 @@ class MPIComm:
         sys.stderr.flush()
         time.sleep(LAST_WORDS)
         self._mpi.COMM_WORLD.Abort(code)
+
+    def pulse(self) -> None:
+        """A sign of life: called twice a second, from a thread."""
 
     def finish(self) -> None:
         """End MPI for this process, unless that is done."""

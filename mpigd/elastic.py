@@ -7,8 +7,11 @@ so that nobody waits in it for ever; the survivors shrink it, and agree.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +19,10 @@ import numpy as np
 from mpigd.comm import Array, MPIComm, world
 from mpigd.recorder import Recorder
 
-# A rank that only stands still is given up too, by heartbeats of a thread: without them it would be waited for.
-DETECTOR = {"OMPI_MCA_mpi_ft_detector": "1", "OMPI_MCA_mpi_ft_detector_thread": "1"}
+# A rank that only stands still is given up too, after so many seconds without a sign of life. The signs are sent from within MPI
+# calls: `pulse` sees to it that there are some. Not by Open MPI's own thread for them, with which jobs are lost as they start.
+DETECTOR = {"OMPI_MCA_mpi_ft_detector": "1", "OMPI_MCA_mpi_ft_detector_timeout": "20"}
+LOOKS = 16  # Open MPI sends what is due at every eighth call at least
 
 
 class Lost(Exception):
@@ -45,12 +50,20 @@ def quorum(left: int, of: int, lowest: bool) -> bool:
     return 2 * left > of or (2 * left == of and lowest)
 
 
+def end(pid: int, rank: int) -> None:
+    """Kill the process that was this rank of this job, if that is what it still is."""
+    marks = (f"OMPI_COMM_WORLD_RANK={rank}", f"PMIX_NAMESPACE={os.environ.get('PMIX_NAMESPACE')}")
+    with suppress(OSError):
+        if {mark.encode() for mark in marks} <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
+            os.kill(pid, signal.SIGKILL)
+
+
 class ElasticComm(MPIComm):
     """An MPI communicator whose calls raise Lost where ranks are gone; `mend` makes it that of the others, and counts `epoch`."""
 
     def __init__(self, mpi: Any, raw: Any, recorder: Recorder | None = None) -> None:
         super().__init__(mpi, raw, recorder)
-        self._cut = False
+        self._cut, self.gone = False, list[int]()  # the latter: ranks of the world at first
         self._signs = {mpi.ERR_PROC_FAILED, mpi.ERR_PROC_FAILED_PENDING, mpi.ERR_REVOKED, mpi.ERR_IN_STATUS}
 
     def allreduce(self, buffer: Array, op: str = "sum") -> None:
@@ -99,6 +112,9 @@ class ElasticComm(MPIComm):
                 break
         self._raw, self.rank, self.size = raw, raw.Get_rank(), raw.Get_size()
         self.epoch += 1
+        everyone = self._mpi.COMM_WORLD.Get_group()
+        found = self._mpi.Group.Translate_ranks(everyone, range(everyone.Get_size()), raw.Get_group())
+        self.gone = [rank for rank, now in enumerate(found) if now == self._mpi.UNDEFINED]
         return int(least[0])
 
     def _agreed(self, raw: Any, least: Array) -> bool:
@@ -112,6 +128,10 @@ class ElasticComm(MPIComm):
             return bool(raw.Agree(whole))
         except self._mpi.Exception:  # one died before all had agreed: so it is told to each
             return False
+
+    def pulse(self) -> None:
+        for _ in range(LOOKS):
+            self._mpi.COMM_SELF.Iprobe()
 
     def finish(self) -> None:
         pass  # Open MPI's end would wait for the dead ones' heartbeats

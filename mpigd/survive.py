@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from mpigd import world
 from mpigd.callbacks import Array, Callback, Step
 from mpigd.checkpoint import Checkpoint
 from mpigd.comm import Comm
@@ -82,6 +83,7 @@ def _go_on(memory: Memory, config: Config, comm: Comm, progress: Progress) -> No
         memory.back(comm.mend(memory.last))
     except CutOff as error:  # what others know of it, this rank cannot know: it ends alone
         raise _stopped(f"{error}: no more than half, and others may go on", config) from error
+    world.give_up(comm.gone)
     progress.quiet = config.quiet or comm.rank > 0
     if comm.size < config.min_ranks:
         few = _stopped(f"{comm.size} of {before} ranks are left, fewer than --min-ranks {config.min_ranks}", config)

@@ -27,14 +27,24 @@ T = TypeVar("T")
 
 
 class Watch(threading.Thread):
-    """Looks twice a second. `peers`: process ids of the other ranks of this host. `end` says a text and ends the job."""
+    """Looks twice a second. `peers`: process ids of the other ranks of this host. `end` says a text and ends the job.
 
-    def __init__(self, recorder: Recorder, peers: Mapping[int, int], limit: float, end: Callable[[str, int], None]) -> None:
+    pulse: called at every look.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        peers: Mapping[int, int],
+        limit: float,
+        end: Callable[[str, int], None],
+        pulse: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(name="mpigd-watch", daemon=True)
         self.limit, self.folder, self.tolerant = limit, "", False
         self.code: Callable[[], int] = lambda: MpigdError.code
-        self._recorder, self._end = recorder, end
-        self._peers = {rank: pid for rank, pid in peers.items() if state(pid) is not None}
+        self._recorder, self._end, self._pulse = recorder, end, pulse
+        self.peers = {rank: pid for rank, pid in peers.items() if state(pid) is not None}
         self._parent, self._main = os.getppid(), threading.main_thread().ident
         self._over = threading.Event()
 
@@ -45,6 +55,7 @@ class Watch(threading.Thread):
     def run(self) -> None:
         while not self._over.wait(POLL):
             self._recorder.beat(place(self._main))
+            self._pulse()
             trouble = self._trouble()
             if trouble and not self._over.wait(min(ORDER * self._recorder.rank, LAST)):
                 where = f"rank {self._recorder.rank} on {self._recorder.host}"
@@ -54,7 +65,7 @@ class Watch(threading.Thread):
     def _trouble(self) -> str:
         if os.getppid() != self._parent:
             return "the launcher is gone"
-        for rank, pid in {} if self.tolerant else self._peers.items():
+        for rank, pid in {} if self.tolerant else self.peers.items():
             if state(pid) in (None, "Z"):
                 return f"rank {rank} on {self._recorder.host} (process {pid}) is gone"
         inside = self._recorder.inside()
@@ -63,7 +74,7 @@ class Watch(threading.Thread):
         return ""
 
     def _culprits(self) -> str:
-        stopped = [f"rank {rank} (process {pid}) is stopped" for rank, pid in self._peers.items() if state(pid) in ("T", "t")]
+        stopped = [f"rank {rank} (process {pid}) is stopped" for rank, pid in self.peers.items() if state(pid) in ("T", "t")]
         late = within(PATIENCE, self._late, list[str]()) if self.folder else []
         return "; ".join([*stopped, *late[:3]]) or "no rank of this host is known to be late"
 

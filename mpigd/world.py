@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import NoReturn
 
@@ -92,6 +92,13 @@ def watch(limit: float, code: Callable[[], int], folder: str | None = None, tole
             _watch.folder = folder
 
 
+def give_up(ranks: Iterable[int]) -> None:
+    """End those of these ranks that are on this host: the launcher would wait for one that only stands still."""
+    for rank in ranks:
+        if _watch is not None and rank in _watch.peers:
+            elastic.end(_watch.peers[rank], rank)
+
+
 def connect() -> Comm:
     """The world's communicator: MPI under a launcher, else a SelfComm.
 
@@ -110,7 +117,7 @@ def connect() -> Comm:
     _world = comm
     _abort_on_uncaught(comm)
     _abort_on_exit(comm)
-    _watch = Watch(comm.recorder, _neighbours(comm), HANG_TIMEOUT, lambda text, code: _last_words(comm, text, code))
+    _watch = Watch(comm.recorder, _neighbours(comm), HANG_TIMEOUT, lambda text, code: _last_words(comm, text, code), comm.pulse)
     _watch.start()
     atexit.register(_exit)
     return comm

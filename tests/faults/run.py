@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -69,6 +70,8 @@ def inject(schedule: dict[str, list[tuple[int, str]]]) -> None:
     supervise.PATIENCE = float(os.environ.get("TEST_PATIENCE", supervise.PATIENCE))
 
     rank, size = launch.launched() or (0, 1)
+    if os.environ.get("TEST_ELSEWHERE") == str(rank):  # the others cannot reach its process
+        socket.gethostname = lambda: "elsewhere"
 
     def at(place: str) -> None:
         for who, action in schedule.get(place, []) + schedule.get("always", []):

@@ -22,7 +22,7 @@ MORE: dict[str, Schedule] = {
     "after the last step": {"model": [(0, "kill")]},
     "one after the other": {"3": [(3, "kill")], "9": [(0, "kill")], "15": [(1, "kill")]},
 }
-NAP = {"TEST_NAP": "9", "OMPI_MCA_mpi_ft_detector_period": "1", "OMPI_MCA_mpi_ft_detector_timeout": "4"}
+SOON = {"OMPI_MCA_mpi_ft_detector_period": "1", "OMPI_MCA_mpi_ft_detector_timeout": "4"}
 
 
 def undisturbed(place: Place, name: str) -> bool:
@@ -45,10 +45,21 @@ def test_killed(what: str, turn: int, place: Place) -> None:
 def test_a_rank_that_stands_still_and_wakes_up(what: str, turn: int, place: Place) -> None:
     """The lowest, so that its claim of the folder, and a checkpoint that it was writing, are in the way."""
     name = f"nap {what} {turn}"
-    ended = place.elastic(name, {what: [(0, "nap")]}, env=NAP)
+    ended = place.elastic(name, {what: [(0, "nap")]}, env=SOON | {"TEST_NAP": "9", "TEST_ELSEWHERE": "0"})
     assert ended.code == 0, ended.said
     assert ended.left == []
     assert ", world 1" in (place.folder / name / "claim").read_text()
+    assert undisturbed(place, name)
+
+
+@needs_openmpi
+@pytest.mark.parametrize("turn", range(TURNS))
+def test_a_rank_that_stands_still_for_ever(turn: int, place: Place) -> None:
+    """It is ended by the others of its host: the launcher would wait for it."""
+    name = f"stop {turn}"
+    ended = place.elastic(name, {"7": [(1, "stop")]}, env=SOON)
+    assert ended.code == 0, ended.said
+    assert ended.left == []
     assert undisturbed(place, name)
 
 
