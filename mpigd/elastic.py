@@ -22,6 +22,9 @@ from mpigd.recorder import Recorder
 # A rank that only stands still is given up too, after so many seconds without a sign of life. The signs are sent from within MPI
 # calls: `pulse` sees to it that there are some. Not by Open MPI's own thread for them, with which jobs are lost as they start.
 DETECTOR = {"OMPI_MCA_mpi_ft_detector": "1", "OMPI_MCA_mpi_ft_detector_timeout": "20"}
+# Not coll/han: cut off from a host, it returned wrong sums without an error (Open MPI 5.0). The other two: as Open MPI's own file
+# of parameters for ULFM has it.
+COLLECTIVES = {"OMPI_MCA_coll": "^han,hcoll,portals4"}
 LOOKS = 16  # Open MPI sends what is due at every eighth call at least
 
 
@@ -40,7 +43,7 @@ def enabled(env: Mapping[str, str] = os.environ) -> bool:
 
 def join() -> ElasticComm:
     """The communicator of all ranks. It is never finalised: Open MPI's would wait for the dead ones' heartbeats."""
-    for name, value in DETECTOR.items():
+    for name, value in (DETECTOR | COLLECTIVES).items():
         os.environ.setdefault(name, value)
     return world(ElasticComm, finalize=False)
 

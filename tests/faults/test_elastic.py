@@ -20,7 +20,7 @@ MORE: dict[str, Schedule] = {
     "another before all agree": {"7": [(1, "kill")], "agree": [(2, "kill")]},
     "while reading": {"load": [(2, "kill")]},
     "after the last step": {"model": [(0, "kill")]},
-    "one after the other": {"3": [(3, "kill")], "9": [(0, "kill")], "15": [(1, "kill")]},
+    "one after the other": {"3": [(3, "kill")], "9": [(0, "kill")], "15": [(2, "kill")]},
 }
 SOON = {"OMPI_MCA_mpi_ft_detector_period": "1", "OMPI_MCA_mpi_ft_detector_timeout": "4"}
 
@@ -45,7 +45,7 @@ def test_killed(what: str, turn: int, place: Place) -> None:
 def test_a_rank_that_stands_still_and_wakes_up(what: str, turn: int, place: Place) -> None:
     """The lowest, so that its claim of the folder, and a checkpoint that it was writing, are in the way."""
     name = f"nap {what} {turn}"
-    ended = place.elastic(name, {what: [(0, "nap")]}, env=SOON | {"TEST_NAP": "9", "TEST_ELSEWHERE": "0"})
+    ended = place.elastic(name, {what: [(0, "nap")]}, env=SOON | {"TEST_NAP": "14", "TEST_ELSEWHERE": "0"})
     assert ended.code == 0, ended.said
     assert ended.left == []
     assert ", world 1" in (place.folder / name / "claim").read_text()
