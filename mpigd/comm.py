@@ -210,7 +210,8 @@ def world(kind: type[AnyComm], finalize: bool = True) -> AnyComm:
     """The communicator of all ranks. Only here is MPI initialised."""
     import mpi4py
 
-    mpi4py.rc.finalize = finalize
+    if not finalize:  # else as mpi4py, or who uses us, has it
+        mpi4py.rc.finalize = False
     from mpi4py import MPI
 
     return kind(MPI, MPI.COMM_WORLD)
