@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mpigd.comm import Array, MPIComm, world
+from mpigd.comm import Array, Comm, MPIComm, world
 from mpigd.recorder import Recorder
 
 # A rank that only stands still is given up too, after so many seconds without a sign of life. The signs are sent from within MPI
@@ -26,10 +26,6 @@ DETECTOR = {"OMPI_MCA_mpi_ft_detector": "1", "OMPI_MCA_mpi_ft_detector_timeout":
 # of parameters for ULFM has it.
 COLLECTIVES = {"OMPI_MCA_coll": "^han,hcoll,portals4"}
 LOOKS = 16  # Open MPI sends what is due at every eighth call at least
-
-
-class Lost(Exception):
-    """Ranks are gone: what was under way is not done, on some of those that are left at least."""
 
 
 class CutOff(Exception):
@@ -53,6 +49,11 @@ def quorum(left: int, of: int, lowest: bool) -> bool:
     return 2 * left > of or (2 * left == of and lowest)
 
 
+def lost(comm: Comm, error: Exception) -> bool:
+    """Whether `error` was raised because ranks of `comm` are gone, and it can go on without them."""
+    return isinstance(comm, ElasticComm) and comm.lost(error)
+
+
 def end(pid: int, rank: int) -> None:
     """Kill the process that was this rank of this job, if that is what it still is."""
     marks = (f"OMPI_COMM_WORLD_RANK={rank}", f"PMIX_NAMESPACE={os.environ.get('PMIX_NAMESPACE')}")
@@ -62,46 +63,30 @@ def end(pid: int, rank: int) -> None:
 
 
 class ElasticComm(MPIComm):
-    """An MPI communicator whose calls raise Lost where ranks are gone; `mend` makes it that of the others, and counts `epoch`."""
+    """An MPI communicator that may lose ranks: `mend` makes it that of the others, and counts `epoch`."""
 
     def __init__(self, mpi: Any, raw: Any, recorder: Recorder | None = None) -> None:
         super().__init__(mpi, raw, recorder)
         self._cut, self.gone = False, list[int]()  # the latter: ranks of the world at first
         self._signs = {mpi.ERR_PROC_FAILED, mpi.ERR_PROC_FAILED_PENDING, mpi.ERR_REVOKED, mpi.ERR_IN_STATUS}
 
-    def allreduce(self, buffer: Array, op: str = "sum") -> None:
-        self._told(super().allreduce, buffer, op)
+    def lost(self, error: Exception) -> bool:
+        """Whether MPI raised `error` because ranks are gone: what was under way is not done, on some of the others at least.
 
-    def bcast(self, buffer: Array, root: int = 0) -> None:
-        self._told(super().bcast, buffer, root)
-
-    def allgather(self, buffer: Array) -> Array:
-        return self._told(super().allgather, buffer)  # type: ignore[no-any-return]
-
-    def alltoallv(self, buffer: Array, counts: Array) -> tuple[Array, Array]:
-        return self._told(super().alltoallv, buffer, counts)  # type: ignore[no-any-return]
-
-    def send(self, buffer: Array, dest: int) -> None:
-        self._told(super().send, buffer, dest)
-
-    def recv(self, buffer: Array, source: int) -> None:
-        self._told(super().recv, buffer, source)
-
-    def _told(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return call(*arguments)
-        except self._mpi.Exception as error:
-            self.recorder.leave()
-            if error.Get_error_class() in self._signs:
-                raise Lost(str(error)) from error
-            raise
+        Not the signs alone: while ranks are gone a call may fail in other words too.
+        """
+        if not isinstance(error, self._mpi.Exception):
+            return False
+        return error.Get_error_class() in self._signs or self._raw.Get_failed().Get_size() > 0
 
     def mend(self, step: int) -> int:
-        """Go on with the ranks that are left; returns the least `step` of them. Called by each of them after Lost.
+        """Go on with the ranks that are left; returns the least `step` of them. Called by each of them where `lost`.
 
         The first who comes here revokes, so that all do. Raises CutOff, on all that are left with this one, without a quorum of
         the last world that was agreed on: more may die meanwhile.
         """
+        self.recorder.leave()
+        self.recorder.enter(b"mend", 0)
         raw, before = self._raw, self._raw.Get_group()
         raw.Revoke()
         while True:
@@ -110,7 +95,7 @@ class ElasticComm(MPIComm):
             if not quorum(raw.Get_size(), before.Get_size(), lowest):
                 self._cut = True
                 raise CutOff(f"{raw.Get_size()} of {before.Get_size()} ranks are left here")
-            least = np.array([step], dtype=np.int64)
+            least = np.array([step, -self.recorder.count], dtype=np.int64)  # some may have entered one call more
             if self._agreed(raw, least):
                 break
         self._raw, self.rank, self.size = raw, raw.Get_rank(), raw.Get_size()
@@ -118,6 +103,8 @@ class ElasticComm(MPIComm):
         everyone = self._mpi.COMM_WORLD.Get_group()
         found = self._mpi.Group.Translate_ranks(everyone, range(everyone.Get_size()), raw.Get_group())
         self.gone = [rank for rank, now in enumerate(found) if now == self._mpi.UNDEFINED]
+        self.recorder.leave()
+        self.recorder.go_on(self.epoch, -int(least[1]))
         return int(least[0])
 
     def _agreed(self, raw: Any, least: Array) -> bool:

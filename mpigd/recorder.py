@@ -20,12 +20,13 @@ from pathlib import Path
 from mpigd.errors import DataError
 
 RING = 256
-MAGIC = b"mpigd-f1"
-HEADER = struct.Struct("<8sqqqqd64s160s")  # magic, rank, size, pid, step, time of the beat, host, place
+MAGIC = b"mpigd-f2"
+HEADER = struct.Struct("<8sqqqqqd64s160s")  # magic, rank, size, pid, epoch, step, time of the beat, host, place
 RECORD = struct.Struct("<qqqdd16s")  # number, step, bytes, entered, left (0: inside), kind
 SIZE = HEADER.size + RING * RECORD.size
-STEP, STEP_AT = struct.Struct("<q"), struct.calcsize("<8sqqq")
-BEAT, BEAT_AT = struct.Struct("<d64s160s"), struct.calcsize("<8sqqqq")
+EPOCH, EPOCH_AT = struct.Struct("<q"), struct.calcsize("<8sqqq")
+STEP, STEP_AT = struct.Struct("<q"), struct.calcsize("<8sqqqq")
+BEAT, BEAT_AT = struct.Struct("<d64s160s"), struct.calcsize("<8sqqqqq")
 LEFT, LEFT_AT = struct.Struct("<d"), struct.calcsize("<qqqd")  # within a record
 NAME = re.compile(r"flight-(\d{6})\.bin")
 
@@ -44,11 +45,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Flight:
-    """What the file of a rank says. `beat`: when `place`, where its program was, was written; entries ascend."""
+    """What the file of a rank says. `beat`: when `place`, where its program was, was written; entries ascend.
+
+    epoch: how often others have gone on without ranks that were gone.
+    """
 
     rank: int
     size: int
     pid: int
+    epoch: int
     step: int
     beat: float
     host: str
@@ -67,14 +72,16 @@ class Recorder:
         self.rank, self.size = rank, size
         self.host = socket.gethostname()
         self.step = 0
-        self._count, self._at, self._entered = 0, HEADER.size, 0.0
+        self.count, self._at, self._entered = 0, HEADER.size, 0.0  # count: collectives so far
         self._map = mmap.mmap(-1, SIZE)
-        HEADER.pack_into(self._map, 0, MAGIC, rank, size, os.getpid(), 0, time.time(), self.host.encode()[:64], b"")
+        HEADER.pack_into(self._map, 0, MAGIC, rank, size, os.getpid(), 0, 0, time.time(), self.host.encode()[:64], b"")
 
     def keep(self, folder: str) -> None:
         """Go on in a file of `folder`. OSError if that cannot be."""
         path = Path(folder) / f"flight-{self.rank:06d}.bin"
         path.unlink(missing_ok=True)  # that of an earlier run: another process may still have it mapped
+        if self.rank == 0:
+            _forget(folder, self.size)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             # Written, not only made so long: where the disk is full, a mapped page without a place would kill the process.
@@ -95,12 +102,17 @@ class Recorder:
         self.step = step
         STEP.pack_into(self._map, STEP_AT, step)
 
+    def go_on(self, epoch: int, count: int) -> None:
+        """Others are gone; those that are left have agreed on the number of collectives so far."""
+        self.count = count
+        EPOCH.pack_into(self._map, EPOCH_AT, epoch)
+
     def enter(self, kind: bytes, size: int) -> None:
         """A collective begins."""
-        self._at = HEADER.size + self._count % RING * RECORD.size
-        self._count += 1
+        self._at = HEADER.size + self.count % RING * RECORD.size
+        self.count += 1
         self._entered = time.time()
-        RECORD.pack_into(self._map, self._at, self._count, self.step, size, self._entered, 0.0, kind)
+        RECORD.pack_into(self._map, self._at, self.count, self.step, size, self._entered, 0.0, kind)
 
     def leave(self) -> None:
         """It is over."""
@@ -117,6 +129,14 @@ class Recorder:
         BEAT.pack_into(self._map, BEAT_AT, time.time(), self.host.encode()[:64], place.encode()[:160])
 
 
+def _forget(folder: str, size: int) -> None:
+    """Remove the flights of an earlier run's ranks `size` and more: this one has no such ranks."""
+    for name in os.listdir(folder):
+        found = NAME.fullmatch(name)
+        if found and int(found[1]) >= size:
+            (Path(folder) / name).unlink(missing_ok=True)
+
+
 def read(path: Path) -> Flight:
     """The flight in a file. DataError if it is none."""
     try:
@@ -125,11 +145,11 @@ def read(path: Path) -> Flight:
         raise DataError(f"{path}: {error.strerror}") from error
     if len(data) != SIZE or not data.startswith(MAGIC):
         raise DataError(f"{path}: not a flight recorder's file")
-    _, rank, size, pid, step, beat, host, place = HEADER.unpack_from(data)
+    _, rank, size, pid, epoch, step, beat, host, place = HEADER.unpack_from(data)
     if not (0 <= rank < size and 0.0 <= beat < 1e11):
         raise DataError(f"{path}: damaged")
     entries = sorted(_entries(data), key=lambda entry: entry.number)
-    return Flight(rank, size, pid, step, beat, _text(host), _text(place), tuple(entries))
+    return Flight(rank, size, pid, epoch, step, beat, _text(host), _text(place), tuple(entries))
 
 
 def _entries(data: bytes) -> Iterator[Entry]:
@@ -155,8 +175,17 @@ def flights(folder: str | Path) -> list[Flight]:
     return [read(Path(folder) / name) for name in names]
 
 
+def _latest(known: list[Flight]) -> int:
+    """The epoch of those that are still there."""
+    return max((flight.epoch for flight in known), default=0)
+
+
 def behind(known: list[Flight]) -> list[str]:
-    """A line for each rank that did not enter the collective in which others are; empty if all are in the same."""
+    """A line for each rank that did not enter the collective in which others are; empty if all are in the same.
+
+    Ranks without which the others have gone on are not among them.
+    """
+    known = [flight for flight in known if flight.epoch == _latest(known)]
     reached = max((flight.last.number for flight in known if flight.last), default=0)
     ahead = next((flight for flight in known if flight.last and flight.last.number == reached), None)
     if ahead is None or ahead.last is None:
@@ -177,12 +206,14 @@ def behind(known: list[Flight]) -> list[str]:
 def report(folder: str) -> str:
     """What the flights in a folder say, for people: where each rank was, and who did not enter what. DataError if it has none."""
     known = flights(folder)
+    latest = _latest(known)
     lines = [f"{len(known)} of {known[0].size} ranks left a record"]
     for flight in known:
         last = flight.last
         told = "no collective yet" if last is None else f"{'in' if not last.left else 'after'} {last.kind} number {last.number:,}"
         when = time.strftime("%F %T", time.localtime(flight.beat))
+        gone = "gone, " if flight.epoch < latest else ""
         lines.append(
-            f"rank {flight.rank} on {flight.host}: step {flight.step:,}, {told}; in {flight.place or 'its start'} at {when}"
+            f"rank {flight.rank} on {flight.host}: {gone}step {flight.step:,}, {told}; in {flight.place or 'its start'} at {when}"
         )
     return "\n".join([*lines, *(behind(known) or ["every rank had entered the same collectives"])])

@@ -16,7 +16,7 @@ from mpigd.checkpoint import Checkpoint
 from mpigd.comm import Comm
 from mpigd.config import Config
 from mpigd.data.shard import Shard
-from mpigd.elastic import CutOff, ElasticComm, Lost
+from mpigd.elastic import CutOff, ElasticComm, lost
 from mpigd.errors import BY_CODE, LaunchError, MpigdError, UsageError
 from mpigd.progress import Progress
 from mpigd.supervise import code_of_a_hang
@@ -70,8 +70,10 @@ def survive(once: Callable[[Memory | None], T], config: Config, comm: Comm, prog
     while True:
         try:
             return once(memory)
-        except Lost:
-            pass  # not here: the rows and all else that the exception still refers to are to go first
+        except Exception as error:
+            if not lost(comm, error):
+                raise
+        # Not within the except: the rows and all else that the error still refers to are to go first.
         _go_on(memory, config, comm, progress)
 
 
@@ -83,6 +85,10 @@ def _go_on(memory: Memory, config: Config, comm: Comm, progress: Progress) -> No
         memory.back(comm.mend(memory.last))
     except CutOff as error:  # what others know of it, this rank cannot know: it ends alone
         raise _stopped(f"{error}: no more than half, and others may go on", config) from error
+    if comm.size == before:
+        none = _stopped("MPI says that ranks are gone, and all are here", config)
+        none.agreed = True
+        raise none
     world.give_up(comm.gone)
     progress.quiet = config.quiet or comm.rank > 0
     if comm.size < config.min_ranks:

@@ -64,8 +64,11 @@ def leave() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if _world is not None:
-        with suppress(elastic.Lost):  # gone a little earlier
+        try:
             _world.allreduce(np.zeros(1))
+        except Exception as error:
+            if not elastic.lost(_world, error):  # else gone a little earlier
+                raise
 
 
 def _exit() -> None:

@@ -13,7 +13,7 @@ from mpigd.callbacks import Step
 from mpigd.checkpoint import Checkpoint, found
 from mpigd.comm import SelfComm
 from mpigd.config import Config
-from mpigd.elastic import Lost, enabled, quorum
+from mpigd.elastic import ElasticComm, enabled, lost, quorum
 from mpigd.errors import StorageError, UsageError
 from mpigd.model.fitted import Model
 from mpigd.progress import Progress
@@ -34,6 +34,45 @@ def test_no_two_parts_of_a_world_go_on(size: int) -> None:
             rest = set(range(size)) - part
             go_on = [quorum(len(some), size, 0 in some) for some in (part, rest)]
             assert sum(go_on) == 1, (part, rest)
+
+
+class Gone(Exception):
+    """What MPI may raise: its class, as in the standard."""
+
+    def __init__(self, kind: int = 0) -> None:
+        self.Get_error_class = lambda: kind
+
+
+class FakeMPI:
+    """As much of mpi4py as a communicator needs that is told of failures."""
+
+    Exception, IN_PLACE, SUM, MAX, MIN = Gone, None, None, None, None
+    ERR_PROC_FAILED, ERR_PROC_FAILED_PENDING, ERR_REVOKED, ERR_IN_STATUS, ERR_OTHER = range(5)
+
+    def __init__(self, failed: int) -> None:
+        self.failed = failed
+
+    def Get_rank(self) -> int:
+        return 0
+
+    def Get_size(self) -> int:
+        return 4
+
+    def Get_failed(self) -> Sized:
+        return Sized(self.failed)
+
+
+class Sized:
+    def __init__(self, size: int) -> None:
+        self.Get_size = lambda: size
+
+
+@pytest.mark.parametrize(("kind", "failed", "told"), [(0, 0, True), (2, 0, True), (4, 0, False), (4, 1, True)])
+def test_which_errors_say_that_ranks_are_gone(kind: int, failed: int, told: bool) -> None:
+    comm = ElasticComm(FakeMPI(failed), FakeMPI(failed))
+    assert lost(comm, Gone(kind)) == told
+    assert not lost(comm, OSError())  # ours, whatever else there is
+    assert not lost(SelfComm(), Gone(kind))
 
 
 def position(step: int) -> Checkpoint:
@@ -72,7 +111,7 @@ def test_a_rank_that_was_asleep_saves_nothing(tmp_path: Path) -> None:
 
 
 def test_another_try_goes_on_from_what_is_remembered() -> None:
-    """Lost in the middle of a step: the same bits, and only the steps that are left are done again."""
+    """Ranks gone in the middle of a step: the same bits, and only the steps that are left are done again."""
     config = Config(loss="logistic", mode="minibatch", batch_size=20, epochs=2)
     table, steps = generate("logistic", n=200, d=4), []
     usual = Run._after
@@ -81,7 +120,7 @@ def test_another_try_goes_on_from_what_is_remembered() -> None:
         usual(self, step, words)  # type: ignore[arg-type]
         steps.append(step.batch.step)
         if len(steps) == 7:
-            raise Lost("a test")
+            raise Gone
 
     def fit(on_failure: str) -> Model:
         rows, chosen = shard(table, SelfComm()), config.replace(on_failure=on_failure)
@@ -89,6 +128,7 @@ def test_another_try_goes_on_from_what_is_remembered() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "_after", failing)
+        patch.setattr("mpigd.survive.lost", lambda comm, error: isinstance(error, Gone))
         patch.setattr("mpigd.survive._go_on", lambda memory, *rest: memory.back(memory.last - 1))
         model = fit("shrink")
     assert steps == [*range(7), *range(6, 20)]

@@ -83,6 +83,32 @@ def test_all_in_the_same(tmp_path: Path) -> None:
     assert report(str(tmp_path)).endswith("every rank had entered the same collectives")
 
 
+def test_a_rank_that_is_gone_is_not_late(tmp_path: Path) -> None:
+    """The others have gone on without it, from the same number: who is late is one of them."""
+    fly(tmp_path, 0, 3, 20)
+    for rank, late in ((1, False), (2, True)):
+        recorder = fly(tmp_path, rank, 3, 21 + rank)
+        recorder.go_on(1, 24)
+        recorder.enter(b"allreduce", 8)
+        recorder.leave()
+        if not late:
+            recorder.enter(b"bcast", 8)
+    (line,) = behind(flights(tmp_path))
+    assert re.match(r"rank 2 on \S+ did not enter bcast number 26", line)
+    first, gone, *_ = report(str(tmp_path)).splitlines()
+    assert first == "3 of 3 ranks left a record"
+    assert re.match(r"rank 0 on \S+: gone, step 9, after allreduce number 20", gone)
+
+
+def test_the_ranks_of_an_earlier_run_are_forgotten(tmp_path: Path) -> None:
+    for rank in range(4):
+        fly(tmp_path, rank, 4, 30)
+    for rank in range(2):
+        fly(tmp_path, rank, 2, 3)
+    assert [flight.rank for flight in flights(tmp_path)] == [0, 1]
+    assert behind(flights(tmp_path)) == []
+
+
 def test_a_new_run_leaves_the_maps_of_an_old_one_alone(tmp_path: Path) -> None:
     old = fly(tmp_path, 0, 1, 5)
     fly(tmp_path, 0, 1, 2)
@@ -99,7 +125,7 @@ def test_the_file_is_private_and_links_are_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "flight-000000.bin").stat().st_mode & 0o777 == 0o600
 
 
-def spoiled(length: int = SIZE, first: bytes = b"mpigd-f1") -> bytes:
+def spoiled(length: int = SIZE, first: bytes = b"mpigd-f2") -> bytes:
     return (first + bytes(range(256)) * (SIZE // 256 + 1))[:length]
 
 
@@ -111,7 +137,7 @@ def test_a_link_that_appears_in_place_of_an_old_file(tmp_path: Path, monkeypatch
     assert not (tmp_path / "elsewhere").exists()
 
 
-@pytest.mark.parametrize("data", [b"", b"mpigd-f1", spoiled(SIZE - 1), spoiled(SIZE + 1), spoiled(first=b"mpigd-f0")])
+@pytest.mark.parametrize("data", [b"", b"mpigd-f2", spoiled(SIZE - 1), spoiled(SIZE + 1), spoiled(first=b"mpigd-f1")])
 def test_other_files_are_refused(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "flight-000000.bin"
     path.write_bytes(data)
