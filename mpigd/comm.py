@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -91,8 +91,7 @@ class SelfComm:
         return self
 
     def abort(self, code: int) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush()
         os._exit(code)
 
     def record(self, step: int) -> None:
@@ -169,8 +168,7 @@ class MPIComm:
         self.recorder.mark(step)
 
     def abort(self, code: int) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush()
         time.sleep(LAST_WORDS)
         self._mpi.COMM_WORLD.Abort(code)
 
@@ -197,6 +195,13 @@ class MPIComm:
 
 
 AnyComm = TypeVar("AnyComm", bound=MPIComm)
+
+
+def flush() -> None:
+    """Pass on what is written so far, unless nobody reads it any more."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
 
 
 def _flat(buffer: Array) -> Array:

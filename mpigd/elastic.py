@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.comm import Array, Comm, MPIComm, world
+from mpigd.comm import Array, Comm, MPIComm, flush, world
 from mpigd.recorder import Recorder
 
 # A rank that only stands still is given up too, after so many seconds without a sign of life. The signs are sent from within MPI
@@ -131,7 +130,6 @@ class ElasticComm(MPIComm):
 
     def abort(self, code: int) -> None:
         if self._cut:  # the others are to go on
-            sys.stdout.flush()
-            sys.stderr.flush()
+            flush()
             os._exit(code)
         super().abort(code)

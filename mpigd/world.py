@@ -56,7 +56,8 @@ def complain(error: BaseException, what: str = "") -> None:
     """Write who failed, with what, and the traceback; at once, since line by line those of several ranks would mix."""
     what = what or "".join(traceback.format_exception_only(error)).strip()
     trace = "".join(traceback.format_exception(error))
-    sys.stderr.write(f"mpigd: {here()}: {what}\n{trace}")
+    with suppress(OSError):  # the launcher that reads it may be gone
+        sys.stderr.write(f"mpigd: {here()}: {what}\n{trace}")
 
 
 def leave() -> None:
@@ -133,7 +134,8 @@ def _neighbours(comm: Comm) -> dict[int, int]:
 
 
 def _last_words(comm: Comm, text: str, code: int) -> None:
-    os.write(2, f"mpigd: {text}\n".encode(errors="replace"))
+    with suppress(OSError):  # the launcher that reads it may be gone
+        os.write(2, f"mpigd: {text}\n".encode(errors="replace"))
     comm.abort(code)
 
 
@@ -156,7 +158,8 @@ def _abort_on_exit(comm: MPIComm) -> None:
     def leave(status: int) -> NoReturn:
         if os.getpid() == process and not comm.over():  # not a fork, which may end like that
             status = status or MpigdError.code
-            sys.stderr.write(f"mpigd: {here()}: os._exit\n{''.join(traceback.format_stack()[:-1])}")
+            with suppress(OSError):
+                sys.stderr.write(f"mpigd: {here()}: os._exit\n{''.join(traceback.format_stack()[:-1])}")
             comm.abort(status)
         usual(status)
 

@@ -82,6 +82,22 @@ def test_too_few_are_left(what: str, ranks: list[int], options: list[str], place
     assert undisturbed(place, name)
 
 
+@needs_openmpi
+@pytest.mark.parametrize("when", ["mend", "20"])
+def test_another_rank_is_late(when: str, place: Place) -> None:
+    """As the others meet, or after they have gone on: they do not wait for ever, and say for whom they have waited."""
+    name = f"late {when}"
+    ended = place.elastic(name, {"7": [(1, "kill")], when: [(2, "loop")]}, "--hang-timeout", "4")
+    assert ended.code == 75, ended.said
+    assert "has not ended after" in ended.said
+    assert "rank 2 on" in ended.said
+    assert when == "mend" or "rank 1 on" not in ended.said.split("has not ended after")[1]
+    assert ended.left == []
+    continued = place.run(name)
+    assert continued.code == 0, continued.said
+    assert undisturbed(place, name)
+
+
 def test_another_mpi_is_refused(place: Place) -> None:
     done = mpiexec(RANKS, *place.train("refused", None, "--on-failure", "shrink"), timeout=LIMIT)
     assert done.returncode == 69, done.stderr
