@@ -127,7 +127,7 @@ def import_command(arguments: argparse.Namespace) -> int:
 def train_command(arguments: argparse.Namespace) -> int:
     config, places = resolve(_options(arguments), arguments.config)
     data = arguments.data or places.get("data")
-    output = arguments.output or places.get("output") or "model.h5"
+    output = arguments.output or places["output"]
     if not data:
         raise UsageError("no data given: mpigd train DATA.h5 ... (or data = [...] in the --config file)")
     if not Path(output).absolute().parent.is_dir():

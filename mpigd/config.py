@@ -257,9 +257,9 @@ def resolve(
 ) -> tuple[Config, dict[str, Any]]:
     """Merge command line (`given`), environment and the TOML file `path` over the defaults.
 
-    Returns the Config and what the file says of `data` and `output`, which are no options.
+    Returns the Config and what the file says of `data` and `output` (default model.h5), which are no options.
     """
-    merged, places = dict[str, Any](), dict[str, Any]()
+    merged, places = dict[str, Any](), dict[str, Any](output="model.h5")
     if path is not None:
         for key, value in read_toml(path).items():
             if key in ("data", "output"):

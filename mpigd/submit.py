@@ -35,7 +35,7 @@ NOTICE = 300.0  # seconds before the end of the job at which --max-time ends the
 
 @dataclass(frozen=True)
 class Job:
-    """What a batch script is to say. `ranks` on each node; `sweep`: an option and its values, or None."""
+    """What a batch script is to say. `ranks` on each node; `sweep`: an option and its values, or None; `model`: its file."""
 
     scheduler: str
     launcher: str
@@ -46,6 +46,7 @@ class Job:
     sweep: tuple[str, list[str]] | None
     directives: tuple[str, ...]
     words: tuple[str, ...]
+    model: str
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
@@ -95,26 +96,27 @@ def _job(arguments: argparse.Namespace, commands: Parser) -> Job:
             raise UsageError(f"--sweep {arguments.sweep}: expected an option of mpigd train and values: l2=1e-4,1e-2,1")
         if launcher == "mpirun" and scheduler == "slurm":
             raise UsageError("--sweep with Slurm goes with --launcher srun")
-    words = _checked(arguments.words, scheduler, seconds, sweep, commands)
+    words, model = _checked(arguments.words, scheduler, seconds, sweep, commands)
     more = tuple(arguments.directive)
-    return Job(scheduler, launcher, arguments.nodes, arguments.ranks, arguments.threads, seconds, sweep, more, words)
+    return Job(scheduler, launcher, arguments.nodes, arguments.ranks, arguments.threads, seconds, sweep, more, words, model)
 
 
 def _checked(
     words: Sequence[str], scheduler: str, seconds: float, sweep: tuple[str, list[str]] | None, commands: Parser
-) -> tuple[str, ...]:
-    """The command, once it is known that it can be carried out: a mistake is to be told before the job has waited in a queue."""
+) -> tuple[tuple[str, ...], str]:
+    """The command and its model's file, once they are known to be right: before a job has waited in a queue for a mistake."""
     if words[0] != "train":
         raise UsageError(f"submit is for training runs: mpigd submit ... -- train DATA.h5 ..., not {words[0]}")
     for value in sweep[1] if sweep else [""]:
         whole = [*words, f"--{sweep[0]}", value, "--checkpoint", "sweep"] if sweep else list(words)
         told = commands.parse_args(whole)
-        config, _ = resolve({name: given for name, given in vars(told).items() if name in FIELDS}, told.config)
+        config, places = resolve({name: given for name, given in vars(told).items() if name in FIELDS}, told.config)
+    model = told.output or places["output"]
     if config.checkpoint is None:
         print("note: without --checkpoint a job that is stopped begins anew", file=sys.stderr)
     elif scheduler != "slurm" and config.max_time is None:
-        return (*words, "--max-time", f"{max(seconds - NOTICE, 0.5 * seconds):.0f}")
-    return tuple(words)
+        words = [*words, "--max-time", f"{max(seconds - NOTICE, 0.5 * seconds):.0f}"]
+    return tuple(words), model
 
 
 def script(job: Job) -> str:
@@ -130,9 +132,12 @@ def script(job: Job) -> str:
     sign = resources.split()[0]
     lines = {resources.partition("{")[0]: "\n".join([filled, *(f"{sign} {text}" for text in job.directives)])}
     lines["PATH="] = f'PATH={shlex.quote(os.path.dirname(sys.executable))}:"$PATH"'
-    lines["train=("] = f"train=({shlex.join(job.words)})"
+    train = f"train=({shlex.join(job.words)})"
     if job.sweep:
         lines["option="] = f"option={job.sweep[0]} values=({shlex.join(job.sweep[1])})"
+        lines["train=("] = train
+    else:
+        lines["model="] = f"model={shlex.quote(job.model)} {train}"
     return fill((TEMPLATES / job.scheduler / f"{name}.sh").read_text(encoding="utf-8"), lines)
 
 

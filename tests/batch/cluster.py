@@ -71,7 +71,7 @@ def write_job(place: Path, template: str, resources: str, words: list[str], flav
     lines = {
         RESOURCES[template.partition("/")[0]].partition("{")[0]: resources,
         "PATH=": f'PATH={place}/bin:{Path(python).parent}:"$PATH"',
-        "train=(": f"train=({shlex.join(words)})",
+        "model=": f"model={words[words.index('-o') + 1]} train=({shlex.join(words)})",
     }
     (place / "job.sh").write_text(fill((TEMPLATES / template).read_text(), lines))
     return place / "job.sh"

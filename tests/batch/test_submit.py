@@ -54,9 +54,38 @@ def test_a_dry_run(scheduler: str, more: list[str], capsys: pytest.CaptureFixtur
     assert (first + ARRAYS[scheduler] + rest if sweep else LINES[scheduler]) in text
     assert ("\noption=l2 values=(1e-4 1)\n" in text) == sweep
     limit = "" if scheduler == "slurm" else " --max-time 95100"
-    assert f"\ntrain=(train 'part 1.h5' --loss logistic --checkpoint c{limit})\n" in text
+    train = f"train=(train 'part 1.h5' --loss logistic --checkpoint c{limit})\n"
+    assert ("\n" if sweep else "\nmodel=model.h5 ") + train in text
     assert f"\nPATH={os.path.dirname(sys.executable)}:" in text
     assert ("B:USR1" in text) == (scheduler == "slurm" and "mpirun" in more)
+
+
+NODES = {"SLURM_NTASKS": "1", "SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}
+NODES |= {"PBS_ARRAY_INDEX": "0", "LSB_JOBINDEX": "1"}
+BY_THE_SCRIPT = ("slurm/train_mpirun.sh", "pbs/train.sh")  # queued again by it, not by the scheduler
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if "\nmpirun" in (TEMPLATES / name).read_text()], ids=str)
+def test_a_lost_node(name: Path, tmp_path: Path) -> None:
+    """Open MPI's mpirun ends the job then, with 0 (tests/faults/test_cut.py): it is done only if there is a new model."""
+    (tmp_path / "bin").mkdir()
+    for program, does in {"mpirun": "exec $MADE", "qsub": "echo queued", "scontrol": "echo queued"}.items():
+        (tmp_path / "bin" / program).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / "bin" / program).chmod(0o755)
+    model = tmp_path / ("sweep/l2-1e-6.h5" if name.name == "sweep.sh" else "model.h5")
+    model.parent.mkdir(exist_ok=True)
+    model.write_text("of an earlier run")
+    os.utime(model, (0, 0))
+    hosts = tmp_path / "hosts"
+    hosts.write_text("localhost\n")
+    script = tmp_path / "job.sh"
+    script.write_text((TEMPLATES / name).read_text().replace("\nPATH=", f"\nPATH={tmp_path}/bin:$PATH #"))
+    env = NODES | {"PBS_O_WORKDIR": str(tmp_path), "PBS_NODEFILE": str(hosts), "LSB_DJOB_HOSTFILE": str(hosts)}
+    for made, code in (("true", 75), ("false", 1), (f"touch {model}", 0)):
+        said = os.environ | env | {"MADE": made}
+        done = subprocess.run(["bash", script], cwd=tmp_path, env=said, capture_output=True, text=True, timeout=10)
+        assert done.returncode == code, done.stderr
+        assert ("queued" in done.stdout) == (code == 75 and str(name) in BY_THE_SCRIPT)
 
 
 @pytest.mark.parametrize(

@@ -21,3 +21,6 @@ name="sweep/$option-$value"
 mkdir -p sweep
 mpirun -n "$(wc -l <"$LSB_DJOB_HOSTFILE")" --hostfile "$LSB_DJOB_HOSTFILE" "$(command -v python)" -m mpigd "${train[@]}" \
     "--$option" "$value" -o "$name.h5" --checkpoint "$name"
+code=$?
+[ "$code" != 0 ] || [ "$name.h5" -nt "$0" ] || code=75 # no new model: Open MPI's mpirun ends with 0 where it lost a node
+exit "$code"

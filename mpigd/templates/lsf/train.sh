@@ -14,6 +14,9 @@ PATH="$PWD/.venv/bin:$PATH"
 
 # <3> What to train. Without --checkpoint there is nothing to go on from; --max-time is five minutes less than -W, so that the run
 #     is saved before LSF ends it.
-train=(train 'data/part-*.h5' -o model.h5 --loss logistic --l2 1e-4 --checkpoint checkpoint --max-time 1:55:00)
+model=model.h5 train=(train 'data/part-*.h5' -o "$model" --loss logistic --l2 1e-4 --checkpoint checkpoint --max-time 1:55:00)
 
 mpirun -n "$(wc -l <"$LSB_DJOB_HOSTFILE")" --hostfile "$LSB_DJOB_HOSTFILE" "$(command -v python)" -m mpigd "${train[@]}"
+code=$?
+[ "$code" != 0 ] || [ "$model" -nt "$0" ] || code=75 # no new model: Open MPI's mpirun ends with 0 where it lost a node
+exit "$code"

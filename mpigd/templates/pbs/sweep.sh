@@ -23,3 +23,6 @@ mkdir -p sweep
 export MPIGD_THREADS="${OMP_NUM_THREADS:-1}"
 mpirun -n "$(wc -l <"$PBS_NODEFILE")" --hostfile "$PBS_NODEFILE" "$(command -v python)" -m mpigd "${train[@]}" \
     "--$option" "$value" -o "$name.h5" --checkpoint "$name"
+code=$?
+[ "$code" != 0 ] || [ "$name.h5" -nt "$0" ] || code=75 # no new model: Open MPI's mpirun ends with 0 where it lost a node
+exit "$code"

@@ -14,11 +14,12 @@ PATH="$PWD/.venv/bin:$PATH"
 
 # <3> What to train. Without --checkpoint there is nothing to go on from; --max-time is five minutes less than walltime, for PBS
 #     tells of the end too late.
-train=(train 'data/part-*.h5' -o model.h5 --loss logistic --l2 1e-4 --checkpoint checkpoint --max-time 1:55:00)
+model=model.h5 train=(train 'data/part-*.h5' -o "$model" --loss logistic --l2 1e-4 --checkpoint checkpoint --max-time 1:55:00)
 
 export MPIGD_THREADS="${OMP_NUM_THREADS:-1}"
 mpirun -n "$(wc -l <"$PBS_NODEFILE")" --hostfile "$PBS_NODEFILE" "$(command -v python)" -m mpigd "${train[@]}"
 code=$?
+[ "$code" != 0 ] || [ "$model" -nt "$0" ] || code=75 # no new model: Open MPI's mpirun ends with 0 where it lost a node
 
 # 75 is "saved, run me again". Anything else is done, or an error that another try would not cure. (Where compute nodes may not
 # call qsub, put `ssh LOGIN-NODE` before it, and a path that both see.)

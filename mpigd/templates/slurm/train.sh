@@ -13,7 +13,7 @@
 PATH="$PWD/.venv/bin:$PATH"
 
 # <3> What to train. Without --checkpoint there is nothing to go on from.
-train=(train 'data/part-*.h5' -o model.h5 --loss logistic --l2 1e-4 --checkpoint checkpoint)
+model=model.h5 train=(train 'data/part-*.h5' -o "$model" --loss logistic --l2 1e-4 --checkpoint checkpoint)
 
 export MPIGD_THREADS="$SLURM_CPUS_PER_TASK" SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" # srun does not ask sbatch, since Slurm 22.05
 srun --mpi=pmi2 python -m mpigd "${train[@]}" # with Open MPI: --mpi=pmix

@@ -13,7 +13,7 @@
 PATH="$PWD/.venv/bin:$PATH"
 
 # <3> What to train. Without --checkpoint there is nothing to go on from.
-train=(train 'data/part-*.h5' -o model.h5 --loss logistic --l2 1e-4 --checkpoint checkpoint)
+model=model.h5 train=(train 'data/part-*.h5' -o "$model" --loss logistic --l2 1e-4 --checkpoint checkpoint)
 
 export MPIGD_THREADS="$SLURM_CPUS_PER_TASK"
 mpirun -n "$SLURM_NTASKS" "$(command -v python)" -m mpigd "${train[@]}" &
@@ -22,6 +22,7 @@ trap 'kill -USR1 $mpirun' USR1
 while kill -0 "$mpirun" 2>/dev/null; do wait "$mpirun"; done # a signal to this script ends the waiting, not mpirun
 wait "$mpirun"
 code=$?
+[ "$code" != 0 ] || [ "$model" -nt "$0" ] || code=75 # no new model: Open MPI's mpirun ends with 0 where it lost a node
 
 # 75 is "saved, run me again". Anything else is done, or an error that another try would not cure.
 if [ "$code" = 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ]; then
