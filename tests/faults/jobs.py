@@ -18,6 +18,7 @@ SEED = int(os.environ.get("TEST_SEED", "3"))  # scripts/faults.sh takes another 
 RANKS = 3
 LIMIT = 90.0  # seconds for a job that should end by itself: the machine may be busy
 HANG = 3  # seconds, as --hang-timeout
+SOON = {"OMPI_MCA_mpi_ft_detector_period": "1", "OMPI_MCA_mpi_ft_detector_timeout": "4"}  # standing still
 NOT_STARTED = "The PMIx server's listener thread failed to start"
 Schedule = Mapping[str, list[tuple[int, str]]]
 

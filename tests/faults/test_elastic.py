@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.jobs import FULL, LIMIT, RANKS, Place, Schedule
+from tests.faults.jobs import FULL, LIMIT, RANKS, SOON, Place, Schedule
 from tests.launch import mpiexec, needs_openmpi
 
 TURNS = 20 if FULL else 1
@@ -22,7 +22,6 @@ MORE: dict[str, Schedule] = {
     "after the last step": {"model": [(0, "kill")]},
     "one after the other": {"3": [(3, "kill")], "9": [(0, "kill")], "15": [(2, "kill")]},
 }
-SOON = {"OMPI_MCA_mpi_ft_detector_period": "1", "OMPI_MCA_mpi_ft_detector_timeout": "4"}
 
 
 def undisturbed(place: Place, name: str) -> bool:
