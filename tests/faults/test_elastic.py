@@ -63,13 +63,14 @@ def test_a_rank_that_stands_still_for_ever(turn: int, place: Place) -> None:
 
 
 @needs_openmpi
+@pytest.mark.parametrize("turn", range(TURNS))
 @pytest.mark.parametrize(
     ("what", "ranks", "options"),
     [("no more than half", [0, 1], []), *([("fewer than --min-ranks 4", [2], ["--min-ranks", "4"])] if FULL else [])],
 )
-def test_too_few_are_left(what: str, ranks: list[int], options: list[str], place: Place) -> None:
+def test_too_few_are_left(what: str, ranks: list[int], options: list[str], turn: int, place: Place) -> None:
     """They stop, and the same command continues."""
-    name = f"few {len(ranks)}"
+    name = f"few {len(ranks)} {turn}"
     ended = place.elastic(name, {"7": [(rank, "kill") for rank in ranks]}, *options)
     assert ended.code == 75, ended.said
     assert "of 4 ranks are left" in ended.said
@@ -82,10 +83,11 @@ def test_too_few_are_left(what: str, ranks: list[int], options: list[str], place
 
 
 @needs_openmpi
+@pytest.mark.parametrize("turn", range(TURNS))
 @pytest.mark.parametrize("when", ["mend", "20"])
-def test_another_rank_is_late(when: str, place: Place) -> None:
+def test_another_rank_is_late(when: str, turn: int, place: Place) -> None:
     """As the others meet, or after they have gone on: they do not wait for ever, and say for whom they have waited."""
-    name = f"late {when}"
+    name = f"late {when} {turn}"
     ended = place.elastic(name, {"7": [(1, "kill")], when: [(2, "loop")]}, "--hang-timeout", "4")
     assert ended.code == 75, ended.said
     assert "has not ended after" in ended.said
