@@ -92,10 +92,8 @@ def _job(arguments: argparse.Namespace, commands: Parser) -> Job:
     if arguments.sweep:
         option, equals, values = arguments.sweep.partition("=")
         sweep = option.strip().replace("_", "-"), [value for value in values.split(",") if value]
-        if not equals or not sweep[1] or option.replace("-", "_") not in {*FIELDS, "lr"}:
-            raise UsageError(f"--sweep {arguments.sweep}: expected an option of mpigd train and values: l2=1e-4,1e-2,1")
-        if launcher == "mpirun" and scheduler == "slurm":
-            raise UsageError("--sweep with Slurm goes with --launcher srun")
+        if not equals or len(sweep[1]) < 2 or option.replace("-", "_") not in {*FIELDS, "lr"}:  # PBS knows no array of one
+            raise UsageError(f"--sweep {arguments.sweep}: expected an option of mpigd train and some values: l2=1e-4,1e-2,1")
     words, model = _checked(arguments.words, scheduler, seconds, sweep, commands)
     more = tuple(arguments.directive)
     return Job(scheduler, launcher, arguments.nodes, arguments.ranks, arguments.threads, seconds, sweep, more, words, model)
@@ -121,7 +119,9 @@ def _checked(
 
 def script(job: Job) -> str:
     """The batch script."""
-    name = "sweep" if job.sweep else "train_mpirun" if (job.scheduler, job.launcher) == ("slurm", "mpirun") else "train"
+    name = "sweep" if job.sweep else "train"
+    if (job.scheduler, job.launcher) == ("slurm", "mpirun"):
+        name += "_mpirun"
     resources = RESOURCES[job.scheduler]
     line = resources + (ARRAYS[job.scheduler] if job.sweep else "")
     count = len(job.sweep[1]) if job.sweep else 0

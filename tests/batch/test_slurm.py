@@ -59,14 +59,17 @@ def test_scancel_loses_nothing_after_the_last_checkpoint(cluster: Cluster) -> No
     assert job.digest() == undisturbed(cluster)
 
 
+@pytest.mark.parametrize("launcher", ["srun", "mpirun"])
 @tried
-def test_a_sweep(cluster: Cluster) -> None:
+def test_a_sweep(launcher: str, cluster: Cluster) -> None:
     """mpigd submit makes an array job."""
     expected = [mpigd.train(cluster.data, loss="logistic", l2=l2).digest for l2 in (1e-4, 1e-2)]
+    place = cluster.folder / f"sweep-{launcher}"
+    place.mkdir()
     words = [sys.executable, "-m", "mpigd", "submit", "--scheduler", "slurm", "--ranks", "2", "--time", "0:10:00"]
-    words += ["--sweep", "l2=1e-4,1e-2", f"--directive=--chdir={cluster.folder}", "--"]
+    words += ["--launcher", launcher, "--sweep", "l2=1e-4,1e-2", f"--directive=--chdir={place}", "--"]
     number = cluster(*words, "train", *cluster.data, "--loss", "logistic", "--quiet").split()[-1]
     queue = ("squeue", "--noheader", "--jobs", number)
-    cluster.until(lambda: not cluster(*queue), "mpigd-*.log", lambda: cluster(*queue))
-    models = [cluster.folder / "sweep" / f"l2-{value}.h5" for value in ("1e-4", "1e-2")]
+    cluster.until(lambda: not cluster(*queue), f"{place.name}/mpigd-*.log", lambda: cluster(*queue))
+    models = [place / "sweep" / f"l2-{value}.h5" for value in ("1e-4", "1e-2")]
     assert [fitted.load(str(model)).digest for model in models] == expected

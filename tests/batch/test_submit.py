@@ -44,35 +44,42 @@ def test_a_template(name: Path) -> None:
 
 
 @pytest.mark.parametrize("scheduler", LINES)
-@pytest.mark.parametrize("more", [[], ["--launcher", "mpirun"], ["--sweep", "l2=1e-4,1"]], ids=" ".join)
-def test_a_dry_run(scheduler: str, more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["submit", "--scheduler", scheduler, *SHAPE, *more, "--dry-run", *TRAIN]) == 0
+@pytest.mark.parametrize("sweep", [[], ["--sweep", "l2=1e-4,1"]], ids=" ".join)
+@pytest.mark.parametrize("launcher", [[], ["--launcher", "mpirun"]], ids=" ".join)
+def test_a_dry_run(scheduler: str, launcher: list[str], sweep: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "--scheduler", scheduler, *SHAPE, *launcher, *sweep, "--dry-run", *TRAIN]) == 0
     text = capsys.readouterr().out
     is_a_script(text)
-    sweep = "--sweep" in more
     first, rest = LINES[scheduler].split("\n", 1)
     assert (first + ARRAYS[scheduler] + rest if sweep else LINES[scheduler]) in text
-    assert ("\noption=l2 values=(1e-4 1)\n" in text) == sweep
+    assert ("\noption=l2 values=(1e-4 1)\n" in text) == bool(sweep)
     limit = "" if scheduler == "slurm" else " --max-time 95100"
     train = f"train=(train 'part 1.h5' --loss logistic --checkpoint c{limit})\n"
     assert ("\n" if sweep else "\nmodel=model.h5 ") + train in text
     assert f"\nPATH={os.path.dirname(sys.executable)}:" in text
-    assert ("B:USR1" in text) == (scheduler == "slurm" and "mpirun" in more)
+    assert ("B:USR1" in text) == ("mpirun -n" in text) == bool(launcher) or scheduler != "slurm"
 
 
 NODES = {"SLURM_NTASKS": "1", "SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}
 NODES |= {"PBS_ARRAY_INDEX": "0", "LSB_JOBINDEX": "1"}
-BY_THE_SCRIPT = ("slurm/train_mpirun.sh", "pbs/train.sh")  # queued again by it, not by the scheduler
+AGAIN = {  # what puts the job back into the queue, if not the scheduler by itself
+    "slurm/train_mpirun.sh": "scontrol requeue 7",
+    "slurm/sweep_mpirun.sh": "scontrol requeue 7",
+    "pbs/train.sh": "qsub -v TURN=1 {script}",
+    "pbs/sweep.sh": "qsub -v TURN=1 -J 0-1:2 {script}",
+    "lsf/train.sh": "",
+    "lsf/sweep.sh": "",
+}
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if "\nmpirun" in (TEMPLATES / name).read_text()], ids=str)
 def test_a_lost_node(name: Path, tmp_path: Path) -> None:
     """Open MPI's mpirun ends the job then, with 0 (tests/faults/test_cut.py): it is done only if there is a new model."""
     (tmp_path / "bin").mkdir()
-    for program, does in {"mpirun": "exec $MADE", "qsub": "echo queued", "scontrol": "echo queued"}.items():
+    for program, does in {"mpirun": "exec $MADE", "qsub": 'echo qsub "$@"', "scontrol": 'echo scontrol "$@"'}.items():
         (tmp_path / "bin" / program).write_text(f"#!/bin/sh\n{does}\n")
         (tmp_path / "bin" / program).chmod(0o755)
-    model = tmp_path / ("sweep/l2-1e-6.h5" if name.name == "sweep.sh" else "model.h5")
+    model = tmp_path / ("sweep/l2-1e-6.h5" if name.name.startswith("sweep") else "model.h5")
     model.parent.mkdir(exist_ok=True)
     model.write_text("of an earlier run")
     os.utime(model, (0, 0))
@@ -85,7 +92,7 @@ def test_a_lost_node(name: Path, tmp_path: Path) -> None:
         said = os.environ | env | {"MADE": made}
         done = subprocess.run(["bash", script], cwd=tmp_path, env=said, capture_output=True, text=True, timeout=10)
         assert done.returncode == code, done.stderr
-        assert ("queued" in done.stdout) == (code == 75 and str(name) in BY_THE_SCRIPT)
+        assert done.stdout.strip() == (AGAIN[str(name)].format(script=script) if code == 75 else "")
 
 
 @pytest.mark.parametrize(
@@ -95,6 +102,7 @@ def test_a_lost_node(name: Path, tmp_path: Path) -> None:
         (["--time", "soon", *TRAIN], "--time soon"),
         (["--time", "0:04:00", *TRAIN], "0:05:00 at least"),
         (["--sweep", "l3=1", *TRAIN], "--sweep l3=1: expected an option"),
+        (["--sweep", "l2=1", *TRAIN], "--sweep l2=1: expected an option of mpigd train and some values"),
         (["--sweep", "l2=1,a", *TRAIN], "l2 = 'a'"),
         ([*TRAIN, "--epochs", "none"], "epochs"),
         (["--", "evaluate", "m.h5", "d.h5"], "submit is for training runs"),

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# A training run for each value of an option: an array job.
+# A training run for each value of an option: an array job. Each goes on from its own checkpoint until it is done.
 # Change the lines below <1>, <2> and <3>, then: qsub sweep.sh            (`mpigd submit --sweep` writes them for you)
-# Where some were stopped in time (exit code 75), qsub it again: those that are done end at once, the others go on.
 
 # <1> As many array members as values; nodes, cores of each, ranks on each, threads of each rank and time of one member.
 #PBS -l select=1:ncpus=16:mpiprocs=16:ompthreads=1 -l walltime=2:00:00 -J 0-3
@@ -25,4 +24,10 @@ mpirun -n "$(wc -l <"$PBS_NODEFILE")" --hostfile "$PBS_NODEFILE" "$(command -v p
     "--$option" "$value" -o "$name.h5" --checkpoint "$name"
 code=$?
 [ "$code" != 0 ] || [ "$name.h5" -nt "$0" ] || code=75 # no new model: Open MPI's mpirun ends with 0 where it lost a node
+
+# 75 is "saved, run me again". Anything else is done, or an error that another try would not cure. (Where compute nodes may not
+# call qsub, put `ssh LOGIN-NODE` before it, and a path that both see.) PBS has no array of one, but one of two in steps of two.
+if [ "$code" = 75 ] && [ "${TURN:-0}" -lt 50 ]; then
+    qsub -v TURN=$((${TURN:-0} + 1)) -J "$PBS_ARRAY_INDEX-$((PBS_ARRAY_INDEX + 1)):2" "$0"
+fi
 exit "$code"

@@ -1,0 +1,1 @@
+../../mpigd/templates/slurm/sweep_mpirun.sh
