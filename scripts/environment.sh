@@ -104,7 +104,7 @@ import pathlib, sys, sysconfig
 # site.addsitedir, not the bare folder: the project's editable install is a .pth file in there.
 pathlib.Path(sysconfig.get_path("purelib"), "borrowed.pth").write_text(f"import site; site.addsitedir({sys.argv[1]!r})\n")
 PYTHON
-        library="$("$folder/bin/python" -c 'import numpy; from mpi4py import MPI; print(MPI.Get_library_version())')"
+        library="$("$folder/bin/python" -c 'import numpy; from mpi4py import MPI; print(MPI.Get_library_version().rstrip("\0"))')"
         [[ "$library" == *"Open MPI"* ]] || fail "$folder should use Open MPI, but has ${library%%$'\n'*}"
         stamp "$folder" openmpi
     fi

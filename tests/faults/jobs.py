@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ LIMIT = 90.0  # seconds for a job that should end by itself: the machine may be 
 HANG = 3  # seconds, as --hang-timeout
 SOON = {"OMPI_MCA_mpi_ft_detector_period": "1", "OMPI_MCA_mpi_ft_detector_timeout": "4"}  # standing still
 NOT_STARTED = "The PMIx server's listener thread failed to start"
+FORTY_STEPS = ("--mode", "minibatch", "--batch-size", "60", "--epochs", "4")
 Schedule = Mapping[str, list[tuple[int, str]]]
 
 
@@ -40,11 +41,11 @@ class Place:
         self.folder = folder
         self.data = write(generate("logistic", n=600, d=6, weights=True), folder)
 
-    def train(self, name: str, schedule: Schedule | None = None, *options: str) -> list[str]:
-        """Forty steps; saved in the folder NAME, the model is NAME.h5."""
+    def train(self, name: str, schedule: Schedule | None = None, *options: str, steps: Sequence[str] = FORTY_STEPS) -> list[str]:
+        """Saved in the folder NAME, the model is NAME.h5."""
         words = ["-m", "tests.faults.run", json.dumps(schedule)] if schedule else ["-m", "mpigd"]
-        words += ["train", *self.data, "-o", str(self.folder / f"{name}.h5"), "--loss", "logistic", "--mode", "minibatch"]
-        words += ["--batch-size", "60", "--epochs", "4", "--quiet", "--threads", "1", "--hang-timeout", str(HANG)]
+        words += ["train", *self.data, "-o", str(self.folder / f"{name}.h5"), "--loss", "logistic", *steps]
+        words += ["--quiet", "--threads", "1", "--hang-timeout", str(HANG)]
         return [*words, "--checkpoint", str(self.folder / name), "--checkpoint-every", "2", *options]
 
     def start(self, name: str, schedule: Schedule | None = None, *options: str, flavour: str = "mpich") -> Job:
@@ -55,9 +56,12 @@ class Place:
             done = job.finish(LIMIT)
             return Ended(done.returncode, done.stdout + done.stderr, time.time(), job.survivors())
 
-    def elastic(self, name: str, schedule: Schedule, *options: str, env: Mapping[str, str] | None = None) -> Ended:
+    def elastic(
+        self, name: str, schedule: Schedule, *options: str,
+        steps: Sequence[str] = FORTY_STEPS, env: Mapping[str, str] | None = None,
+    ) -> Ended:  # fmt: skip
         """Four ranks that may die, with Open MPI. Again where its launcher gave up before any was there: 3 in 1,000."""
-        words = self.train(name, schedule, "--hang-timeout", "60", "--on-failure", "shrink", *options)
+        words = self.train(name, schedule, "--hang-timeout", "60", "--on-failure", "shrink", *options, steps=steps)
         for _ in range(3):
             with start(4, *words, flavour="openmpi", env=env, options=("--with-ft", "ulfm")) as job:
                 done = job.finish(LIMIT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.faults.jobs import FULL, LIMIT, RANKS, SOON, Place, Schedule
-from tests.launch import mpiexec, needs_openmpi
+from tests.launch import mpiexec, needs_openmpi, python
 
 TURNS = 20 if FULL else 1
 KILLED: dict[str, Schedule] = {
@@ -21,6 +21,21 @@ MORE: dict[str, Schedule] = {
     "while reading": {"load": [(2, "kill")]},
     "after the last step": {"model": [(0, "kill")]},
     "one after the other": {"3": [(3, "kill")], "9": [(0, "kill")], "15": [(2, "kill")]},
+}
+
+FULL_STEPS = ("--mode", "full", "--optimizer")
+RUNS = {
+    "proximal-newton": (*FULL_STEPS, "proximal-newton", "--l1", "1e-3"),
+    "streamed": ("--mode", "minibatch", "--batch-size", "60", "--epochs", "2", "--shuffle", "blocks", "--max-memory", "4KB"),
+}
+MORE_RUNS = {
+    "newton": (*FULL_STEPS, "newton"),
+    "lbfgs": (*FULL_STEPS, "lbfgs"),
+    "nesterov": (*FULL_STEPS, "nesterov", "--epochs", "20"),
+    "fista": (*FULL_STEPS, "fista", "--l1", "1e-3", "--epochs", "20"),
+    "hybrid": (*FULL_STEPS, "hybrid"),
+    "svrg": ("--mode", "minibatch", "--batch-size", "60", "--epochs", "4", "--optimizer", "svrg", "--l1", "1e-3"),
+    "stochastic": ("--mode", "stochastic", "--batch-size", "7", "--epochs", "1"),
 }
 
 
@@ -97,6 +112,20 @@ def test_another_rank_is_late(when: str, turn: int, place: Place) -> None:
     continued = place.run(name)
     assert continued.code == 0, continued.said
     assert undisturbed(place, name)
+
+
+@needs_openmpi
+@pytest.mark.parametrize("what", [*RUNS, *(MORE_RUNS if FULL else [])])
+def test_any_run(what: str, place: Place) -> None:
+    """What an optimiser keeps from step to step, and where it is in the data, survive as well."""
+    steps = {**RUNS, **MORE_RUNS}[what]
+    alone = python(*place.train(f"alone {what}", steps=steps), timeout=LIMIT)
+    assert alone.returncode == 0, alone.stderr
+    ended = place.elastic(what, {"2": [(0, "kill")], "4": [(3, "kill")]}, steps=steps)
+    assert ended.code == 0, ended.said
+    assert ended.said.count("ranks are gone") == 2
+    assert ended.left == []
+    assert place.digest(what) == place.digest(f"alone {what}")
 
 
 def test_another_mpi_is_refused(place: Place) -> None:
