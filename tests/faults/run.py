@@ -43,6 +43,14 @@ def nap() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def saved() -> None:
+    """Wait until there is a checkpoint: a disk may take longer for the first one than all steps do."""
+    from mpigd.checkpoint import found
+
+    while not found(sys.argv[sys.argv.index("--checkpoint") + 1]):
+        time.sleep(0.01)
+
+
 ACTIONS: dict[str, Callable[[], Any]] = {
     "exception": fail,
     "sys.exit": lambda: sys.exit(3),
@@ -53,6 +61,7 @@ ACTIONS: dict[str, Callable[[], Any]] = {
     "segv": lambda: ctypes.string_at(0),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "nap": nap,
+    "saved": saved,
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "usr1": lambda: os.kill(os.getpid(), signal.SIGUSR1),
     "term": lambda: os.kill(os.getpid(), signal.SIGTERM),

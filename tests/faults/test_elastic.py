@@ -86,7 +86,8 @@ def test_a_rank_that_stands_still_for_ever(turn: int, place: Place) -> None:
 def test_too_few_are_left(what: str, ranks: list[int], options: list[str], turn: int, place: Place) -> None:
     """They stop, and the same command continues."""
     name = f"few {len(ranks)} {turn}"
-    ended = place.elastic(name, {"7": [(rank, "kill") for rank in ranks]}, *options)
+    schedule = {"save": [(0, "slow")], "6": [(0, "saved")], "7": [(rank, "kill") for rank in ranks]}
+    ended = place.elastic(name, schedule, *options)
     assert ended.code == 75, ended.said
     assert "of 4 ranks are left" in ended.said
     assert what in ended.said
