@@ -1,7 +1,8 @@
 """mpigd with faults: python -m tests.faults.run '{"3": [[1, "kill"]]}' train data.h5 ...: before step 3 rank 1 kills itself.
 
-Places beside step numbers: "load" (a rank reads its rows), "leave" (all work is done), "exit" (no rank is watched any more),
-"save" (within the writing of a checkpoint), "model" (after the last step), "mend" and "agree" (ranks are gone, the others meet).
+Places beside step numbers: "load" (a rank reads its rows), "7 done" (with --on-failure shrink: its sums are there, and not yet
+remembered), "save" (within the writing of a checkpoint), "model" (after the last step), "mend" and "agree" (ranks are gone, the
+others meet), "leave" (all work is done), "exit" (no rank is watched any more).
 """
 
 from __future__ import annotations
@@ -43,6 +44,13 @@ def nap() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def miss() -> None:
+    """As MPI may say it to one rank alone: the last sum came, and to this one did not."""
+    from mpi4py import MPI
+
+    raise MPI.Exception(MPI.ERR_PROC_FAILED)
+
+
 def saved() -> None:
     """Wait until there is a checkpoint: a disk may take longer for the first one than all steps do."""
     from mpigd.checkpoint import found
@@ -52,6 +60,7 @@ def saved() -> None:
 
 
 ACTIONS: dict[str, Callable[[], Any]] = {
+    "busy": lambda: time.sleep(9),
     "exception": fail,
     "sys.exit": lambda: sys.exit(3),
     "sys.exit(0)": lambda: sys.exit(0),
@@ -66,6 +75,7 @@ ACTIONS: dict[str, Callable[[], Any]] = {
     "usr1": lambda: os.kill(os.getpid(), signal.SIGUSR1),
     "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "loop": loop,
+    "miss": miss,
     "thread": in_a_thread,
     "slow": lambda: time.sleep(0.3),
 }
@@ -73,7 +83,7 @@ ACTIONS: dict[str, Callable[[], Any]] = {
 
 def inject(schedule: dict[str, list[tuple[int, str]]]) -> None:
     """Let the actions happen where the schedule says."""
-    from mpigd import checkpoint, elastic, interrupt, supervise, trainer, world
+    from mpigd import checkpoint, elastic, interrupt, supervise, survive, trainer, world
     from mpigd.comm import SelfComm
 
     supervise.PATIENCE = float(os.environ.get("TEST_PATIENCE", supervise.PATIENCE))
@@ -93,6 +103,10 @@ def inject(schedule: dict[str, list[tuple[int, str]]]) -> None:
             steps[0] += 1
         usual_before(self, words)
 
+    def after(self: Any, step: Any, words: Any) -> Any:
+        at(f"{step.batch.step} done")
+        return usual_after(self, step, words)
+
     def leave() -> None:
         at("leave")
         usual_leave()
@@ -101,8 +115,9 @@ def inject(schedule: dict[str, list[tuple[int, str]]]) -> None:
     def first(place: str, usual: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *given, **more: (at(place), usual(*given, **more))[1]
 
-    steps, usual_before, usual_leave = [0], interrupt.Interruption.before, world.leave
+    steps, usual_before, usual_after, usual_leave = [0], interrupt.Interruption.before, survive.Memory.after, world.leave
     interrupt.Interruption.before = before  # type: ignore[method-assign]
+    survive.Memory.after = after  # type: ignore[method-assign]
     trainer.read = first("load", trainer.read)
     trainer.Run.model = first("model", trainer.Run.model)  # type: ignore[method-assign]
     checkpoint.Checkpoint._fill = first("save", checkpoint.Checkpoint._fill)  # type: ignore[method-assign]

@@ -11,6 +11,7 @@ TURNS = 20 if FULL else 1
 KILLED: dict[str, Schedule] = {
     "the lowest, then another": {"7": [(0, "kill")], "20": [(2, "kill")]},
     "another during the shrink": {"7": [(1, "kill")], "mend": [(3, "kill")]},
+    "some have done a step more": {"6 done": [(0, "miss"), (3, "kill")]},
 }
 MORE: dict[str, Schedule] = {
     "two at once, the lowest is left": {"7": [(1, "kill"), (2, "kill")]},
@@ -79,9 +80,20 @@ def test_a_rank_that_stands_still_for_ever(turn: int, place: Place) -> None:
 
 @needs_openmpi
 @pytest.mark.parametrize("turn", range(TURNS))
+def test_a_rank_that_is_busy_for_longer_is_waited_for(turn: int, place: Place) -> None:
+    """Than the heartbeats are: it makes no call of MPI's for nine seconds, and is given up after four."""
+    name = f"busy {turn}"
+    ended = place.elastic(name, {"7": [(1, "busy")]}, env=SOON)
+    assert ended.code == 0, ended.said
+    assert "are gone" not in ended.said
+    assert undisturbed(place, name)
+
+
+@needs_openmpi
+@pytest.mark.parametrize("turn", range(TURNS))
 @pytest.mark.parametrize(
     ("what", "ranks", "options"),
-    [("no more than half", [0, 1], []), *([("fewer than --min-ranks 4", [2], ["--min-ranks", "4"])] if FULL else [])],
+    [("no more than half", [0, 1], []), ("fewer than --min-ranks 4", [2], ["--min-ranks", "4"])],
 )
 def test_too_few_are_left(what: str, ranks: list[int], options: list[str], turn: int, place: Place) -> None:
     """They stop, and the same command continues."""
