@@ -104,7 +104,9 @@ def inject(schedule: dict[str, list[tuple[int, str]]]) -> None:
         usual_before(self, words)
 
     def after(self: Any, step: Any, words: Any) -> Any:
-        at(f"{step.batch.step} done")
+        if step.batch.step not in done:  # it may be done again
+            done.add(step.batch.step)
+            at(f"{step.batch.step} done")
         return usual_after(self, step, words)
 
     def leave() -> None:
@@ -115,6 +117,7 @@ def inject(schedule: dict[str, list[tuple[int, str]]]) -> None:
     def first(place: str, usual: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *given, **more: (at(place), usual(*given, **more))[1]
 
+    done = set[int]()
     steps, usual_before, usual_after, usual_leave = [0], interrupt.Interruption.before, survive.Memory.after, world.leave
     interrupt.Interruption.before = before  # type: ignore[method-assign]
     survive.Memory.after = after  # type: ignore[method-assign]
