@@ -11,7 +11,6 @@ TURNS = 20 if FULL else 1
 KILLED: dict[str, Schedule] = {
     "the lowest, then another": {"7": [(0, "kill")], "20": [(2, "kill")]},
     "another during the shrink": {"7": [(1, "kill")], "mend": [(3, "kill")]},
-    "some have done a step more": {"6 done": [(0, "miss"), (3, "kill")]},
 }
 MORE: dict[str, Schedule] = {
     "two at once, the lowest is left": {"7": [(1, "kill"), (2, "kill")]},
@@ -52,6 +51,30 @@ def test_killed(what: str, turn: int, place: Place) -> None:
     assert ended.code == 0, ended.said
     assert ended.left == []
     assert undisturbed(place, f"elastic {what} {turn}")
+
+
+@needs_openmpi
+@pytest.mark.parametrize("turn", range(TURNS))
+def test_some_have_done_a_step_more(turn: int, place: Place) -> None:
+    """They go back to the last one that all have done, and no further."""
+    name = f"more {turn}"
+    ended = place.elastic(name, {"6 done": [(0, "miss"), (3, "kill")]})
+    assert ended.code == 0, ended.said
+    assert "1 of 4 ranks are gone; 3 go on after step 6" in ended.said
+    assert undisturbed(place, name)
+
+
+@needs_openmpi
+@pytest.mark.parametrize("turn", range(TURNS))
+def test_one_alone_is_told_of_a_loss(turn: int, place: Place) -> None:
+    """It calls the others out of what they wait in; as all of them are there, they do not try for ever."""
+    name = f"told {turn}"
+    ended = place.elastic(name, {"6": [(0, "saved")], "6 done": [(1, "miss")]})
+    assert ended.code == 75, ended.said
+    assert ended.said.count("MPI says that ranks are gone, and all are here; run the same command again") == 1
+    continued = place.run(name)
+    assert continued.code == 0, continued.said
+    assert undisturbed(place, name)
 
 
 @needs_openmpi

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
+from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
 
@@ -11,9 +13,9 @@ import pytest
 
 from mpigd.callbacks import Step
 from mpigd.checkpoint import Checkpoint, found
-from mpigd.comm import SelfComm
+from mpigd.comm import Array, SelfComm
 from mpigd.config import Config
-from mpigd.elastic import ElasticComm, enabled, lost, quorum
+from mpigd.elastic import CutOff, ElasticComm, enabled, lost, quorum
 from mpigd.errors import StorageError, UsageError
 from mpigd.model.fitted import Model
 from mpigd.progress import Progress
@@ -73,6 +75,68 @@ def test_which_errors_say_that_ranks_are_gone(kind: int, failed: int, told: bool
     assert lost(comm, Gone(kind)) == told
     assert not lost(comm, OSError())  # ours, whatever else there is
     assert not lost(SelfComm(), Gone(kind))
+
+
+World = tuple[tuple[int, ...], bool]
+
+
+class Ranks(FakeMPI):
+    """A communicator, and group, of them. `worlds`: what it shrinks to, one after the other, each with what Agree says there."""
+
+    UNDEFINED = -1
+
+    def __init__(self, ranks: tuple[int, ...], *worlds: World, agreed: bool = True) -> None:
+        super().__init__(0)
+        self.ranks, self.worlds, self.agreed = ranks, worlds, agreed
+        self.Group = self.COMM_WORLD = self
+
+    def Get_size(self) -> int:
+        return len(self.ranks)
+
+    def Get_group(self) -> Ranks:
+        return self
+
+    def Translate_ranks(self, group: Ranks, ranks: Iterable[int], other: Ranks) -> list[int]:
+        return [other.ranks.index(group.ranks[rank]) if group.ranks[rank] in other.ranks else -1 for rank in ranks]
+
+    def Revoke(self) -> None:
+        pass
+
+    def Shrink(self) -> Ranks:
+        (ranks, agreed), *later = self.worlds
+        return Ranks(ranks, *later, agreed=agreed)
+
+    def Allreduce(self, in_place: None, least: Array, how: None) -> None:
+        if not self.agreed:  # nor is what came of this on all of them
+            least[:] = -99
+
+    def Agree(self, whole: int) -> int:
+        return int(whole and self.agreed)
+
+
+def of_four(first: tuple[int, ...], then: tuple[int, ...]) -> ElasticComm:
+    """They shrink to the first and do not agree, and then do."""
+    world = Ranks((0, 1, 2, 3), (first, False), (then, True))
+    return ElasticComm(world, world)
+
+
+@pytest.mark.parametrize(("first", "then"), [((0, 1, 2), (0, 1)), ((1, 2, 3), (1, 2, 3))])
+def test_more_may_die_before_all_have_agreed(first: tuple[int, ...], then: tuple[int, ...]) -> None:
+    comm = of_four(first, then)
+    assert comm.mend(7) == 7
+    assert (comm.size, comm.epoch) == (len(then), 1)
+    assert comm.gone == sorted({0, 1, 2, 3} - set(then))
+
+
+def test_a_quorum_is_of_the_last_world_that_was_agreed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of three, but of four half, without the lowest: they end, and not the others with them."""
+    comm = of_four((1, 2, 3), (2, 3))
+    with pytest.raises(CutOff, match="2 of 4 ranks are left here"):
+        comm.mend(7)
+    assert comm.over()
+    monkeypatch.setattr("os._exit", sys.exit)
+    with pytest.raises(SystemExit, match="75"):
+        comm.abort(75)
 
 
 def position(step: int) -> Checkpoint:
