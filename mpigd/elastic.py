@@ -37,7 +37,7 @@ def enabled(env: Mapping[str, str] = os.environ) -> bool:
 
 
 def join() -> ElasticComm:
-    """The communicator of all ranks. It is never finalised: Open MPI's would wait for the dead ones' heartbeats."""
+    """The communicator of all ranks. It is never finalised: where a host is lost without a word, that would never end."""
     for name, value in (DETECTOR | COLLECTIVES).items():
         os.environ.setdefault(name, value)
     return world(ElasticComm, finalize=False)
