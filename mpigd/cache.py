@@ -20,6 +20,9 @@ VARIABLE = "MPIGD_CACHE_DIR"
 
 def prepare() -> Path:
     """Point numba to the cache folder, made if need be; a fresh temporary one if that cannot be trusted."""
+    if "NUMBA_CPU_NAME" not in os.environ:  # first, for processes that this one starts are to take the same folder
+        host = import_module("mpigd_kernels.host")  # only now: it loads LLVM
+        os.environ.setdefault("NUMBA_CPU_FEATURES", host.features())
     folder = location()
     try:
         for part in (folder.parent, folder):
@@ -29,8 +32,6 @@ def prepare() -> Path:
     except OSError:
         folder = Path(tempfile.mkdtemp(prefix="mpigd-"))
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
-    host = import_module("mpigd_kernels.host")  # only now: it loads LLVM
-    os.environ.setdefault("NUMBA_CPU_FEATURES", host.features())
     return folder
 
 
@@ -50,7 +51,7 @@ def import_lean() -> None:
 
 
 def location() -> Path:
-    """The cache folder: below $MPIGD_CACHE_DIR, or below the temporary folder, which is this host's own."""
+    """The folder, once `prepare` was called: below $MPIGD_CACHE_DIR, or below the temporary folder, which is this host's own."""
     base = os.environ.get(VARIABLE) or os.path.join(tempfile.gettempdir(), f"mpigd-cache-{os.getuid()}")
     return Path(base) / _key()
 

@@ -211,6 +211,7 @@ def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_cache_is_the_one_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
     monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+    monkeypatch.delenv("NUMBA_CPU_FEATURES")  # as a user's shell is: `prepare` sets it
     tmp_path.chmod(0o700)
     folder = cache.prepare()
     (folder / "kernel.nbc").write_bytes(b"")
