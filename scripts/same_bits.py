@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import shutil
 import subprocess
@@ -20,6 +19,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+
+from mpigd.model import fitted
 
 LIMIT = 300  # seconds a run may take
 
@@ -121,9 +122,8 @@ def digests(way: Way, data: Path, options: tuple[str, ...], folder: Path) -> tup
         subprocess.run(command(first, ["train", *short]), check=True, timeout=LIMIT)
     threads = ["--threads", str(way.threads), "--partition", way.partition, "--lr-schedule", "constant"]
     subprocess.run(command(way, ["train", *train, *threads]), check=True, timeout=LIMIT)
-    info = subprocess.run(command(Way(0), ["info", "--json", str(model)]), check=True, capture_output=True, timeout=LIMIT)
-    about = json.loads(info.stdout)
-    return about["digest"], about["state_digest"]
+    trained = fitted.load(str(model))
+    return trained.digest, trained.summary["state_digest"]
 
 
 def main() -> int:
