@@ -51,6 +51,15 @@ def miss() -> None:
     raise MPI.Exception(MPI.ERR_PROC_FAILED)
 
 
+def told() -> None:
+    """Wait until MPI knows of a dead rank."""
+    from mpi4py import MPI
+
+    while not MPI.COMM_WORLD.Get_failed().Get_size():
+        MPI.COMM_SELF.Iprobe()
+        time.sleep(0.001)
+
+
 def saved() -> None:
     """Wait until there is a checkpoint: a disk may take longer for the first one than all steps do."""
     from mpigd.checkpoint import found
@@ -77,6 +86,7 @@ ACTIONS: dict[str, Callable[[], Any]] = {
     "loop": loop,
     "miss": miss,
     "thread": in_a_thread,
+    "told": told,
     "slow": lambda: time.sleep(0.3),
 }
 
