@@ -15,4 +15,10 @@ cd "$root"
 ruff check .
 ruff format --check .
 mypy
-exec python -m pytest "$@"
+[ $# = 0 ] || exec python -m pytest "$@"
+failed=0
+# One process a core, and first: they compile what the jobs then find compiled.
+python -m pytest -n 2 --dist loadfile tests/kernels tests/mpi tests/unit || failed=1
+# One at a time: each job takes all cores, and has limits of time.
+python -m pytest tests/cli tests/batch tests/faults || failed=1
+exit $failed
