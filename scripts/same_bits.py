@@ -43,7 +43,7 @@ class Way:
 
 
 SHORT = (
-    Way(0), Way(2), Way(3, threads=2, partition="hash"), Way(5, partition="file", files=5),
+    Way(0), Way(3, threads=2, partition="hash"), Way(5, partition="file", files=5),
     Way(2, files=2, mpi="openmpi"), Way(4, partition="hash", stops=(1,)),
 )  # fmt: skip
 CONFIGURATIONS = (

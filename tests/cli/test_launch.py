@@ -1,4 +1,4 @@
-"""Real MPI jobs: tests/mpi on 1 to 4 ranks, and that trouble on one rank ends every job with the reason, in seconds."""
+"""Real MPI jobs: tests/mpi on 2 and 3 ranks (--full: 1 to 4), and that trouble on one rank ends a job, saying why, in seconds."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.jobs import FULL
 from tests.launch import FLAVOURS, OPENMPI_PYTHON, ROOT, Job, environment, mpiexec, needs_openmpi, start
 
 PYTEST = ("-m", "pytest", "--color=no", "-p", "no:cacheprovider")
-RUNS = [(1, "mpich"), (2, "mpich"), (3, "mpich"), (4, "mpich"), pytest.param(2, "openmpi", marks=needs_openmpi)]
+RUNS = [
+    *([(1, "mpich"), (2, "mpich"), (4, "mpich")] if FULL else []),
+    (3, "mpich"),
+    pytest.param(2, "openmpi", marks=needs_openmpi),
+]
 
 
 @pytest.mark.parametrize(("ranks", "flavour"), RUNS)

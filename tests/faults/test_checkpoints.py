@@ -20,7 +20,7 @@ from tests.faults.jobs import FULL, LIMIT, RANKS, SEED, Place
 from tests.launch import FLAVOURS
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("flavour", FLAVOURS if FULL else ["mpich"])
 def test_killed_at_random_moments(flavour: str, place: Place) -> None:
     """A save after every step, of 5 ms and more; victims in turn."""
     chance, name, folder = random.Random(SEED), f"random-{flavour}", place.folder / f"random-{flavour}"

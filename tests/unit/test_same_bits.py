@@ -124,7 +124,7 @@ def with_blocks(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     monkeypatch.setattr(matrix, "SPARSE_BLOCK", 1)
 
 
-@settings(max_examples=400 if FULL else 60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400 if FULL else 40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(problem=problems(), one=ways, other=ways, stop=st.integers(0, 6))
 def test_no_two_digests_differ(
     problem: tuple[Table, dict[str, Any], str], one: Way, other: Way, stop: int, monkeypatch: pytest.MonkeyPatch
