@@ -9,7 +9,9 @@ import math
 from dataclasses import dataclass
 
 from mpigd.config import Config
+from mpigd.costs import Shape, cheapest
 from mpigd.errors import UsageError
+from mpigd.model.hessian import is_whole
 from mpigd.model.losses import LOSSES
 from mpigd.quantities import limits_of
 
@@ -32,6 +34,7 @@ NEEDS = {
     "newton": Needs(("full",), smooth=True),
     "newton-cholesky": Needs(("full",), smooth=True),
     "lbfgs": Needs(("full",), smooth=True),
+    "lbfgs-newton": Needs(("full",), smooth=True),
     "hybrid": Needs(("full",), smooth=True),
     "proximal-newton": Needs(("full",), smooth=True, prox=True),
     "fista": Needs(("full",), smooth=True, prox=True),
@@ -41,12 +44,12 @@ NEEDS = {
 }
 
 
-SELF_PACED = ("newton", "newton-cholesky", "lbfgs", "hybrid", "proximal-newton", "fista")
+SELF_PACED = ("newton", "newton-cholesky", "lbfgs", "lbfgs-newton", "hybrid", "proximal-newton", "fista")
 
 
 def check(config: Config) -> None:
     """Raise UsageError, one sentence, if optimiser, mode, loss and penalty do not go together."""
-    name = config.optimizer if config.optimizer != "auto" else automatic_optimizer(config, 1)[0]
+    name = config.optimizer if config.optimizer != "auto" else automatic_optimizer(config, Shape(1, 1))[0]
     if name not in NEEDS:
         raise UsageError(f"no optimizer {name!r}")
     needs = NEEDS[name]
@@ -84,12 +87,13 @@ def is_rough(config: Config) -> bool:
     return config.l1 > 0.0 or limits(config) != (-math.inf, math.inf)
 
 
-def complete(config: Config, n: int, d: int = 0) -> Config:
-    """The configuration with everything that mode and data (n rows of d columns) decide filled in."""
+def complete(config: Config, n: int, d: int = 0, shape: Shape | None = None) -> Config:
+    """The configuration with everything that mode and data (n rows of d columns, or `shape`) decide filled in."""
+    shape = shape or Shape(n, d + config.intercept)
     mode = config.mode
     size = n if mode == "full" else min(n, config.batch_size or BATCH_SIZE[mode])
     smooth = LOSSES[config.loss].smooth
-    optimizer = automatic_optimizer(config, d)[0] if config.optimizer == "auto" else config.optimizer
+    optimizer = automatic_optimizer(config, shape)[0] if config.optimizer == "auto" else config.optimizer
     schedule = ("constant" if smooth else "root") if mode == "full" else "constant" if optimizer == "svrg" else "cosine"
     return config.replace(
         epochs=config.epochs or EPOCHS[mode],
@@ -99,7 +103,7 @@ def complete(config: Config, n: int, d: int = 0) -> Config:
     )
 
 
-def automatic_optimizer(config: Config, d: int) -> tuple[str, str]:
+def automatic_optimizer(config: Config, shape: Shape) -> tuple[str, str]:
     """What `auto` stands for, and why."""
     smooth = LOSSES[config.loss].smooth
     asked = config.learning_rate is not None or config.lr_schedule != "auto" or _tells_steps(config)
@@ -116,9 +120,12 @@ def automatic_optimizer(config: Config, d: int) -> tuple[str, str]:
         return "nesterov", f"the {config.loss} loss is not smooth"
     if asked:
         return "nesterov", "a learning rate or its schedule was asked for"
-    if (d + 1) * (d + 1) > LARGEST_FACTOR:
+    d = shape.p - config.intercept
+    if shape.p * shape.p > LARGEST_FACTOR:
         return "lbfgs", f"smooth loss, {d:,} columns are too many to factorise"
-    return "newton", f"smooth loss, {d:,} columns"
+    if shape.k > 1 and not is_whole(shape.k, shape.p):
+        return "lbfgs", f"smooth loss, {shape.k:,} x {d:,} coefficients are too many to factorise"
+    return cheapest(shape), f"smooth loss, {d:,} columns"
 
 
 def _tells_steps(config: Config) -> str:
@@ -130,9 +137,9 @@ def _tells_steps(config: Config) -> str:
     return "--lr-schedule" if config.lr_schedule not in ("auto", "constant") else ""
 
 
-def choice(config: Config, d: int) -> str | None:
+def choice(config: Config, shape: Shape) -> str | None:
     """A sentence on what `auto` chose, or None where the user did."""
     if config.optimizer != "auto":
         return None
-    name, reason = automatic_optimizer(config, d)
+    name, reason = automatic_optimizer(config, shape)
     return f"optimizer auto: {name} ({reason})"

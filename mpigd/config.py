@@ -62,13 +62,15 @@ class Config:
     epochs: int | None = option(None, "passes over the data (1000 full, 5 minibatch, 1 stochastic)", low=1, fixed=False)
     optimizer: str = option(
         "auto",
-        "auto: newton for smooth losses in full mode (lbfgs if they have too many columns), nesterov for others; else adam; "
+        "auto: the cheapest of newton-cholesky, newton and lbfgs-newton for smooth losses in full mode, nesterov for others; "
+        "else adam; "
         "with --l1 or bounds proximal-newton, fista, svrg or sgd",
         (
             "auto",
             "newton",
             "newton-cholesky",
             "lbfgs",
+            "lbfgs-newton",
             "hybrid",
             "proximal-newton",
             "fista",

@@ -90,6 +90,16 @@ class Curvature:
         return factor * found.reshape(-1)
 
 
+def column_squares(objective: Objective, comm: Comm) -> Array:
+    """The weighted mean square of every parameter's column (k * p,) over the objective's rows. One read. Collective."""
+    rows, scaling = objective.rows, objective.scaling
+    c, heaviest = np.ascontiguousarray(rows.c)[np.newaxis], objective.statistics.heaviest
+    squares, sums = weighted_squares(rows.X, c, heaviest, objective.statistics, scaling.center, comm)
+    found = squares[0] * scaling.inverse**2 / (sums[0] or 1.0)
+    objective.counter.reads += objective.width * objective.share
+    return np.tile(np.append(found, [1.0] * scaling.intercept), objective.k)
+
+
 def over_ranks(
     outer: Outer, objective: Objective, curvatures: Callable[[slice], Array], factor: float, comm: Comm
 ) -> list[Array]:

@@ -21,7 +21,8 @@ from mpigd.data import selection
 from mpigd.data.matrix import CSR, Into, Matrix, Task, block_rows
 from mpigd.data.shard import RowNumbers
 from mpigd.exact import ExactReducer
-from mpigd.model.hessian import Alongside, Curvature
+from mpigd.model.hessian import Alongside, Curvature, column_squares
+from mpigd.model.line import LossLine
 from mpigd.model.losses import Loss
 from mpigd.model.scaling import Scaling, Statistics
 from mpigd.reduce import Found, NativeReducer, Reducer
@@ -82,6 +83,7 @@ class Objective:
         self._points: list[tuple[Array, Array]] = []
         self._samples: dict[int, Objective] = {}
         self._columns: tuple[Array, Objective] | None = None
+        self.share = 1.0  # of the rows: a sample's reads are that much of the whole's
         self.width = 1.0  # of the columns, how many are read: a part's reads are that much of the whole's
         self._block = block_rows(rows.X)
 
@@ -173,6 +175,7 @@ class Objective:
                 rows.X.rows(drawn), rows.y[drawn], rows.c[drawn], None if rows.offset is None else rows.offset[drawn]
             )
             part.keeps_margins, part._points, part._samples, part._columns = True, [], {}, None
+            part.share = m / self.n
             self._samples[m] = part
         return self._samples[m]
 
@@ -288,6 +291,16 @@ class Oracle:
     def hessian_diagonal(self) -> Array:
         """The diagonal of the Hessian at the point of `look_at` (k * p,): one read. Collective."""
         return self.curvature.diagonal(self._factor())
+
+    def column_squares(self) -> Array:
+        """The weighted mean square over the oracle's rows of every parameter's column (k * p,), in these coordinates: 1 over
+        all rows if standardised. One read. Collective."""
+        return column_squares(self.objective, self.reducer.comm)
+
+    def line(self, w: Array, there: Array) -> LossLine:
+        """The mean loss along the way from w to there (k * p,). A read for each end that is not remembered. Collective."""
+        objective = self.objective
+        return LossLine(objective, objective.margins(w), objective.margins(there), self._factor(), self.reducer.comm)
 
     def _factor(self) -> float:
         weight = self.objective.statistics.weight
