@@ -38,7 +38,7 @@ class Step(NamedTuple):
 class Measure(Protocol):
     """Tells how far a run is from its optimum."""
 
-    next_square: float
+    next_check: tuple[float, float]
 
     def reached(self, step: Step) -> bool: ...
 
@@ -78,10 +78,11 @@ class Tolerance(Callback):
         return "flat" if "flat" in step.state and step.state["flat"][0] else None
 
     def state(self) -> dict[str, Array]:
-        return {"next_square": np.array([self._optimality.next_square])}
+        return {"next_check": np.array(self._optimality.next_check)}
 
     def restore(self, state: dict[str, Array]) -> None:
-        self._optimality.next_square = float(state["next_square"][0])
+        square, step = state["next_check"].tolist()
+        self._optimality.next_check = square, step
 
 
 @dataclass

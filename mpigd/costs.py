@@ -62,8 +62,8 @@ class Shape:
         return LBFGS_READS * self.sweep(self.n)
 
     def lbfgs_budget(self) -> int:
-        """Steps of L-BFGS after which Newton's method would have been cheaper."""
-        return max(20, math.ceil(1.5 * min(self.direct(), self.sampled()) / self.sweep(self.n)))
+        """Steps of L-BFGS before Newton's method takes over: the usual number, or half of what the whole of that costs."""
+        return max(int(LBFGS_READS), math.ceil(0.5 * self.direct() / self.sweep(self.n)))
 
 
 def cheapest(shape: Shape) -> str:

@@ -38,13 +38,13 @@ HARMLESS = 1e-9  # relative to the objective: an end that lies higher than the s
 class Optimality:
     """Of one run, in full mode or another.
 
-    next_square: the squared gradient norm from which the Newton decrement is worth its reads again.
+    next_check: the squared gradient norm, and the step, from which on the Newton decrement is worth its reads again.
     """
 
     problem: Problem
     config: Config
     comm: Comm
-    next_square: float = math.inf
+    next_check: tuple[float, float] = (math.inf, 0.0)
 
     def goal(self, value: float) -> float:
         """What may be left of the objective at this value."""
@@ -84,11 +84,12 @@ class Optimality:
             return about / self.config.tol if self.config.tol else None
         if self.problem.loss.second is None:
             return None
-        if about > goal or square > self.next_square:
+        if about > goal or (square > self.next_check[0] and step.batch.step < self.next_check[1]):
             return math.inf
         w, g = step.w, step.state.get("gradient")
         left = self.decrement(w, self.evaluate(w)[1] if g is None else g, step.state)
-        self.next_square = square * min(0.5, max(1e-4, goal / left)) if left > 0.0 else square
+        least = square * min(0.5, max(1e-4, goal / left)) if left > 0.0 else square
+        self.next_check = least, 1.5 * step.batch.step + CHECK
         return left
 
     def decrement(self, w: Array, g: Array, state: State) -> float:

@@ -30,8 +30,9 @@ class SecondOrderOracle(Protocol):
 def newton_decrement(
     w: Array, g: Array, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot, pairs: Pairs, factorise: bool
 ) -> float:
-    """Half of g'H^-1 g for the gradient g and the Hessian H of objective plus smooth penalty at w (p,).
+    """g'H^-1 g for the gradient g and the Hessian H of objective plus smooth penalty at w (p,).
 
+    Half of it is what a quadratic has left to gain, all of it where losses fall off like exponentials (separated data).
     By conjugate gradients, preconditioned by the Hessian's diagonal and the pairs of an L-BFGS; where these do not
     settle, by the Hessian's Cholesky factor if `factorise`, else infinite. Boyd and Vandenberghe, "Convex
     Optimization" (2004), section 9.5.1. Collective.
@@ -40,8 +41,8 @@ def newton_decrement(
     M = Preconditioner(roots(oracle, penalty), Pairs(pairs.memory, pairs.moves, pairs.changes), dot)
     s, _, products = conjugate_gradients(g, M, oracle, penalty, dot, RTOL, MAX_PRODUCTS)
     if products < MAX_PRODUCTS:
-        return -0.5 * dot(g, s)
+        return -dot(g, s)
     if not factorise:
         return math.inf
     U = factors(with_penalty(oracle.hessian(), penalty, w.size))
-    return 0.5 * dot(g, Preconditioner(np.asarray(U)).solve(g))
+    return dot(g, Preconditioner(np.asarray(U)).solve(g))

@@ -32,7 +32,9 @@ SETTLED = 0.3  # a relative decrease of the objective up to which the diagonal i
 FLAT = 1e-14  # a decrease that drowns in the rounding of the objective, relative to it
 LOST_DIGITS = 1e-10  # relative decreases below this are judged by slopes, not by values
 MAX_END_SLOPE = 0.3  # of the slope at its start: a step that ends steeper was too short or too long
-MAX_PRODUCTS = 15  # of a step: a preconditioner that needs more is replaced by the Hessian of all rows
+# A preconditioner of which a step needs more products, of which a tenth of the curvature is left along some direction,
+# or whose step has to be cut to a quarter, is replaced by the Hessian of all rows.
+MAX_PRODUCTS = 15
 SAMPLED, WHOLE, REFINED = 0.0, 1.0, 2.0  # of whose Hessian steps are made; the last: with products too
 
 
@@ -117,7 +119,7 @@ class Newton:
         moved = new is not point
         flat = not slope < 0.0 or (not moved and -0.5 * slope <= FLAT * abs(point.value))
         after = _advanced(state, new, dot)
-        poor = products > MAX_PRODUCTS or not moved or (kind == SAMPLED and length < 0.25)
+        poor = products > MAX_PRODUCTS or not moved or (kind == SAMPLED and min(4.0 * length, 10.0 * spectrum) < 1.0)
         after_kind = self._next(kind, poor and not flat, moved)
         flat = flat or (not moved and after_kind == kind)
         shrunk = norm(new.g, dot) / (norm(point.g, dot) or 1.0)
@@ -125,11 +127,14 @@ class Newton:
         after["kind"], after["flat"] = np.array([after_kind]), np.array([float(flat)])
         after["spectrum"] = np.array([spectrum])
         if not self.dense:  # where that much is left of the objective, little of the diagonal has changed
-            keep = abs(new.value - point.value) <= SETTLED * abs(point.value)
-            kept = {"factor": M.U} if keep else {}
-            return new.w, _with_decrement(after | kept | (M.learned.named() if M.learned else {}), new, M, spectrum, dot)
-        if after_kind == SAMPLED:
-            return new.w, _with_decrement(after | {"factor": factor}, new, M, spectrum, dot)
+            settled = abs(new.value - point.value) <= SETTLED * abs(point.value)
+            kept = {"factor": M.U} if settled else {}
+            kept |= M.learned.named() if M.learned else {}
+        elif after_kind == SAMPLED:
+            kept = {"factor": factor}
+        if not self.dense or after_kind == SAMPLED:
+            missed = math.inf if length != 1.0 else abs(point.value - new.value + 0.5 * slope)
+            return new.w, _with_decrement(after | kept, new, M, spectrum, dot, missed)
         return new.w, self._factorised(after, new, second, penalty, dot)
 
     def _preconditioner(
@@ -167,8 +172,7 @@ class Newton:
         if kind != SAMPLED:
             return point.w, self._factorised(after, point, oracle, penalty, dot)
         after |= {"factor": factor} if self.dense else {}
-        M = Preconditioner(factor) if self.dense else None
-        return point.w, after if M is None else _with_decrement(after, point, M, 1.0, dot)
+        return point.w, after
 
     def _from_samples(
         self, w: Array, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot
@@ -298,6 +302,11 @@ def _advanced(state: State, point: Point, dot: Dot) -> State:
     return after
 
 
-def _with_decrement(after: State, point: Point, M: Preconditioner, spectrum: float, dot: Dot) -> State:
-    """The state with half of g'H^-1 g, about what is left of the objective; spectrum: the least eigenvalue seen of M^-1 H."""
-    return after | {"decrement": np.array([0.5 * dot(point.g, M.solve(point.g)) / min(1.0, spectrum)])}
+def _with_decrement(
+    after: State, point: Point, M: Preconditioner, spectrum: float, dot: Dot, unexplained: float = 0.0
+) -> State:
+    """The state with g'H^-1 g, twice what a quadratic would have left of the objective: where losses fall off like
+    exponentials, that is all of it. spectrum: the least eigenvalue seen of M^-1 H; unexplained: what a model of the
+    objective at another point has missed of the last step's change."""
+    left = dot(point.g, M.solve(point.g)) / min(1.0, spectrum)
+    return after | {"decrement": np.array([max(left, unexplained)])}
