@@ -41,7 +41,6 @@ from mpigd.optim.variance_reduced import SVRG, Hybrid
 from mpigd.placement import fair_threads
 from mpigd.quantities import size_of
 from mpigd.reduce import Reducer, total
-from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
 ADAPTIVE = {"adagrad": 0.3, "rmsprop": 0.01, "adam": 0.01, "adamw": 0.01}

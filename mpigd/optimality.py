@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ from mpigd.build import Problem
 from mpigd.callbacks import Step
 from mpigd.choices import LARGEST_FACTOR
 from mpigd.comm import Comm
-from mpigd.config import Config
-from mpigd.errors import NumericalError
+from mpigd.config import FIELDS, Config
+from mpigd.errors import NumericalError, WorseError
 from mpigd.model.certificate import duality_gap, least_gap
 from mpigd.model.hessian import is_whole
+from mpigd.model.inference import FAMILIES, why_not
+from mpigd.optim import newton
 from mpigd.optim.base import State, evaluate
 from mpigd.optim.decrement import newton_decrement
 from mpigd.optim.pairs import stored
@@ -31,6 +34,8 @@ Array = np.ndarray[Any, Any]
 CHECK = 10  # steps between certificates that cost a read each and that no gradient announces
 LEAST_GAIN = 1e-8  # of the null objective: where less than that can be gained, nothing is to be learned
 ROUNDING = 1e-13  # of the objective: a smaller distance cannot be seen
+STANDARD_ERRORS = 1e-6  # of a log-likelihood: half the square of the coefficients' distance in standard errors
+USUAL = FIELDS["tol"].default  # a looser tolerance is somebody's wish
 HARMLESS = 1e-9  # relative to the objective: an end that lies higher than the start by less is rounding
 
 
@@ -47,10 +52,22 @@ class Optimality:
     next_check: tuple[float, float] = (math.inf, 0.0)
 
     def goal(self, value: float) -> float:
-        """What may be left of the objective at this value."""
+        """What may be left of the objective at this value: where standard errors come, a thousandth of them."""
+        tolerance = self._tolerance(value)
+        if not self.with_statistics or not self.problem.objective.statistics.weight or self.config.tol > USUAL:
+            return tolerance
+        dispersion = min(1.0, abs(value)) if FAMILIES[self.config.loss].dispersed else 1.0
+        return min(tolerance, STANDARD_ERRORS * dispersion / self.problem.objective.statistics.weight)
+
+    def _tolerance(self, value: float) -> float:
         null = self.problem.null.value
         gain = null - value if math.isfinite(null) else abs(value)
         return self.config.tol * max(gain, LEAST_GAIN * abs(null if math.isfinite(null) else value))
+
+    @cached_property
+    def with_statistics(self) -> bool:
+        objective, penalty = self.problem.objective, self.problem.penalty
+        return why_not(self.config, penalty, objective.n, objective.size, "tolerance") is None
 
     def reached(self, step: Step) -> bool:
         """Whether no more than the tolerance is left after a step of full mode. Collective."""
@@ -115,16 +132,39 @@ class Optimality:
     def _reducer(self) -> Any:
         return self.problem.objective.reducer(self.config.reduce, self.comm)
 
-    def converged(self, w: Array, value: float, g: Array, gap: float | None, reason: str, state: State) -> bool:
-        """Whether a run that ended for `reason` is at its optimum, to its tolerance or to rounding. Collective."""
-        near = max(self.goal(value), ROUNDING * abs(value))
-        if reason == "tolerance" or (gap is not None and gap <= near):
-            return True
-        if "left" in state and float(state["left"][0]) <= near:
-            return True
-        if self.config.mode != "full" or gap is not None or not self.problem.penalty.smooth:
-            return False
-        return self.problem.loss.second is not None and self.decrement(w, g, state) <= near
+    def finish(self, w: Array, state: State) -> tuple[Array, float, Array]:
+        """The last parameters, their objective and gradient: one read, which is not one of training. Collective.
+
+        Where the last step has left a factorised Hessian, its Newton step is taken if it does not lead up: it costs nothing.
+        """
+        value, g = 0.0, w
+        polished = newton.polished(w, state)
+        if polished is not None:
+            try:
+                value, g = self.evaluate(polished)
+            except NumericalError:  # raised on all ranks together
+                value = math.inf
+            if value <= float(state["value"][0]) * (1.0 + ROUNDING):
+                return polished, value, g
+        return w, *self.evaluate(w)
+
+    def verdict(
+        self, w: Array, value: float, g: Array, gap: float | None, reason: str, state: State
+    ) -> tuple[bool, float | None]:
+        """Whether a run that ended for `reason` is at its optimum, to its tolerance or to rounding, and about how much of the
+        objective is left, where that is known. Collective."""
+        left = gap if gap is not None else self._known(w, g, state)
+        near = max(self._tolerance(value), ROUNDING * abs(value))
+        return reason == "tolerance" or (left is not None and left <= near), left
+
+    def _known(self, w: Array, g: Array, state: State) -> float | None:
+        for name in ("left", "decrement"):
+            if name in state and math.isfinite(state[name][0]):
+                return float(state[name][0])
+        if self.config.mode != "full" or not self.problem.penalty.smooth or self.problem.loss.second is None:
+            return None
+        left = self.decrement(w, g, state)
+        return left if math.isfinite(left) else None
 
     def refuse_worse(self, first: Array, value: float) -> None:
         """NumericalError on all ranks if a run ends above where it began, `first` (k * p,). Collective."""
@@ -134,7 +174,7 @@ class Optimality:
             began = self.evaluate(first)[0]
             began = began if self.config.mode == "full" else max(began, null)
         if not value <= began + HARMLESS * abs(began):
-            error = NumericalError(
+            error = WorseError(
                 f"the run ended at an objective of {value:.9g}, above the {began:.9g} it began with: there is no "
                 f"model. {_advice(self.config)}"
             )

@@ -16,7 +16,7 @@ from mpigd.comm import Comm
 from mpigd.config import FIELDS, Config
 from mpigd.data.loading import read, survey
 from mpigd.data.shard import Shard
-from mpigd.errors import NumericalError, UsageError
+from mpigd.errors import NumericalError, UsageError, WorseError
 from mpigd.interrupt import REASONS, Interruption
 from mpigd.model import fitted, inference
 from mpigd.model.certificate import duality_gap
@@ -62,7 +62,7 @@ def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progres
                 run.train()
                 return run.model(clock)
             except NumericalError as error:
-                if not error.agreed:
+                if not error.agreed or isinstance(error, WorseError):
                     raise
                 from mpigd.diagnosis import explained
 
@@ -225,6 +225,13 @@ class Run:
                 self.report.say(f"note: --{name.replace('_', '-')} was {before} until here, from now on it is {now}")
         self.report.say(f"continuing after step {saved.step}" if not self.reason else "this run was complete already")
 
+    def _last(self) -> tuple[Array, float, Array]:
+        """The parameters of the model, their objective and gradient. Collective."""
+        best = self.early.best(self.w) if self.early else self.w
+        if best is not self.w or self.config.mode != "full":
+            return best, *self.optimality.evaluate(best)
+        return self.optimality.finish(best, self.state)
+
     def _statistics(self, w: Array) -> dict[str, Any]:
         """Standard errors and so on, or why there are none. One read, which is not one of training. Collective."""
         objective, penalty = self.problem.objective, self.problem.penalty
@@ -232,25 +239,29 @@ class Run:
         if refused is not None:
             return {"refused": refused}
         reads = objective.reads
-        found = inference.infer(w, objective, penalty, objective.reducer(self.config.reduce, self.comm))
-        objective.reads = reads
-        return found
+        try:
+            return inference.infer(w, objective, penalty, objective.reducer(self.config.reduce, self.comm))
+        except NumericalError as error:  # raised on all ranks together: the model stands
+            return {"refused": f"{error}"}
+        finally:
+            objective.reads = reads
 
     def model(self, clock: Clock) -> Model:
         """The model with its certificate: objective and gradient at the last parameters, one more read. Collective."""
         objective = self.problem.objective
         self.problem.reducer.reserve(0)  # lets its accumulators go: another takes the last gradient
         reads = objective.reads
-        w = self.early.best(self.w) if self.early else self.w
-        value, g = self.optimality.evaluate(w)
+        w, value, g = self._last()
         self.optimality.refuse_worse(build.first(self.problem, self.config, self.comm), value)
         gap = duality_gap(w, g, objective, self.problem.penalty, self.comm)
+        converged, left = self.optimality.verdict(w, value, g, gap, self.reason, self.state)
         summary = {
             "objective": value,
             "null_objective": self.problem.null.value,
             "gradient_norm": norm(self.problem.penalty.subgradient(w, g), vector.dot),
             "gap": gap,
-            "converged": self.optimality.converged(w, value, g, gap, self.reason, self.state),
+            "left": left,
+            "converged": converged,
             "gradient_error": gradient_error(objective, self.problem.reducer) if self.config.mode == "full" else None,
             "penalty": self.problem.penalty.value(w),
             "reads": reads,

@@ -15,7 +15,8 @@ Array = np.ndarray[Any, Any]
 class Penalty(Protocol):
     """What an optimiser asks of a penalty. `smooth`: there is no rough part, and `prox` does nothing."""
 
-    smooth: bool
+    @property
+    def smooth(self) -> bool: ...
 
     def value(self, w: Array) -> float:
         """All of it; inside the bounds, where there are bounds."""

@@ -43,7 +43,7 @@ def _information(objective: Objective, null: NullModel, comm: Comm) -> float:
     loss = objective.loss
     if loss.kind == "multiclass":
         shares = np.array([float(vector.exponential(b)) for b in null.intercept])
-        rarest = float(shares.min()) / vector.dot(shares, np.ones(shares.size))
+        rarest = float(shares.min()) / float(vector.dot(shares, np.ones(shares.size)))
         return min(1.0, 4.0 * rarest * (1.0 - rarest))
     bound = 1.0 if loss.curvature is None else loss.curvature(objective.parameter)
     return min(1.0, mean_curvature(objective, null, comm) / bound)
