@@ -158,8 +158,8 @@ def blocks(X: Matrix) -> list[slice]:
 class Scaling:
     """The map between optimiser coordinates (k, p) and coefficients: p = d, or d + 1 with the intercept last.
 
-    center (d,), inverse (d,): 1 / scale, zero for a constant column, whose coefficient stays 0.
-    penalty (p,): what the square of a coordinate weighs in the ridge penalty.
+    center (d,), inverse (d,): 1 / scale, zero for a column whose coefficient stays 0: a constant one beside an intercept,
+    or one of zeros. penalty (p,): what the square of a coordinate weighs in the ridge penalty.
     number (d,): the number in the data of each column; `coefficients` and `from_raw` speak of columns as the data number them.
     """
 
@@ -172,6 +172,12 @@ class Scaling:
     @cached_property
     def p(self) -> int:
         return self.center.size + self.intercept
+
+    @cached_property
+    def levels(self) -> Array:
+        """Which coordinates (p,) are the same number in all rows and unpenalised: the intercept, or columns in its place."""
+        used = np.append(self.inverse, [1.0] * self.intercept) > 0.0
+        return np.asarray(used & (self.penalty == 0.0))
 
     def take(self, chosen: Array) -> Scaling:
         """The map of some columns, and of the intercept."""
@@ -212,15 +218,18 @@ class Scaling:
 def make_scaling(statistics: Statistics, intercept: bool, standardize: bool, ridge: float = 0.0) -> Scaling:
     """Centre only where an intercept can take it up; without one the scale is the root mean square about zero.
 
+    Beside an intercept a constant column says nothing, and its coefficient stays 0. Without one it is a column like others
+    that takes the intercept's place. Its standard deviation is 0, and so is then its penalty if columns are standardised: a
+    column of ones and no intercept is the same model as an intercept. Penalties on the columns as they are
+    (standardize=False) include it.
+
     ridge: l2 over the loss's curvature. Without standardisation the penalty bends a coordinate by that over its squared
     scale, so it belongs into the scale: a column of tiny numbers would have an enormous curvature otherwise.
     """
     mean, deviation = statistics.mean, statistics.deviation
     center = mean if intercept else np.zeros_like(mean)
     scale = deviation if intercept else np.sqrt(deviation**2 + mean**2)
-    if standardize:
-        scale = np.where(deviation > 0, scale, 0.0)
-    else:
+    if not standardize:
         scale = np.where(scale > 0, np.sqrt(scale * scale + ridge), 0.0)
     inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
     weights = (deviation * inverse) ** 2 if standardize else inverse**2
