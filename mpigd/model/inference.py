@@ -140,7 +140,8 @@ def _original(
             errors[number[j]] = math.sqrt(dispersion * variances[place]) * float(scaling.inverse[j])
     if not scaling.intercept:
         return errors, None
-    shift = np.append(-scaling.center * scaling.inverse, 1.0)[used]
+    center = scaling.center if scaling.shift is None else scaling.center + scaling.shift
+    shift = np.append(-center * scaling.inverse, 1.0)[used]
     return errors, math.sqrt(dispersion * float(_variances(U, shift[np.newaxis])[0]))
 
 
