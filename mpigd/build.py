@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from mpigd.data.shard import Shard
 from mpigd.data.streamed import Streamed
 from mpigd.errors import UsageError
 from mpigd.model import fitted
+from mpigd.model.digits import centred, warning
 from mpigd.model.hessian import is_whole
 from mpigd.model.losses import LOSSES, Loss
 from mpigd.model.null_model import NullModel, fit_null, mean_curvature
@@ -26,7 +27,7 @@ from mpigd.model.objective import Objective, Rows
 from mpigd.model.penalties import L2, ElasticNet, bounds
 from mpigd.model.rounding import needs_fine
 from mpigd.model.samples import sizes as _samples
-from mpigd.model.scaling import Scaling, make_scaling, measure
+from mpigd.model.scaling import Scaling, make_scaling
 from mpigd.model.targets import Classes, check_domain, check_size, class_weights, find_classes
 from mpigd.optim import curvature
 from mpigd.optim.accelerated import Accelerated
@@ -71,6 +72,7 @@ class Problem:
     null: NullModel
     curvature: float
     samples: tuple[int, ...]
+    warning: str | None = None  # on the data
 
     @property
     def shape(self) -> Shape:
@@ -110,9 +112,12 @@ def problem(shard: Shard, config: Config, comm: Comm) -> Problem:
     weights = class_weights(config.class_weight, y, c, classes, comm)
     if weights is not None:
         c = c * weights[y.astype(np.int64)]
-    statistics = measure(shard.X, c, shard.n, comm)
+    mark = fingerprint(shard, comm)
+    X, statistics, shift, stored = centred(shard.X, c, shard.n, config.intercept, comm)
+    few = warning(stored, shard.X.dtype, shard.feature_names) if config.intercept else None
+    shard = replace(shard, X=X)
     bend = loss.curvature(loss.parameter(config)) if loss.curvature else 1.0
-    scaling = make_scaling(statistics, config.intercept, config.standardize, config.l2 / bend)
+    scaling = make_scaling(statistics, config.intercept, config.standardize, config.l2 / bend, shift)
     k = classes.values.size if classes and loss.kind == "multiclass" else 1
     rows = Rows(shard.X, y, c, shard.offset)
     threads = config.threads or fair_threads(comm)
@@ -130,7 +135,7 @@ def problem(shard: Shard, config: Config, comm: Comm) -> Problem:
     bend = mean_curvature(objective, null, comm)
     return Problem(
         objective, penalty(config, scaling, k), reducer, loss, classes,
-        shard, fingerprint(shard, comm), mean, spread, null, bend, _samples(objective, null, comm),
+        shard, mark, mean, spread, null, bend, _samples(objective, null, comm), few,
     )  # fmt: skip
 
 

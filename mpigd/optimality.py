@@ -35,7 +35,7 @@ CHECK = 10  # steps between certificates that cost a read each and that no gradi
 LEAST_GAIN = 1e-8  # of the null objective: where less than that can be gained, nothing is to be learned
 ROUNDING = 1e-13  # of the objective: a smaller distance cannot be seen
 STANDARD_ERRORS = 1e-6  # of a log-likelihood: half the square of the coefficients' distance in standard errors
-USUAL = FIELDS["tol"].default  # a looser tolerance is somebody's wish
+USUAL = float(FIELDS["tol"].default)  # type: ignore[arg-type]  # a looser tolerance is somebody's wish
 HARMLESS = 1e-9  # relative to the objective: an end that lies higher than the start by less is rounding
 
 

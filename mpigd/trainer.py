@@ -112,6 +112,8 @@ class Run:
         tolerance = [Tolerance(self.config.tol, self.optimality)] if self.config.mode == "full" else []
         if warning := crowded(self.comm, self.problem.objective.threads):
             self.report.warn(warning)
+        if self.problem.warning:
+            self.report.warn(self.problem.warning)
         self.report.begin(self.problem, self.optimizer, self.steps, self.history.records)
         # The saver comes last: what it saves must hold what the others learned from the same step.
         self.replicas = Replicas(self.comm, self.config.check_replicas)
