@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def sums(X: Any, h: Array, center: Array, power: Array, cuts: list[int], values:
     rest, wide = D - DENSE, 8
     A, T = np.full((1, wide, wide), curvature.BIAS), np.zeros((1, 2, DENSE + 1, DENSE + 1))
     B, C = np.zeros((1, rest, wide), np.int64), np.zeros((1, rest * (rest + 1) // 2), np.int64)
-    for a, b in zip(cuts, cuts[1:], strict=False):
+    for a, b in pairwise(cuts):
         sparse_outer.add_outer_csr(
             X.indptr[a : b + 1].astype(np.int64), X.indices, X.data if values else None, h[np.newaxis, a:b].copy(),
             np.arange(D), np.full(rest, 0.5), center, np.full(DENSE + 1, 0.25), DENSE, power, A, T, B, C,
@@ -50,10 +51,12 @@ def test_every_term_is_rounded_on_its_own() -> None:
     Z, power = X.toarray(), np.full(D - DENSE, 2.0**20)  # a coarse grid, on which rounding is seen
     _, B, C = sums(X, h, np.zeros(DENSE), power, [0, N])
     for j, k in ((0, 0), (1, 6), (11, 18), (4, 9)):
-        terms = [Fraction(float(hi * (zk * 0.5) * 2.0**20)) * Fraction(zj * 0.5) for hi, zk, zj in zip(h, Z[:, DENSE + k], Z[:, DENSE + j], strict=True)]  # fmt: skip
-        assert C[k * (k + 1) // 2 + j] == sum(map(round, terms))
-        terms = [Fraction(float(hi * (zk * 0.5) * 2.0**20)) * Fraction(z * 0.25) for hi, zk, z in zip(h, Z[:, DENSE + k], Z[:, 1], strict=True)]  # fmt: skip
-        assert B[k, 1] == sum(map(round, terms))
+        left, right, column = Z[:, DENSE + j], Z[:, DENSE + k], Z[:, 1]
+        factors = [Fraction(float(x)) for x in h * (right * 0.5) * 2.0**20]
+        pairs = [round(r * Fraction(0.5 * x)) for r, x in zip(factors, left, strict=True)]
+        assert C[k * (k + 1) // 2 + j] == sum(pairs)
+        mixed = [round(r * Fraction(0.25 * x)) for r, x in zip(factors, column, strict=True)]
+        assert B[k, 1] == sum(mixed)
 
 
 @pytest.mark.parametrize("ones", [False, True])
@@ -68,7 +71,7 @@ def test_sums_do_not_know_the_order_of_rows_and_entries(ones: bool) -> None:
         rng = np.random.default_rng(seed)
         order, cuts = rng.permutation(N), [0, *sorted(rng.integers(0, N, seed)), N]
         Y = X[order]
-        for a, b in zip(Y.indptr, Y.indptr[1:], strict=False):
+        for a, b in pairwise(Y.indptr):
             shuffled = rng.permutation(b - a) + a
             Y.indices[a:b], Y.data[a:b] = Y.indices[shuffled], Y.data[shuffled]
         T, B, C = sums(Y, h[order], np.zeros(DENSE), powers(X), cuts, not ones)
