@@ -135,6 +135,8 @@ def groups(objective: Objective) -> list[list[Pair]]:
 def assemble(objective: Objective, blocks: Sequence[Array]) -> Array:
     """The Hessian, or its diagonal blocks, of the blocks of all pairs."""
     k, p = objective.k, objective.scaling.p
+    if k == 1:
+        return blocks[0][np.newaxis]
     if not is_whole(k, p):
         return np.array(blocks)
     H = np.zeros((k, p, k, p))
