@@ -240,6 +240,11 @@ class Oracle:
         objective.remember(w, keep)
         return value, g, along.matrices(factor, self.reducer.comm)
 
+    @property
+    def quadratic(self) -> bool:
+        """Whether second derivatives are the same everywhere."""
+        return self.objective.loss.name == "squared"
+
     def squared_curvature(self, v: Array) -> Array:
         """(X' C X / sum c) v in these coordinates: the Hessian of half the squared margins."""
         return self.objective.gradient(v, self.batch, self.reducer, self._factor(), residuals.SQUARES)[1]
