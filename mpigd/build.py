@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from mpigd.data.shard import Shard
 from mpigd.data.streamed import Streamed
 from mpigd.errors import UsageError
 from mpigd.model import fitted
+from mpigd.model.constant import null_model
 from mpigd.model.hessian import is_whole
 from mpigd.model.losses import LOSSES, Loss
 from mpigd.model.objective import Objective, Rows
@@ -33,6 +35,7 @@ from mpigd.optim.lbfgs import LBFGS
 from mpigd.optim.newton import Newton
 from mpigd.optim.proximal_newton import ProximalNewton
 from mpigd.optim.rates import Rate
+from mpigd.optim.smoothed import SmoothedNewton
 from mpigd.optim.variance_reduced import SVRG, Hybrid
 from mpigd.placement import fair_threads
 from mpigd.quantities import size_of
@@ -43,7 +46,7 @@ Array = np.ndarray[Any, Any]
 ADAPTIVE = {"adagrad": 0.3, "rmsprop": 0.01, "adam": 0.01, "adamw": 0.01}
 FASTEST = 0.1  # an adaptive rate for runs of few steps
 FAR = 10.0  # how far adaptive steps of that size must be able to carry a coordinate
-SECOND_ORDER = ("newton", "newton-cholesky", "lbfgs", "hybrid", "proximal-newton")
+SECOND_ORDER = ("newton", "newton-cholesky", "lbfgs", "hybrid", "smoothed-newton", "proximal-newton")
 ROWS_PER_PARAMETER = 25  # of a sample: one much smaller is worse than none as a start
 SAMPLE = 4096  # rows that tell the curvature of batches
 SAMPLE_EPOCH = (1 << 32) - 1  # whose draws no training step uses
@@ -62,6 +65,16 @@ class Problem:
     fingerprint: str
     mean_response: float
     spread: float
+    constant: float  # the best intercept alone of a loss with kinks
+    null: float  # the objective there
+
+    @property
+    def unit(self) -> float:
+        """Of the margins' distances to the kinks of the loss, in the null model."""
+        if self.classes or not self.null > 0.0:
+            return 1.0
+        quantile = self.objective.parameter
+        return self.null / (2.0 * quantile * (1.0 - quantile))
 
     @property
     def k(self) -> int:
@@ -109,9 +122,10 @@ def problem(shard: Shard, config: Config, comm: Comm) -> Problem:
     objective.numbers, objective.seed = shard.rows, config.seed
     objective.fine = needs_fine(objective, y, mean, spread, config.tol, comm)
     reducer = objective.reducer(config.reduce, comm, replacement=config.mode == "stochastic")
+    constant, null = null_model(objective, comm) if loss.smoothed else (mean, math.nan)
     return Problem(
         objective, penalty(config, scaling, k), reducer, loss, classes,
-        shard, fingerprint(shard, comm), mean, spread,
+        shard, fingerprint(shard, comm), mean, spread, constant, null,
     )  # fmt: skip
 
 
@@ -130,6 +144,9 @@ def penalty(config: Config, scaling: Scaling, k: int) -> L2:
 def start(problem: Problem) -> Array:
     """The first parameters (k * p,): zero, but for regression the intercept that gives the mean response."""
     w, mean = np.zeros(problem.objective.size), problem.mean_response
+    if problem.loss.smoothed:
+        w[-1:] = problem.constant
+        return w
     if problem.loss.kind == "regression" and problem.objective.scaling.intercept:
         log_link = problem.loss.mean is not None
         w[-1] = vector.logarithm(mean) if log_link and mean > 0 else (0.0 if log_link else mean)
@@ -185,6 +202,9 @@ def _second_order(problem: Problem, config: Config) -> Optimizer:
     if config.optimizer == "hybrid":
         return _hybrid(problem, config)
     objective.keeps_margins = True
+    if config.optimizer == "smoothed-newton":
+        dense = objective.scaling.p**2 <= LARGEST_FACTOR
+        return SmoothedNewton(problem.unit, _samples(objective) if config.start is None else (), dense)
     if config.optimizer == "proximal-newton":
         samples = _samples(objective) if config.start is None else ()
         return ProximalNewton(k, objective.scaling.intercept, samples, LARGEST_FACTOR)

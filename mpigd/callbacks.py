@@ -61,8 +61,8 @@ class Tolerance(Callback):
     tol times max(1, sqrt(objective)). "flat": the optimiser found no way down that rounding leaves visible.
     """
 
-    def __init__(self, tol: float, gap: Callable[[Step], float | None] = lambda step: None) -> None:
-        self._tol, self._gap = tol, gap
+    def __init__(self, tol: float, gap: Callable[[Step], float | None] = lambda step: None, null: float = 0.0) -> None:
+        self._tol, self._gap, self._null = tol, gap, null
 
     def after(self, step: Step, words: Array) -> str | None:
         if self._tol > 0 and self._reached(step):
@@ -70,6 +70,8 @@ class Tolerance(Callback):
         return "flat" if "flat" in step.state and step.state["flat"][0] else None
 
     def _reached(self, step: Step) -> bool:
+        if "left" in step.state:
+            return float(step.state["left"][0]) <= self._tol * max(0.0, self._null - step.value)
         gap = self._gap(step)
         if gap is None:
             return step.gradient_norm <= self._tol * max(1.0, math.sqrt(abs(step.value)))

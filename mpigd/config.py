@@ -62,7 +62,8 @@ class Config:
     epochs: int | None = option(None, "passes over the data (1000 full, 5 minibatch, 1 stochastic)", low=1, fixed=False)
     optimizer: str = option(
         "auto",
-        "auto: newton for smooth losses in full mode (lbfgs if they have too many columns), nesterov for others; else adam; "
+        "auto: newton for smooth losses in full mode (lbfgs if they have too many columns), smoothed-newton for others; "
+        "else adam; "
         "with --l1 or bounds proximal-newton, fista, svrg or sgd",
         (
             "auto",
@@ -70,6 +71,7 @@ class Config:
             "newton-cholesky",
             "lbfgs",
             "hybrid",
+            "smoothed-newton",
             "proximal-newton",
             "fista",
             "svrg",

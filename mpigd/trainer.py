@@ -109,7 +109,7 @@ class Run:
             from mpigd.saving import Saver
 
             self.saver = Saver(self._checkpoint, self.config, self.comm, self.report.warn)
-        tolerance = [Tolerance(self.config.tol, self._gap)] if self.config.mode == "full" else []
+        tolerance = [Tolerance(self.config.tol, self._gap, self.problem.null)] if self.config.mode == "full" else []
         if warning := crowded(self.comm, self.problem.objective.threads):
             self.report.warn(warning)
         self.report.begin(self.problem, self.optimizer, self.steps, self.history.records)
@@ -263,10 +263,13 @@ class Run:
         reads = objective.reads
         w = self.early.best(self.w) if self.early else self.w
         value, g = self._evaluate(w)
+        gap = duality_gap(w, g, objective, self.problem.penalty, self.comm)
+        if "left" in self.state and w is self.w:  # what the optimiser has proven
+            gap = min(float(self.state["left"][0]), math.inf if gap is None else gap)
         summary = {
             "objective": value,
             "gradient_norm": norm(self.problem.penalty.subgradient(w, g), vector.dot),
-            "gap": duality_gap(w, g, objective, self.problem.penalty, self.comm),
+            "gap": gap,
             "gradient_error": gradient_error(objective, self.problem.reducer) if self.config.mode == "full" else None,
             "penalty": self.problem.penalty.value(w),
             "reads": reads,
