@@ -19,7 +19,7 @@ from mpigd.data.shard import Shard
 from mpigd.data.streamed import Streamed
 from mpigd.errors import UsageError
 from mpigd.model import fitted
-from mpigd.model.constant import null_model
+from mpigd.model.constant import information, null_model
 from mpigd.model.hessian import is_whole
 from mpigd.model.losses import LOSSES, Loss
 from mpigd.model.objective import Objective, Rows
@@ -204,7 +204,9 @@ def _second_order(problem: Problem, config: Config) -> Optimizer:
     objective.keeps_margins = True
     if config.optimizer == "smoothed-newton":
         dense = objective.scaling.p**2 <= LARGEST_FACTOR
-        return SmoothedNewton(problem.unit, _samples(objective) if config.start is None else (), dense)
+        share = information(objective, problem.reducer.comm)
+        samples = _samples(objective, share) if config.start is None and share > 0.0 else ()
+        return SmoothedNewton(problem.unit, samples, dense)
     if config.optimizer == "proximal-newton":
         samples = _samples(objective) if config.start is None else ()
         return ProximalNewton(k, objective.scaling.intercept, samples, LARGEST_FACTOR)
@@ -225,9 +227,9 @@ def _hybrid(problem: Problem, config: Config) -> Hybrid:
     return Hybrid(FIRST_ORDER["adam"](Rate(base, "cosine", 0, steps, steps)), size, LBFGS())
 
 
-def _samples(objective: Objective) -> tuple[int, ...]:
-    """Sizes of the samples that Newton's method begins on."""
-    n, least = objective.n, ROWS_PER_PARAMETER * objective.scaling.p
+def _samples(objective: Objective, share: float = 1.0) -> tuple[int, ...]:
+    """Sizes of the samples that Newton's method begins on; share: of the rows, how many say something."""
+    n, least = objective.n, math.ceil(min(2.0 * objective.n, ROWS_PER_PARAMETER * objective.scaling.p / share))
     return tuple(m for m in sorted({max(n // 100, least), max(n // 10, least)}) if 2 * m <= n)
 
 

@@ -30,6 +30,19 @@ def null_model(objective: Objective, comm: Comm) -> tuple[float, float]:
     return b, float(total(l, comm)[0]) / (objective.statistics.weight or 1.0)
 
 
+def information(objective: Objective, comm: Comm) -> float:
+    """What a row says of the optimum of a loss with kinks, at most 1: little of extreme quantiles and of rare classes, and
+    where few rows have most of the weight (Kish's effective number of rows). Collective."""
+    rows, heaviest = objective.rows, objective.statistics.heaviest
+    if not heaviest > 0.0:
+        return 0.0
+    c = rows.c / heaviest
+    ones = rows.y if objective.loss.classifies else np.zeros_like(c)
+    whole, squares, first = (float(x) for x in total(np.column_stack([c, c * c, c * ones]), comm))
+    share = first / whole if objective.loss.classifies else objective.parameter
+    return 4.0 * share * (1.0 - share) * whole * whole / (objective.n * squares)
+
+
 def best_constant(objective: Objective, comm: Comm) -> float:
     """The intercept that minimises a hinge or quantile loss alone; the least one if there are several. Collective."""
     rows, loss = objective.rows, objective.loss

@@ -30,6 +30,7 @@ ACCEPTED, EXACT = 0.5, 0.1  # of the first slope: what is left after a whole ste
 TRIALS, CUTS = 60, 10  # of a line search; of a step that meets numbers that are not finite
 SOLVED, ALMOST = 0.1, 0.5  # of the gap: what is left to gain before the width shrinks, what the gradient costs at the last one
 ENOUGH = 0.02  # a sample's optimum is no closer to that of all rows than about p / 2m: half a per cent of it will do
+WIDER = 8.0  # a width, after two steps that have not found its minimum
 STALLED = 8  # steps without progress that end a run
 FLAT, ROUNDING = 4e-16, 1e-24  # of the objective: a bound that cannot fall, and a gain that rounding alone makes
 NARROWEST = 1e-13  # of the first width: rounding of the margins leaves no room for less
@@ -48,7 +49,7 @@ class SmoothedNewton:
 
     def start(self, w: Array) -> State:
         numbers = {"width": self.unit, "limit": 2.0 * self.unit, "lower": 0.0, "left": math.inf}
-        numbers |= dict.fromkeys(("solved", "stalled", "flat"), 0.0)
+        numbers |= dict.fromkeys(("missed", "stalled", "flat"), 0.0)
         state = fresh("gradient", "iterate", like=w) | {"first": w.copy()}
         return state | {name: np.array([number]) for name, number in numbers.items()}
 
@@ -59,10 +60,14 @@ class SmoothedNewton:
             look = self._begin(w, state, rows, of, dot)
             first = replace(look, w=w, value=math.inf)  # nothing is better yet
             return self._after(first, look, of, state, dot)
-        width, limit, value = (float(state[name][0]) for name in ("width", "limit", "value"))
-        look = of.again(state["iterate"], width, state["gradient"])
+        width, limit, value, missed = (float(state[name][0]) for name in ("width", "limit", "value", "missed"))
+        if missed > 1.0:  # too far from the minimum to begin with so few rows in the band
+            look = of.look(state["iterate"], min(self.unit, WIDER * width))
+            limit = max(limit, 2.0 * look.width)
+        else:
+            look = of.again(state["iterate"], width, state["gradient"])
         solver = self._solver(look.w, state, value, dot)
-        narrower = width / STEP_NARROWS if state["solved"][0] else width
+        narrower = width if missed else width / STEP_NARROWS
         part, here = of.near(look, limit, ROWS_PER_PARAMETER * w.size)
         found = solver.minimize(part, here, narrower)
         if part is not of:
@@ -99,13 +104,13 @@ class SmoothedNewton:
         gap, cost = of.gap(look), self._solver(look.w, state, look.value, dot).cost(of, look.g)
         before, lower = float(state["left"][0]), max(float(state["lower"][0]), look.value - gap - cost)
         best = look if look.value < best.value else best
-        left, solved = max(0.0, best.value - lower), cost <= gap
-        limit = look.width if solved else 2.0 * max(look.width, float(state["limit"][0]))
+        left, missed = max(0.0, best.value - lower), 0.0 if cost <= gap else float(state["missed"][0]) + 1.0
+        limit = 2.0 * max(look.width, float(state["limit"][0])) if missed else look.width
         stalled = 0.0 if left < 0.99 * before else float(state["stalled"][0]) + 1.0
         flat = left <= FLAT * abs(best.value) or stalled >= STALLED or not look.width > NARROWEST * self.unit
         after = advance(state, best.value, norm(look.g, dot))
         numbers = {"width": look.width, "limit": limit, "lower": lower, "left": left, "stalled": stalled}
-        numbers |= {"solved": float(solved), "flat": float(flat)}
+        numbers |= {"missed": missed, "flat": float(flat)}
         after |= {name: np.array([number]) for name, number in numbers.items()}
         return best.w, after | {"iterate": look.w.copy(), "gradient": look.g.copy()}
 
