@@ -24,6 +24,7 @@ import numpy as np
 from mpigd.batches import Batch
 from mpigd.comm import Comm
 from mpigd.data.matrix import Into
+from mpigd.model.constant import weighted_quantile
 from mpigd.model.hessian import Curvature
 from mpigd.model.objective import Objective, Oracle, Rows
 from mpigd.model.penalties import Penalty
@@ -118,6 +119,11 @@ class Smoothed:
         inside = np.flatnonzero(size < 0.5 * look.width)
         u, c = size[inside], self.oracle.objective.rows.c[inside]
         return self.factor * float(total(c * u * (0.5 - u / look.width), self._comm)[0])
+
+    def within(self, look: Look, share: float) -> float:
+        """The distance to their kinks that so large a share of the rows does not exceed."""
+        size = np.abs(self.distances(look.z))
+        return weighted_quantile(size, np.ones(size.size), share, self._count(size.size), self._comm)
 
     def line(self, look: Look, there: Look) -> Line:
         """The smoothed objective on the way from one point to another, in the width of the latter."""

@@ -31,6 +31,7 @@ TRIALS, CUTS = 60, 10  # of a line search; of a step that meets numbers that are
 SOLVED, ALMOST = 0.1, 0.5  # of the gap: what is left to gain before the width shrinks, what the gradient costs at the last one
 ENOUGH = 0.02  # a sample's optimum is no closer to that of all rows than about p / 2m: half a per cent of it will do
 WIDER = 8.0  # a width, after two steps that have not found its minimum
+CONCERNED = 2.0  # times the relative error of a sample's margins: the share of rows that it may carry over their kinks
 STALLED = 8  # steps without progress that end a run
 FLAT, ROUNDING = 4e-16, 1e-24  # of the objective: a bound that cannot fall, and a gain that rounding alone makes
 NARROWEST = 1e-13  # of the first width: rounding of the margins leaves no room for less
@@ -48,7 +49,7 @@ class SmoothedNewton:
     name = "smoothed-newton"
 
     def start(self, w: Array) -> State:
-        numbers = {"width": self.unit, "limit": 2.0 * self.unit, "lower": 0.0, "left": math.inf}
+        numbers = {"width": self.unit, "limit": 0.0, "lower": 0.0, "left": math.inf}
         numbers |= dict.fromkeys(("missed", "stalled", "flat"), 0.0)
         state = fresh("gradient", "iterate", like=w) | {"first": w.copy()}
         return state | {name: np.array([number]) for name, number in numbers.items()}
@@ -93,7 +94,8 @@ class SmoothedNewton:
         look = solver.minimize(part, part.look(w, width), width)
         while part.gap(look) > ENOUGH * error * abs(look.value) and look.width > NARROWEST * self.unit:
             look = solver.minimize(part, look, look.width / STAGE_NARROWS)
-        return look.w, look.width
+        # The margins of the other rows are off by about sqrt(error) of their spread: begin with as many rows as that concerns.
+        return look.w, min(width, max(look.width, part.within(look, min(1.0, CONCERNED * math.sqrt(error)))))
 
     def _solver(self, w: Array, state: State, value: float, dot: Dot) -> Solver:
         moved = np.abs(w - state["first"]).max(initial=0.0)
@@ -128,6 +130,8 @@ class Solver:
         """From a look at one width to about the minimum for another, narrower or the same."""
         pairs, before = Pairs(), math.inf
         for _ in range(INNER if self.dense else 10 * INNER):
+            if of.linear is None and look.value == 0.0:
+                break  # no loss is less
             last, gap = not look.width > width, of.gap(look)
             if self.dense:
                 U = self._factor(of, look)
