@@ -37,6 +37,7 @@ from mpigd.optim.lbfgs import LBFGS
 from mpigd.optim.newton import Newton
 from mpigd.optim.proximal_newton import ProximalNewton
 from mpigd.optim.rates import Rate
+from mpigd.optim.smoothed import SmoothedNewton
 from mpigd.optim.then import Then
 from mpigd.optim.variance_reduced import SVRG, Hybrid
 from mpigd.placement import fair_threads
@@ -47,7 +48,7 @@ Array = np.ndarray[Any, Any]
 ADAPTIVE = {"adagrad": 0.3, "rmsprop": 0.01, "adam": 0.01, "adamw": 0.01}
 FASTEST = 0.1  # an adaptive rate for runs of few steps
 FAR = 10.0  # how far adaptive steps of that size must be able to carry a coordinate
-SECOND_ORDER = ("newton", "newton-cholesky", "lbfgs", "lbfgs-newton", "hybrid", "proximal-newton")
+SECOND_ORDER = ("newton", "newton-cholesky", "lbfgs", "lbfgs-newton", "hybrid", "smoothed-newton", "proximal-newton")
 SAMPLE = 4096  # rows that tell the curvature of batches
 SAMPLE_EPOCH = (1 << 32) - 1  # whose draws no training step uses
 
@@ -81,6 +82,14 @@ class Problem:
         sparse = objective.statistics.number is not None
         entries = objective.statistics.entries / max(1, objective.n) if sparse else None
         return Shape(objective.n, objective.scaling.p, self.k, entries, self.samples)
+
+    @property
+    def unit(self) -> float:
+        """Of the margins' distances to the kinks of the loss, in the null model."""
+        if self.classes or not self.null.value > 0.0:
+            return 1.0
+        quantile = self.objective.parameter
+        return self.null.value / (2.0 * quantile * (1.0 - quantile))
 
     @property
     def k(self) -> int:
@@ -207,6 +216,8 @@ def _second_order(problem: Problem, config: Config) -> Optimizer:
         return _hybrid(problem, config)
     objective.keeps_margins = True
     samples = problem.samples if config.start is None else ()
+    if config.optimizer == "smoothed-newton":
+        return SmoothedNewton(problem.unit, samples, dense=objective.scaling.p**2 <= LARGEST_FACTOR)
     if config.optimizer == "proximal-newton":
         return ProximalNewton(k, objective.scaling.intercept, samples, LARGEST_FACTOR)
     p = objective.scaling.p

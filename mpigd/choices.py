@@ -23,11 +23,17 @@ MODES = tuple(EPOCHS)
 
 @dataclass(frozen=True)
 class Needs:
-    """Of an optimiser: modes it works in; smooth: a loss without kinks; prox: it has one, for l1 and bounds."""
+    """Of an optimiser: modes it works in; smooth: a loss without kinks; prox: it has one, for l1 and bounds; kinked: a loss
+    with kinks."""
 
     modes: tuple[str, ...] = MODES
     smooth: bool = False
     prox: bool = False
+    kinked: bool = False
+
+    def suits(self, loss: str) -> bool:
+        """Whether the loss is one for it."""
+        return not (self.kinked if LOSSES[loss].smooth else self.smooth)
 
 
 NEEDS = {
@@ -36,6 +42,7 @@ NEEDS = {
     "lbfgs": Needs(("full",), smooth=True),
     "lbfgs-newton": Needs(("full",), smooth=True),
     "hybrid": Needs(("full",), smooth=True),
+    "smoothed-newton": Needs(("full",), kinked=True),
     "proximal-newton": Needs(("full",), smooth=True, prox=True),
     "fista": Needs(("full",), smooth=True, prox=True),
     "svrg": Needs(("minibatch",), smooth=True, prox=True),
@@ -44,7 +51,9 @@ NEEDS = {
 }
 
 
-SELF_PACED = ("newton", "newton-cholesky", "lbfgs", "lbfgs-newton", "hybrid", "proximal-newton", "fista")
+SELF_PACED = (
+    "newton", "newton-cholesky", "lbfgs", "lbfgs-newton", "hybrid", "smoothed-newton", "proximal-newton", "fista",
+)  # fmt: skip
 
 
 def check(config: Config) -> None:
@@ -53,8 +62,8 @@ def check(config: Config) -> None:
     if name not in NEEDS:
         raise UsageError(f"no optimizer {name!r}")
     needs = NEEDS[name]
-    if config.mode not in needs.modes or (needs.smooth and not LOSSES[config.loss].smooth):
-        loss = " and a smooth loss" if needs.smooth else ""
+    if config.mode not in needs.modes or not needs.suits(config.loss):
+        loss = " and a smooth loss" if needs.smooth else " and a loss with kinks" if needs.kinked else ""
         raise UsageError(
             f"--optimizer {name} goes with --mode {' or '.join(needs.modes)}{loss}: try {', '.join(fitting(config))}"
         )
@@ -67,11 +76,11 @@ def check(config: Config) -> None:
 
 def fitting(config: Config) -> list[str]:
     """The optimisers that go with mode, loss and penalty."""
-    smooth, rough = LOSSES[config.loss].smooth, is_rough(config)
+    rough = is_rough(config)
     return [
         name
         for name, needs in NEEDS.items()
-        if config.mode in needs.modes and (smooth or not needs.smooth) and (needs.prox or not rough)
+        if config.mode in needs.modes and needs.suits(config.loss) and (needs.prox or not rough)
     ]
 
 
@@ -94,7 +103,8 @@ def complete(config: Config, n: int, d: int = 0, shape: Shape | None = None) -> 
     size = n if mode == "full" else min(n, config.batch_size or BATCH_SIZE[mode])
     smooth = LOSSES[config.loss].smooth
     optimizer = automatic_optimizer(config, shape)[0] if config.optimizer == "auto" else config.optimizer
-    schedule = ("constant" if smooth else "root") if mode == "full" else "constant" if optimizer == "svrg" else "cosine"
+    paced = smooth or optimizer in SELF_PACED
+    schedule = ("constant" if paced else "root") if mode == "full" else "constant" if optimizer == "svrg" else "cosine"
     return config.replace(
         epochs=config.epochs or EPOCHS[mode],
         batch_size=None if mode == "full" else size,
@@ -116,10 +126,10 @@ def automatic_optimizer(config: Config, shape: Shape) -> tuple[str, str]:
         return ("fista", f"{penalty}, a learning rate was asked for") if asked else ("proximal-newton", f"{penalty}, smooth loss")
     if config.mode != "full":
         return "adam", f"{config.mode} mode"
-    if not smooth:
-        return "nesterov", f"the {config.loss} loss is not smooth"
     if asked:
         return "nesterov", "a learning rate or its schedule was asked for"
+    if not smooth:
+        return "smoothed-newton", f"the {config.loss} loss is not smooth"
     d = shape.p - config.intercept
     if shape.p * shape.p > LARGEST_FACTOR:
         return "lbfgs", f"smooth loss, {d:,} columns are too many to factorise"

@@ -62,7 +62,8 @@ class Config:
     epochs: int | None = option(None, "passes over the data (1000 full, 5 minibatch, 1 stochastic)", low=1, fixed=False)
     optimizer: str = option(
         "auto",
-        "auto: the cheapest of newton-cholesky, newton and lbfgs-newton for smooth losses in full mode, nesterov for others; "
+        "auto: the cheapest of newton-cholesky, newton and lbfgs-newton for smooth losses in full mode, smoothed-newton for "
+        "others; "
         "else adam; "
         "with --l1 or bounds proximal-newton, fista, svrg or sgd",
         (
@@ -72,6 +73,7 @@ class Config:
             "lbfgs",
             "lbfgs-newton",
             "hybrid",
+            "smoothed-newton",
             "proximal-newton",
             "fista",
             "svrg",

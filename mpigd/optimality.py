@@ -148,6 +148,13 @@ class Optimality:
                 return polished, value, g
         return w, *self.evaluate(w)
 
+    def gap(self, w: Array, g: Array, state: State) -> float | None:
+        """A proven bound on what is left at w, where the gradient is g (k * p,), or None. Collective."""
+        proven = duality_gap(w, g, self.problem.objective, self.problem.penalty, self.comm)
+        if "left" not in state:
+            return proven
+        return min(float(state["left"][0]), math.inf if proven is None else proven)
+
     def verdict(
         self, w: Array, value: float, g: Array, gap: float | None, reason: str, state: State
     ) -> tuple[bool, float | None]:
@@ -158,9 +165,8 @@ class Optimality:
         return reason == "tolerance" or (left is not None and left <= near), left
 
     def _known(self, w: Array, g: Array, state: State) -> float | None:
-        for name in ("left", "decrement"):
-            if name in state and math.isfinite(state[name][0]):
-                return float(state[name][0])
+        if "decrement" in state and math.isfinite(state["decrement"][0]):
+            return float(state["decrement"][0])
         if self.config.mode != "full" or not self.problem.penalty.smooth or self.problem.loss.second is None:
             return None
         left = self.decrement(w, g, state)

@@ -19,7 +19,6 @@ from mpigd.data.shard import Shard
 from mpigd.errors import NumericalError, UsageError, WorseError
 from mpigd.interrupt import REASONS, Interruption
 from mpigd.model import fitted, inference
-from mpigd.model.certificate import duality_gap
 from mpigd.model.fitted import Model
 from mpigd.model.rounding import gradient_error
 from mpigd.optim.base import Optimizer, norm
@@ -255,7 +254,7 @@ class Run:
         reads = objective.reads
         w, value, g = self._last()
         self.optimality.refuse_worse(build.first(self.problem, self.config, self.comm), value)
-        gap = duality_gap(w, g, objective, self.problem.penalty, self.comm)
+        gap = self.optimality.gap(w, g, self.state if w is self.w else {})
         converged, left = self.optimality.verdict(w, value, g, gap, self.reason, self.state)
         summary = {
             "objective": value,

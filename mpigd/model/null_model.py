@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mpigd.comm import Comm
+from mpigd.model.constant import best_constant
 from mpigd.model.objective import Objective
 from mpigd.reduce import NotFinite, total
 from mpigd_kernels import vector
@@ -54,6 +55,8 @@ def fit_null(objective: Objective, mean: float, comm: Comm) -> NullModel:
 
 def _intercepts(objective: Objective, mean: float, comm: Comm) -> Array:
     loss = objective.loss
+    if loss.smoothed:
+        return np.array([best_constant(objective, comm)])
     if loss.kind == "multiclass":
         y, c = objective.rows.y, objective.rows.c
         sums = np.array([total(np.where(y == q, c, 0.0), comm)[0] for q in range(objective.k)])

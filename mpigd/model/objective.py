@@ -148,7 +148,7 @@ class Objective:
         return reducer.sweep_for(read, self._shares(batch.rows), visit, batch.size)
 
     def remember(self, w: Array, z: Array) -> None:
-        self._points = [(w.copy(), z), *self._points[:1]]
+        self._points[:] = [(w.copy(), z), *self._points[:1]]  # in place: smoothed copies share it
 
     def margins(self, w: Array) -> Array:
         """Margins (k, n) of this rank's rows at w; those of the last two points are remembered."""
@@ -306,6 +306,15 @@ class Oracle:
         """The mean loss along the way from w to there (k * p,). A read for each end that is not remembered. Collective."""
         objective = self.objective
         return LossLine(objective, objective.margins(w), objective.margins(there), self._factor(), self.reducer.comm)
+
+    @property
+    def factor(self) -> float:
+        """What sums over the batch's rows are multiplied by."""
+        return self._factor()
+
+    def own_reducer(self, objective: Objective) -> Reducer:
+        """A reducer like this oracle's for other sums, of which it keeps nothing."""
+        return self._own_reducer(objective)
 
     def _factor(self) -> float:
         weight = self.objective.statistics.weight

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mpigd.comm import Comm
+from mpigd.model.constant import information
 from mpigd.model.null_model import NullModel, mean_curvature
 from mpigd.model.objective import Objective
 from mpigd.reduce import total
@@ -21,7 +22,10 @@ def sizes(objective: Objective, null: NullModel, comm: Comm) -> tuple[int, ...]:
     class, or of counts that are nearly all zero, a sample holds next to nothing.
     """
     n = objective.n
-    share = _effective_share(objective, comm) * _information(objective, null, comm)
+    if objective.loss.smoothed:
+        share = information(objective, comm)
+    else:
+        share = _effective_share(objective, comm) * _information(objective, null, comm)
     if not share > 0.0:
         return ()
     least = int(min(2.0 * n, ROWS_PER_PARAMETER * objective.scaling.p / share)) + 1
