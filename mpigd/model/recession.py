@@ -1,0 +1,191 @@
+"""Directions of recession: along them a likelihood without penalty falls for ever (mpigd/model/separation.py).
+
+On separated data Newton's method does not end: each step multiplies the gradient by about 1/e, and its direction approaches one
+that moves every separated row by at least 1 and no other row, a vertex of a linear programme. Such a direction becomes a
+proof by projection: its part that moves the other rows is removed with the factorised sum of their x x', and all rows are
+looked at again. If no separation exists, Newton's method converges, and its small moves refute it.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mpigd.batches import Batch
+from mpigd.comm import Comm
+from mpigd.errors import NumericalError
+from mpigd.model.hessian import WHOLE as WHOLE
+from mpigd.model.hessian import assemble, groups, over_ranks
+from mpigd.model.objective import Objective, Oracle
+from mpigd.model.outer import Outer
+from mpigd.reduce import NativeReducer, Reducer, power_above, total
+from mpigd_kernels import linalg, vector
+
+Array = np.ndarray[Any, Any]
+STEPS = 40  # of Newton's method, most
+HALVINGS = 12  # of one of them
+PROMISING = 0.2  # wrong moves from which on a projection is not tried
+SEPARATED = 0.5  # moves of separated rows approach 1 or more
+ROUNDING = 1e-9  # of the largest move: what a projection leaves of the others
+REFINEMENTS = 3  # of a projection
+
+
+class Direction(NamedTuple):
+    """v (k * p,) in the optimiser's coordinates, and which of this rank's pairs of row and class it moves (k, n)."""
+
+    v: Array
+    moved: Array
+
+
+def margins(coef: Array, intercept: Array, objective: Objective) -> Array:
+    """X coef' + intercept (k, n) of this rank's rows, without offsets. One read."""
+    t = np.empty((objective.k, objective.rows.X.n))
+    for q in range(objective.k):
+        objective.rows.X.margins(coef[q], float(intercept[q]), t[q])
+    return t
+
+
+def signed(t: Array, objective: Objective) -> Array:
+    """Moves (k, n) for changes t (k, n) of the margins: positive is away from what was not observed. Zero for rows of weight
+    zero, and for a row's own class."""
+    y = objective.rows.y
+    if objective.loss.name == "poisson":
+        m = np.where(y > 0.0, -np.abs(t), -t)
+    elif objective.k == 1:
+        m = (2.0 * y - 1.0) * t
+    else:
+        m = t[y.astype(np.int64), np.arange(y.size)] - t
+    return np.where(objective.rows.c > 0.0, m, 0.0)
+
+
+def moves(v: Array, objective: Objective) -> Array:
+    """`signed` moves (k, n) of this rank's rows along v (k * p,). One read."""
+    return signed(margins(*objective.scaling.to_raw(v, objective.k), objective), objective)
+
+
+def search(w: Array, objective: Objective, reducer: Reducer, least: float) -> Direction | None:
+    """A proven direction of recession, or None: there is none, or the search does not decide. Collective.
+
+    w (k * p,) is any point. least: a Newton direction whose moves all are smaller refutes separation.
+    """
+    part, comm = unweighted(objective, reducer.comm), reducer.comm
+    if (found := proof(w, part, comm)) is not None:
+        return found
+    kind = "native" if isinstance(reducer, NativeReducer) else "exact"
+    oracle = part.on(Batch(slice(None), part.n, 0, 0, True), part.reducer(kind, comm))
+    value, g, H = oracle.derivatives(w)
+    for _ in range(STEPS):
+        v = np.empty_like(g)
+        U = H[0].copy()
+        linalg.cholesky(U)
+        linalg.solve(U, -g, v)
+        m = moves(v, part)
+        if max(extremes(m, comm)) < least:
+            return None
+        if (found := proof(v, part, comm, m)) is not None:
+            return found
+        after = _step(w, v, value, oracle)
+        if after is None:
+            return None
+        w, value, g, H = after
+    return None
+
+
+def _step(w: Array, v: Array, value: float, oracle: Oracle) -> tuple[Array, float, Array, Array] | None:
+    """The first point w + v / 2**i that is no worse, with its derivatives."""
+    for i in range(HALVINGS):
+        there = w + 0.5**i * v
+        try:
+            new, g, H = oracle.derivatives(there)
+        except NumericalError:  # raised on all ranks together: too far
+            continue
+        if new <= value:
+            return there, new, g, H
+    return None
+
+
+def unweighted(objective: Objective, comm: Comm) -> Objective:
+    """The same objective with all positive weights 1: what separates does not depend on them, and its sums are more accurate."""
+    part, c = copy.copy(objective), objective.rows.c
+    part.keeps_margins, part.counter = True, part
+    if c.strides[0]:
+        c = (c > 0.0).astype(np.float64)
+        weight = float(total(c, comm)[0])
+        part.rows = replace(objective.rows, c=c)
+        part.statistics = replace(objective.statistics, weight=weight, heaviest=1.0)
+    return part
+
+
+def extremes(m: Array, comm: Comm) -> tuple[float, float]:
+    """The largest move against and in the right direction, of all ranks. Collective."""
+    ends = np.array([np.max(-m, initial=0.0), np.max(m, initial=0.0)])
+    comm.allreduce(ends, "max")
+    return float(ends[0]), float(ends[1])
+
+
+def proof(v: Array, objective: Objective, comm: Comm, m: Array | None = None) -> Direction | None:
+    """A direction of recession near v (k * p,), verified on all rows; m (k, n): the moves of v. Collective."""
+    m = moves(v, objective) if m is None else m
+    wrong, right = extremes(m, comm)
+    if not right > _noise(v, objective):
+        return None
+    if not wrong > 0.0:
+        return Direction(v, m > ROUNDING * right)
+    if wrong > PROMISING or not right > SEPARATED:
+        return None
+    separated = m > SEPARATED
+    v = projected(v, _pairs(objective) & ~separated, objective, comm)
+    m = moves(v, objective)
+    rest, right = extremes(np.where(separated, 0.0, np.abs(m)), comm)[1], extremes(m, comm)[1]
+    wrong = extremes(np.where(separated, m, 0.0), comm)[0]
+    if right > _noise(v, objective) and not wrong > 0.0 and rest <= ROUNDING * right:
+        return Direction(v, m > ROUNDING * right)
+    return None
+
+
+def _noise(v: Array, objective: Objective) -> float:
+    """Moves (of any row) that rounding may have made."""
+    coef, intercept = objective.scaling.to_raw(v, objective.k)
+    sizes = [vector.dot(np.abs(row), objective.statistics.largest) for row in coef]
+    return 1e-12 * max(size + abs(float(b)) for size, b in zip(sizes, intercept, strict=True))
+
+
+def _pairs(objective: Objective) -> Array:
+    """The pairs of row and class (k, n) that have a move: not those of weight zero, nor a row's own class."""
+    rows, k = objective.rows, objective.k
+    there = np.broadcast_to(rows.c > 0.0, (k, rows.y.size))
+    return there if k == 1 else there & (np.arange(k)[:, np.newaxis] != rows.y)
+
+
+def projected(v: Array, fixed: Array, objective: Objective, comm: Comm) -> Array:
+    """v (k * p,) without its part that moves the pairs `fixed` (k, n). Collective."""
+    largest = float(power_above(float(objective.k)))
+    found = []
+    for some in groups(objective):
+        found += over_ranks(_Fixed(objective, some, largest), objective, lambda rows: fixed[:, rows], 1.0, comm)
+    (G,) = assemble(objective, found)
+    U, x = G.copy(), np.empty_like(v)
+    linalg.cholesky(U)
+    for _ in range(REFINEMENTS):
+        linalg.solve(U, np.array([vector.dot(row, v) for row in G]), x)
+        v = v - x
+    return v
+
+
+class _Fixed(Outer):
+    """Sums of x x' over pairs of row and class; for softmax of (e_y - e_q)(e_y - e_q)' with x x' as their product's blocks."""
+
+    def _weights(self, h: Array, rows: slice) -> list[Array]:
+        y, found = self._objective.rows.y[rows], []
+        for q, s in self.pairs:
+            if self._objective.k == 1:
+                count = h[0]
+            elif q == s:
+                count = np.where(y == q, np.count_nonzero(h, axis=0), h[q])
+            else:
+                count = np.where(y == q, h[s], np.where(y == s, h[q], False))
+            found.append(count / self._largest)
+        return found
