@@ -20,7 +20,7 @@ from mpigd.data.loading import read, survey
 from mpigd.data.shard import Shard
 from mpigd.errors import NumericalError, UsageError
 from mpigd.interrupt import REASONS, Interruption
-from mpigd.model import fitted, inference
+from mpigd.model import fitted, inference, separation
 from mpigd.model.certificate import duality_gap, least_gap
 from mpigd.model.fitted import Model
 from mpigd.model.rounding import gradient_error
@@ -245,8 +245,10 @@ class Run:
         objective.reads = reads
         return value, g
 
-    def _statistics(self, w: Array) -> dict[str, Any]:
+    def _statistics(self, w: Array, separated: dict[str, Any] | None) -> dict[str, Any]:
         """Standard errors and so on, or why there are none. One read, which is not one of training. Collective."""
+        if separated:
+            return {"refused": separated["text"]}
         objective, penalty = self.problem.objective, self.problem.penalty
         refused = inference.why_not(self.config, penalty, objective.n, objective.size, self.reason)
         if refused is not None:
@@ -263,6 +265,7 @@ class Run:
         reads = objective.reads
         w = self.early.best(self.w) if self.early else self.w
         value, g = self._evaluate(w)
+        separated = separation.explain(w, g, self.problem, self.config)
         summary = {
             "objective": value,
             "gradient_norm": norm(self.problem.penalty.subgradient(w, g), vector.dot),
@@ -283,6 +286,7 @@ class Run:
                     for name, array in self._parts().get(part, {}).items()
                 }
             ),
+            **({"separation": separated} if separated else {}),
             **clock.summary(reads * objective.n, self.other),
         }
         coef, intercept = objective.scaling.coefficients(w, self.problem.k)
@@ -290,6 +294,6 @@ class Run:
             intercept = intercept - vector.dot(intercept, np.ones(self.problem.k)) / self.problem.k
         classes = self.problem.classes.values if self.problem.classes else None
         encoding, history = self.problem.shard.encoding, self.history.records
-        model = Model(coef, intercept, classes, self.config, encoding, summary, history, self._statistics(w))
+        model = Model(coef, intercept, classes, self.config, encoding, summary, history, self._statistics(w, separated))
         self.report.end(model)
         return model

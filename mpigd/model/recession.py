@@ -17,14 +17,17 @@ import numpy as np
 from mpigd.batches import Batch
 from mpigd.comm import Comm
 from mpigd.errors import NumericalError
-from mpigd.model.hessian import WHOLE as WHOLE
-from mpigd.model.hessian import assemble, groups, over_ranks
+from mpigd.model.hessian import WHOLE, assemble, groups, over_ranks
 from mpigd.model.objective import Objective, Oracle
 from mpigd.model.outer import Outer
-from mpigd.reduce import NativeReducer, Reducer, power_above, total
+from mpigd.model.scaling import make_scaling, measure
+from mpigd.reduce import NativeReducer, Reducer, power_above
 from mpigd_kernels import linalg, vector
 
 Array = np.ndarray[Any, Any]
+MOST_PARAMETERS = 4000  # of one output, whose Hessian is factorised
+DEEP = 1e-6  # of the largest curvature or weight: a Hessian keeps 12 digits, and pivots below 1e-9 are replaced
+START = 8.0  # the largest margin of the first point: curvatures there are far from rounding
 STEPS = 40  # of Newton's method, most
 HALVINGS = 12  # of one of them
 PROMISING = 0.2  # wrong moves from which on a projection is not tried
@@ -34,10 +37,11 @@ REFINEMENTS = 3  # of a projection
 
 
 class Direction(NamedTuple):
-    """v (k * p,) in the optimiser's coordinates, and which of this rank's pairs of row and class it moves (k, n)."""
+    """v (k * p,) in the coordinates of `objective`; which of this rank's pairs of row and class it moves (k, n)."""
 
     v: Array
     moved: Array
+    objective: Objective
 
 
 def margins(coef: Array, intercept: Array, objective: Objective) -> Array:
@@ -66,22 +70,50 @@ def moves(v: Array, objective: Objective) -> Array:
     return signed(margins(*objective.scaling.to_raw(v, objective.k), objective), objective)
 
 
+def is_factorised(objective: Objective) -> bool:
+    """Whether the Hessian is whole and small enough for a factorisation."""
+    return objective.size <= (MOST_PARAMETERS if objective.k == 1 else WHOLE)
+
+
+def newton_direction(H: Array, g: Array) -> tuple[Array, int]:
+    """-H^-1 g (k * p,) for H (1, k * p, k * p), and how many pivots were replaced."""
+    U, step = H[0].copy(), np.empty_like(g)
+    replaced = linalg.cholesky(U)
+    linalg.solve(U, -g, step)
+    return step, int(replaced)
+
+
+def is_deep(w: Array, objective: Objective, comm: Comm) -> bool:
+    """Whether some row's curvature at w (k * p,) is so small that a Hessian's rounding may hide it. Collective."""
+    rows, kernel = objective.rows, objective.loss.second
+    assert kernel is not None
+    z = objective.margins(w)
+    h, c = np.empty_like(z), np.ascontiguousarray(rows.c)
+    kernel(z, rows.y, c, objective.parameter, h)
+    if objective.k > 1:
+        h *= c
+    ends = np.array([np.max(h, initial=0.0), np.max(-h[:, c > 0.0], initial=-np.inf)])
+    comm.allreduce(ends, "max")
+    return bool(-ends[1] < DEEP * max(ends[0], objective.statistics.heaviest))
+
+
 def search(w: Array, objective: Objective, reducer: Reducer, least: float) -> Direction | None:
     """A proven direction of recession, or None: there is none, or the search does not decide. Collective.
 
     w (k * p,) is any point. least: a Newton direction whose moves all are smaller refutes separation.
     """
-    part, comm = unweighted(objective, reducer.comm), reducer.comm
-    if (found := proof(w, part, comm)) is not None:
+    comm = reducer.comm
+    part, w = unweighted(objective, w, comm)
+    m = moves(w, part)
+    if (found := proof(w, part, comm, m)) is not None:
         return found
+    farthest = max(extremes(m, comm))
+    w = w * min(1.0, START / farthest) if farthest > 0.0 else w
     kind = "native" if isinstance(reducer, NativeReducer) else "exact"
     oracle = part.on(Batch(slice(None), part.n, 0, 0, True), part.reducer(kind, comm))
     value, g, H = oracle.derivatives(w)
     for _ in range(STEPS):
-        v = np.empty_like(g)
-        U = H[0].copy()
-        linalg.cholesky(U)
-        linalg.solve(U, -g, v)
+        v, _ = newton_direction(H, g)
         m = moves(v, part)
         if max(extremes(m, comm)) < least:
             return None
@@ -107,16 +139,20 @@ def _step(w: Array, v: Array, value: float, oracle: Oracle) -> tuple[Array, floa
     return None
 
 
-def unweighted(objective: Objective, comm: Comm) -> Objective:
-    """The same objective with all positive weights 1: what separates does not depend on them, and its sums are more accurate."""
-    part, c = copy.copy(objective), objective.rows.c
+def unweighted(objective: Objective, w: Array, comm: Comm) -> tuple[Objective, Array]:
+    """The same objective with all positive weights 1, and w (k * p,) in its coordinates. Collective, two reads.
+
+    What separates does not depend on weights, and sums are more accurate without them, in coordinates that ignore them.
+    """
+    part, c, old = copy.copy(objective), objective.rows.c, objective.scaling
     part.keeps_margins, part.counter = True, part
     if c.strides[0]:
         c = (c > 0.0).astype(np.float64)
-        weight = float(total(c, comm)[0])
-        part.rows = replace(objective.rows, c=c)
-        part.statistics = replace(objective.statistics, weight=weight, heaviest=1.0)
-    return part
+        part.rows, part._points = replace(objective.rows, c=c), []
+        part.statistics = measure(objective.rows.X, c, objective.n, comm)
+        part.scaling = make_scaling(part.statistics, old.intercept, True)
+        w = part.scaling.from_raw(*old.coefficients(w, objective.k))
+    return part, w
 
 
 def extremes(m: Array, comm: Comm) -> tuple[float, float]:
@@ -133,7 +169,7 @@ def proof(v: Array, objective: Objective, comm: Comm, m: Array | None = None) ->
     if not right > _noise(v, objective):
         return None
     if not wrong > 0.0:
-        return Direction(v, m > ROUNDING * right)
+        return Direction(v, m > ROUNDING * right, objective)
     if wrong > PROMISING or not right > SEPARATED:
         return None
     separated = m > SEPARATED
@@ -142,14 +178,14 @@ def proof(v: Array, objective: Objective, comm: Comm, m: Array | None = None) ->
     rest, right = extremes(np.where(separated, 0.0, np.abs(m)), comm)[1], extremes(m, comm)[1]
     wrong = extremes(np.where(separated, m, 0.0), comm)[0]
     if right > _noise(v, objective) and not wrong > 0.0 and rest <= ROUNDING * right:
-        return Direction(v, m > ROUNDING * right)
+        return Direction(v, m > ROUNDING * right, objective)
     return None
 
 
 def _noise(v: Array, objective: Objective) -> float:
     """Moves (of any row) that rounding may have made."""
     coef, intercept = objective.scaling.to_raw(v, objective.k)
-    sizes = [vector.dot(np.abs(row), objective.statistics.largest) for row in coef]
+    sizes = [float(vector.dot(np.abs(row), objective.statistics.largest)) for row in coef]
     return 1e-12 * max(size + abs(float(b)) for size, b in zip(sizes, intercept, strict=True))
 
 

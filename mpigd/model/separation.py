@@ -15,23 +15,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mpigd.batches import Batch
 from mpigd.comm import Comm
+from mpigd.config import Config
 from mpigd.model import recession
 from mpigd.model.objective import Objective
-from mpigd.model.penalties import L2, Penalty
 from mpigd.model.recession import Direction, moves
 from mpigd.model.scaling import blocks
 from mpigd.reduce import Reducer
-from mpigd_kernels import linalg
+
+if TYPE_CHECKING:
+    from mpigd.build import Problem
 
 Array = np.ndarray[Any, Any]
 LOSSES = ("logistic", "softmax", "poisson")
-MOST_PARAMETERS = 4000  # whose Hessian is factorised
+MOST_PRODUCTS = 4e9  # in a Hessian of its own: one second for one core; above, only single columns are looked at
 MOST_EXTREMES = 4_000_000  # classes times columns
 SHOWN = 5  # columns and classes named in a message
 LEAST_MOVE = 0.45  # of a Newton direction on separated data; 1/2 but for rounding
@@ -52,47 +54,46 @@ class Separation:
     outputs: tuple[int, ...] = ()
 
 
-def why_never(loss: str, penalty: Penalty) -> bool:
-    """Whether data cannot separate: the loss is no such likelihood, or a penalty confines the coefficients."""
-    return loss not in LOSSES or not isinstance(penalty, L2) or not penalty.smooth or penalty.strength > 0.0
+def explain(w: Array, g: Array, problem: Problem, config: Config) -> dict[str, Any] | None:
+    """What separates the data of a full run without penalty that has ended at w with gradient g (k * p,), as plain values for its
+    summary, or None. Collective."""
+    penalty, loss, objective = problem.penalty, problem.loss.name, problem.objective
+    if config.mode != "full" or loss not in LOSSES or not penalty.smooth or penalty.strength > 0.0:
+        return None
+    found = find(w, g, objective, objective.reducer(config.reduce, problem.reducer.comm))
+    names, labels = problem.shard.encoding.get("feature_names"), problem.classes and problem.classes.labels()
+    return None if found is None else as_values(found, loss, names, labels)
 
 
 def find(w: Array, g: Array, objective: Objective, reducer: Reducer, step: Array | None = None) -> Separation | None:
     """What separates the data, or None. Collective; the objective's counter of reads stays as it is.
 
     w (k * p,): where a run without penalty has ended; g (k * p,): the gradient there. step (k * p,): the Newton direction
-    -H^-1 g, if the caller has it: otherwise it is computed, for one read. One more read refutes separation.
+    -H^-1 g, if the caller has it: otherwise it is computed where that is cheap. One more read refutes separation.
     """
     reads = objective.counter.reads
     try:
-        if step is None:
-            step = newton_direction(w, g, objective, reducer)
-        if step is not None and not is_possible(step, objective, reducer.comm):
+        comm = reducer.comm
+        factorised = recession.is_factorised(objective) and (step is not None or _is_cheap(objective))
+        replaced = 1  # pivots of a step from elsewhere may have been replaced
+        if step is None and factorised:
+            oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), reducer)
+            oracle.look_at(w)
+            step, replaced = recession.newton_direction(oracle.hessian(), g)
+        deep = step is None or (replaced > 0 and recession.is_deep(w, objective, comm))
+        if step is not None and not deep and not is_possible(step, objective, comm):
             return None
-        found = single_columns(objective, reducer.comm)
-        if found is None and step is not None:
+        found = single_columns(objective, comm)
+        if found is None and factorised:
             direction = recession.search(w, objective, reducer, LEAST_MOVE)
-            found = None if direction is None else _of_direction(direction, objective, reducer.comm)
+            found = None if direction is None else _of_direction(direction, comm)
         return found
     finally:
         objective.counter.reads = reads
 
 
-def newton_direction(w: Array, g: Array, objective: Objective, reducer: Reducer) -> Array | None:
-    """-H^-1 g at w (k * p,); None for more parameters than are factorised. One read. Collective."""
-    if not is_factorised(objective):
-        return None
-    oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), reducer)
-    oracle.look_at(w)
-    (H,) = oracle.hessian()
-    linalg.cholesky(H)
-    step = np.empty_like(g)
-    linalg.solve(H, -g, step)
-    return step
-
-
-def is_factorised(objective: Objective) -> bool:
-    return objective.size <= (MOST_PARAMETERS if objective.k == 1 else recession.WHOLE)
+def _is_cheap(objective: Objective) -> bool:
+    return float(objective.n) * objective.size * objective.size <= MOST_PRODUCTS
 
 
 def is_possible(step: Array, objective: Objective, comm: Comm) -> bool:
@@ -128,7 +129,7 @@ def single_columns(objective: Objective, comm: Comm) -> Separation | None:
     if not places.size:
         return None
     m = recession.signed(recession.margins(coef, intercept, objective), objective)
-    rows = _count((m > COUNTED).any(axis=0), comm)
+    rows = _count(np.any(m > COUNTED, axis=0), comm)
     outputs = tuple(int(q) for q in np.flatnonzero(coef.any(axis=1))) if k > 1 else ()
     return Separation(_numbers(places, objective, ordered=True), rows, rows == int(sizes.sum()), True, outputs)
 
@@ -178,10 +179,11 @@ def _extremes(objective: Objective, group: Array, groups: int, comm: Comm) -> tu
     return sizes, np.where(holes, np.minimum(low, 0.0), low), np.where(holes, np.maximum(high, 0.0), high)
 
 
-def _of_direction(direction: Direction, objective: Objective, comm: Comm) -> Separation:
+def _of_direction(direction: Direction, comm: Comm) -> Separation:
+    objective = direction.objective
     scaling, k = objective.scaling, objective.k
-    rows = _count(direction.moved.any(axis=0), comm)
-    all_rows = _count(objective.rows.c > 0.0, comm)
+    rows = _count(np.any(direction.moved, axis=0), comm)
+    all_rows = _count(np.asarray(objective.rows.c > 0.0), comm)
     size = np.abs(direction.v.reshape(k, -1))[:, : scaling.center.size].max(axis=0)
     size *= objective.statistics.deviation * scaling.inverse
     places = np.argsort(-size, kind="stable")
@@ -201,32 +203,33 @@ def _count(chosen: Array, comm: Comm) -> int:
     return int(count[0])
 
 
-def as_values(found: Separation, names: Sequence[str] | None) -> dict[str, Any]:
-    """For a run's summary: plain values, with the first columns by name."""
+def as_values(found: Separation, loss: str, names: Sequence[str] | None, labels: Sequence[Any] | None) -> dict[str, Any]:
+    """Plain values for a run's summary: the first columns by name, and `text` for people."""
     shown = [names[j] if names else f"column {j}" for j in found.columns[:SHOWN]]
-    return {"columns": shown, "count": len(found.columns), "rows": found.rows, "complete": found.complete, "alone": found.alone}
+    return {
+        "columns": shown, "count": len(found.columns), "rows": found.rows, "complete": found.complete, "alone": found.alone,
+        "text": f"{_what(found, loss, shown, labels)}: the likelihood has no optimum and the coefficients would grow without "
+        "end; a ridge penalty (--l2 1e-4) gives finite ones",
+    }  # fmt: skip
 
 
-def sentence(found: Separation, loss: str, names: Sequence[str] | None, labels: Sequence[Any] | None) -> str:
-    """For people: what separates, what it means, what helps."""
-    values = as_values(found, names)
-    more = found.columns[SHOWN:]
-    columns = ", ".join(values["columns"]) + (f" and {len(more):,} more" if more else "")
-    rows = "all rows" if found.complete else f"{found.rows:,} row" + "s" * (found.rows != 1)
-    single = len(found.columns) == 1
-    subject = f"column{'' if single else 's'} {columns}".replace("column column", "column")
+def _what(found: Separation, loss: str, shown: Sequence[str], labels: Sequence[Any] | None) -> str:
+    """What separates what, in words."""
+    if not found.columns:
+        return "y is 0 in all rows" if loss == "poisson" else "the columns separate the classes"
+    subject = _some(shown, len(found.columns))
+    rows = "all rows" if found.complete else f"{found.rows:,} row{'s' * (found.rows != 1)}"
+    several = len(found.columns) > 1
+    if not found.alone:
+        subject = f"a combination of {subject}"
     if loss == "poisson":
-        what = f"y is 0 in all rows of {subject}" if found.columns else "y is 0 in all rows"
-        if found.columns and not found.alone:
-            what = f"a combination of {subject} keeps apart rows where y is 0"
-        what += f" ({rows})" if found.columns else ""
-    else:
-        verb = "separates" if single or not found.alone else "separate"
-        whose = ", ".join(str(labels[q]) for q in found.outputs[:SHOWN]) if labels and found.outputs else ""
-        more_classes = f" and {len(found.outputs) - SHOWN} more" if len(found.outputs) > SHOWN else ""
-        objects = f"class {whose}{more_classes} from the others" if whose else "the classes"
-        what = f"{subject if found.alone else f'a combination of {subject}'} {verb} {objects} ({rows})"
-    return (
-        f"{what}: the likelihood has no optimum, and these coefficients would grow without end; a ridge penalty "
-        "(--l2 1e-4) gives finite ones"
-    )
+        return f"{subject} separate{'s' * (not several or not found.alone)} {rows} without events from those with events"
+    objects = "the classes"
+    if found.outputs and labels:
+        classes = [str(labels[q]) for q in found.outputs]
+        objects = f"class{'es' * (len(classes) > 1)} {_some(classes[:SHOWN], len(classes))} from the others"
+    return f"{subject} separate{'s' * (not several or not found.alone)} {objects} ({rows})"
+
+
+def _some(shown: Sequence[str], count: int) -> str:
+    return ", ".join(shown) + (f" and {count - len(shown):,} more" if count > len(shown) else "")
