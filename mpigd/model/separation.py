@@ -26,7 +26,7 @@ from mpigd.model import recession
 from mpigd.model.objective import Objective
 from mpigd.model.recession import Direction, moves
 from mpigd.model.scaling import blocks
-from mpigd.reduce import Reducer
+from mpigd.reduce import NotFinite, Reducer
 
 if TYPE_CHECKING:
     from mpigd.build import Problem
@@ -61,7 +61,8 @@ def explain(w: Array, g: Array, problem: Problem, config: Config) -> dict[str, A
     if config.mode != "full" or loss not in LOSSES or not penalty.smooth or penalty.strength > 0.0:
         return None
     found = find(w, g, objective, objective.reducer(config.reduce, problem.reducer.comm))
-    names, labels = problem.shard.encoding.get("feature_names"), problem.classes and problem.classes.labels()
+    names = problem.shard.encoding.get("feature_names")
+    labels = problem.classes.labels() if problem.classes else None
     return None if found is None else as_values(found, loss, names, labels)
 
 
@@ -88,6 +89,8 @@ def find(w: Array, g: Array, objective: Objective, reducer: Reducer, step: Array
             direction = recession.search(w, objective, reducer, LEAST_MOVE)
             found = None if direction is None else _of_direction(direction, comm)
         return found
+    except NotFinite:  # raised on all ranks together: numbers of this size are nothing to decide by
+        return None
     finally:
         objective.counter.reads = reads
 
