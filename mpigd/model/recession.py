@@ -173,12 +173,14 @@ def proof(v: Array, objective: Objective, comm: Comm, m: Array | None = None) ->
     if wrong > PROMISING or not right > SEPARATED:
         return None
     separated = m > SEPARATED
-    v = projected(v, _pairs(objective) & ~separated, objective, comm)
-    m = moves(v, objective)
-    rest, right = extremes(np.where(separated, 0.0, np.abs(m)), comm)[1], extremes(m, comm)[1]
-    wrong = extremes(np.where(separated, m, 0.0), comm)[0]
-    if right > _noise(v, objective) and not wrong > 0.0 and rest <= ROUNDING * right:
-        return Direction(v, m > ROUNDING * right, objective)
+    for project in (False, True):
+        if project:
+            v = projected(v, _pairs(objective) & ~separated, objective, comm)
+            m = moves(v, objective)
+        rest = extremes(np.where(separated, np.minimum(m, 0.0), m), comm)
+        right = extremes(m, comm)[1]
+        if max(rest) <= ROUNDING * right and right > _noise(v, objective):
+            return Direction(v, m > ROUNDING * right, objective)
     return None
 
 
