@@ -1,9 +1,10 @@
-"""Directions of recession: along them a likelihood without penalty falls for ever (mpigd/model/separation.py).
+"""Directions of recession, along which an objective without penalty falls for ever (separation.py).
 
-On separated data Newton's method does not end: each step multiplies the gradient by about 1/e, and its direction approaches one
-that moves every separated row by at least 1 and no other row, a vertex of a linear programme. Such a direction becomes a
-proof by projection: its part that moves the other rows is removed with the factorised sum of their x x', and all rows are
-looked at again. If no separation exists, Newton's method converges, and its small moves refute it.
+On separated data Newton's method does not end: each step multiplies the gradient by about 1/e, and
+its direction approaches one that moves every separated row by at least 1 and no other row, a vertex
+of a linear programme. Such a direction becomes a proof by projection: its part that moves the other
+rows is removed with the factorised sum of their x x', and all rows are looked at again. If no
+separation exists, Newton's method converges, and its small moves refute it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from mpigd_kernels import linalg, vector
 
 Array = np.ndarray[Any, Any]
 MOST_PARAMETERS = 4000  # of one output, whose Hessian is factorised
-DEEP = 1e-6  # of the largest curvature or weight: a Hessian keeps 12 digits, and pivots below 1e-9 are replaced
+DEEP = 1e-6  # of the largest curvature or weight: a Hessian keeps 12 digits and pivots above 1e-9
 START = 8.0  # the largest margin of the first point: curvatures there are far from rounding
 STEPS = 40  # of Newton's method, most
 HALVINGS = 12  # of one of them
@@ -37,7 +38,7 @@ REFINEMENTS = 3  # of a projection
 
 
 class Direction(NamedTuple):
-    """v (k * p,) in the coordinates of `objective`; which of this rank's pairs of row and class it moves (k, n)."""
+    """v (k * p,) in the coordinates of `objective`; the pairs of row and class it moves (k, n)."""
 
     v: Array
     moved: Array
@@ -53,8 +54,10 @@ def margins(coef: Array, intercept: Array, objective: Objective) -> Array:
 
 
 def signed(t: Array, objective: Objective) -> Array:
-    """Moves (k, n) for changes t (k, n) of the margins: positive is away from what was not observed. Zero for rows of weight
-    zero, and for a row's own class."""
+    """Moves (k, n) for changes t (k, n) of the margins: positive ones raise a row's likelihood.
+
+    Zero for rows of weight zero, and for a row's own class.
+    """
     y = objective.rows.y
     if objective.loss.name == "poisson":
         m = np.where(y > 0.0, -np.abs(t), -t)
@@ -84,7 +87,7 @@ def newton_direction(H: Array, g: Array) -> tuple[Array, int]:
 
 
 def is_deep(w: Array, objective: Objective, comm: Comm) -> bool:
-    """Whether some row's curvature at w (k * p,) is so small that a Hessian's rounding may hide it. Collective."""
+    """Whether the Hessian's rounding may hide some row's curvature at w (k * p,). Collective."""
     rows, kernel = objective.rows, objective.loss.second
     assert kernel is not None
     z = objective.margins(w)
@@ -98,9 +101,10 @@ def is_deep(w: Array, objective: Objective, comm: Comm) -> bool:
 
 
 def search(w: Array, objective: Objective, reducer: Reducer, least: float) -> Direction | None:
-    """A proven direction of recession, or None: there is none, or the search does not decide. Collective.
+    """A proven direction of recession; None: there is none, or it was not found. Collective.
 
-    w (k * p,) is any point. least: a Newton direction whose moves all are smaller refutes separation.
+    w (k * p,) is any point. least: a Newton direction whose moves all are smaller refutes
+    separation.
     """
     comm = reducer.comm
     part, w = unweighted(objective, w, comm)
@@ -126,7 +130,12 @@ def search(w: Array, objective: Objective, reducer: Reducer, least: float) -> Di
     return None
 
 
-def _step(w: Array, v: Array, value: float, oracle: Oracle) -> tuple[Array, float, Array, Array] | None:
+def _step(
+    w: Array,
+    v: Array,
+    value: float,
+    oracle: Oracle,
+) -> tuple[Array, float, Array, Array] | None:
     """The first point w + v / 2**i that is no worse, with its derivatives."""
     for i in range(HALVINGS):
         there = w + 0.5**i * v
@@ -140,9 +149,10 @@ def _step(w: Array, v: Array, value: float, oracle: Oracle) -> tuple[Array, floa
 
 
 def unweighted(objective: Objective, w: Array, comm: Comm) -> tuple[Objective, Array]:
-    """The same objective with all positive weights 1, and w (k * p,) in its coordinates. Collective, two reads.
+    """The objective with all positive weights 1, and w (k * p,) in its coordinates. Collective.
 
-    What separates does not depend on weights, and sums are more accurate without them, in coordinates that ignore them.
+    What separates does not depend on weights, and sums are more accurate without them, in
+    coordinates that ignore them.
     """
     part, c, old = copy.copy(objective), objective.rows.c, objective.scaling
     part.keeps_margins, part.counter = True, part
@@ -163,7 +173,11 @@ def extremes(m: Array, comm: Comm) -> tuple[float, float]:
 
 
 def proof(v: Array, objective: Objective, comm: Comm, m: Array | None = None) -> Direction | None:
-    """A direction of recession near v (k * p,), verified on all rows; m (k, n): the moves of v. Collective."""
+    """A direction of recession near v (k * p,), verified on all rows, or None. Collective.
+
+    m (k, n): the moves of v, if they are known. Verified up to rounding: other rows move by less
+    than ROUNDING times the largest move.
+    """
     m = moves(v, objective) if m is None else m
     wrong, right = extremes(m, comm)
     if not right > _noise(v, objective):
@@ -192,7 +206,7 @@ def _noise(v: Array, objective: Objective) -> float:
 
 
 def _pairs(objective: Objective) -> Array:
-    """The pairs of row and class (k, n) that have a move: not those of weight zero, nor a row's own class."""
+    """The pairs (k, n) that have a move: not those of weight zero, nor of a row's own class."""
     rows, k = objective.rows, objective.k
     there = np.broadcast_to(rows.c > 0.0, (k, rows.y.size))
     return there if k == 1 else there & (np.arange(k)[:, np.newaxis] != rows.y)
@@ -203,7 +217,8 @@ def projected(v: Array, fixed: Array, objective: Objective, comm: Comm) -> Array
     largest = float(power_above(float(objective.k)))
     found = []
     for some in groups(objective):
-        found += over_ranks(_Fixed(objective, some, largest), objective, lambda rows: fixed[:, rows], 1.0, comm)
+        outer = _Fixed(objective, some, largest)
+        found += over_ranks(outer, objective, lambda rows: fixed[:, rows], 1.0, comm)
     (G,) = assemble(objective, found)
     U, x = G.copy(), np.empty_like(v)
     linalg.cholesky(U)
@@ -214,7 +229,7 @@ def projected(v: Array, fixed: Array, objective: Objective, comm: Comm) -> Array
 
 
 class _Fixed(Outer):
-    """Sums of x x' over pairs of row and class; for softmax of (e_y - e_q)(e_y - e_q)' with x x' as their product's blocks."""
+    """Sums of x x' over pairs of row and class; for softmax of (e_y - e_q)(e_y - e_q)' times x x'."""
 
     def _weights(self, h: Array, rows: slice) -> list[Array]:
         y, found = self._objective.rows.y[rows], []

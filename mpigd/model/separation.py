@@ -1,14 +1,16 @@
-"""Separation: data for which a likelihood without penalty has no optimum, and the columns that cause it.
+"""Separation: data whose likelihood has no optimum without a penalty, and the columns that cause it.
 
-With the signed moves m_i of a direction v (logistic: x_i.v for y = 1 and -x_i.v for y = 0; softmax: x_i.(v_y - v_q) for every
-other class q; Poisson: -x_i.v for y = 0 and -|x_i.v| for y > 0), an optimum does not exist if and only if some v has m >= 0 for
-all rows and m > 0 for one of them: the objective falls along v for ever (Albert and Anderson, Biometrika 1984; Haberman, "The
-Analysis of Frequency Data", 1974). Rows of weight zero do not count, and offsets change nothing.
+With the signed moves m_i of a direction v (logistic: x_i.v for y = 1 and -x_i.v for y = 0; softmax:
+x_i.(v_y - v_q) for every other class q; Poisson: -x_i.v for y = 0 and -|x_i.v| for y > 0), an
+optimum does not exist if and only if some v has m >= 0 for all rows and m > 0 for one of them: the
+objective falls along v for ever (Albert and Anderson, Biometrika 1984; Haberman, "The Analysis of
+Frequency Data", 1974). Rows of weight zero do not count, and offsets change nothing.
 
-The search has three stages. `is_possible` refutes separation with a Newton direction: the equation H v = -g, multiplied by a
-direction of recession, shows that some move of v is at least 1 (softmax: 1/2 in size) on separated data, at any point; near
-an optimum all moves are tiny. `single_columns` compares the extremes of each column between the classes, which finds every
-column that separates alone. `recession.search` follows Newton's method and proves or refutes a combination of columns.
+The search has three stages. `is_possible` refutes separation with a Newton direction: the equation
+H v = -g, multiplied by a direction of recession, shows that some move of v is at least 1 (softmax:
+1/2 in size) on separated data, at any point; near an optimum all moves are tiny. `single_columns`
+compares the extremes of each column between the classes, which finds every column that separates
+alone. `recession.search` follows Newton's method and proves or refutes a combination of columns.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 LOSSES = ("logistic", "softmax", "poisson")
-MOST_PRODUCTS = 4e9  # in a Hessian of its own: one second for one core; above, only single columns are looked at
+MOST_PRODUCTS = 4e9  # in a Hessian of its own, one second for a core; else single columns alone
 MOST_EXTREMES = 4_000_000  # classes times columns
 SHOWN = 5  # columns and classes named in a message
 LEAST_MOVE = 0.45  # of a Newton direction on separated data; 1/2 but for rounding
@@ -42,9 +44,11 @@ COUNTED = 1e-9  # a move that is more than rounding, where each column's range i
 
 @dataclass(frozen=True)
 class Separation:
-    """columns: numbers in the data of those that separate, most important first; alone: each of them does so by itself.
+    """What separates the data.
 
-    rows: how many rows are separated; complete: all of them. outputs: the classes that a softmax separates from the others.
+    columns: their numbers in the data; alone: each of them separates by itself, else they do so in
+    a combination, the most important first. rows: how many rows are separated; complete: all of
+    them. outputs: the classes of a softmax that single columns separate from the others.
     """
 
     columns: tuple[int, ...]
@@ -55,8 +59,10 @@ class Separation:
 
 
 def explain(w: Array, g: Array, problem: Problem, config: Config) -> dict[str, Any] | None:
-    """What separates the data of a full run without penalty that has ended at w with gradient g (k * p,), as plain values for its
-    summary, or None. Collective."""
+    """`find` for a run that has ended at w (k * p,), as plain values for its summary. Collective.
+
+    None for other modes and losses, and if a penalty or bounds confine the coefficients.
+    """
     penalty, loss, objective = problem.penalty, problem.loss.name, problem.objective
     if config.mode != "full" or loss not in LOSSES or not penalty.smooth or penalty.strength > 0.0:
         return None
@@ -66,16 +72,24 @@ def explain(w: Array, g: Array, problem: Problem, config: Config) -> dict[str, A
     return None if found is None else as_values(found, loss, names, labels)
 
 
-def find(w: Array, g: Array, objective: Objective, reducer: Reducer, step: Array | None = None) -> Separation | None:
-    """What separates the data, or None. Collective; the objective's counter of reads stays as it is.
+def find(
+    w: Array,
+    g: Array,
+    objective: Objective,
+    reducer: Reducer,
+    step: Array | None = None,
+) -> Separation | None:
+    """What separates the data, or None. Collective; its reads are not counted.
 
-    w (k * p,): where a run without penalty has ended; g (k * p,): the gradient there. step (k * p,): the Newton direction
-    -H^-1 g, if the caller has it: otherwise it is computed where that is cheap. One more read refutes separation.
+    w: where a run without penalty has ended; g: the gradient there; step: the Newton direction
+    -H^-1 g, if the caller has it, otherwise it is computed where that is cheap; (k * p,) each. One
+    more read refutes separation in the ordinary case.
     """
     reads = objective.counter.reads
     try:
         comm = reducer.comm
-        factorised = recession.is_factorised(objective) and (step is not None or _is_cheap(objective))
+        known = step is not None or _is_cheap(objective)
+        factorised = known and recession.is_factorised(objective)
         replaced = 1  # pivots of a step from elsewhere may have been replaced
         if step is None and factorised:
             oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), reducer)
@@ -107,7 +121,10 @@ def is_possible(step: Array, objective: Objective, comm: Comm) -> bool:
 
 
 def single_columns(objective: Objective, comm: Comm) -> Separation | None:
-    """All columns that separate alone: those with a threshold between the classes. Exact, two or three reads. Collective."""
+    """All columns that separate alone: those with a threshold between the classes. Collective.
+
+    Exact; about three reads.
+    """
     loss, k, d = objective.loss.name, objective.k, objective.rows.X.d
     groups = max(2, k)
     if groups * d > MOST_EXTREMES:
@@ -115,7 +132,7 @@ def single_columns(objective: Objective, comm: Comm) -> Separation | None:
     y = objective.rows.y > 0.0 if loss == "poisson" else objective.rows.y
     sizes, low, high = _extremes(objective, y.astype(np.int64), groups, comm)
     if loss == "poisson" and not sizes[1]:
-        return Separation((), int(sizes[0]), True, True)  # the intercept, or every column: there is no event at all
+        return Separation((), int(sizes[0]), True, True)  # no event at all
     if not sizes.all():
         return None
     width = high.max(axis=0) - low.min(axis=0)
@@ -134,13 +151,15 @@ def single_columns(objective: Objective, comm: Comm) -> Separation | None:
     m = recession.signed(recession.margins(coef, intercept, objective), objective)
     rows = _count(np.any(m > COUNTED, axis=0), comm)
     outputs = tuple(int(q) for q in np.flatnonzero(coef.any(axis=1))) if k > 1 else ()
-    return Separation(_numbers(places, objective, ordered=True), rows, rows == int(sizes.sum()), True, outputs)
+    columns = _numbers(places, objective, ordered=True)
+    return Separation(columns, rows, rows == int(sizes.sum()), True, outputs)
 
 
 def _thresholds(ends: Sequence[Array], is_count: bool, intercept: bool) -> tuple[Array, Array]:
     """Signs (d,) of the coefficients that separate, 0 for columns that do not, and thresholds (d,).
 
-    ends: low and high of the class of its own (of counts: of the rows with events), low and high of the others.
+    ends: low and high of the class of its own (of counts: of the rows with events), low and high of
+    the others.
     """
     low, high, other_low, other_high = ends
     if is_count:
@@ -159,8 +178,16 @@ def _thresholds(ends: Sequence[Array], is_count: bool, intercept: bool) -> tuple
     return np.where(up, 1.0, np.where(down, -1.0, 0.0)), at
 
 
-def _extremes(objective: Objective, group: Array, groups: int, comm: Comm) -> tuple[Array, Array, Array]:
-    """Rows of positive weight in each group (groups,), and each column's extremes among them (groups, d). Collective."""
+def _extremes(
+    objective: Objective,
+    group: Array,
+    groups: int,
+    comm: Comm,
+) -> tuple[Array, Array, Array]:
+    """Rows of positive weight in each group (groups,), and the columns' extremes (groups, d) there.
+
+    Collective.
+    """
     X, heavy = objective.rows.X, objective.rows.c > 0.0
     low, high = np.full((groups, X.d), np.inf), np.full((groups, X.d), -np.inf)
     sizes, stored = np.zeros(groups, dtype=np.int64), np.zeros((groups, X.d), dtype=np.int64)
@@ -179,7 +206,11 @@ def _extremes(objective: Objective, group: Array, groups: int, comm: Comm) -> tu
     comm.allreduce(low, "min")
     comm.allreduce(high, "max")
     holes = stored < sizes[:, np.newaxis]  # a sparse column's missing entries are zeros
-    return sizes, np.where(holes, np.minimum(low, 0.0), low), np.where(holes, np.maximum(high, 0.0), high)
+    return (
+        sizes,
+        np.where(holes, np.minimum(low, 0.0), low),
+        np.where(holes, np.maximum(high, 0.0), high),
+    )
 
 
 def _of_direction(direction: Direction, comm: Comm) -> Separation:
@@ -206,14 +237,23 @@ def _count(chosen: Array, comm: Comm) -> int:
     return int(count[0])
 
 
-def as_values(found: Separation, loss: str, names: Sequence[str] | None, labels: Sequence[Any] | None) -> dict[str, Any]:
+def as_values(
+    found: Separation,
+    loss: str,
+    names: Sequence[str] | None,
+    labels: Sequence[Any] | None,
+) -> dict[str, Any]:
     """Plain values for a run's summary: the first columns by name, and `text` for people."""
     shown = [names[j] if names else f"column {j}" for j in found.columns[:SHOWN]]
     return {
-        "columns": shown, "count": len(found.columns), "rows": found.rows, "complete": found.complete, "alone": found.alone,
-        "text": f"{_what(found, loss, shown, labels)}: the likelihood has no optimum and the coefficients would grow without "
-        "end; a ridge penalty (--l2 1e-4) gives finite ones",
-    }  # fmt: skip
+        "columns": shown,
+        "count": len(found.columns),
+        "rows": found.rows,
+        "complete": found.complete,
+        "alone": found.alone,
+        "text": f"{_what(found, loss, shown, labels)}: the likelihood has no optimum and the "
+        "coefficients would grow without end; a ridge penalty (--l2 1e-4) gives finite ones",
+    }
 
 
 def _what(found: Separation, loss: str, shown: Sequence[str], labels: Sequence[Any] | None) -> str:
@@ -222,16 +262,17 @@ def _what(found: Separation, loss: str, shown: Sequence[str], labels: Sequence[A
         return "y is 0 in all rows" if loss == "poisson" else "the columns separate the classes"
     subject = _some(shown, len(found.columns))
     rows = "all rows" if found.complete else f"{found.rows:,} row{'s' * (found.rows != 1)}"
-    several = len(found.columns) > 1
+    verb = "separate" if found.alone and len(found.columns) > 1 else "separates"
     if not found.alone:
         subject = f"a combination of {subject}"
     if loss == "poisson":
-        return f"{subject} separate{'s' * (not several or not found.alone)} {rows} without events from those with events"
+        return f"{subject} {verb} {rows} without events from those with events"
     objects = "the classes"
     if found.outputs and labels:
         classes = [str(labels[q]) for q in found.outputs]
-        objects = f"class{'es' * (len(classes) > 1)} {_some(classes[:SHOWN], len(classes))} from the others"
-    return f"{subject} separate{'s' * (not several or not found.alone)} {objects} ({rows})"
+        noun = "classes" if len(classes) > 1 else "class"
+        objects = f"{noun} {_some(classes[:SHOWN], len(classes))} from the others"
+    return f"{subject} {verb} {objects} ({rows})"
 
 
 def _some(shown: Sequence[str], count: int) -> str:

@@ -23,7 +23,8 @@ LOSSES = ("logistic", "softmax", "poisson")
 
 
 def is_separated(table: Table, loss: str, intercept: bool = True) -> bool:
-    """Albert and Anderson (1984), decided as Konis (2007) does: the largest sum of moves of a direction without wrong moves."""
+    """Albert and Anderson (1984), decided as Konis (2007) does: the largest sum of moves of a
+    direction without wrong moves."""
     X = np.column_stack([table.X, np.ones(len(table.y))]) if intercept else table.X
     largest = np.abs(X).max(axis=0)
     keep = slice(None) if table.c is None else table.c > 0
@@ -47,7 +48,8 @@ def is_separated(table: Table, loss: str, intercept: bool = True) -> bool:
 
 
 def small(rng: np.random.Generator, loss: str) -> Table:
-    """A few rows of numbers, ties, factors (one-hot, all levels) or rare indicators; weights of zero or over six decades."""
+    """A few rows of numbers, ties, factors (one-hot, all levels) or rare indicators; weights of
+    zero or over six decades."""
     n, d, style = int(rng.choice([8, 12, 20, 40, 80])), int(rng.integers(1, 6)), rng.integers(0, 4)
     X = (
         rng.normal(size=(n, d)),
@@ -73,7 +75,8 @@ def small(rng: np.random.Generator, loss: str) -> Table:
 @pytest.mark.parametrize("tol", [1e-3, 1e-6, 1e-12])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_linear_programmes_agree(loss: str, tol: float) -> None:
-    """No false alarm and none missed, wherever the run has ended and whatever columns are redundant."""
+    """No false alarm and none missed, wherever the run has ended and whatever columns are
+    redundant."""
     answers = set()
     for seed in range(40):
         rng = np.random.default_rng([seed, LOSSES.index(loss)])
@@ -106,10 +109,18 @@ def test_a_rare_level_is_found_and_named(loss: str, as_csr: bool) -> None:
     rare = np.zeros((20_000, 2))
     rare[[77, 15_003], 0], rare[[5, 6, 7, 8], 1] = 1.0, 1.0
     y = table.y.copy()
-    y[[77, 15_003]], y[[5, 6, 7, 8]] = 0.0, (0.0, 1.0, 2.0, 0.0) if loss != "logistic" else (0.0, 1.0, 1.0, 0.0)
+    y[[77, 15_003]], y[[5, 6, 7, 8]] = (
+        0.0,
+        (0.0, 1.0, 2.0, 0.0) if loss != "logistic" else (0.0, 1.0, 1.0, 0.0),
+    )
     values = found(Table(np.column_stack([table.X[:, :1], rare, table.X[:, 1:]]), y), loss, as_csr)
     assert values is not None
-    assert (values["columns"], values["rows"], values["complete"], values["alone"]) == (["column 1"], 2, False, True)
+    assert (values["columns"], values["rows"], values["complete"], values["alone"]) == (
+        ["column 1"],
+        2,
+        False,
+        True,
+    )
     both = y.copy()
     both[15_003] = 1.0 if loss != "softmax" else 2.0
     table = Table(np.column_stack([table.X[:, :1], rare, table.X[:, 1:]]), both)
@@ -117,7 +128,8 @@ def test_a_rare_level_is_found_and_named(loss: str, as_csr: bool) -> None:
 
 
 def test_levels_are_listed_each() -> None:
-    """A whole one-hot and an intercept: of what depends on one another, only the levels without events are named."""
+    """A whole one-hot and an intercept: of what depends on one another, only the levels without
+    events are named."""
     rng = np.random.default_rng(0)
     level = rng.integers(0, 12, 3000)
     y = rng.poisson(0.4, 3000).astype(float)
@@ -135,7 +147,11 @@ def test_levels_are_listed_each() -> None:
 
 
 def test_no_events_at_all() -> None:
-    values = found(Table(np.random.default_rng(0).normal(size=(50, 2)), np.zeros(50)), "poisson", optimizer="lbfgs")
+    values = found(
+        Table(np.random.default_rng(0).normal(size=(50, 2)), np.zeros(50)),
+        "poisson",
+        optimizer="lbfgs",
+    )
     assert values is not None
     assert values["complete"] and values["columns"] == [] and values["text"].startswith("y is 0 in all rows")
 
@@ -150,7 +166,8 @@ def test_complete_separation_by_a_combination() -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_quasi_separation_by_a_combination(loss: str) -> None:
-    """Rows with x_0 + x_1 = 0 have all outcomes, those to the right and left do not; no single column tells."""
+    """Rows with x_0 + x_1 = 0 have all outcomes, those to the right and left do not; no single
+    column tells."""
     rng = np.random.default_rng(0)
     X = rng.integers(-1, 2, size=(300, 4)).astype(float)
     z = X[:, 0] + X[:, 1]
@@ -170,7 +187,8 @@ def test_quasi_separation_by_a_combination(loss: str) -> None:
 
 
 def test_real_data() -> None:
-    """Fisher's irises: setosa against the others is separated, by each of two columns; Spector's grades are not."""
+    """Fisher's irises: setosa against the others is separated, by each of two columns; Spector's
+    grades are not."""
     from sklearn.datasets import load_iris
     from statsmodels.datasets import spector
 
@@ -204,7 +222,12 @@ def test_ranks_agree_and_the_model_is_untouched(loss: str, monkeypatch: pytest.M
     options: dict[str, Any] = dict(loss=loss, optimizer="lbfgs")
 
     def answer(model: Model) -> tuple[Any, ...]:
-        return model.digest, model.summary["state_digest"], model.summary["reads"], str(model.summary.get("separation"))
+        return (
+            model.digest,
+            model.summary["state_digest"],
+            model.summary["reads"],
+            str(model.summary.get("separation")),
+        )
 
     for table in tables:
         for as_csr in (False, True):
@@ -234,7 +257,8 @@ def test_people_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_step_from_elsewhere_is_enough() -> None:
-    """The caller's Newton direction saves the Hessian; a tiny one at a point without tiny curvatures refutes separation."""
+    """The caller's Newton direction saves the Hessian; a tiny one at a point without tiny
+    curvatures refutes separation."""
     from mpigd import build
     from mpigd.config import from_mapping
 
