@@ -67,10 +67,13 @@ def _checkpoint(path: str) -> dict[str, Any]:
 def text(path: str, about: dict[str, Any]) -> str:
     """The same for people: a screen of lines."""
     lines = [f"{path}: {about['kind']}"]
-    hidden = {"kind", "config", "history", "coefficients", "feature_names", "ranks", "time", "intercept", "statistics"}
+    hidden = {"kind", "config", "history", "coefficients", "feature_names", "ranks", "time", "intercept"}
+    hidden |= {"statistics", "separation"}
     lines += [f"  {key:16} {_short(value)}" for key, value in about.items() if key not in hidden and value is not None]
     if about["kind"] == "model":
         lines += _coefficients(about)
+        if "separation" in about:
+            lines.append(f"  {'separation':16} {about['separation']['text']}")
         why, dropped = about["statistics"].get("refused"), about["statistics"].get("dropped")
         if dropped:
             lines.append(f"  {'not determined':16} {_short(dropped)}: depend on columns before them (--summary leaves them out)")

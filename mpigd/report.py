@@ -130,6 +130,8 @@ class Report(Callback):
         if not self._first:
             return
         self._progress.close(model.summary)
+        if "separation" in model.summary:
+            self.warn(model.summary["separation"]["text"])
         if early := self._unproven(model.summary):
             self.warn(early)
         self._write("end", digest=model.digest, **model.summary)

@@ -18,7 +18,7 @@ from mpigd.data.loading import read, survey
 from mpigd.data.shard import Shard
 from mpigd.errors import NumericalError, UsageError, WorseError
 from mpigd.interrupt import REASONS, Interruption
-from mpigd.model import fitted, inference
+from mpigd.model import fitted, inference, separation
 from mpigd.model.fitted import Model
 from mpigd.model.rounding import gradient_error
 from mpigd.optim.base import Optimizer, norm
@@ -233,8 +233,10 @@ class Run:
             return best, *self.optimality.evaluate(best)
         return self.optimality.finish(best, self.state)
 
-    def _statistics(self, w: Array) -> dict[str, Any]:
+    def _statistics(self, w: Array, separated: dict[str, Any] | None) -> dict[str, Any]:
         """Standard errors and so on, or why there are none. One read, which is not one of training. Collective."""
+        if separated:
+            return {"refused": separated["text"]}
         objective, penalty = self.problem.objective, self.problem.penalty
         refused = inference.why_not(self.config, penalty, objective.n, objective.size, self.reason)
         if refused is not None:
@@ -256,13 +258,14 @@ class Run:
         self.optimality.refuse_worse(build.first(self.problem, self.config, self.comm), value)
         gap = self.optimality.gap(w, g, self.state if w is self.w else {})
         converged, left = self.optimality.verdict(w, value, g, gap, self.reason, self.state)
+        separated = separation.explain(w, g, self.problem, self.config)
         summary = {
             "objective": value,
             "null_objective": self.problem.null.value,
             "gradient_norm": norm(self.problem.penalty.subgradient(w, g), vector.dot),
             "gap": gap,
             "left": left,
-            "converged": converged,
+            "converged": converged and not separated,
             "gradient_error": gradient_error(objective, self.problem.reducer) if self.config.mode == "full" else None,
             "penalty": self.problem.penalty.value(w),
             "reads": reads,
@@ -279,6 +282,7 @@ class Run:
                     for name, array in self._parts().get(part, {}).items()
                 }
             ),
+            **({"separation": separated} if separated else {}),
             **clock.summary(reads * objective.n, self.other),
         }
         coef, intercept = objective.scaling.coefficients(w, self.problem.k)
@@ -286,6 +290,6 @@ class Run:
             intercept = intercept - vector.dot(intercept, np.ones(self.problem.k)) / self.problem.k
         classes = self.problem.classes.values if self.problem.classes else None
         encoding, history = self.problem.shard.encoding, self.history.records
-        model = Model(coef, intercept, classes, self.config, encoding, summary, history, self._statistics(w))
+        model = Model(coef, intercept, classes, self.config, encoding, summary, history, self._statistics(w, separated))
         self.report.end(model)
         return model

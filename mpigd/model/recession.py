@@ -1,0 +1,244 @@
+"""Directions of recession, along which an objective without penalty falls for ever (separation.py).
+
+On separated data Newton's method does not end: each step multiplies the gradient by about 1/e, and
+its direction approaches one that moves every separated row by at least 1 and no other row, a vertex
+of a linear programme. Such a direction becomes a proof by projection: its part that moves the other
+rows is removed with the factorised sum of their x x', and all rows are looked at again. If no
+separation exists, Newton's method converges, and its small moves refute it.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mpigd.batches import Batch
+from mpigd.comm import Comm
+from mpigd.errors import NumericalError
+from mpigd.model.hessian import WHOLE, assemble, groups, over_ranks
+from mpigd.model.objective import Objective, Oracle
+from mpigd.model.outer import Outer
+from mpigd.model.scaling import make_scaling, measure
+from mpigd.reduce import NativeReducer, Reducer, power_above
+from mpigd_kernels import linalg, vector
+
+Array = np.ndarray[Any, Any]
+MOST_PARAMETERS = 4000  # of one output, whose Hessian is factorised
+DEEP = 1e-6  # of the largest curvature or weight: a Hessian keeps 12 digits and pivots above 1e-9
+START = 8.0  # the largest margin of the first point: curvatures there are far from rounding
+STEPS = 40  # of Newton's method, most
+HALVINGS = 12  # of one of them
+PROMISING = 0.2  # wrong moves from which on a projection is not tried
+SEPARATED = 0.5  # moves of separated rows approach 1 or more
+ROUNDING = 1e-9  # of the largest move: what a projection leaves of the others
+REFINEMENTS = 3  # of a projection
+
+
+class Direction(NamedTuple):
+    """v (k * p,) in the coordinates of `objective`; the pairs of row and class it moves (k, n)."""
+
+    v: Array
+    moved: Array
+    objective: Objective
+
+
+def margins(coef: Array, intercept: Array, objective: Objective) -> Array:
+    """X coef' + intercept (k, n) of this rank's rows, without offsets. One read."""
+    t = np.empty((objective.k, objective.rows.X.n))
+    for q in range(objective.k):
+        objective.rows.X.margins(coef[q], float(intercept[q]), t[q])
+    return t
+
+
+def signed(t: Array, objective: Objective) -> Array:
+    """Moves (k, n) for changes t (k, n) of the margins: positive ones raise a row's likelihood.
+
+    Zero for rows of weight zero, and for a row's own class.
+    """
+    y = objective.rows.y
+    if objective.loss.name == "poisson":
+        m = np.where(y > 0.0, -np.abs(t), -t)
+    elif objective.k == 1:
+        m = (2.0 * y - 1.0) * t
+    else:
+        m = t[y.astype(np.int64), np.arange(y.size)] - t
+    return np.where(objective.rows.c > 0.0, m, 0.0)
+
+
+def moves(v: Array, objective: Objective) -> Array:
+    """`signed` moves (k, n) of this rank's rows along v (k * p,). One read."""
+    return signed(margins(*objective.scaling.to_raw(v, objective.k), objective), objective)
+
+
+def is_factorised(objective: Objective) -> bool:
+    """Whether the Hessian is whole and small enough for a factorisation."""
+    return objective.size <= (MOST_PARAMETERS if objective.k == 1 else WHOLE)
+
+
+def newton_direction(H: Array, g: Array) -> tuple[Array, int]:
+    """-H^-1 g (k * p,) for H (1, k * p, k * p), and how many pivots were replaced."""
+    U, step = H[0].copy(), np.empty_like(g)
+    replaced = linalg.cholesky(U)
+    linalg.solve(U, -g, step)
+    return step, int(replaced)
+
+
+def is_deep(w: Array, objective: Objective, comm: Comm) -> bool:
+    """Whether the Hessian's rounding may hide some row's curvature at w (k * p,). Collective."""
+    rows, kernel = objective.rows, objective.loss.second
+    assert kernel is not None
+    z = objective.margins(w)
+    h, c = np.empty_like(z), np.ascontiguousarray(rows.c)
+    kernel(z, rows.y, c, objective.parameter, h)
+    if objective.k > 1:
+        h *= c
+    ends = np.array([np.max(h, initial=0.0), np.max(-h[:, c > 0.0], initial=-np.inf)])
+    comm.allreduce(ends, "max")
+    return bool(-ends[1] < DEEP * max(ends[0], objective.statistics.heaviest))
+
+
+def search(w: Array, objective: Objective, reducer: Reducer, least: float) -> Direction | None:
+    """A proven direction of recession; None: there is none, or it was not found. Collective.
+
+    w (k * p,) is any point. least: a Newton direction whose moves all are smaller refutes
+    separation.
+    """
+    comm = reducer.comm
+    part, w = unweighted(objective, w, comm)
+    m = moves(w, part)
+    if (found := proof(w, part, comm, m)) is not None:
+        return found
+    farthest = max(extremes(m, comm))
+    w = w * min(1.0, START / farthest) if farthest > 0.0 else w
+    kind = "native" if isinstance(reducer, NativeReducer) else "exact"
+    oracle = part.on(Batch(slice(None), part.n, 0, 0, True), part.reducer(kind, comm))
+    value, g, H = oracle.derivatives(w)
+    for _ in range(STEPS):
+        v, _ = newton_direction(H, g)
+        m = moves(v, part)
+        if max(extremes(m, comm)) < least:
+            return None
+        if (found := proof(v, part, comm, m)) is not None:
+            return found
+        after = _step(w, v, value, oracle)
+        if after is None:
+            return None
+        w, value, g, H = after
+    return None
+
+
+def _step(
+    w: Array,
+    v: Array,
+    value: float,
+    oracle: Oracle,
+) -> tuple[Array, float, Array, Array] | None:
+    """The first point w + v / 2**i that is no worse, with its derivatives."""
+    for i in range(HALVINGS):
+        there = w + 0.5**i * v
+        try:
+            new, g, H = oracle.derivatives(there)
+        except NumericalError:  # raised on all ranks together: too far
+            continue
+        if new <= value:
+            return there, new, g, H
+    return None
+
+
+def unweighted(objective: Objective, w: Array, comm: Comm) -> tuple[Objective, Array]:
+    """The objective with all positive weights 1, and w (k * p,) in its coordinates. Collective.
+
+    What separates does not depend on weights, and sums are more accurate without them, in
+    coordinates that ignore them.
+    """
+    part, c, old = copy.copy(objective), objective.rows.c, objective.scaling
+    part.keeps_margins, part.counter = True, part
+    if c.strides[0]:
+        c = (c > 0.0).astype(np.float64)
+        part.rows, part._points = replace(objective.rows, c=c), []
+        part.statistics = measure(objective.rows.X, c, objective.n, comm)
+        part.scaling = make_scaling(part.statistics, old.intercept, True)
+        w = part.scaling.from_raw(*old.coefficients(w, objective.k))
+    return part, w
+
+
+def extremes(m: Array, comm: Comm) -> tuple[float, float]:
+    """The largest move against and in the right direction, of all ranks. Collective."""
+    ends = np.array([np.max(-m, initial=0.0), np.max(m, initial=0.0)])
+    comm.allreduce(ends, "max")
+    return float(ends[0]), float(ends[1])
+
+
+def proof(v: Array, objective: Objective, comm: Comm, m: Array | None = None) -> Direction | None:
+    """A direction of recession near v (k * p,), verified on all rows, or None. Collective.
+
+    m (k, n): the moves of v, if they are known. Verified up to rounding: other rows move by less
+    than ROUNDING times the largest move.
+    """
+    m = moves(v, objective) if m is None else m
+    wrong, right = extremes(m, comm)
+    if not right > _noise(v, objective):
+        return None
+    if not wrong > 0.0:
+        return Direction(v, m > ROUNDING * right, objective)
+    if wrong > PROMISING or not right > SEPARATED:
+        return None
+    separated = m > SEPARATED
+    for project in (False, True):
+        if project:
+            v = projected(v, _pairs(objective) & ~separated, objective, comm)
+            m = moves(v, objective)
+        rest = extremes(np.where(separated, np.minimum(m, 0.0), m), comm)
+        right = extremes(m, comm)[1]
+        if max(rest) <= ROUNDING * right and right > _noise(v, objective):
+            return Direction(v, m > ROUNDING * right, objective)
+    return None
+
+
+def _noise(v: Array, objective: Objective) -> float:
+    """Moves (of any row) that rounding may have made."""
+    coef, intercept = objective.scaling.to_raw(v, objective.k)
+    sizes = [float(vector.dot(np.abs(row), objective.statistics.largest)) for row in coef]
+    return 1e-12 * max(size + abs(float(b)) for size, b in zip(sizes, intercept, strict=True))
+
+
+def _pairs(objective: Objective) -> Array:
+    """The pairs (k, n) that have a move: not those of weight zero, nor of a row's own class."""
+    rows, k = objective.rows, objective.k
+    there = np.broadcast_to(rows.c > 0.0, (k, rows.y.size))
+    return there if k == 1 else there & (np.arange(k)[:, np.newaxis] != rows.y)
+
+
+def projected(v: Array, fixed: Array, objective: Objective, comm: Comm) -> Array:
+    """v (k * p,) without its part that moves the pairs `fixed` (k, n). Collective."""
+    largest = float(power_above(float(objective.k)))
+    found = []
+    for some in groups(objective):
+        outer = _Fixed(objective, some, largest)
+        found += over_ranks(outer, objective, lambda rows: fixed[:, rows], 1.0, comm)
+    (G,) = assemble(objective, found)
+    U, x = G.copy(), np.empty_like(v)
+    linalg.cholesky(U)
+    for _ in range(REFINEMENTS):
+        linalg.solve(U, np.array([vector.dot(row, v) for row in G]), x)
+        v = v - x
+    return v
+
+
+class _Fixed(Outer):
+    """Sums of x x' over pairs of row and class; for softmax of (e_y - e_q)(e_y - e_q)' times x x'."""
+
+    def _weights(self, h: Array, rows: slice) -> list[Array]:
+        y, found = self._objective.rows.y[rows], []
+        for q, s in self.pairs:
+            if self._objective.k == 1:
+                count = h[0]
+            elif q == s:
+                count = np.where(y == q, np.count_nonzero(h, axis=0), h[q])
+            else:
+                count = np.where(y == q, h[s], np.where(y == s, h[q], False))
+            found.append(count / self._largest)
+        return found
