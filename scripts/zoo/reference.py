@@ -1,0 +1,374 @@
+"""Reference optima of the zoo: Newton's method in numpy, float64, independent of mpigd.
+
+The objective is the one that README.md documents: the mean loss (half deviances) plus
+l2/2 |u|^2, u the coefficients of columns divided by their standard deviation. The reference works
+in an orthonormal basis of the centred and scaled columns, where Newton's method is as good as the
+data allow, and certifies its result by the Newton decrement: half of its square estimates what is
+left to gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+RANK_RTOL = 1e-10  # singular values below this share of the largest are rounding of float64
+ALIASED_RTOL = 1e-7  # R's tolerance: directions below it, rounding of float32 columns, are aliased
+LEFT_RTOL = 1e-13  # stop when what is left is below this share of what there was to gain
+MAX_STEPS = 400
+MAX_DENSE = 1200  # parameters up to which the Hessian is factorised; conjugate gradients above
+RECEDING = 0.05  # Newton steps of the linear predictor that stay above it have no optimum to go to
+
+
+class Design:
+    """The columns of one data set in an orthonormal basis.
+
+    X: (n, d) numbers as `mpigd import` wrote them. basis: (n, r + 1), a column of ones and r
+    orthogonal columns of mean square 1. stretch: (r,), the norm of the standardised coefficients
+    that a unit step along a basis column takes. near: how many directions lie between
+    RANK_RTOL and ALIASED_RTOL, where the rank is a matter of definition.
+    """
+
+    def __init__(self, X: Array) -> None:
+        n, self.features = X.shape
+        self.X = X
+        self.mean = X.mean(axis=0) if n else np.zeros(self.features)
+        centred = X - self.mean
+        rest = centred.mean(axis=0)
+        centred -= rest
+        self.mean = self.mean + rest
+        self.constant = X.min(axis=0) == X.max(axis=0)
+        deviation = np.sqrt(np.mean(centred**2, axis=0))
+        self.deviation = np.where(self.constant, 0.0, deviation)
+        live = self.deviation > 0.0
+        left, self._singular, _ = np.linalg.svd(
+            centred[:, live] / self.deviation[live], full_matrices=False
+        )
+        self._left = left * np.sqrt(n)
+        top = self._singular[0] if self._singular.size else 0.0
+        self._ranks = [int(np.sum(self._singular > rtol * top)) for rtol in (RANK_RTOL, ALIASED_RTOL)]
+        self.near = self._ranks[0] - self._ranks[1]
+        self.rank = self._ranks[0]
+
+    def basis(self, aliased: bool) -> tuple[Array, Array]:
+        """The basis (n, r + 1) and the stretch (r,); aliased: without the nearly aliased directions."""
+        r = self._ranks[1 if aliased else 0]
+        ones = np.ones((self.X.shape[0], 1))
+        stretch = np.sqrt(self.X.shape[0]) / self._singular[:r]
+        return np.hstack([ones, self._left[:, :r]]), stretch
+
+    def predictor(self, coef: Array, intercept: Array) -> Array:
+        """The linear predictor (n, k) of stored coefficients (k, d) and intercepts (k,)."""
+        far = np.longdouble(intercept) + (np.longdouble(coef) @ np.longdouble(self.mean))
+        return (self.X - self.mean) @ coef.T + np.float64(far)
+
+
+@dataclass(frozen=True)
+class PointwiseLoss:
+    """A loss of the linear predictor. value: (z, y) -> (n,); derivatives: (z, y) -> dl/dz, d2l/dz2."""
+
+    value: Callable[[Array, Array], Array]
+    derivatives: Callable[[Array, Array], tuple[Array, Array]]
+    null: Callable[[Array], float]
+
+
+def _logistic_value(z: Array, y: Array) -> Array:
+    return np.logaddexp(0.0, np.where(y > 0.5, -z, z))
+
+
+def _logistic_derivatives(z: Array, y: Array) -> tuple[Array, Array]:
+    e = np.exp(-np.abs(z))
+    wrong = np.where((z < 0.0) == (y > 0.5), 1.0, e) / (1.0 + e)  # probability of the other class
+    return np.where(y > 0.5, -wrong, wrong), e / (1.0 + e) ** 2
+
+
+def _poisson_value(z: Array, y: Array) -> Array:
+    own = np.where(y > 0.0, y * (np.log(np.where(y > 0.0, y, 1.0)) - z), 0.0)
+    return np.exp(z) - y + own
+
+
+def _poisson_derivatives(z: Array, y: Array) -> tuple[Array, Array]:
+    mu = np.exp(z)
+    return mu - y, mu
+
+
+def _gamma_value(z: Array, y: Array) -> Array:
+    far = np.log(y) - z
+    return np.expm1(far) - far
+
+
+def _gamma_derivatives(z: Array, y: Array) -> tuple[Array, Array]:
+    far = np.log(y) - z
+    return -np.expm1(far), np.exp(far)
+
+
+def _squared_derivatives(z: Array, y: Array) -> tuple[Array, Array]:
+    return z - y, np.ones_like(z)
+
+
+LOSSES = {
+    "squared": PointwiseLoss(
+        lambda z, y: 0.5 * (z - y) ** 2, _squared_derivatives, lambda y: float(np.mean(y))
+    ),
+    "logistic": PointwiseLoss(
+        _logistic_value,
+        _logistic_derivatives,
+        lambda y: float(np.log(np.mean(y > 0.5)) - np.log(np.mean(y < 0.5))),
+    ),
+    "poisson": PointwiseLoss(
+        _poisson_value, _poisson_derivatives, lambda y: float(np.log(np.mean(y)))
+    ),
+    "gamma": PointwiseLoss(_gamma_value, _gamma_derivatives, lambda y: float(np.log(np.mean(y)))),
+}
+
+
+def softmax_value(z: Array, y: Array) -> Array:
+    """log(sum_q exp(z_q)) - z_y (n,) for z (n, k) and codes y (n,)."""
+    far = z - np.take_along_axis(z, y.astype(np.int64)[:, None], axis=1)
+    top = far.max(axis=1)
+    result: Array = top + np.log(np.sum(np.exp(far - top[:, None]), axis=1))
+    return result
+
+
+def mean_loss(loss: str, z: Array, y: Array) -> float:
+    """The mean loss of the linear predictor z (n, k)."""
+    with np.errstate(all="ignore"):
+        if loss == "softmax":
+            return float(np.mean(softmax_value(z, y)))
+        return float(np.mean(LOSSES[loss].value(z[:, 0], y)))
+
+
+def objective(
+    design: Design, y: Array, loss: str, l2: float, coef: Array, intercept: Array
+) -> float:
+    """The documented objective at stored coefficients (k, d) and intercepts (k,)."""
+    with np.errstate(all="ignore"):
+        z = design.predictor(coef, intercept)
+        penalty = 0.5 * l2 * float(np.sum((coef * design.deviation) ** 2))
+    value = mean_loss(loss, z, y) + penalty
+    return value if np.isfinite(value) else float("inf")
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """A reference optimum. value, null: the objective there and of the intercept alone.
+
+    left: half the squared Newton decrement over null - value: the share that may be missing.
+    exists: False if Newton's steps do not shrink although the objective has stopped falling: the
+    data are separated (or a count has levels without events), and `value` is the infimum.
+    """
+
+    value: float
+    null: float
+    left: float
+    steps: int
+    exists: bool
+
+    @property
+    def gain(self) -> float:
+        """What there is to gain over the intercept alone, at least the rounding of the objective."""
+        return max(self.null - self.value, 1e-10 * abs(self.null), 1e-300)
+
+    def excess(self, value: float) -> float:
+        """How much of the gain an objective of `value` misses."""
+        return (value - self.value) / self.gain
+
+
+def optimum(
+    design: Design, y: Array, loss: str, l2: float, k: int = 1, aliased: bool = False
+) -> Optimum:
+    """The optimum of the documented objective; k: classes of softmax, whose y are codes 0..k-1."""
+    A, stretch = design.basis(aliased)
+    ridge = np.concatenate([[0.0], l2 * stretch**2])
+    with np.errstate(all="ignore"):
+        if loss == "softmax":
+            return _newton(_Softmax(A, y, ridge, k))
+        if loss == "squared":
+            return _squared(A, y, ridge)
+        return _newton(_Single(A, y, ridge, LOSSES[loss]))
+
+
+def _squared(A: Array, y: Array, ridge: Array) -> Optimum:
+    """Ridge regression in closed form: the basis is orthogonal with mean squares of 1."""
+    n = y.size
+    w = (A.T @ y) / n / (1.0 + ridge)
+    w += (A.T @ (y - A @ w) / n - ridge * w) / (1.0 + ridge)  # refined once
+    residual = y - A @ w
+    value = 0.5 * float(np.mean(residual**2)) + 0.5 * float(np.sum(ridge * w**2))
+    slope = A.T @ residual / n - ridge * w
+    null = 0.5 * float(np.mean((y - np.mean(y)) ** 2))
+    left = 0.5 * float(np.sum(slope**2 / (1.0 + ridge)))
+    return Optimum(value, null, left / max(null - value, 1e-10 * null, 1e-300), 1, True)
+
+
+class _Single:
+    """A loss of one linear predictor in the basis A (n, p), with ridge weights (p,)."""
+
+    def __init__(self, A: Array, y: Array, ridge: Array, loss: PointwiseLoss) -> None:
+        self.A, self.y, self.ridge, self.loss = A, y, ridge, loss
+
+    def start(self) -> Array:
+        w = np.zeros(self.A.shape[1])
+        w[0] = self.loss.null(self.y)
+        return w
+
+    def predictor(self, w: Array) -> Array:
+        return self.A @ w
+
+    def value(self, w: Array, z: Array) -> float:
+        return float(np.mean(self.loss.value(z, self.y)) + 0.5 * np.sum(self.ridge * w**2))
+
+    def step(self, w: Array, z: Array) -> tuple[Array, Array]:
+        """The gradient and the Newton step at w."""
+        n = self.y.size
+        r, h = self.loss.derivatives(z, self.y)
+        g = self.A.T @ r / n + self.ridge * w
+        H = (self.A * (h / n)[:, None]).T @ self.A
+        H[np.diag_indices_from(H)] += self.ridge
+        return g, -_solve(H, g)
+
+
+class _Softmax:
+    """The softmax loss with k outputs, parameters (k, p) as one vector.
+
+    A term |sum_q w_q|^2 / 2 is added, which is zero at an optimum and makes the Hessian regular.
+    """
+
+    def __init__(self, A: Array, y: Array, ridge: Array, k: int) -> None:
+        self.A, self.y, self.ridge, self.k = A, y.astype(np.int64), ridge, k
+        self.rows = np.arange(y.size)
+
+    def start(self) -> Array:
+        w = np.zeros((self.k, self.A.shape[1]))
+        w[:, 0] = np.log(np.bincount(self.y, minlength=self.k) / self.y.size)
+        w[:, 0] -= w[:, 0].mean()
+        return w.ravel()
+
+    def predictor(self, w: Array) -> Array:
+        return self.A @ w.reshape(self.k, -1).T
+
+    def value(self, w: Array, z: Array) -> float:
+        u = w.reshape(self.k, -1)
+        penalty = 0.5 * np.sum(self.ridge * u**2) + 0.5 * np.sum(u.sum(axis=0) ** 2)
+        return float(np.mean(softmax_value(z, self.y)) + penalty)
+
+    def step(self, w: Array, z: Array) -> tuple[Array, Array]:
+        n, k, u = self.y.size, self.k, w.reshape(self.k, -1)
+        p = np.exp(z - z.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        r = p.copy()
+        r[self.rows, self.y] = 0.0
+        r[self.rows, self.y] = -r.sum(axis=1)
+        g = r.T @ self.A / n + self.ridge * u + u.sum(axis=0)
+        # 1 - p_q as the sum of the others: exact where p_q rounds to 1.
+        others = np.stack([p[:, [j for j in range(k) if j != q]].sum(axis=1) for q in range(k)], axis=1)
+        if w.size <= MAX_DENSE:
+            return g.ravel(), -_solve(self._hessian(p, others), g.ravel())
+        return g.ravel(), -self._conjugate_gradients(p, others, g)
+
+    def _hessian(self, p: Array, others: Array) -> Array:
+        n, k, size = self.y.size, self.k, self.A.shape[1]
+        H = np.zeros((k, size, k, size))
+        for q in range(k):
+            for j in range(q + 1):
+                h = p[:, q] * others[:, q] if j == q else -p[:, q] * p[:, j]
+                H[q, :, j, :] = (self.A * (h / n)[:, None]).T @ self.A
+                H[j, :, q, :] = H[q, :, j, :]
+            H[q, :, q, :][np.diag_indices(size)] += self.ridge
+        H += np.eye(size)[None, :, None, :]
+        return H.reshape(k * size, k * size)
+
+    def _conjugate_gradients(self, p: Array, others: Array, g: Array) -> Array:
+        """H^-1 g by conjugate gradients, preconditioned with the blocks of the classes."""
+        n = self.y.size
+        blocks = []
+        for q in range(self.k):
+            B = (self.A * (p[:, q] * others[:, q] / n)[:, None]).T @ self.A
+            B[np.diag_indices_from(B)] += self.ridge + 1e-9 * np.trace(B) / len(B) + 1e-14
+            blocks.append(np.linalg.inv(B))
+
+        def times(v: Array) -> Array:
+            z = self.A @ v.T
+            pz = p * z
+            inner = pz * others - p * (pz.sum(axis=1, keepdims=True) - pz)
+            result: Array = inner.T @ self.A / n + self.ridge * v + v.sum(axis=0)
+            return result
+
+        def condition(v: Array) -> Array:
+            return np.stack([block @ row for block, row in zip(blocks, v, strict=True)])
+
+        return _cg(times, condition, g).ravel()
+
+
+def _cg(times: Callable[[Array], Array], condition: Callable[[Array], Array], g: Array) -> Array:
+    x, r = np.zeros_like(g), g.copy()
+    s = condition(r)
+    v, rs = s, float(np.sum(r * s))
+    goal = 1e-6 * rs
+    for _ in range(500):
+        Hv = times(v)
+        bend = float(np.sum(v * Hv))
+        if not bend > 0.0:
+            break
+        x, r = x + rs / bend * v, r - rs / bend * Hv
+        s = condition(r)
+        rs, before = float(np.sum(r * s)), rs
+        if not rs > goal:
+            break
+        v = s + rs / before * v
+    return x
+
+
+def _solve(H: Array, g: Array) -> Array:
+    """H^-1 g after scaling H's diagonal to 1; directions without curvature are left out."""
+    scale = np.sqrt(np.maximum(np.diag(H), 1e-300))
+    scaled = H / scale / scale[:, None]
+    try:
+        factor = np.linalg.cholesky(scaled)
+        if np.min(np.diag(factor)) > 1e-6:
+            half = np.linalg.solve(factor, g / scale)
+            result: Array = np.linalg.solve(factor.T, half) / scale
+            return result
+    except np.linalg.LinAlgError:
+        pass
+    values, vectors = np.linalg.eigh(scaled)
+    keep = values > 1e-14 * values[-1]
+    inverse = np.where(keep, 1.0 / np.where(keep, values, 1.0), 0.0)
+    return np.asarray(vectors @ (inverse * (vectors.T @ (g / scale))) / scale)
+
+
+def _newton(problem: _Single | _Softmax) -> Optimum:
+    """Damped Newton from the optimum of the intercept alone."""
+    w = problem.start()
+    z = problem.predictor(w)
+    value = null = problem.value(w, z)
+    receding, left, moved, steps = 0, np.inf, np.inf, 0
+    for steps in range(1, MAX_STEPS + 1):
+        g, step = problem.step(w, z)
+        slope = float(g @ step)
+        if not slope < 0.0:
+            left = min(left, abs(slope) / 2)
+            break
+        along = problem.predictor(step)
+        moved, left = float(np.max(np.abs(along))), -slope / 2
+        size = min(1.0, 20.0 / moved)
+        while True:
+            new = problem.value(w + size * step, z + size * along)
+            if new <= value + 1e-4 * size * slope or size < 1e-12:
+                break
+            size *= 0.5
+        done = left <= LEFT_RTOL * max(null - value, 1e-10 * abs(null))
+        if not new <= value + 1e-15 * abs(value):
+            break
+        w = w + size * step
+        z, value = problem.predictor(w), min(value, new)
+        # A few steps more tell an optimum, where steps vanish, from a way to infinity.
+        receding += done
+        if done and (moved < RECEDING or receding > 4):
+            break
+    gain = max(null - value, 1e-10 * abs(null), 1e-300)
+    return Optimum(value, null, left / gain, steps, moved < RECEDING)
