@@ -190,7 +190,7 @@ def run_case(case: cases.Case, folder: Path, limit: float = LIMIT) -> Iterator[R
         text = f"{type(error).__name__}: {error}"
         yield about | {"loss": "import", "l2": 0.0, "status": "refused", "error": text}
         return
-    if data.X.shape[1] * data.k > cases.MAX_PARAMETERS:
+    if data.X.shape[1] * max(1, data.k - 1) > cases.MAX_PARAMETERS:
         yield about | {"loss": "import", "l2": 0.0, "status": "refused", "error": "too wide"}
         return
     yield from fits(case, data, limit=limit)
