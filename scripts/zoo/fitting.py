@@ -81,7 +81,8 @@ def warm() -> None:
         y = random.integers(0, k, 200).astype(np.float64) if k else random.gamma(2.0, size=200)
         for matrix in (X, sparse.csr_array(X * (random.random(X.shape) < 0.2))):
             for optimizer in ("auto", *PEERS):
-                mpigd.train((matrix, y), loss=loss, optimizer=optimizer, epochs=3, tol=1e-2)
+                with contextlib.redirect_stderr(io.StringIO()):
+                    mpigd.train((matrix, y), loss=loss, optimizer=optimizer)
 
 
 def _measure(run: Row, data: cases.Data, design: reference.Design, loss: str, l2: float) -> Row:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import linalg
 
 Array = np.ndarray[Any, Any]
 RANK_RTOL = 1e-10  # singular values below this share of the largest are rounding of float64
@@ -221,14 +222,14 @@ class _Single:
     def value(self, w: Array, z: Array) -> float:
         return float(np.mean(self.loss.value(z, self.y)) + 0.5 * np.sum(self.ridge * w**2))
 
-    def step(self, w: Array, z: Array) -> tuple[Array, Array]:
-        """The gradient and the Newton step at w."""
+    def derivatives(self, w: Array, z: Array) -> tuple[Array, Array]:
+        """The gradient and the Hessian at w."""
         n = self.y.size
         r, h = self.loss.derivatives(z, self.y)
         g = self.A.T @ r / n + self.ridge * w
         H = (self.A * (h / n)[:, None]).T @ self.A
         H[np.diag_indices_from(H)] += self.ridge
-        return g, -_solve(H, g)
+        return g, H
 
 
 class _Softmax:
@@ -256,8 +257,8 @@ class _Softmax:
         penalty = 0.5 * np.sum(self.ridge * w.reshape(self.k - 1, -1) ** 2)
         return float(np.mean(softmax_value(z, self.y)) + penalty)
 
-    def step(self, w: Array, z: Array) -> tuple[Array, Array]:
-        """The gradient and the Newton step at w."""
+    def derivatives(self, w: Array, z: Array) -> tuple[Array, Array]:
+        """The gradient and the Hessian at w."""
         n, size = self.A.shape
         p = np.exp(z - z.max(axis=1, keepdims=True))
         p /= p.sum(axis=1, keepdims=True)
@@ -274,52 +275,54 @@ class _Softmax:
                 H[i, :, j, :] = (self.A * (h / n)[:, None]).T @ self.A
                 H[j, :, i, :] = H[i, :, j, :]
             H[i, :, i, :][np.diag_indices(size)] += self.ridge
-        return g.ravel(), -_solve(H.reshape(w.size, w.size), g.ravel())
+        return g.ravel(), H.reshape(w.size, w.size)
 
 
-def _solve(H: Array, g: Array) -> Array:
-    """H^-1 g after scaling H's diagonal to 1; directions without curvature are left out."""
-    scale = np.sqrt(np.maximum(np.diag(H), 1e-300))
-    scaled = H / scale / scale[:, None]
+def _solve(H: Array, g: Array, damping: float) -> Array:
+    """(H + damping I)^-1 g, by Cholesky's method if that is accurate."""
+    damped = H.copy()
+    damped[np.diag_indices_from(damped)] += damping
+    scale = 1.0 / np.sqrt(np.diag(damped))
+    damped *= scale
+    damped *= scale[:, None]
     try:
-        factor = np.linalg.cholesky(scaled)
-        if np.min(np.diag(factor)) > 1e-6:
-            half = np.linalg.solve(factor, g / scale)
-            result: Array = np.linalg.solve(factor.T, half) / scale
-            return result
-    except np.linalg.LinAlgError:
-        pass
-    values, vectors = np.linalg.eigh(scaled)
-    keep = values > 1e-15 * values[-1]
-    inverse = np.where(keep, 1.0 / np.where(keep, values, 1.0), 0.0)
-    return np.asarray(vectors @ (inverse * (vectors.T @ (g / scale))) / scale)
+        return np.asarray(linalg.cho_solve(linalg.cho_factor(damped), scale * g) * scale)
+    except linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(damped)
+        inverse = np.where(values > 1e-15 * values[-1], 1.0 / values, 0.0)
+        return np.asarray(scale * (vectors @ (inverse * (vectors.T @ (scale * g)))))
 
 
 def _newton(problem: _Single | _Softmax) -> Optimum:
-    """Damped Newton from the optimum of the intercept alone."""
+    """Newton's method, damped after Levenberg and Marquardt, from the optimum of the intercept alone.
+
+    The basis is orthonormal, so that a multiple of the identity damps the linear predictor. On a
+    separable way the curvature falls with the remaining gain, and the damping has to follow.
+    """
     w = problem.start()
     z = problem.predictor(w)
     value = null = problem.value(w, z)
+    damping, least = 1e-2 * null, 1e-15 * null
     receding, left, moved, steps = 0, np.inf, np.inf, 0
     for steps in range(1, MAX_STEPS + 1):
-        g, step = problem.step(w, z)
-        slope = float(g @ step)
-        if not slope < 0.0:
-            left = min(left, abs(slope) / 2)
-            break
-        along = problem.predictor(step)
-        moved, left = float(np.max(np.abs(along))), -slope / 2
-        size = min(1.0, 20.0 / moved)
+        g, H = problem.derivatives(w, z)
         while True:
-            new = problem.value(w + size * step, z + size * along)
-            if new <= value + 1e-4 * size * slope or size < 1e-12:
+            step = -_solve(H, g, damping)
+            slope, bend = float(g @ step), float(step @ (H @ step))
+            along = problem.predictor(step)
+            new = problem.value(w + step, z + along)
+            if new <= value + 1e-3 * (slope + 0.5 * bend) or damping > 1e12 * null:
                 break
-            size *= 0.5
-        done = left <= LEFT_RTOL * max(null - value, 1e-10 * abs(null))
-        if not new <= value + 1e-15 * abs(value):
+            if left <= LEFT_RTOL * (null - value) and new <= value + 1e-14 * abs(value):
+                break
+            damping *= 10.0
+        if not new <= value + 1e-14 * abs(value):
             break
-        w = w + size * step
+        moved, left = float(np.max(np.abs(along))), -slope / 2
+        w = w + step
         z, value = problem.predictor(w), min(value, new)
+        damping = max(damping / 10.0, least)
+        done = left <= LEFT_RTOL * max(null - value, 1e-10 * abs(null))
         # A few steps more tell an optimum, where steps vanish, from a way to infinity.
         receding += done
         if done and (moved < RECEDING or receding > 4):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more threads than cores are many times slower
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.zoo import cases, fitting, table
 
