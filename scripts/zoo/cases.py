@@ -1,4 +1,4 @@
-"""The cases of the zoo: which of R's data sets, which of their columns are targets, with which loss.
+"""The cases of the zoo: which of R's data sets, which columns are targets, with which loss.
 
 The rule is fixed: nothing is chosen by looking at results.
 
@@ -110,7 +110,7 @@ def _rank(package: str, item: str, column: str = "") -> int:
 
 
 def cases_of(package: str, item: str, every_column: bool = False) -> list[Case]:
-    """The cases of one set: one of each kind, or all of its columns; none if its rows do not fit."""
+    """The cases of one set: one of each kind, or all; none if it has too few or too many rows."""
     frame = load(package, item)
     if not ROWS[0] <= len(frame) <= ROWS[1] or frame.shape[1] < 2:
         return []
@@ -124,7 +124,8 @@ def cases_of(package: str, item: str, every_column: bool = False) -> list[Case]:
         named = {target for where, what, target in NAMED if (where, what) == (package, item)}
         for name in columns:
             if every_column or name == first or name in named:
-                chosen.append(Case(package, item, name, kind, losses_of(kind, frame[name].dropna())))
+                losses = losses_of(kind, frame[name].dropna())
+                chosen.append(Case(package, item, name, kind, losses))
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""Fits of the zoo: mpigd's defaults and its named optimisers on one case, judged by the reference."""
+"""Fits of the zoo: mpigd's defaults and named optimisers on a case, judged by the reference."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def train(path: str, loss: str, l2: float, limit: float, optimizer: str = "auto") -> Row:
-    """One training run as a row: the model under `model`, or `error` or `hang`; and what was said."""
+    """One training run: the model under `model`, or `error` or `hang`; and what was said."""
     import mpigd
     from mpigd.errors import MpigdError
 
@@ -144,7 +144,11 @@ def _fit(data: cases.Data, design: reference.Design, loss: str, l2: float, limit
 
 
 def judge(row: Row) -> tuple[str, str]:
-    """The status of a fit, one of STATUSES, and what is wrong with it."""
+    """The status of a fit, one of STATUSES, and what is wrong with it.
+
+    Where no optimum exists a fit has to say so; one that says only that it has not converged
+    counts as said, under a cause of its own.
+    """
     said = " ".join(row["said"]).lower()
     if row.get("hang"):
         return "hang", "time limit"
@@ -152,26 +156,26 @@ def judge(row: Row) -> tuple[str, str]:
         if row["code"] is None:
             return "wrong", "traceback"
         return ("refused", "refused") if row["code"] in (2, 65) else ("said", "error")
-    excess = row["excess"]
-    named = "separat" in said
-    if excess < -1e-7:
-        return "wrong", "reference not at the optimum"
-    if not row["exists"] and not named:
-        return "silent", "no optimum exists, and nothing is said of it"
+    named = "separat" in said or bool(row.get("separation"))
+    if row["excess"] < -1e-7:
+        return "wrong", "below the reference: its fault"
     if row["exists"] and named:
         return "wrong", "separation is reported where an optimum exists"
-    if row["exists"] and row["converged"]:
-        return ("right", "") if excess <= RIGHT else ("wrong", "converged away from the optimum")
+    if row["converged"] and row["excess"] > RIGHT:
+        return "wrong", "converged away from the optimum"
+    if row["converged"] and row["exists"]:
+        return "right", ""
     if not said:
-        return "silent", "not converged, and nothing is said of it"
-    return "said", "separation" if named else "not converged"
+        return "silent", "not converged" if row["exists"] else "no optimum exists"
+    if named:
+        return "said", "separation"
+    return "said", "not converged" if row["exists"] else "not converged, separation not named"
 
 
 def reads_bar(row: Row) -> Row:
-    """The best reads of the named optimisers that reach the optimum, and whether ours keep the bar."""
-    reads = {
-        name: run["reads"] for name, run in row["peers"].items() if run.get("excess", 1.0) <= COUNTS
-    }
+    """The best reads of the optimisers that reach the optimum, and whether ours keep the bar."""
+    arrived = {name: run for name, run in row["peers"].items() if run.get("excess", 1.0) <= COUNTS}
+    reads = {name: run["reads"] for name, run in arrived.items()}
     if not reads or row.get("reads") is None:
         return {"best": None, "best_reads": None, "within": None}
     best = min(reads, key=lambda name: reads[name])

@@ -45,17 +45,17 @@ class Design:
         deviation = np.sqrt(np.mean(centred**2, axis=0))
         self.deviation = np.where(self.constant, 0.0, deviation)
         live = self.deviation > 0.0
-        left, self._singular, _ = np.linalg.svd(
-            centred[:, live] / self.deviation[live], full_matrices=False
-        )
+        standard = centred[:, live] / self.deviation[live]
+        left, self._singular, _ = np.linalg.svd(standard, full_matrices=False)
         self._left = left * np.sqrt(n)
         top = self._singular[0] if self._singular.size else 0.0
-        self._ranks = [int(np.sum(self._singular > rtol * top)) for rtol in (RANK_RTOL, ALIASED_RTOL)]
+        shares = self._singular / (top or 1.0)
+        self._ranks = [int(np.sum(shares > rtol)) for rtol in (RANK_RTOL, ALIASED_RTOL)]
         self.near = self._ranks[0] - self._ranks[1]
         self.rank = self._ranks[0]
 
     def basis(self, aliased: bool) -> tuple[Array, Array]:
-        """The basis (n, r + 1) and the stretch (r,); aliased: without the nearly aliased directions."""
+        """The basis (n, r + 1) and the stretch (r,); aliased: without nearly aliased directions."""
         r = self._ranks[1 if aliased else 0]
         ones = np.ones((self.X.shape[0], 1))
         stretch = np.sqrt(self.X.shape[0]) / self._singular[:r]
@@ -69,7 +69,7 @@ class Design:
 
 @dataclass(frozen=True)
 class PointwiseLoss:
-    """A loss of the linear predictor. value: (z, y) -> (n,); derivatives: (z, y) -> dl/dz, d2l/dz2."""
+    """A loss of the linear predictor: value (z, y) -> (n,), derivatives (z, y) -> l', l''."""
 
     value: Callable[[Array, Array], Array]
     derivatives: Callable[[Array, Array], tuple[Array, Array]]
@@ -110,19 +110,23 @@ def _squared_derivatives(z: Array, y: Array) -> tuple[Array, Array]:
     return z - y, np.ones_like(z)
 
 
+def _log_mean(y: Array) -> float:
+    return float(np.log(np.mean(y)))
+
+
 LOSSES = {
     "squared": PointwiseLoss(
-        lambda z, y: 0.5 * (z - y) ** 2, _squared_derivatives, lambda y: float(np.mean(y))
+        lambda z, y: 0.5 * (z - y) ** 2,
+        _squared_derivatives,
+        lambda y: float(np.mean(y)),
     ),
     "logistic": PointwiseLoss(
         _logistic_value,
         _logistic_derivatives,
         lambda y: float(np.log(np.mean(y > 0.5)) - np.log(np.mean(y < 0.5))),
     ),
-    "poisson": PointwiseLoss(
-        _poisson_value, _poisson_derivatives, lambda y: float(np.log(np.mean(y)))
-    ),
-    "gamma": PointwiseLoss(_gamma_value, _gamma_derivatives, lambda y: float(np.log(np.mean(y)))),
+    "poisson": PointwiseLoss(_poisson_value, _poisson_derivatives, _log_mean),
+    "gamma": PointwiseLoss(_gamma_value, _gamma_derivatives, _log_mean),
 }
 
 
@@ -143,7 +147,12 @@ def mean_loss(loss: str, z: Array, y: Array) -> float:
 
 
 def objective(
-    design: Design, y: Array, loss: str, l2: float, coef: Array, intercept: Array
+    design: Design,
+    y: Array,
+    loss: str,
+    l2: float,
+    coef: Array,
+    intercept: Array,
 ) -> float:
     """The documented objective at stored coefficients (k, d) and intercepts (k,)."""
     with np.errstate(all="ignore"):
@@ -170,7 +179,7 @@ class Optimum:
 
     @property
     def gain(self) -> float:
-        """What there is to gain over the intercept alone, at least the rounding of the objective."""
+        """What there is to gain over the intercept alone; at least the objective's rounding."""
         return max(self.null - self.value, 1e-10 * abs(self.null), 1e-300)
 
     def excess(self, value: float) -> float:
@@ -179,7 +188,12 @@ class Optimum:
 
 
 def optimum(
-    design: Design, y: Array, loss: str, l2: float, k: int = 1, aliased: bool = False
+    design: Design,
+    y: Array,
+    loss: str,
+    l2: float,
+    k: int = 1,
+    aliased: bool = False,
 ) -> Optimum:
     """The optimum of the documented objective; k: classes of softmax, whose y are codes 0..k-1."""
     A, stretch = design.basis(aliased)
@@ -233,7 +247,7 @@ class _Single:
 
 
 class _Softmax:
-    """The softmax loss of k classes; parameters (k - 1, p), as one vector, of orthonormal contrasts.
+    """The softmax loss of k classes; parameters are orthonormal contrasts (k - 1, p), one vector.
 
     Adding the same vector to all outputs changes no probability, and the sum over outputs is zero
     at a ridge optimum: contrasts leave that direction out and keep the penalty as it is.
@@ -294,7 +308,7 @@ def _solve(H: Array, g: Array, damping: float) -> Array:
 
 
 def _newton(problem: _Single | _Softmax) -> Optimum:
-    """Newton's method, damped after Levenberg and Marquardt, from the optimum of the intercept alone.
+    """Newton's method with Levenberg's damping, from the optimum of the intercept alone.
 
     The basis is orthonormal, so that a multiple of the identity damps the linear predictor. On a
     separable way the curvature falls with the remaining gain, and the damping has to follow.
@@ -303,8 +317,10 @@ def _newton(problem: _Single | _Softmax) -> Optimum:
     z = problem.predictor(w)
     value = null = problem.value(w, z)
     damping, least = 1e-2 * null, 1e-15 * null
-    receding, left, moved, steps = 0, np.inf, np.inf, 0
-    for steps in range(1, MAX_STEPS + 1):
+    receding = steps = 0
+    left = moved = np.inf
+    while steps < MAX_STEPS:
+        steps += 1
         g, H = problem.derivatives(w, z)
         while True:
             step = -_solve(H, g, damping)

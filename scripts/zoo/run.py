@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,10 +30,18 @@ GRACE = 30.0  # seconds after the alarm until a process that does not answer is 
 LONGEST = 600.0  # seconds between two rows: a fit, its peers and its reference
 
 
+def _die_with(parent: int) -> None:
+    """End this process when its parent has gone: a killed run leaves no worker behind."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
 def _serve(pipe: Any, limit: float) -> None:
     """A worker: takes cases from the pipe, sends their rows, None after the last one."""
     from mpigd import cache
 
+    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     cache.prepare()
     fitting.warm()
     with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +98,7 @@ class Worker:
             self._process = None
 
 
-def run(chosen: Sequence[cases.Case], jobs: int, limit: float, sink: IO[str] | None) -> list[Row]:
+def run(chosen: Sequence[cases.Case], jobs: int, limit: float, sink: IO[str]) -> list[Row]:
     """All rows of the cases, by `jobs` processes; each row is written to `sink` as it comes."""
     rows: list[Row] = []
     waiting = iter(chosen)
@@ -99,9 +108,8 @@ def run(chosen: Sequence[cases.Case], jobs: int, limit: float, sink: IO[str] | N
         for case in waiting:  # shared by the threads: next() of a list iterator is atomic
             for row in worker.run(case):
                 rows.append(row)
-                if sink:
-                    sink.write(json.dumps(row) + "\n")
-                    sink.flush()
+                sink.write(json.dumps(row) + "\n")
+                sink.flush()
                 show(row)
         worker.stop()
 
@@ -117,18 +125,18 @@ def show(row: Row) -> None:
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="every set, not one in five and those of reports")
-    parser.add_argument("--every-column", action="store_true", help="all suitable columns, not one of each kind")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="every set, not one in six")
+    parser.add_argument("--every-column", action="store_true", help="not one of each kind")
     parser.add_argument("--only", nargs="+", metavar="PACKAGE/ITEM", help="these sets")
     parser.add_argument("--target", help="with --only: this column alone")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--limit", type=float, default=fitting.LIMIT, help="seconds of a fit")
     parser.add_argument("--output", help="JSON lines, a row for each fit")
-    parser.add_argument("--append", action="store_true", help="go on with --output: its cases are not fitted again")
+    parser.add_argument("--append", action="store_true", help="go on with --output")
     parser.add_argument("--markdown", help="the page to write the table into: docs/zoo.md")
-    parser.add_argument("--read", help="make the table of this --output of another run; fit nothing")
+    parser.add_argument("--read", help="the --output of a run: make its table")
     return parser.parse_args(argv)
 
 
@@ -143,8 +151,13 @@ def chosen_cases(given: argparse.Namespace) -> list[cases.Case]:
 
 
 def read(path: str) -> list[Row]:
+    """The rows of an earlier --output, judged again."""
     with open(path, encoding="utf-8") as file:
-        return [json.loads(text) for text in file]
+        rows = [json.loads(text) for text in file]
+    for row in rows:
+        if "said" in row:
+            row["status"], row["cause"] = fitting.judge(row)
+    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -162,8 +175,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         done = {(row["package"], row["item"], row["target"]) for row in rows}
         rest = [case for case in chosen if (case.package, case.item, case.target) not in done]
         begin = time.perf_counter()
-        sink = open(given.output, "a" if given.append else "w", encoding="utf-8") if given.output else None
-        rows += run(rest, given.jobs, given.limit, sink)
+        mode = "a" if given.append else "w"
+        with open(given.output or os.devnull, mode, encoding="utf-8") as sink:
+            rows += run(rest, given.jobs, given.limit, sink)
         print(f"{len(rows)} rows in {time.perf_counter() - begin:.0f} s", file=sys.stderr)
     print(table.text(rows))
     if given.markdown:

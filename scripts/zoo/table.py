@@ -1,4 +1,4 @@
-"""Tables of the zoo: counts by loss and penalty, reads against the best named optimiser, offenders."""
+"""Tables of the zoo: counts by loss and penalty, reads against the best optimiser, offenders."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ HEAD = (
 
 def line(row: Row) -> str:
     """One row for people."""
+
     def number(key: str, form: str) -> str:
         return "-" if row.get(key) is None else format(row[key], form)
 
-    reads = f"reads {number('reads', '.4g')} (best {number('best_reads', '.4g')} {row.get('best') or ''})"
+    best = f"{number('best_reads', '.4g')} {row.get('best') or ''}"
+    reads = f"reads {number('reads', '.4g')} (best {best})"
     text = row.get("error") or "; ".join(row.get("said", []))
     where = f"{row['package']}/{row['item']} {row['target']} {row['loss']} {row['l2']:g}"
     why = row.get("cause") or row["status"]
@@ -54,34 +56,42 @@ def _figures(rows: Sequence[Row]) -> list[str]:
 def lines(rows: Sequence[Row]) -> list[list[str]]:
     """The table: a line for each loss and penalty, and for all fits."""
     keys = sorted({(row["loss"], row["l2"]) for row in rows if row["loss"] != "import"})
-    body = [
-        [loss, f"{l2:g}", *_figures([row for row in rows if (row["loss"], row["l2"]) == (loss, l2)])]
-        for loss, l2 in keys
-    ]
     fitted = [row for row in rows if row["loss"] != "import"]
+    body = []
+    for loss, l2 in keys:
+        own = [row for row in fitted if (row["loss"], row["l2"]) == (loss, l2)]
+        body.append([loss, f"{l2:g}", *_figures(own)])
     return [list(HEAD), *body, ["all", "", *_figures(fitted)]]
 
 
 def text(rows: Sequence[Row]) -> str:
-    """The table and the offenders, for a terminal."""
+    """The table and the offenders by cause, for a terminal."""
     found = lines(rows)
     widths = [max(len(line[at]) for line in found) for at in range(len(HEAD))]
-    shown = ["  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)) for line in found]
+    shown = ["  ".join(map(str.rjust, words, widths)) for words in found]
     fitted = [row for row in rows if row["loss"] != "import"]
-    bad = [row for row in fitted if row["status"] not in ("right", "said", "refused")]
-    slow = [row for row in fitted if row.get("within") is False and row not in bad]
-    refused = Counter(row["error"][:70] for row in rows if row["loss"] == "import")
     parts = ["\n".join(shown)]
-    if bad:
-        by_cause = sorted(bad, key=lambda row: (row.get("cause", ""), -row.get("excess", 0.0)))
-        parts.append("Wrong, silent or hanging:\n" + "\n".join(map(line, by_cause)))
-    if slow:
-        by_ratio = sorted(slow, key=lambda row: -row["reads"] / row["best_reads"])
-        parts.append("Right or said, but above the bar of reads:\n" + "\n".join(map(line, by_ratio)))
+    for title, group in sorted(_offenders(fitted).items()):
+        parts.append(f"{title}: {len(group)}\n" + "\n".join(map(line, group)))
+    refused = Counter(row["error"][:70] for row in rows if row["loss"] == "import")
     if refused:
         parts.append(f"{sum(refused.values())} targets could not be imported")
-        parts.append("\n".join(f"{count:5} {why}" for why, count in refused.most_common(8)))
+        parts.append("\n".join(f"{count:5} {why}" for why, count in refused.most_common(12)))
     return "\n\n".join(parts)
+
+
+def _offenders(fitted: Sequence[Row]) -> dict[str, list[Row]]:
+    """Fits that are not right, by status and cause; and those above the bar of reads."""
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(fitted, key=lambda row: -row.get("excess", 0.0)):
+        if row["status"] != "right":
+            title = f"{row['status']}: {row.get('cause') or row['status']}"
+            groups.setdefault(title, []).append(row)
+    slow = [row for row in fitted if row.get("within") is False]
+    if slow:
+        slow.sort(key=lambda row: -row["reads"] / row["best_reads"])
+        groups["~ above the bar of reads"] = slow
+    return groups
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -90,7 +100,8 @@ def markdown(rows: Sequence[Row]) -> str:
     head = "| " + " | ".join(found[0]) + " |\n" + "|---" * 2 + "|---:" * (len(HEAD) - 2) + "|\n"
     body = "".join("| " + " | ".join(line) + " |\n" for line in found[1:])
     imports = sum(row["loss"] == "import" for row in rows)
-    return f"{len(rows) - imports:,} fits on {sets:,} data sets ({imports} targets not imported).\n\n{head}{body}"
+    caption = f"{len(rows) - imports:,} fits on {sets:,} data sets ({imports} targets not imported)."
+    return f"{caption}\n\n{head}{body}"
 
 
 def update(page: Path, rows: Sequence[Row]) -> None:
@@ -99,4 +110,5 @@ def update(page: Path, rows: Sequence[Row]) -> None:
     _, end, after = rest.partition(MARKS[1])
     if not found or not end:
         raise SystemExit(f"{page}: has no marks for the table")
-    page.write_text(before + MARKS[0] + "\n" + markdown(rows) + "\n" + MARKS[1] + after, encoding="utf-8")
+    table = f"{MARKS[0]}\n{markdown(rows)}\n{MARKS[1]}"
+    page.write_text(before + table + after, encoding="utf-8")
