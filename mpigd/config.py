@@ -67,25 +67,10 @@ class Config:
         "else adam; "
         "with --l1 or bounds proximal-newton, fista, svrg or sgd",
         (
-            "auto",
-            "newton",
-            "newton-cholesky",
-            "lbfgs",
-            "lbfgs-newton",
-            "hybrid",
-            "smoothed-newton",
-            "proximal-newton",
-            "fista",
-            "svrg",
-            "sgd",
-            "momentum",
-            "nesterov",
-            "adagrad",
-            "rmsprop",
-            "adam",
-            "adamw",
+            "auto", "newton", "newton-cholesky", "lbfgs", "lbfgs-newton", "hybrid", "smoothed-newton", "proximal-newton",
+            "fista", "svrg", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw",
         ),
-    )
+    )  # fmt: skip
     learning_rate: float | None = option(
         None, "step size; default: from the curvature of the data", above=0, alias="lr", fixed=False
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import islice, pairwise
 from typing import Any
 
@@ -18,41 +17,19 @@ import numpy as np
 from mpigd.batches import Batch, MiniBatch
 from mpigd.comm import Comm
 from mpigd.data import selection
-from mpigd.data.matrix import CSR, Into, Matrix, Task, block_rows
+from mpigd.data.matrix import CSR, Into, Task, block_rows
 from mpigd.data.shard import RowNumbers
 from mpigd.exact import ExactReducer
 from mpigd.model.hessian import Alongside, Curvature, column_squares
 from mpigd.model.line import LossLine
 from mpigd.model.losses import Loss
+from mpigd.model.rows import Rows as Rows
 from mpigd.model.scaling import Scaling, Statistics
 from mpigd.reduce import Found, NativeReducer, Reducer
 from mpigd_kernels import residuals, sampling
 
 Array = np.ndarray[Any, Any]
 SAMPLE_EPOCH = (1 << 32) - 2  # whose permutation no training step uses
-
-
-@dataclass(frozen=True)
-class Rows:
-    """This rank's rows as the objective needs them: X (m, d), targets y or class codes, weights c, offset or None.
-
-    c may be one number broadcast; kernels take contiguous copies of the rows they need.
-    """
-
-    X: Matrix
-    y: Array
-    c: Array
-    offset: Array | None
-
-    @cached_property
-    def targets(self) -> Array:
-        """y as a sweep takes it: (1, m)."""
-        return self.y[np.newaxis]
-
-    @cached_property
-    def weights(self) -> Array:
-        """c as a sweep takes it: one number that is broadcast becomes an array of one."""
-        return self.c if self.c.strides[0] else self.c[:1].copy()
 
 
 class Objective:
