@@ -22,7 +22,7 @@ from mpigd.model import fitted
 from mpigd.model.digits import centred, warning
 from mpigd.model.hessian import is_whole
 from mpigd.model.losses import LOSSES, Loss
-from mpigd.model.null_model import NullModel, fit_null, mean_curvature
+from mpigd.model.null_model import NullModel, fit_null
 from mpigd.model.objective import Objective, Rows
 from mpigd.model.penalties import L2, ElasticNet, bounds
 from mpigd.model.rounding import needs_fine
@@ -57,7 +57,7 @@ SAMPLE_EPOCH = (1 << 32) - 1  # whose draws no training step uses
 class Problem:
     """What is to be minimised, ready on this rank.
 
-    null: the model without columns, where training starts; curvature: the mean second derivative of the loss there.
+    null: the model without columns, where training starts.
     samples: sizes of the samples of rows that Newton's method may begin on.
     """
 
@@ -71,7 +71,6 @@ class Problem:
     mean_response: float
     spread: float
     null: NullModel
-    curvature: float
     samples: tuple[int, ...]
     warning: str | None = None  # on the data
 
@@ -141,10 +140,9 @@ def problem(shard: Shard, config: Config, comm: Comm) -> Problem:
     objective.fine = needs_fine(objective, y, mean, spread, config.tol, comm)
     reducer = objective.reducer(config.reduce, comm, replacement=config.mode == "stochastic")
     null = fit_null(objective, mean, comm)
-    bend = mean_curvature(objective, null, comm)
     return Problem(
         objective, penalty(config, scaling, k), reducer, loss, classes,
-        shard, mark, mean, spread, null, bend, _samples(objective, null, comm), few,
+        shard, mark, mean, spread, null, _samples(objective, null, comm), few,
     )  # fmt: skip
 
 
@@ -209,7 +207,7 @@ def optimizer(problem: Problem, config: Config, steps_per_epoch: int) -> Optimiz
 
 def _second_order(problem: Problem, config: Config) -> Optimizer:
     objective, k = problem.objective, problem.k
-    lbfgs = LBFGS(first=1.0 / problem.curvature)
+    lbfgs = LBFGS(first=1.0 / problem.null.curvature)
     if config.optimizer == "lbfgs":
         return lbfgs
     if config.optimizer == "hybrid":
@@ -239,7 +237,7 @@ def _hybrid(problem: Problem, config: Config) -> Hybrid:
     size = min(problem.objective.n, BATCH_SIZE["minibatch"])
     steps = -(-problem.objective.n // size)
     base = _adaptive_rate(problem, config.replace(optimizer="adam"), steps)
-    then = LBFGS(first=1.0 / problem.curvature)
+    then = LBFGS(first=1.0 / problem.null.curvature)
     return Hybrid(FIRST_ORDER["adam"](Rate(base, "cosine", 0, steps, steps)), size, then)
 
 
