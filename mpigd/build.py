@@ -28,6 +28,7 @@ from mpigd.model.penalties import L2, ElasticNet, bounds
 from mpigd.model.rounding import needs_fine
 from mpigd.model.samples import sizes as _samples
 from mpigd.model.scaling import Scaling, make_scaling
+from mpigd.model.sparse_outer import Split
 from mpigd.model.targets import Classes, check_domain, check_size, class_weights, find_classes
 from mpigd.optim import curvature
 from mpigd.optim.accelerated import Accelerated
@@ -80,7 +81,9 @@ class Problem:
         objective = self.objective
         sparse = objective.statistics.number is not None
         entries = objective.statistics.entries / max(1, objective.n) if sparse else None
-        return Shape(objective.n, objective.scaling.p, self.k, entries, self.samples)
+        split = Split.of(objective)
+        wide = 0 if split is None else split.dense
+        return Shape(objective.n, objective.scaling.p, self.k, entries, wide, self.samples)
 
     @property
     def unit(self) -> float:
