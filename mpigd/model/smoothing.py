@@ -34,6 +34,7 @@ from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
 Band = tuple[Objective, Array | slice, int]  # rows, which they are of this rank's, how many over all ranks
+STRAYED = 4.0  # times the limit of nearness, a change of margins
 MOST = 1 / 4  # of the rows near their kinks: more are not copied, all are looked at
 
 
@@ -62,6 +63,7 @@ class Smoothed:
     def __init__(self, oracle: Oracle, penalty: Penalty, factor: float) -> None:
         self.oracle, self.penalty, self.factor = oracle, penalty, factor
         self.linear: Array | None = None
+        self._from, self._limit = np.zeros(0), math.inf  # of rows near their kinks: margins at first, and how near
         objective = oracle.objective
         rows, hinge = objective.rows, objective.loss.classifies
         self._sign = 2.0 * rows.y - 1.0 if hinge else np.ones(1)
@@ -120,6 +122,18 @@ class Smoothed:
         u, c = size[inside], self.oracle.objective.rows.c[inside]
         return self.factor * float(total(c * u * (0.5 - u / look.width), self._comm)[0])
 
+    def curved(self, look: Look) -> int:
+        """How many rows are in the band."""
+        return self._count(int(np.count_nonzero(np.abs(self.distances(look.z)) < 0.5 * look.width)))
+
+    def strayed(self, look: Look) -> bool:
+        """Whether margins have changed by so much that other rows than these near ones matter."""
+        if self.linear is None:
+            return False
+        most = np.array([np.max(np.abs(look.z - self._from), initial=0.0)])
+        self._comm.allreduce(most, "max")
+        return bool(most[0] > STRAYED * self._limit)
+
     def within(self, look: Look, share: float) -> float:
         """The distance to their kinks that so large a share of the rows does not exceed."""
         size = np.abs(self.distances(look.z))
@@ -148,7 +162,7 @@ class Smoothed:
         batch = Batch(slice(None), count, 0, 0, True)
         part = Smoothed(Oracle(objective, batch, self.oracle.own_reducer(objective)), self.penalty, self.factor)
         here = part.look(look.w, look.width)
-        part.linear = look.g - here.g
+        part.linear, part._from, part._limit = look.g - here.g, here.z, limit
         here.g = look.g.copy()
         return part, here
 
