@@ -24,12 +24,13 @@ import numpy as np
 from mpigd.batches import Batch
 from mpigd.comm import Comm
 from mpigd.data.matrix import Into
+from mpigd.exact import ExactReducer
 from mpigd.model.constant import weighted_quantile
 from mpigd.model.hessian import Curvature
 from mpigd.model.objective import Objective, Oracle, Rows
 from mpigd.model.penalties import Penalty
 from mpigd.model.scaling import blocks
-from mpigd.reduce import total
+from mpigd.reduce import NativeReducer, Reducer, total
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
@@ -103,14 +104,13 @@ class Smoothed:
         """How the gradient changes with the width (p,): a read of the rows in the band."""
         of, inside, size = self._band(look)
         share = (self._sign * self.distances(look.z))[inside] / look.width
-        # At most a half, so that the residuals' bound holds.
         r = (of.rows.c * np.where(np.abs(share) < 0.5, share, 0.0))[np.newaxis]
 
         def visit(rows: slice, into: Into) -> None:
             for part in blocks(of.rows.X):
                 of.rows.X.rows(part).accumulate(r[:, part].copy(), np.zeros(part.stop - part.start), into)
 
-        reducer, scaling = self.oracle.own_reducer(of), of.scaling
+        reducer, scaling = _accumulating(of, self.oracle.reducer), of.scaling
         self.oracle.objective.counter.reads += size / of.n
         factor = self.factor / look.width
         return reducer.sweep_for(lambda T, S: scaling.gradient(T, S, factor)[1], [slice(None)], visit, size)
@@ -215,6 +215,14 @@ def smoothed(objective: Objective, quantile: float, width: float) -> Objective:
     part.loss, part.parameter = loss, (quantile, width)  # type: ignore[assignment]
     part.kind = loss.with_parameter(part.parameter)
     return part
+
+
+def _accumulating(objective: Objective, like: Reducer) -> Reducer:
+    """A reducer for residuals of at most the largest weight that are accumulated, not swept over."""
+    if isinstance(like, NativeReducer):
+        return NativeReducer(like.comm, 1, objective.rows.X.d)
+    statistics = objective.statistics
+    return ExactReducer(like.comm, statistics.bounds, 1, objective.n, statistics.heaviest, objective.fine)
 
 
 def _take(objective: Objective, chosen: Array) -> Objective:
