@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 LOSSES = ("logistic", "softmax", "poisson")
-MOST_PRODUCTS = 4e9  # in a Hessian of its own, one second for a core; else single columns alone
+FEW_PRODUCTS = 5e7  # in a Hessian: some 20 milliseconds
+MOST_PRODUCTS = 4e9  # in one that has to be computed for this; else single columns alone
+CONFIDENT = 0.01  # a loss; rows that a combination of columns separates come below it before the run ends
 MOST_EXTREMES = 4_000_000  # classes times columns
 SHOWN = 5  # columns and classes named in a message
 LEAST_MOVE = 0.45  # of a Newton direction on separated data; 1/2 but for rounding
@@ -87,30 +89,46 @@ def find(
     """
     reads = objective.counter.reads
     try:
-        comm = reducer.comm
-        known = step is not None or _is_cheap(objective)
-        factorised = known and recession.is_factorised(objective)
-        replaced = 1  # pivots of a step from elsewhere may have been replaced
-        if step is None and factorised:
-            oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), reducer)
-            oracle.look_at(w)
-            step, replaced = recession.newton_direction(oracle.hessian(), g)
-        deep = step is None or (replaced > 0 and recession.is_deep(w, objective, comm))
-        if step is not None and not deep and not is_possible(step, objective, comm):
-            return None
-        found = single_columns(objective, comm)
-        if found is None and factorised:
-            direction = recession.search(w, objective, reducer, LEAST_MOVE)
-            found = None if direction is None else _of_direction(direction, comm)
-        return found
+        return _find(w, g, objective, reducer, step)
     except NotFinite:  # raised on all ranks together: numbers of this size are nothing to decide by
         return None
     finally:
         objective.counter.reads = reads
 
 
-def _is_cheap(objective: Objective) -> bool:
-    return float(objective.n) * objective.size * objective.size <= MOST_PRODUCTS
+def _find(w: Array, g: Array, objective: Objective, reducer: Reducer, step: Array | None) -> Separation | None:
+    comm, products = reducer.comm, float(objective.n) * objective.size * objective.size
+    known = step is not None
+    if not recession.is_factorised(objective) or (not known and products > MOST_PRODUCTS):
+        return single_columns(objective, comm)
+    found, looked = None, False
+    if not known and products > FEW_PRODUCTS:  # three reads are cheaper than a Hessian
+        found, looked = single_columns(objective, comm), True
+        if found is not None or not _is_confident(w, objective, comm):
+            return found
+    replaced = 1  # pivots of a step from elsewhere may have been replaced
+    if step is None:
+        oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), reducer)
+        oracle.look_at(w)
+        step, replaced = recession.newton_direction(oracle.hessian(), g)
+    is_deep = replaced > 0 and recession.is_deep(w, objective, comm)
+    if not is_deep and not is_possible(step, objective, comm):
+        return None
+    found = None if looked else single_columns(objective, comm)
+    if found is None:
+        direction = recession.search(w, objective, reducer, LEAST_MOVE)
+        found = None if direction is None else _of_direction(direction, comm)
+    return found
+
+
+def _is_confident(w: Array, objective: Objective, comm: Comm) -> bool:
+    """Whether some row's loss at w (k * p,) is small, as those of separated rows become."""
+    rows, z = objective.rows, objective.margins(w)
+    r, l, c = np.empty_like(z), np.empty(z.shape[1]), np.ascontiguousarray(rows.c)
+    objective.loss.kernel(z, rows.y, c, objective.parameter, r, l)
+    found = np.array([np.count_nonzero((l < CONFIDENT * c) & (c > 0.0))], dtype=np.int64)
+    comm.allreduce(found)
+    return bool(found[0])
 
 
 def is_possible(step: Array, objective: Objective, comm: Comm) -> bool:
