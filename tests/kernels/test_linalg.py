@@ -92,7 +92,8 @@ def test_a_class_that_cannot_be_left_has_no_distribution() -> None:
 
 @pytest.mark.parametrize("p", SIZES)
 def test_elimination_leaves_dependent_columns_out(p: int) -> None:
-    """The kept columns' factor is that of their own matrix, whatever is beside them; a dropped one's column is Q'x."""
+    """The kept columns' factor is that of their own matrix, whatever is beside them; a dropped
+    one's column is Q'x."""
     rng = np.random.default_rng(p)
     X = rng.normal(size=(2 * p + 3, p))
     for j in range(2, p, 3):

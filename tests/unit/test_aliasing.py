@@ -1,4 +1,5 @@
-"""Columns that depend on others: the first in the data are kept, as in R, and the rest is statsmodels' on the reduced design."""
+"""Columns that depend on others: the first in the data are kept, as in R, and the rest is
+statsmodels' on the reduced design."""
 
 from __future__ import annotations
 
@@ -40,11 +41,21 @@ def response(loss: str, z: Array, seed: int = 3) -> Array:
 def factors(loss: str) -> Table:
     """Two full one-hot factors, numbers, a duplicate, zeros, a combination; weights and an offset."""
     rng = np.random.default_rng(2)
-    g, f, x, t = rng.integers(0, 4, N), rng.integers(0, 3, N), rng.normal(size=N), rng.normal(size=N)
+    g, f, x, t = (
+        rng.integers(0, 4, N),
+        rng.integers(0, 3, N),
+        rng.normal(size=N),
+        rng.normal(size=N),
+    )
     one, two = np.eye(4)[g], np.eye(3)[f]
     X = np.column_stack([x, one, np.zeros(N), two, x, t, 2 * x - 3 * t + 5 * two[:, 1], np.full(N, 3.0)])
     offset = 0.1 * rng.normal(size=N)
-    return Table(X, response(loss, 0.3 * x + 0.2 * g - 0.1 * f + offset), rng.integers(1, 4, N).astype(float), offset)
+    return Table(
+        X,
+        response(loss, 0.3 * x + 0.2 * g - 0.1 * f + offset),
+        rng.integers(1, 4, N).astype(float),
+        offset,
+    )
 
 
 def first_independent(X: Array) -> list[int]:
@@ -64,13 +75,23 @@ def agree(model: Model, table: Table, loss: str, intercept: bool = True, kept: l
     found = summary.table(model)
     missing = [j for j in range(design.shape[1]) if j not in kept]
     close = dict(rtol=1e-6, atol=1e-9)
-    for ours, theirs in (("coef", "params"), ("std_err", "bse"), ("statistic", "tvalues"), ("p_value", "pvalues")):
+    for ours, theirs in (
+        ("coef", "params"),
+        ("std_err", "bse"),
+        ("statistic", "tvalues"),
+        ("p_value", "pvalues"),
+    ):
         assert [j for j, value in enumerate(found[ours]) if value is None] == missing, ours
         values = np.array([value for value in found[ours] if value is not None])
         np.testing.assert_allclose(values, getattr(truth, theirs), err_msg=ours, **close)
     values = np.array([pair for pair in zip(found["low"], found["high"], strict=True) if pair[0] is not None])
     np.testing.assert_allclose(values, truth.conf_int(), **close)
-    for ours, theirs in (("log_likelihood", "llf"), ("aic", "aic"), ("residual_degrees", "df_resid"), ("deviance", "deviance")):
+    for ours, theirs in (
+        ("log_likelihood", "llf"),
+        ("aic", "aic"),
+        ("residual_degrees", "df_resid"),
+        ("deviance", "deviance"),
+    ):
         np.testing.assert_allclose(found[ours], getattr(truth, theirs), rtol=1e-8, err_msg=ours)
     np.testing.assert_allclose(found["dispersion"], truth.scale, rtol=1e-7)
 
@@ -136,7 +157,8 @@ def test_columns_that_differ_by_less_than_r_sees_are_not(apart: float) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @LOSSES
 def test_sums_of_columns_that_storage_has_rounded(loss: str, dtype: Any) -> None:
-    """total = first + second + third, of a mean of ten deviations: as float32 they differ by more than 1e-7 of a deviation."""
+    """total = first + second + third, of a mean of ten deviations: as float32 they differ by more
+    than 1e-7 of a deviation."""
     rng = np.random.default_rng(8)
     parts = rng.normal(size=(N, 3)) + 10
     X = np.column_stack([parts, parts.sum(axis=1), rng.normal(size=N)]).astype(dtype)
@@ -147,7 +169,8 @@ def test_sums_of_columns_that_storage_has_rounded(loss: str, dtype: Any) -> None
 
 
 def test_powers_of_a_year() -> None:
-    """R's lm drops the fourth power too, which the kept ones leave 6e-8 of; beside an intercept columns are centred here."""
+    """R's lm drops the fourth power too, which the kept ones leave 6e-8 of; beside an intercept
+    columns are centred here."""
     year = np.repeat(np.arange(1970.0, 2010.0), 10)
     X = np.column_stack([year, year**2, year**3])
     y = np.sin(year / 5) + np.random.default_rng(0).normal(size=400) * 0.1
@@ -169,7 +192,7 @@ def test_with_a_ridge_nothing_depends_on_others(loss: str) -> None:
         family, z = FAMILIES[loss], table.X @ model.coef[0] + model.intercept[0] + table.offset
         h = c * family.weights(family.link.inverse(z))
         ridge = l2 * c.sum() * np.append(0.0, np.ones(len(used)))
-        # The inverse by eigenvalues in higher precision of what is nearly singular: that of an augmented QR
+        # The information squares the condition of this augmented design, and so would its inverse
         R = np.linalg.qr(np.vstack([Z * np.sqrt(h)[:, None], np.diag(np.sqrt(ridge))]), mode="r")
         inverse = np.linalg.inv(R)
         truth = np.sqrt(model.statistics["dispersion"] * (inverse**2).sum(axis=1))[1:] / sd
@@ -178,7 +201,8 @@ def test_with_a_ridge_nothing_depends_on_others(loss: str) -> None:
 
 
 def test_any_of_the_equivalent_optima_will_do() -> None:
-    """What is shown is a function of the margins at the optimum, not of how an optimiser shared them out."""
+    """What is shown is a function of the margins at the optimum, not of how an optimiser shared
+    them out."""
     table = factors("poisson")
     truth = summary.table(fit(table, loss="poisson", tol=1e-11))
     for optimizer in ("lbfgs", "nesterov", "newton"):
@@ -194,7 +218,11 @@ def test_any_of_the_equivalent_optima_will_do() -> None:
 def test_the_same_bits_on_all_ranks(as_csr: bool, near: bool) -> None:
     table = factors("logistic")
     if near:  # what the information cannot tell: another pass over the rows
-        table = Table(table.X + 1e-6 * np.random.default_rng(0).normal(size=table.X.shape) * (table.X != 0), table.y, table.c)
+        table = Table(
+            table.X + 1e-6 * np.random.default_rng(0).normal(size=table.X.shape) * (table.X != 0),
+            table.y,
+            table.c,
+        )
     truth = fit(shard(table, SelfComm(), as_csr=as_csr), loss="logistic").statistics
 
     def statistics(comm: Comm) -> Any:
@@ -208,7 +236,11 @@ def test_the_same_bits_on_all_ranks(as_csr: bool, near: bool) -> None:
 def test_without_a_doubt_rows_are_not_made_orthogonal(as_csr: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """For one-hot columns a few margins tell: the other way costs a dense product for each row."""
     monkeypatch.setattr(aliasing._Rows, "information", lambda *_: pytest.fail("not needed"))
-    agree(fit(shard(factors("poisson"), SelfComm(), as_csr=as_csr), loss="poisson", tol=1e-10), factors("poisson"), "poisson")
+    agree(
+        fit(shard(factors("poisson"), SelfComm(), as_csr=as_csr), loss="poisson", tol=1e-10),
+        factors("poisson"),
+        "poisson",
+    )
 
 
 def test_what_is_shown(tmp_path: Any) -> None:
@@ -217,7 +249,7 @@ def test_what_is_shown(tmp_path: Any) -> None:
     text = info.summary(path)
     line = next(line for line in text.splitlines() if line.startswith("column 4"))
     assert line.split()[2:] == ["-"] * 6
-    assert "depends on those before it, left out (NA in R)" in text and "8 parameters" in text
+    assert "depends on those before it (NA in R)" in text and "8 parameters" in text
     about = info.describe(path)
     assert about["statistics"]["dropped"] == [f"column {j}" for j in (4, 8, 9, 11)]
     assert about["statistics"]["coef"][5] is None
@@ -233,7 +265,8 @@ NPK = """0 1 1 49.5 1 1 0 62.8 0 0 0 46.8 1 0 1 57.0 1 0 0 59.8 1 1 1 58.5 0 0 1
 
 
 def test_warpbreaks() -> None:
-    """glm(breaks ~ wool + tension, poisson): with dummies of all levels, L first, and an A that follows B."""
+    """glm(breaks ~ wool + tension, poisson): with dummies of all levels, L first, and an A that
+    follows B."""
     y = np.array(BREAKS.split(), dtype=float)
     wool, tension = np.repeat([0, 1], 27), np.tile(np.repeat([0, 1, 2], 9), 2)
     X = np.column_stack([wool == 1, wool == 0, tension == 1, tension == 2, tension == 0]).astype(float)
@@ -248,7 +281,8 @@ def test_warpbreaks() -> None:
 
 
 def test_npk() -> None:
-    """lm(yield ~ block + N*P*K): N:P:K is not defined because of singularities; 185.29 on 12 residual degrees."""
+    """lm(yield ~ block + N*P*K): N:P:K is not defined because of singularities; 185.29 on 12
+    residual degrees."""
     table = np.array(NPK.split(), dtype=float).reshape(24, 4)
     n, p, k, y = table.T
     blocks = np.eye(6)[np.repeat(np.arange(6), 4)][:, 1:]
@@ -267,7 +301,10 @@ def test_an_intercept_alone_and_nothing_at_all() -> None:
     assert model.statistics["intercept_error"] == pytest.approx(y.std(ddof=1) / np.sqrt(30))
     assert model.statistics["degrees_of_freedom"] == 1
     model = fit(Table(np.zeros((30, 2)), y), intercept=False)
-    assert model.statistics["degrees_of_freedom"] == 0 and summary.table(model)["coef"] == [None, None]
+    assert model.statistics["degrees_of_freedom"] == 0 and summary.table(model)["coef"] == [
+        None,
+        None,
+    ]
     both = fit(Table(np.full((30, 2), 2.0), y), intercept=False)
     assert both.statistics["dropped"] == [1]
     assert both.statistics["coef"][0] == pytest.approx(y.mean() / 2)

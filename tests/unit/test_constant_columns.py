@@ -1,4 +1,5 @@
-"""A column of ones without an intercept is a column like others; standardisation changes nothing where nothing is penalised."""
+"""A column of ones without an intercept is a column like others; standardisation changes nothing
+where nothing is penalised."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def test_standardisation_changes_no_prediction_without_a_penalty(loss: str, inte
 @pytest.mark.parametrize("l1", [0.0, 0.02])
 @LOSSES
 def test_ones_without_an_intercept_are_an_intercept(loss: str, l1: float) -> None:
-    """Of standardised columns: the ones' deviation is 0, and so is their penalty, as the gap's proof must know."""
+    """Of standardised columns: the ones' deviation is 0, and so is their penalty, as the gap's
+    proof must know."""
     table = with_ones(loss, weights=True)
     options: dict[str, Any] = dict(loss=loss, l2=0.01, l1=l1, tol=1e-9)
     plain = fit(Table(np.delete(table.X, 1, axis=1), table.y, table.c), **options)
@@ -74,7 +76,10 @@ def test_the_gap_holds_on_the_way(early: int) -> None:
 
 @LOSSES
 def test_the_penalty_of_columns_as_they_are_includes_the_ones(loss: str) -> None:
-    table, config = with_ones(loss, value=3.0), from_mapping(dict(loss=loss, l2=0.1, intercept=False, standardize=False))
+    table, config = (
+        with_ones(loss, value=3.0),
+        from_mapping(dict(loss=loss, l2=0.1, intercept=False, standardize=False)),
+    )
     value, coef, _ = optimum(table, config)
     model = fit(table, loss=loss, l2=0.1, intercept=False, standardize=False, tol=1e-9)
     assert model.summary["objective"] == pytest.approx(value, rel=1e-8)

@@ -1,4 +1,5 @@
-"""Columns whose mean is huge against their deviation: right while the storage has digits of their differences, else said."""
+"""Columns whose mean is huge against their deviation: right while the storage has digits of their
+differences, else said."""
 
 from __future__ import annotations
 
@@ -23,7 +24,11 @@ from tests.threadcomm import run
 from tests.truths import Table
 
 Array = np.ndarray[Any, Any]
-FAMILIES = {"squared": sm.families.Gaussian(), "logistic": sm.families.Binomial(), "poisson": sm.families.Poisson()}
+FAMILIES = {
+    "squared": sm.families.Gaussian(),
+    "logistic": sm.families.Binomial(),
+    "poisson": sm.families.Poisson(),
+}
 
 
 def times(loss: str, far: float, n: int = 500) -> Table:
@@ -60,7 +65,8 @@ def test_the_answer_is_that_of_centred_data(loss: str, far: float, as_csr: bool)
 
 
 def test_without_rounding_of_the_data_the_offset_changes_nothing() -> None:
-    """Whole numbers far from zero are exact: the model is that of the same numbers near it, standardisation on or off."""
+    """Whole numbers far from zero are exact: the model is that of the same numbers near it,
+    standardisation on or off."""
     table = times("squared", 0.0)
     near = np.round(64 * table.X)
     far = near + np.array([1e12, 0.0, 0.0])
