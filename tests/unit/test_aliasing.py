@@ -39,7 +39,7 @@ def response(loss: str, z: Array, seed: int = 3) -> Array:
 
 
 def factors(loss: str) -> Table:
-    """Two full one-hot factors, numbers, a duplicate, zeros, a combination; weights and an offset."""
+    """Two full one-hot factors, a duplicate, zeros, a combination; weights and an offset."""
     rng = np.random.default_rng(2)
     g, f, x, t = (
         rng.integers(0, 4, N),
@@ -48,7 +48,8 @@ def factors(loss: str) -> Table:
         rng.normal(size=N),
     )
     one, two = np.eye(4)[g], np.eye(3)[f]
-    X = np.column_stack([x, one, np.zeros(N), two, x, t, 2 * x - 3 * t + 5 * two[:, 1], np.full(N, 3.0)])
+    combination = 2 * x - 3 * t + 5 * two[:, 1]
+    X = np.column_stack([x, one, np.zeros(N), two, x, t, combination, np.full(N, 3.0)])
     offset = 0.1 * rng.normal(size=N)
     return Table(
         X,
@@ -67,10 +68,17 @@ def first_independent(X: Array) -> list[int]:
     return kept
 
 
-def agree(model: Model, table: Table, loss: str, intercept: bool = True, kept: list[int] | None = None) -> None:
+def agree(
+    model: Model,
+    table: Table,
+    loss: str,
+    intercept: bool = True,
+    kept: list[int] | None = None,
+) -> None:
     design = sm.add_constant(table.X, has_constant="add") if intercept else table.X
     kept = first_independent(design) if kept is None else kept
-    truth = sm.GLM(table.y, design[:, kept], FAMILIES[loss], offset=table.offset, freq_weights=table.c)
+    weights = dict(offset=table.offset, freq_weights=table.c)
+    truth = sm.GLM(table.y, design[:, kept], FAMILIES[loss], **weights)
     truth = truth.fit(tol=1e-13, maxiter=200, use_t=loss == "squared")
     found = summary.table(model)
     missing = [j for j in range(design.shape[1]) if j not in kept]
@@ -84,7 +92,8 @@ def agree(model: Model, table: Table, loss: str, intercept: bool = True, kept: l
         assert [j for j, value in enumerate(found[ours]) if value is None] == missing, ours
         values = np.array([value for value in found[ours] if value is not None])
         np.testing.assert_allclose(values, getattr(truth, theirs), err_msg=ours, **close)
-    values = np.array([pair for pair in zip(found["low"], found["high"], strict=True) if pair[0] is not None])
+    pairs = zip(found["low"], found["high"], strict=True)
+    values = np.array([pair for pair in pairs if pair[0] is not None])
     np.testing.assert_allclose(values, truth.conf_int(), **close)
     for ours, theirs in (
         ("log_likelihood", "llf"),
@@ -105,9 +114,11 @@ def test_full_factors_duplicates_and_zeros(loss: str, intercept: bool, as_csr: b
         data = shard(table, SelfComm(), as_csr=as_csr)
         model = fit(data, loss=loss, tol=1e-10, intercept=intercept, standardize=standardize)
         agree(model, table, loss, intercept)
-        z = table.X @ model.coef[0] + model.intercept[0]  # what is shown predicts what the model predicts
+        # what is shown predicts what the model predicts
+        z = table.X @ model.coef[0] + model.intercept[0]
         shown = [0.0 if value is None else value for value in model.statistics["coef"]]
-        np.testing.assert_allclose(z, table.X @ shown + model.statistics["intercept"], rtol=1e-9, atol=1e-9)
+        found = table.X @ shown + model.statistics["intercept"]
+        np.testing.assert_allclose(z, found, rtol=1e-9, atol=1e-9)
 
 
 def test_the_order_is_that_of_the_data() -> None:
@@ -136,7 +147,8 @@ def test_columns_that_are_nearly_alike_are_kept(apart: float, scale: float) -> N
     model = fit(Table(X, y), tol=1e-12, optimizer="lbfgs")
     assert "dropped" not in model.statistics
     # In the orthogonal parts x, other, e: what statsmodels would lose digits with
-    near = sm.OLS(y, sm.add_constant(np.column_stack([x, other, ((X[:, 2] / scale) - x) / apart]))).fit()
+    third = (X[:, 2] / scale - x) / apart
+    near = sm.OLS(y, sm.add_constant(np.column_stack([x, other, third]))).fit()
     turn = np.diag([1.0, 1.0, 1.0, 1 / (apart * scale)])
     turn[1, 3] = -1 / apart
     errors = np.sqrt(np.diag(turn @ near.cov_params() @ turn.T))
@@ -209,8 +221,8 @@ def test_any_of_the_equivalent_optima_will_do() -> None:
         found = summary.table(fit(table, loss="poisson", tol=1e-9, optimizer=optimizer))
         assert found["dropped"] == truth["dropped"]
         for key in ("coef", "std_err"):
-            values = [[np.nan if value is None else value for value in of[key]] for of in (found, truth)]
-            np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-7)
+            ours, theirs = (np.array(of[key], dtype=float) for of in (found, truth))  # None: NaN
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("near", [False, True])
@@ -257,11 +269,11 @@ def test_what_is_shown(tmp_path: Any) -> None:
 
 
 # Data sets of R, and what R prints of them.
-BREAKS = """26 30 54 25 70 52 51 26 67 18 21 29 17 12 18 35 30 36 36 21 24 18 10 43 28 15 26 27 14 29 19 29 31 41 20 44 42 26
-19 16 39 28 21 39 29 20 21 24 17 13 15 15 16 28"""
-NPK = """0 1 1 49.5 1 1 0 62.8 0 0 0 46.8 1 0 1 57.0 1 0 0 59.8 1 1 1 58.5 0 0 1 55.5 0 1 0 56.0 0 1 0 62.8 1 1 1 55.8 1 0 0 69.5
-0 0 1 55.0 1 0 0 62.0 1 1 1 48.8 0 0 1 45.5 0 1 0 44.2 1 1 0 52.0 0 0 0 51.5 1 0 1 49.8 0 1 1 48.8 1 0 1 57.2 1 1 0 59.0
-0 1 1 53.2 0 0 0 56.0"""
+BREAKS = """26 30 54 25 70 52 51 26 67 18 21 29 17 12 18 35 30 36 36 21 24 18 10 43 28 15 26
+27 14 29 19 29 31 41 20 44 42 26 19 16 39 28 21 39 29 20 21 24 17 13 15 15 16 28"""
+NPK = """0 1 1 49.5 1 1 0 62.8 0 0 0 46.8 1 0 1 57.0 1 0 0 59.8 1 1 1 58.5 0 0 1 55.5 0 1 0
+56.0 0 1 0 62.8 1 1 1 55.8 1 0 0 69.5 0 0 1 55.0 1 0 0 62.0 1 1 1 48.8 0 0 1 45.5 0 1 0 44.2
+1 1 0 52.0 0 0 0 51.5 1 0 1 49.8 0 1 1 48.8 1 0 1 57.2 1 1 0 59.0 0 1 1 53.2 0 0 0 56.0"""
 
 
 def test_warpbreaks() -> None:
@@ -269,14 +281,17 @@ def test_warpbreaks() -> None:
     follows B."""
     y = np.array(BREAKS.split(), dtype=float)
     wool, tension = np.repeat([0, 1], 27), np.tile(np.repeat([0, 1, 2], 9), 2)
-    X = np.column_stack([wool == 1, wool == 0, tension == 1, tension == 2, tension == 0]).astype(float)
+    columns = [wool == 1, wool == 0, tension == 1, tension == 2, tension == 0]
+    X = np.column_stack(columns).astype(float)
     model = fit(Table(X, y), loss="poisson", tol=1e-12)
     found = summary.table(model)
     assert found["dropped"] == ["column 1", "column 4"]
     kept = [0, 1, 3, 4]
-    np.testing.assert_allclose(np.array(found["coef"], float)[kept], [3.69196, -0.20599, -0.32132, -0.51849], atol=5.1e-6)
-    np.testing.assert_allclose(np.array(found["std_err"], float)[kept], [0.04541, 0.05157, 0.06027, 0.06396], atol=5.1e-6)
-    assert found["null_deviance"] == pytest.approx(297.37, abs=0.006) and found["deviance"] == pytest.approx(210.39, abs=0.006)
+    coef, errors = (np.array(found[key], dtype=float)[kept] for key in ("coef", "std_err"))
+    np.testing.assert_allclose(coef, [3.69196, -0.20599, -0.32132, -0.51849], atol=5.1e-6)
+    np.testing.assert_allclose(errors, [0.04541, 0.05157, 0.06027, 0.06396], atol=5.1e-6)
+    assert found["null_deviance"] == pytest.approx(297.37, abs=0.006)
+    assert found["deviance"] == pytest.approx(210.39, abs=0.006)
     assert found["aic"] == pytest.approx(493.06, abs=0.006) and found["residual_degrees"] == 50
 
 
