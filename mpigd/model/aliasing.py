@@ -99,7 +99,11 @@ def independent(
     rows = _Rows(objective, h, order, comm)
     floor = TOLERANCE * TOLERANCE * _squares(H, objective.scaling.intercept)
     H[np.diag_indices_from(H)] += ridge
-    squares, kept, U = H.diagonal().copy(), np.empty(order.size, dtype=bool), H.copy()
+    squares, kept, U = H.diagonal().copy(), np.ones(order.size, dtype=bool), H.copy()
+    # Several times as fast as `eliminate` for thousands of columns
+    if not linalg.cholesky(U) and (U.diagonal() ** 2 >= NEAR * squares).all():
+        return _independent(order, kept, U)
+    U = H.copy()
     linalg.eliminate(U, DOUBTFUL * squares, kept)
     pivots = U.diagonal() ** 2
     if (pivots >= NEAR * squares)[kept].all():

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 
-from mpigd import info, summary
+from mpigd import build, info, summary
 from mpigd.comm import Comm, SelfComm
-from mpigd.model import aliasing
+from mpigd.config import from_mapping
+from mpigd.model import aliasing, inference
 from mpigd.model.fitted import Model
 from tests.scenarios import fit, shard
 from tests.threadcomm import run
@@ -223,6 +224,27 @@ def test_any_of_the_equivalent_optima_will_do() -> None:
         for key in ("coef", "std_err"):
             ours, theirs = (np.array(of[key], dtype=float) for of in (found, truth))  # None: NaN
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+@LOSSES
+def test_an_optimum_far_along_what_the_data_do_not_tell(loss: str) -> None:
+    """Fifty of each level of a factor and minus that in the other, and much of a combination."""
+    table = factors(loss)
+    config = build.complete(from_mapping(dict(loss=loss, tol=1e-11)), N, table.X.shape[1])
+    problem = build.problem(shard(table, SelfComm()), config, SelfComm())
+    model = fit(table, loss=loss, tol=1e-11)
+    coef = model.coef.copy()
+    coef[0, 1:5] += 50.0
+    coef[0, 6:9] -= 50.0
+    coef[0, [0, 10, 7, 11]] += [200.0, -300.0, 500.0, -100.0]
+    w = problem.objective.scaling.from_raw(coef, model.intercept)
+    reducer = problem.objective.reducer("exact", SelfComm())
+    found = inference.infer(w, problem.objective, problem.penalty, reducer)
+    for key in ("coef", "standard_errors"):
+        ours, theirs = (np.array(of[key], dtype=float) for of in (found, model.statistics))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-9)
+    assert found["dropped"] == model.statistics["dropped"]
+    assert found["deviance"] == pytest.approx(model.statistics["deviance"], rel=1e-11)
 
 
 @pytest.mark.parametrize("near", [False, True])
