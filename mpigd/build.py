@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,17 +13,21 @@ from mpigd.choices import choice as choice  # build and choices are one door to 
 from mpigd.choices import complete as complete
 from mpigd.comm import Comm, together
 from mpigd.config import Config
+from mpigd.costs import Shape
 from mpigd.data.loading import Layout, fingerprint
 from mpigd.data.shard import Shard
 from mpigd.data.streamed import Streamed
 from mpigd.errors import UsageError
 from mpigd.model import fitted
+from mpigd.model.digits import centred, warning
 from mpigd.model.hessian import is_whole
 from mpigd.model.losses import LOSSES, Loss
+from mpigd.model.null_model import NullModel, fit_null, mean_curvature
 from mpigd.model.objective import Objective, Rows
 from mpigd.model.penalties import L2, ElasticNet, bounds
 from mpigd.model.rounding import needs_fine
-from mpigd.model.scaling import Scaling, make_scaling, measure
+from mpigd.model.samples import sizes as _samples
+from mpigd.model.scaling import Scaling, make_scaling
 from mpigd.model.targets import Classes, check_domain, check_size, class_weights, find_classes
 from mpigd.optim import curvature
 from mpigd.optim.accelerated import Accelerated
@@ -33,25 +37,29 @@ from mpigd.optim.lbfgs import LBFGS
 from mpigd.optim.newton import Newton
 from mpigd.optim.proximal_newton import ProximalNewton
 from mpigd.optim.rates import Rate
+from mpigd.optim.smoothed import SmoothedNewton
+from mpigd.optim.then import Then
 from mpigd.optim.variance_reduced import SVRG, Hybrid
 from mpigd.placement import fair_threads
 from mpigd.quantities import size_of
 from mpigd.reduce import Reducer, total
-from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
 ADAPTIVE = {"adagrad": 0.3, "rmsprop": 0.01, "adam": 0.01, "adamw": 0.01}
 FASTEST = 0.1  # an adaptive rate for runs of few steps
 FAR = 10.0  # how far adaptive steps of that size must be able to carry a coordinate
-SECOND_ORDER = ("newton", "newton-cholesky", "lbfgs", "hybrid", "proximal-newton")
-ROWS_PER_PARAMETER = 25  # of a sample: one much smaller is worse than none as a start
+SECOND_ORDER = ("newton", "newton-cholesky", "lbfgs", "lbfgs-newton", "hybrid", "smoothed-newton", "proximal-newton")
 SAMPLE = 4096  # rows that tell the curvature of batches
 SAMPLE_EPOCH = (1 << 32) - 1  # whose draws no training step uses
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be minimised, ready on this rank."""
+    """What is to be minimised, ready on this rank.
+
+    null: the model without columns, where training starts; curvature: the mean second derivative of the loss there.
+    samples: sizes of the samples of rows that Newton's method may begin on.
+    """
 
     objective: Objective
     penalty: L2
@@ -62,6 +70,26 @@ class Problem:
     fingerprint: str
     mean_response: float
     spread: float
+    null: NullModel
+    curvature: float
+    samples: tuple[int, ...]
+    warning: str | None = None  # on the data
+
+    @property
+    def shape(self) -> Shape:
+        """What `auto` chooses by."""
+        objective = self.objective
+        sparse = objective.statistics.number is not None
+        entries = objective.statistics.entries / max(1, objective.n) if sparse else None
+        return Shape(objective.n, objective.scaling.p, self.k, entries, self.samples)
+
+    @property
+    def unit(self) -> float:
+        """Of the margins' distances to the kinks of the loss, in the null model."""
+        if self.classes or not self.null.value > 0.0:
+            return 1.0
+        quantile = self.objective.parameter
+        return self.null.value / (2.0 * quantile * (1.0 - quantile))
 
     @property
     def k(self) -> int:
@@ -93,9 +121,12 @@ def problem(shard: Shard, config: Config, comm: Comm) -> Problem:
     weights = class_weights(config.class_weight, y, c, classes, comm)
     if weights is not None:
         c = c * weights[y.astype(np.int64)]
-    statistics = measure(shard.X, c, shard.n, comm)
+    mark = fingerprint(shard, comm)
+    X, statistics, shift, stored = centred(shard.X, c, shard.n, config.intercept, comm)
+    few = warning(stored, shard.X.dtype, shard.feature_names) if config.intercept else None
+    shard = replace(shard, X=X)
     bend = loss.curvature(loss.parameter(config)) if loss.curvature else 1.0
-    scaling = make_scaling(statistics, config.intercept, config.standardize, config.l2 / bend)
+    scaling = make_scaling(statistics, config.intercept, config.standardize, config.l2 / bend, shift)
     k = classes.values.size if classes and loss.kind == "multiclass" else 1
     rows = Rows(shard.X, y, c, shard.offset)
     threads = config.threads or fair_threads(comm)
@@ -109,9 +140,11 @@ def problem(shard: Shard, config: Config, comm: Comm) -> Problem:
     objective.numbers, objective.seed = shard.rows, config.seed
     objective.fine = needs_fine(objective, y, mean, spread, config.tol, comm)
     reducer = objective.reducer(config.reduce, comm, replacement=config.mode == "stochastic")
+    null = fit_null(objective, mean, comm)
+    bend = mean_curvature(objective, null, comm)
     return Problem(
         objective, penalty(config, scaling, k), reducer, loss, classes,
-        shard, fingerprint(shard, comm), mean, spread,
+        shard, mark, mean, spread, null, bend, _samples(objective, null, comm), few,
     )  # fmt: skip
 
 
@@ -128,12 +161,8 @@ def penalty(config: Config, scaling: Scaling, k: int) -> L2:
 
 
 def start(problem: Problem) -> Array:
-    """The first parameters (k * p,): zero, but for regression the intercept that gives the mean response."""
-    w, mean = np.zeros(problem.objective.size), problem.mean_response
-    if problem.loss.kind == "regression" and problem.objective.scaling.intercept:
-        log_link = problem.loss.mean is not None
-        w[-1] = vector.logarithm(mean) if log_link and mean > 0 else (0.0 if log_link else mean)
-    return w
+    """The first parameters (k * p,): those of the null model."""
+    return problem.null.start(problem.objective.scaling.p)
 
 
 def first(problem: Problem, config: Config, comm: Comm) -> Array:
@@ -180,21 +209,29 @@ def optimizer(problem: Problem, config: Config, steps_per_epoch: int) -> Optimiz
 
 def _second_order(problem: Problem, config: Config) -> Optimizer:
     objective, k = problem.objective, problem.k
+    lbfgs = LBFGS(first=1.0 / problem.curvature)
     if config.optimizer == "lbfgs":
-        return LBFGS()
+        return lbfgs
     if config.optimizer == "hybrid":
         return _hybrid(problem, config)
     objective.keeps_margins = True
+    samples = problem.samples if config.start is None else ()
+    if config.optimizer == "smoothed-newton":
+        return SmoothedNewton(problem.unit, samples, dense=objective.scaling.p**2 <= LARGEST_FACTOR)
     if config.optimizer == "proximal-newton":
-        samples = _samples(objective) if config.start is None else ()
         return ProximalNewton(k, objective.scaling.intercept, samples, LARGEST_FACTOR)
-    p, samples = objective.scaling.p, _samples(objective)
+    p = objective.scaling.p
     whole = is_whole(k, p)
     dense = k * p * p <= LARGEST_FACTOR
-    if config.optimizer == "newton-cholesky" and not (whole and dense):
-        raise UsageError(f"--optimizer newton-cholesky: {k * p:,} parameters are too many to factorise: try newton, or lbfgs")
-    direct = dense and whole and (not samples or config.optimizer == "newton-cholesky")
-    return Newton(samples, config.start is None, whole, direct, dense)
+    if config.optimizer in ("newton-cholesky", "lbfgs-newton") and not (whole and dense):
+        raise UsageError(f"--optimizer {config.optimizer}: {k * p:,} parameters are too many to factorise: try newton, or lbfgs")
+    if config.optimizer == "newton":
+        began = problem.null.value if config.start is None else None
+        return Newton(samples, began, whole, dense and whole and not samples, dense)
+    direct = Newton((), None, whole, direct=True, name="newton-cholesky")
+    if config.optimizer == "newton-cholesky":
+        return direct
+    return Then(lbfgs, direct, problem.shape.lbfgs_budget())
 
 
 def _hybrid(problem: Problem, config: Config) -> Hybrid:
@@ -202,13 +239,8 @@ def _hybrid(problem: Problem, config: Config) -> Hybrid:
     size = min(problem.objective.n, BATCH_SIZE["minibatch"])
     steps = -(-problem.objective.n // size)
     base = _adaptive_rate(problem, config.replace(optimizer="adam"), steps)
-    return Hybrid(FIRST_ORDER["adam"](Rate(base, "cosine", 0, steps, steps)), size, LBFGS())
-
-
-def _samples(objective: Objective) -> tuple[int, ...]:
-    """Sizes of the samples that Newton's method begins on."""
-    n, least = objective.n, ROWS_PER_PARAMETER * objective.scaling.p
-    return tuple(m for m in sorted({max(n // 100, least), max(n // 10, least)}) if 2 * m <= n)
+    then = LBFGS(first=1.0 / problem.curvature)
+    return Hybrid(FIRST_ORDER["adam"](Rate(base, "cosine", 0, steps, steps)), size, then)
 
 
 def _automatic_rate(problem: Problem, config: Config, steps: int) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -35,6 +35,14 @@ class Step(NamedTuple):
         return self.state["gradient_norm"].item()  # type: ignore[no-any-return]
 
 
+class Measure(Protocol):
+    """Tells how far a run is from its optimum."""
+
+    next_check: tuple[float, float]
+
+    def reached(self, step: Step) -> bool: ...
+
+
 class Callback:
     """Does nothing; the others override what they need."""
 
@@ -55,25 +63,26 @@ class Callback:
 
 
 class Tolerance(Callback):
-    """Stops full mode once the objective is proven to be within tol of its optimum, relative to itself.
+    """Stops full mode once no more than the tolerance is left of the objective, relative to what there is to gain.
 
-    `gap` (step) bounds the distance, or is None; where there is no bound the gradient is to be small, its norm at most
-    tol times max(1, sqrt(objective)). "flat": the optimiser found no way down that rounding leaves visible.
+    optimality: what measures that (mpigd/optimality.py). "flat": the optimiser found no way down that rounding leaves
+    visible.
     """
 
-    def __init__(self, tol: float, gap: Callable[[Step], float | None] = lambda step: None) -> None:
-        self._tol, self._gap = tol, gap
+    def __init__(self, tol: float, optimality: Measure) -> None:
+        self._tol, self._optimality = tol, optimality
 
     def after(self, step: Step, words: Array) -> str | None:
-        if self._tol > 0 and self._reached(step):
+        if self._tol > 0 and self._optimality.reached(step):
             return "tolerance"
         return "flat" if "flat" in step.state and step.state["flat"][0] else None
 
-    def _reached(self, step: Step) -> bool:
-        gap = self._gap(step)
-        if gap is None:
-            return step.gradient_norm <= self._tol * max(1.0, math.sqrt(abs(step.value)))
-        return gap <= self._tol * abs(step.value)
+    def state(self) -> dict[str, Array]:
+        return {"next_check": np.array(self._optimality.next_check)}
+
+    def restore(self, state: dict[str, Array]) -> None:
+        square, step = state["next_check"].tolist()
+        self._optimality.next_check = square, step
 
 
 @dataclass

@@ -9,7 +9,9 @@ import math
 from dataclasses import dataclass
 
 from mpigd.config import Config
+from mpigd.costs import Shape, cheapest
 from mpigd.errors import UsageError
+from mpigd.model.hessian import is_whole
 from mpigd.model.losses import LOSSES
 from mpigd.quantities import limits_of
 
@@ -21,18 +23,26 @@ MODES = tuple(EPOCHS)
 
 @dataclass(frozen=True)
 class Needs:
-    """Of an optimiser: modes it works in; smooth: a loss without kinks; prox: it has one, for l1 and bounds."""
+    """Of an optimiser: modes it works in; smooth: a loss without kinks; prox: it has one, for l1 and bounds; kinked: a loss
+    with kinks."""
 
     modes: tuple[str, ...] = MODES
     smooth: bool = False
     prox: bool = False
+    kinked: bool = False
+
+    def suits(self, loss: str) -> bool:
+        """Whether the loss is one for it."""
+        return not (self.kinked if LOSSES[loss].smooth else self.smooth)
 
 
 NEEDS = {
     "newton": Needs(("full",), smooth=True),
     "newton-cholesky": Needs(("full",), smooth=True),
     "lbfgs": Needs(("full",), smooth=True),
+    "lbfgs-newton": Needs(("full",), smooth=True),
     "hybrid": Needs(("full",), smooth=True),
+    "smoothed-newton": Needs(("full",), kinked=True),
     "proximal-newton": Needs(("full",), smooth=True, prox=True),
     "fista": Needs(("full",), smooth=True, prox=True),
     "svrg": Needs(("minibatch",), smooth=True, prox=True),
@@ -41,17 +51,19 @@ NEEDS = {
 }
 
 
-SELF_PACED = ("newton", "newton-cholesky", "lbfgs", "hybrid", "proximal-newton", "fista")
+SELF_PACED = (
+    "newton", "newton-cholesky", "lbfgs", "lbfgs-newton", "hybrid", "smoothed-newton", "proximal-newton", "fista",
+)  # fmt: skip
 
 
 def check(config: Config) -> None:
     """Raise UsageError, one sentence, if optimiser, mode, loss and penalty do not go together."""
-    name = config.optimizer if config.optimizer != "auto" else automatic_optimizer(config, 1)[0]
+    name = config.optimizer if config.optimizer != "auto" else automatic_optimizer(config, Shape(1, 1))[0]
     if name not in NEEDS:
         raise UsageError(f"no optimizer {name!r}")
     needs = NEEDS[name]
-    if config.mode not in needs.modes or (needs.smooth and not LOSSES[config.loss].smooth):
-        loss = " and a smooth loss" if needs.smooth else ""
+    if config.mode not in needs.modes or not needs.suits(config.loss):
+        loss = " and a smooth loss" if needs.smooth else " and a loss with kinks" if needs.kinked else ""
         raise UsageError(
             f"--optimizer {name} goes with --mode {' or '.join(needs.modes)}{loss}: try {', '.join(fitting(config))}"
         )
@@ -64,11 +76,11 @@ def check(config: Config) -> None:
 
 def fitting(config: Config) -> list[str]:
     """The optimisers that go with mode, loss and penalty."""
-    smooth, rough = LOSSES[config.loss].smooth, is_rough(config)
+    rough = is_rough(config)
     return [
         name
         for name, needs in NEEDS.items()
-        if config.mode in needs.modes and (smooth or not needs.smooth) and (needs.prox or not rough)
+        if config.mode in needs.modes and needs.suits(config.loss) and (needs.prox or not rough)
     ]
 
 
@@ -84,13 +96,15 @@ def is_rough(config: Config) -> bool:
     return config.l1 > 0.0 or limits(config) != (-math.inf, math.inf)
 
 
-def complete(config: Config, n: int, d: int = 0) -> Config:
-    """The configuration with everything that mode and data (n rows of d columns) decide filled in."""
+def complete(config: Config, n: int, d: int = 0, shape: Shape | None = None) -> Config:
+    """The configuration with everything that mode and data (n rows of d columns, or `shape`) decide filled in."""
+    shape = shape or Shape(n, d + config.intercept)
     mode = config.mode
     size = n if mode == "full" else min(n, config.batch_size or BATCH_SIZE[mode])
     smooth = LOSSES[config.loss].smooth
-    optimizer = automatic_optimizer(config, d)[0] if config.optimizer == "auto" else config.optimizer
-    schedule = ("constant" if smooth else "root") if mode == "full" else "constant" if optimizer == "svrg" else "cosine"
+    optimizer = automatic_optimizer(config, shape)[0] if config.optimizer == "auto" else config.optimizer
+    paced = smooth or optimizer in SELF_PACED
+    schedule = ("constant" if paced else "root") if mode == "full" else "constant" if optimizer == "svrg" else "cosine"
     return config.replace(
         epochs=config.epochs or EPOCHS[mode],
         batch_size=None if mode == "full" else size,
@@ -99,7 +113,7 @@ def complete(config: Config, n: int, d: int = 0) -> Config:
     )
 
 
-def automatic_optimizer(config: Config, d: int) -> tuple[str, str]:
+def automatic_optimizer(config: Config, shape: Shape) -> tuple[str, str]:
     """What `auto` stands for, and why."""
     smooth = LOSSES[config.loss].smooth
     asked = config.learning_rate is not None or config.lr_schedule != "auto" or _tells_steps(config)
@@ -112,13 +126,16 @@ def automatic_optimizer(config: Config, d: int) -> tuple[str, str]:
         return ("fista", f"{penalty}, a learning rate was asked for") if asked else ("proximal-newton", f"{penalty}, smooth loss")
     if config.mode != "full":
         return "adam", f"{config.mode} mode"
-    if not smooth:
-        return "nesterov", f"the {config.loss} loss is not smooth"
     if asked:
         return "nesterov", "a learning rate or its schedule was asked for"
-    if (d + 1) * (d + 1) > LARGEST_FACTOR:
+    if not smooth:
+        return "smoothed-newton", f"the {config.loss} loss is not smooth"
+    d = shape.p - config.intercept
+    if shape.p * shape.p > LARGEST_FACTOR:
         return "lbfgs", f"smooth loss, {d:,} columns are too many to factorise"
-    return "newton", f"smooth loss, {d:,} columns"
+    if shape.k > 1 and not is_whole(shape.k, shape.p):
+        return "lbfgs", f"smooth loss, {shape.k:,} x {d:,} coefficients are too many to factorise"
+    return cheapest(shape), f"smooth loss, {d:,} columns"
 
 
 def _tells_steps(config: Config) -> str:
@@ -130,9 +147,9 @@ def _tells_steps(config: Config) -> str:
     return "--lr-schedule" if config.lr_schedule not in ("auto", "constant") else ""
 
 
-def choice(config: Config, d: int) -> str | None:
+def choice(config: Config, shape: Shape) -> str | None:
     """A sentence on what `auto` chose, or None where the user did."""
     if config.optimizer != "auto":
         return None
-    name, reason = automatic_optimizer(config, d)
+    name, reason = automatic_optimizer(config, shape)
     return f"optimizer auto: {name} ({reason})"

@@ -16,7 +16,7 @@ from mpigd.comm import Comm, together
 from mpigd.config import FIELDS, Config, resolve
 from mpigd.errors import UsageError
 from mpigd.launch import launched
-from mpigd.options import Parser, add_options
+from mpigd.options import Parser, add_options, import_arguments
 from mpigd.world import connect
 
 
@@ -30,7 +30,7 @@ def parser() -> Parser:
         sub.set_defaults(run=run)
         return sub
 
-    _import_arguments(command("import", "turn CSV, Parquet or svmlight into HDF5", import_command))
+    import_arguments(command("import", "turn CSV, Parquet or svmlight into HDF5", import_command))
     train = command("train", "fit a model", train_command)
     train.add_argument("data", nargs="*", help="HDF5 files or globs: one data set, in this order")
     train.add_argument("-o", "--output", default=None, help="the model file (default model.h5)")
@@ -78,22 +78,6 @@ def _cv_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", action="store_true", help="one JSON object with every score")
     sub.add_argument("--config", default=None, help="a TOML file of training options")
     add_options(sub, [name for name in FIELDS if name != "l2"])
-
-
-def _import_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("source", nargs="+", help="files, folders of Parquet parts, or globs: one data set, in this order")
-    sub.add_argument("-o", "--output", required=True, help="the HDF5 file to write")
-    sub.add_argument("--target", help="the column to be predicted")
-    sub.add_argument("--like", metavar="FILE", help="encode as this imported file was")
-    sub.add_argument("--missing", choices=("refuse", "mean", "zero", "drop"), default="refuse", help="what to do")
-    sub.add_argument("--hash", type=int, dest="hash_bits", metavar="BITS", help="hash categories into 2**BITS columns")
-    sub.add_argument("--weight", help="the column of sample weights")
-    sub.add_argument("--offset", help="the column added to the margin")
-    sub.add_argument("--key", help="the column that the hash partition uses")
-    sub.add_argument("--drop", nargs="+", default=[], metavar="COLUMN", help="columns to leave out")
-    sub.add_argument("--categorical", nargs="+", default=[], metavar="COLUMN", help="number columns that are categories")
-    sub.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of the stored numbers")
-    sub.add_argument("--format", choices=("csv", "parquet", "svmlight"), help="default: from the file name")
 
 
 def _connect() -> Comm:

@@ -62,26 +62,15 @@ class Config:
     epochs: int | None = option(None, "passes over the data (1000 full, 5 minibatch, 1 stochastic)", low=1, fixed=False)
     optimizer: str = option(
         "auto",
-        "auto: newton for smooth losses in full mode (lbfgs if they have too many columns), nesterov for others; else adam; "
+        "auto: the cheapest of newton-cholesky, newton and lbfgs-newton for smooth losses in full mode, smoothed-newton for "
+        "others; "
+        "else adam; "
         "with --l1 or bounds proximal-newton, fista, svrg or sgd",
         (
-            "auto",
-            "newton",
-            "newton-cholesky",
-            "lbfgs",
-            "hybrid",
-            "proximal-newton",
-            "fista",
-            "svrg",
-            "sgd",
-            "momentum",
-            "nesterov",
-            "adagrad",
-            "rmsprop",
-            "adam",
-            "adamw",
+            "auto", "newton", "newton-cholesky", "lbfgs", "lbfgs-newton", "hybrid", "smoothed-newton", "proximal-newton",
+            "fista", "svrg", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw",
         ),
-    )
+    )  # fmt: skip
     learning_rate: float | None = option(
         None, "step size; default: from the curvature of the data", above=0, alias="lr", fixed=False
     )

@@ -39,6 +39,10 @@ class NumericalError(MpigdError):
     code = 70
 
 
+class WorseError(NumericalError):
+    """A run ended above the objective that it began with."""
+
+
 class StorageError(MpigdError):
     """A file could not be written."""
 

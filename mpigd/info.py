@@ -8,6 +8,7 @@ from typing import Any
 from mpigd import checkpoint
 from mpigd.config import to_dict
 from mpigd.data import hdf5
+from mpigd.data.encoding import references
 from mpigd.data.source import look
 from mpigd.model import fitted
 from mpigd.summary import table
@@ -33,6 +34,7 @@ def _data(file: hdf5.Group, path: str, x: str, y: str) -> dict[str, Any]:
         "rows": info.n, "columns": info.d, "layout": info.layout, "dtype": info.dtype, "nonzeros": info.nonzeros,
         "rows_per_chunk": info.chunk, "target": ((encoding.get("target") or {}).get("name") or y) if info.has_y else None,
         "classes": (encoding.get("target") or {}).get("classes"), "extras": list(info.extras), "feature_names": names,
+        "reference": references(encoding) or None,
     }  # fmt: skip
 
 
@@ -43,6 +45,7 @@ def _model(path: str) -> dict[str, Any]:
         "digest": model.digest, **model.summary, "loss": model.config.loss, "labels": model.labels(),
         "intercept": model.intercept.tolist(), "coefficients": model.coef.tolist(), "feature_names": names,
         "config": to_dict(model.config), "history": model.history, "statistics": table(model),
+        "reference": references(model.encoding) or None,
     }  # fmt: skip
 
 
@@ -71,7 +74,9 @@ def text(path: str, about: dict[str, Any]) -> str:
         lines += _coefficients(about)
         if "separation" in about:
             lines.append(f"  {'separation':16} {about['separation']['text']}")
-        why = about["statistics"].get("refused")
+        why, dropped = about["statistics"].get("refused"), about["statistics"].get("dropped")
+        if dropped:
+            lines.append(f"  {'not determined':16} {_short(dropped)}: depend on columns before them (--summary leaves them out)")
         lines.append(f"  {'standard errors':16} {f'none: {why}' if why else 'info --summary shows them'}")
     elif about.get("feature_names"):
         lines.append(f"  {'column names':16} {_short(about['feature_names'])}")
@@ -84,6 +89,8 @@ def text(path: str, about: dict[str, Any]) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.8g}"
+    if isinstance(value, dict):
+        value = [f"{key}={item}" for key, item in value.items()]
     if isinstance(value, list):
         return ", ".join(str(item) for item in value[:SHOWN]) + (f", ... ({len(value)})" if len(value) > SHOWN else "")
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -137,13 +137,24 @@ def closing(summary: Mapping[str, Any]) -> list[str]:
 
 def _proof(summary: Mapping[str, Any]) -> list[str]:
     """How near the optimum is, or what is known instead."""
-    gap, value = summary.get("gap"), summary.get("objective")
-    if gap is not None and value:
-        return [f"  proven: at most {gap / abs(value):.1e} of the objective above its optimum"]
+    if said := left_to_gain(summary):
+        return [f"  {said}" if summary.get("converged") else f"  not converged: {said}"]
     if (lost := summary.get("gradient_error")) is None:
         return []
     norm = summary["gradient_norm"]
     return [f"  no finite bound on the distance from the optimum: gradient {norm:.2e}, of that rounding at most {lost:.1e}"]
+
+
+def left_to_gain(summary: Mapping[str, Any]) -> str:
+    """How far the optimum is, relative to the gain over the null model; "" where nothing is known."""
+    left, null, value = summary.get("left"), summary.get("null_objective"), summary.get("objective")
+    if left is None or null is None or value is None:
+        return ""
+    gain = null - value
+    if not 0.0 < gain < math.inf:
+        return f"at most {left:.1e} above the optimum, nothing was gained over the model without columns"
+    how = "proven: at most" if summary.get("gap") is not None else "Newton decrement: about"
+    return f"{how} {left / gain:.1e} of what there is to gain over the model without columns is left"
 
 
 def _where(time: Mapping[str, float], ranks: Sequence[Mapping[str, float]]) -> list[str]:

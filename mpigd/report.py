@@ -13,7 +13,7 @@ from mpigd.comm import Comm, together
 from mpigd.config import Config, to_dict
 from mpigd.errors import StorageError
 from mpigd.model.fitted import Model
-from mpigd.progress import Progress
+from mpigd.progress import Progress, left_to_gain
 
 if TYPE_CHECKING:
     from mpigd.build import Problem
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 UNPROVEN = {"epochs": "--epochs {} ended", "flat": "rounding left no way down"}  # reasons to stop full mode that prove nothing
+
+
+ADVICE = {
+    "epochs": "Raise --epochs, or leave --optimizer to auto",
+    "flat": "Add a ridge penalty (--l2 1e-6), use --dtype float64, or accept it with a larger --tol",
+}
 
 
 class Clock:
@@ -135,11 +141,11 @@ class Report(Callback):
     def _unproven(self, summary: dict[str, Any]) -> str | None:
         """What to know of a full run that ended before its tolerance."""
         config, reason = self._config, summary["stop_reason"]
-        if config.mode != "full" or not config.tol or reason not in UNPROVEN:
+        if config.mode != "full" or not config.tol or summary["converged"] or reason not in UNPROVEN:
             return None
-        gap, value = summary["gap"], abs(summary["objective"]) or 1.0
-        left = f"gradient {summary['gradient_norm']:.2e}" if gap is None else f"at most {gap / value:.1e} above the optimum"
-        return f"{UNPROVEN[reason].format(config.epochs)} before --tol {config.tol:g} was reached: {left}"
+        left = left_to_gain(summary) or f"gradient {summary['gradient_norm']:.2e}, no bound on the distance is known"
+        early = f"{UNPROVEN[reason].format(config.epochs)} before --tol {config.tol:g} was reached"
+        return f"not converged: {early}: {left}. {ADVICE[reason]}"
 
     def _write(self, event: str, **values: Any) -> None:
         if self._log:

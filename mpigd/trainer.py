@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,19 +11,18 @@ from typing import Any
 import numpy as np
 
 from mpigd import build, checkpoint, choices
-from mpigd.batches import Batch
 from mpigd.callbacks import Callback, EarlyStop, History, Step, Tolerance
 from mpigd.comm import Comm
 from mpigd.config import FIELDS, Config
 from mpigd.data.loading import read, survey
 from mpigd.data.shard import Shard
-from mpigd.errors import NumericalError, UsageError
+from mpigd.errors import NumericalError, UsageError, WorseError
 from mpigd.interrupt import REASONS, Interruption
 from mpigd.model import fitted, inference, separation
-from mpigd.model.certificate import duality_gap, least_gap
 from mpigd.model.fitted import Model
 from mpigd.model.rounding import gradient_error
-from mpigd.optim.base import Optimizer, evaluate, norm
+from mpigd.optim.base import Optimizer, norm
+from mpigd.optimality import Optimality
 from mpigd.placement import crowded
 from mpigd.progress import Progress
 from mpigd.rehearsal import rehearse
@@ -36,7 +34,6 @@ from mpigd.survive import check as survivors
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
-CHECK = 10  # steps between certificates that cost a read each and that no gradient announces
 
 
 def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progress: Progress) -> Model:
@@ -53,9 +50,10 @@ def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progres
             if config.statistics == "yes" and (why := inference.why_never(config)):
                 raise UsageError(f"--statistics yes: {why}")
             shard = data if isinstance(data, Shard) else load_rows([data] if isinstance(data, str) else data, config, comm)
-            chosen = build.choice(config, shard.X.d)
-            whole = build.complete(config, shard.n, shard.X.d)
-            run = Run(build.problem(shard, whole, comm), whole, comm, Report(progress, whole, comm), interruption, memory)
+            problem = build.problem(shard, config, comm)
+            chosen = build.choice(config, problem.shape)
+            whole = build.complete(config, shard.n, shard.X.d, problem.shape)
+            run = Run(problem, whole, comm, Report(progress, whole, comm), interruption, memory)
             if chosen:
                 run.report.say(chosen)
             clock.loaded()
@@ -63,7 +61,7 @@ def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progres
                 run.train()
                 return run.model(clock)
             except NumericalError as error:
-                if not error.agreed:
+                if not error.agreed or isinstance(error, WorseError):
                     raise
                 from mpigd.diagnosis import explained
 
@@ -109,9 +107,12 @@ class Run:
             from mpigd.saving import Saver
 
             self.saver = Saver(self._checkpoint, self.config, self.comm, self.report.warn)
-        tolerance = [Tolerance(self.config.tol, self._gap)] if self.config.mode == "full" else []
+        self.optimality = Optimality(self.problem, self.config, self.comm)
+        tolerance = [Tolerance(self.config.tol, self.optimality)] if self.config.mode == "full" else []
         if warning := crowded(self.comm, self.problem.objective.threads):
             self.report.warn(warning)
+        if self.problem.warning:
+            self.report.warn(self.problem.warning)
         self.report.begin(self.problem, self.optimizer, self.steps, self.history.records)
         # The saver comes last: what it saves must hold what the others learned from the same step.
         self.replicas = Replicas(self.comm, self.config.check_replicas)
@@ -225,25 +226,12 @@ class Run:
                 self.report.say(f"note: --{name.replace('_', '-')} was {before} until here, from now on it is {now}")
         self.report.say(f"continuing after step {saved.step}" if not self.reason else "this run was complete already")
 
-    def _gap(self, step: Step) -> float | None:
-        """A bound on what a step left to gain; infinite, and cheap, while the gradient is too large. Collective."""
-        penalty, g = self.problem.penalty, step.state.get("gradient")
-        if g is None and not penalty.smooth and step.batch.step % CHECK:
-            return math.inf
-        far = least_gap(step.gradient_norm, penalty)
-        if far is None or far > self.config.tol * abs(step.value):
-            return None if far is None else math.inf
-        if g is None:  # what the optimiser saw is not the gradient of where it went
-            g = self._evaluate(step.w)[1]
-        return duality_gap(step.w, g, self.problem.objective, penalty, self.comm)
-
-    def _evaluate(self, w: Array) -> tuple[float, Array]:
-        """Objective and gradient at w: a read that is not counted as one of training. Collective."""
-        objective = self.problem.objective
-        reads, own = objective.reads, objective.reducer(self.config.reduce, self.comm)
-        value, g = evaluate(w, objective.on(Batch(slice(None), objective.n, 0, 0, True), own), self.problem.penalty)
-        objective.reads = reads
-        return value, g
+    def _last(self) -> tuple[Array, float, Array]:
+        """The parameters of the model, their objective and gradient. Collective."""
+        best = self.early.best(self.w) if self.early else self.w
+        if best is not self.w or self.config.mode != "full":
+            return best, *self.optimality.evaluate(best)
+        return self.optimality.finish(best, self.state)
 
     def _statistics(self, w: Array, separated: dict[str, Any] | None) -> dict[str, Any]:
         """Standard errors and so on, or why there are none. One read, which is not one of training. Collective."""
@@ -254,22 +242,30 @@ class Run:
         if refused is not None:
             return {"refused": refused}
         reads = objective.reads
-        found = inference.infer(w, objective, penalty, objective.reducer(self.config.reduce, self.comm))
-        objective.reads = reads
-        return found
+        try:
+            return inference.infer(w, objective, penalty, objective.reducer(self.config.reduce, self.comm))
+        except NumericalError as error:  # raised on all ranks together: the model stands
+            return {"refused": f"{error}"}
+        finally:
+            objective.reads = reads
 
     def model(self, clock: Clock) -> Model:
         """The model with its certificate: objective and gradient at the last parameters, one more read. Collective."""
         objective = self.problem.objective
         self.problem.reducer.reserve(0)  # lets its accumulators go: another takes the last gradient
         reads = objective.reads
-        w = self.early.best(self.w) if self.early else self.w
-        value, g = self._evaluate(w)
+        w, value, g = self._last()
+        self.optimality.refuse_worse(build.first(self.problem, self.config, self.comm), value)
+        gap = self.optimality.gap(w, g, self.state if w is self.w else {})
+        converged, left = self.optimality.verdict(w, value, g, gap, self.reason, self.state)
         separated = separation.explain(w, g, self.problem, self.config)
         summary = {
             "objective": value,
+            "null_objective": self.problem.null.value,
             "gradient_norm": norm(self.problem.penalty.subgradient(w, g), vector.dot),
-            "gap": duality_gap(w, g, objective, self.problem.penalty, self.comm),
+            "gap": gap,
+            "left": left,
+            "converged": converged and not separated,
             "gradient_error": gradient_error(objective, self.problem.reducer) if self.config.mode == "full" else None,
             "penalty": self.problem.penalty.value(w),
             "reads": reads,

@@ -237,7 +237,7 @@ def early_stopping(comm: Comm, folder: Path, loss: str) -> None:
     with together(comm):
         if comm.rank == 0:
             write(generate(loss, n=30, seed=7), folder)
-    options = dict(loss=loss, mode="minibatch", batch_size=16, lr=1.0, epochs=8, validation=(held_out,), patience=2)
+    options = dict(loss=loss, mode="minibatch", batch_size=16, lr=0.3, epochs=8, validation=(held_out,), patience=2)
     same(fit(shard(table, comm, "hash"), comm, **options), fit(table, **options))
 
 

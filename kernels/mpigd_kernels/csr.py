@@ -128,6 +128,31 @@ def gather(indptr, indices, data, rows, out_indptr, out_indices, out_data):
 
 
 @compiled
+def count_chosen(indptr, indices, place, out_indptr):
+    """out_indptr (n + 1,) of the entries whose column has a place >= 0; returns how many they are."""
+    at = 0
+    out_indptr[0] = 0
+    for i in range(indptr.size - 1):
+        for k in range(uint64(indptr[i]), uint64(indptr[i + 1])):
+            at += place[uint64(indices[k])] >= 0
+        out_indptr[i + 1] = at
+    return at
+
+
+@compiled
+def take_chosen(indptr, indices, data, place, out_indices, out_data):
+    """Copy these entries, their columns renumbered; data None: only the columns."""
+    at = 0
+    for k in range(uint64(indptr[0]), uint64(indptr[-1])):
+        j = place[uint64(indices[k])]
+        if j >= 0:
+            out_indices[at] = j
+            if data is not None:
+                out_data[at] = data[k]
+            at += 1
+
+
+@compiled
 def sort_rows(indptr, indices, data, d):
     """Sort each row's entries by column, in place; returns the first row with a column twice or outside 0..d-1, or -1."""
     for i in range(indptr.size - 1):

@@ -171,3 +171,17 @@ def flush_outer(A, T):
             T[0, j, q] += high
             T[1, j, q] += excess - high
             A[j, q] = BIAS
+
+
+@compiled
+def smoothed_hinge(z, y, c, a, h):
+    """1 / width within half a width of the kink at s z = 1, s = 2 y - 1, for a = (quantile, width)."""
+    for i in range(y.size):
+        h[0, i] = c[i] / a[1] if abs(1.0 - (2.0 * y[i] - 1.0) * z[0, i]) < 0.5 * a[1] else 0.0
+
+
+@compiled
+def smoothed_quantile(z, y, c, a, h):
+    """1 / width where |z - y| is less than half a width, for a = (quantile, width)."""
+    for i in range(y.size):
+        h[0, i] = c[i] / a[1] if abs(y[i] - z[0, i]) < 0.5 * a[1] else 0.0

@@ -51,6 +51,69 @@ def cholesky(H):
 
 
 @compiled
+def eliminate(H, floor, kept):
+    """H (p, p) symmetric, of which the upper triangle is read, becomes U with U'U = H over the columns that are kept (p,) bool.
+
+    A column whose pivot is not above its floor (p,) depends on those before it: its row of U is zero, so that the others are
+    factorised as if it were not there; its column of U holds what they have of it. Every element is one chain of fma.
+    """
+    p = H.shape[0]
+    for j in range(p):
+        for l in range(j):
+            H[j, l] = 0.0
+        kept[j] = H[j, j] > floor[j]
+        if not kept[j]:
+            for l in range(j, p):
+                H[j, l] = 0.0
+            continue
+        root = sqrt(H[j, j])
+        for l in range(j, p):
+            H[j, l] /= root
+        for i in range(j + 1, p):
+            u = -H[j, i]
+            if u != 0.0:
+                for l in range(i, p):
+                    H[i, l] = fma(u, H[j, l], H[i, l])
+
+
+@compiled
+def invert(U, V):
+    """V (p, p) = U^-1 for an upper triangle U without zeros on its diagonal; V holds zeros before."""
+    for j in range(U.shape[0]):
+        V[j, j] = 1.0 / U[j, j]
+        for i in range(j - 1, -1, -1):
+            s = 0.0
+            for k in range(i + 1, j + 1):
+                s = fma(U[i, k], V[k, j], s)
+            V[i, j] = -s / U[i, i]
+
+
+@compiled
+def multiply(A, B, R):
+    """R (p, p) = A B for upper triangles; R holds zeros before."""
+    p = A.shape[0]
+    for i in range(p):
+        for k in range(i, p):
+            a = A[i, k]
+            if a != 0.0:
+                for j in range(k, p):
+                    R[i, j] = fma(a, B[k, j], R[i, j])
+
+
+@compiled
+def transform(U, Z):
+    """Z (p, m) = (U')^-1 Z for an upper triangle U; every column of Z, a row of data, on its own."""
+    for j in range(Z.shape[0]):
+        for k in range(j):
+            u = -U[k, j]
+            if u != 0.0:
+                for i in range(Z.shape[1]):
+                    Z[j, i] = fma(u, Z[k, i], Z[j, i])
+        for i in range(Z.shape[1]):
+            Z[j, i] /= U[j, j]
+
+
+@compiled
 def solve(U, b, x):
     """x (p,) = (U'U)^-1 b for U of `cholesky`: forward by rows, backward by dots of rows. x may be b."""
     p = b.size

@@ -155,3 +155,26 @@ def softmax_mean(z, out):
         total = _exponentials(z, i, _largest(z, i), out)
         for q in range(z.shape[0]):
             store(out[q], i, load(out[q], i, 0.0) / total)
+
+
+# Losses with kinks, rounded off over a width: a = (quantile, width). The residuals are those of the rounded loss, whose slope
+# rises linearly within half a width of the kink; the losses are exact, so that one sweep measures the true objective too.
+
+
+@_row_by_row
+def smoothed_hinge(z, y, c, a):
+    """Slope of the smoothed hinge; max(0, 1 - s z) itself, with s = 2 y - 1."""
+    s = 2.0 * y - 1.0
+    gap = 1.0 - s * z
+    share = 0.5 + gap / a[1]
+    share = where(share < 0.0, 0.0, where(share > 1.0, 1.0, share))
+    return -c * s * share, where(gap <= 0.0, gap * 0.0, c * gap)
+
+
+@_row_by_row
+def smoothed_quantile(z, y, c, a):
+    """Slope of the smoothed pinball loss; max(a (y - z), (1 - a) (z - y)) itself."""
+    e = y - z
+    share = 0.5 + e / a[1]
+    share = where(share < 0.0, 0.0, where(share > 1.0, 1.0, share))
+    return -c * (share - (1.0 - a[0])), c * where(e > 0.0, a[0], a[0] - 1.0) * e

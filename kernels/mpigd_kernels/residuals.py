@@ -10,7 +10,7 @@ from mpigd_kernels.compiled import inlined
 # What a sweep makes of margins: residuals and losses, those of folds, or one of two products of the Hessian.
 LOSS, FOLDS, PRODUCT, SQUARES = range(4)
 # The losses, each a type that holds its parameter a, so that a sweep is compiled with the one it needs, not with all nine, for
-# seconds. Types, because functions as arguments would be compiled again in every process.
+# seconds (a is a pair for the smoothed ones). Types, because functions as arguments would be compiled again in every process.
 Squared = namedtuple("Squared", "a")
 Logistic = namedtuple("Logistic", "a")
 Softmax = namedtuple("Softmax", "a")
@@ -20,6 +20,8 @@ Huber = namedtuple("Huber", "a")
 Quantile = namedtuple("Quantile", "a")
 Poisson = namedtuple("Poisson", "a")
 Gamma = namedtuple("Gamma", "a")
+SmoothedHinge = namedtuple("SmoothedHinge", "a")
+SmoothedQuantile = namedtuple("SmoothedQuantile", "a")
 KERNELS = {
     Squared: pointwise.squared,
     Logistic: pointwise.logistic,
@@ -30,6 +32,8 @@ KERNELS = {
     Quantile: pointwise.quantile,
     Poisson: pointwise.poisson,
     Gamma: pointwise.gamma,
+    SmoothedHinge: pointwise.smoothed_hinge,
+    SmoothedQuantile: pointwise.smoothed_quantile,
 }
 
 

@@ -3,7 +3,7 @@
 from math import sqrt
 
 from mpigd_kernels.compiled import compiled
-from mpigd_kernels.elementary import fma, log
+from mpigd_kernels.elementary import exp, fma, log
 from mpigd_kernels.sums import join_words
 
 
@@ -96,6 +96,12 @@ def soft_threshold(w, step, weights, low, high):
 def logarithm(x):
     """log(x) for a number x > 0, the same in every version of libm."""
     return log(x)
+
+
+@compiled
+def exponential(x):
+    """exp(x) for a number x, the same in every version of libm."""
+    return exp(x)
 
 
 @compiled

@@ -1,8 +1,9 @@
 """How raw columns become numbers: what is stored with the data and the model, and doing it, block by block.
 
 A number is one column; a category is one column for each of its values (all of them: the penalty settles what is
-collinear), or, hashed, a sign in one of 2**bits slots that all categories share and that follow the numbers. A missing
-category is no category: zeros.
+collinear; or all but a reference level, whose rows have zeros), or, hashed, a sign in one of 2**bits slots that all
+categories share and that follow the numbers. A missing category is no category: zeros, which a column with a reference
+level has no room for.
 """
 
 from __future__ import annotations
@@ -19,22 +20,28 @@ from mpigd.data.tables import Block
 from mpigd.errors import DataError
 
 Array = np.ndarray[Any, Any]
-VERSION = 1
+VERSION, WITH_REFERENCE = 1, 2  # the latter for encodings that programs of version 1 would take for full ones
 KINDS = ("number", "category", "hash")
 SHOWN = 6  # columns or categories listed in a message
 
 
 @dataclass(frozen=True)
 class Column:
-    """A raw column that becomes features. kind: number, category (with its values, ascending) or hash."""
+    """A raw column that becomes features. kind: number, category (with its values, ascending) or hash.
+
+    reference: the category that has no column of its own.
+    """
 
     name: str
     kind: str
     categories: tuple[str, ...] | None = None
     mean: float | None = None  # of the values that are there, for --missing mean
+    reference: str | None = None
 
     def feature_names(self) -> list[str]:
-        return [self.name] if self.categories is None else [f"{self.name}={value}" for value in self.categories]
+        if self.categories is None:
+            return [self.name]
+        return [f"{self.name}={value}" for value in self.categories if value != self.reference]
 
 
 @dataclass(frozen=True)
@@ -72,19 +79,29 @@ class Encoding:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self) | {"version": VERSION, "feature_names": self.feature_names}
+        stored = asdict(self) | {"version": VERSION, "feature_names": self.feature_names}
+        for column in stored["columns"]:
+            if column["reference"] is None:
+                del column["reference"]
+            else:
+                stored["version"] = WITH_REFERENCE
+        return stored
 
     @staticmethod
     def from_dict(stored: Mapping[str, Any]) -> Encoding:
         """The inverse of to_dict. DataError for another version, or for what is no encoding."""
-        if stored.get("version") != VERSION:
-            raise DataError(f"the stored encoding has version {stored.get('version')}, this program reads {VERSION}: import anew")
+        version = stored.get("version")
+        if version not in (VERSION, WITH_REFERENCE):
+            known = f"{VERSION} and {WITH_REFERENCE}"
+            raise DataError(f"the stored encoding has version {version}, this program reads {known}: import anew")
         plain = {key: value for key, value in stored.items() if key not in ("version", "feature_names")}
         try:
             target = plain.pop("target")
             columns = tuple(Column(**_frozen(column, "categories")) for column in plain.pop("columns"))
             if any(column.kind not in KINDS for column in columns):
                 raise KeyError("kind")
+            if any(column.reference is not None and column.reference not in (column.categories or ()) for column in columns):
+                raise KeyError("reference")
             return Encoding(columns=columns, target=target and Target(**_frozen(target, "classes")), **plain)
         except (AttributeError, KeyError, TypeError) as error:
             raise DataError(f"the stored encoding is damaged ({error}): import anew") from error
@@ -92,6 +109,12 @@ class Encoding:
 
 def _frozen(stored: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {**stored, key: None if stored[key] is None else tuple(stored[key])}
+
+
+def references(stored: Mapping[str, Any]) -> dict[str, str]:
+    """Column -> reference level, of an encoding as it is stored."""
+    columns = stored.get("columns") or ()
+    return {str(column["name"]): str(column["reference"]) for column in columns if column.get("reference") is not None}
 
 
 def listed(names: Sequence[str], most: int = SHOWN) -> str:
@@ -132,6 +155,12 @@ class Missing:
         if policy == "refuse":
             self._refuse(list(self._found), "use --missing mean, zero or drop, or leave columns out with --drop")
 
+    def check_levels(self, policy: str, with_reference: Sequence[str]) -> None:
+        """DataError if one of these columns misses values that `policy` would make its reference level."""
+        if policy in ("mean", "zero"):
+            advice = "a missing category would be taken for the reference level: use --missing drop, or keep that column's levels"
+            self._refuse([name for name in self._found if name in with_reference], advice)
+
     def _refuse(self, names: Sequence[str], advice: str) -> None:
         if names:
             each = [f"column {name!r} {self._found[name][0]:,} (first: {self._found[name][1]})" for name in names]
@@ -159,6 +188,8 @@ class Encoder:
         """DataError if the blocks so far miss values that the policy does not cover."""
         # Nothing can be filled in for a target, a weight, an offset or a key.
         self._missing.check(self._encoding.missing, [self._raw(vector) for vector in self._vectors])
+        with_reference = [column.name for column in self._encoding.columns if column.reference is not None]
+        self._missing.check_levels(self._encoding.missing, with_reference)
 
     def encode(self, block: Block) -> tuple[Array, Array, Array, dict[str, Array]]:
         """Non-zeros per row (m,), their columns and values row after row, and the vectors; rows may be dropped."""
@@ -206,6 +237,10 @@ class Encoder:
     def _category(self, block: Block, column: Column, start: int, index: Array, value: Array) -> Array:
         codes, missed = self._codes(block, column.name)
         index[:], value[:] = start + codes, ~missed
+        if column.reference is not None and column.categories is not None:
+            left_out = column.categories.index(column.reference)
+            index -= codes > left_out
+            value[codes == left_out] = 0.0
         return missed
 
     def _hash(self, block: Block, column: Column, start: int, index: Array, value: Array) -> Array:

@@ -37,7 +37,7 @@ class Half:
         self.inverse = 1.0 / unit if inverse is None else inverse
         self.n, self.d = bits.shape
         self.row_bytes = 2 * self.d
-        self.entries = bits.size
+        self.entries, self.dtype = bits.size, np.dtype(np.float16)
 
     def rows(self, selection: Selection) -> Half:
         return Half(self.bits[selection], self.unit, self.inverse)

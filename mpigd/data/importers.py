@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +16,7 @@ import h5py
 
 from mpigd.data import hdf5, survey, svmlight, tables
 from mpigd.data.encoding import Encoder, Encoding, no_column
+from mpigd.data.levels import named_levels
 from mpigd.data.survey import Options
 from mpigd.data.tables import Source
 from mpigd.data.writer import Writer
@@ -52,6 +53,8 @@ def import_data(
     key: str | None = None,
     drop: Sequence[str] = (),
     categorical: Sequence[str] = (),
+    drop_first: bool = False,
+    reference: Mapping[str, Any] | Sequence[str] = (),
     dtype: str = "float32",
     format: str | None = None,
     progress: Progress | None = None,
@@ -62,6 +65,9 @@ def import_data(
     target, weight, offset, key: raw columns. drop: columns to leave out; categorical: number columns that are categories.
     like: an imported file or a model whose encoding is used; the other options then come from there, except that
     missing, when not "refuse", replaces its policy. missing: "refuse", "mean", "zero" or "drop" (the row).
+    drop_first: the first level of every category, by its text, gets no column; reference: column -> the level that gets none
+    (or "COLUMN=LEVEL", ...), in place of the first. Rows of that level have zeros; a level that the data did not have is
+    refused as ever, and so is a missing one, unless its row is dropped.
     hash_bits: hash categories into 2**hash_bits columns. dtype: "float32" or "float64", of X. format: "csv",
     "parquet", "svmlight", by default from the names. progress: called about once a second with the rows read in this pass.
     Raises UsageError for options that do not fit the files, DataError for what is in them, StorageError if `output`
@@ -69,7 +75,7 @@ def import_data(
     """
     options = Options(
         target=target, missing=missing, hash_bits=hash_bits, weight=weight, offset=offset, key=key, drop=drop,
-        categorical=categorical, dtype=dtype,
+        categorical=categorical, dtype=dtype, drop_first=drop_first, reference=named_levels(reference),
     )  # fmt: skip
     if like is not None:
         options.refuse_columns(f"--like encodes as {like} was")

@@ -78,12 +78,13 @@ class Into(Protocol):
 
 
 class Matrix(Protocol):
-    """Rows (n, d). `row_bytes`: of an average row; `entries`: stored values."""
+    """Rows (n, d). `row_bytes`: of an average row; `entries`: stored values; `dtype`: of these."""
 
     n: int
     d: int
     row_bytes: int
     entries: int
+    dtype: np.dtype[Any]
 
     def rows(self, selection: Selection) -> Matrix:
         """Rows of a slice (a view) or of an index array (a copy in that order)."""
@@ -166,7 +167,7 @@ class Dense:
         self.values = values
         self.n, self.d = values.shape
         self.row_bytes = self.d * values.itemsize
-        self.entries = values.size
+        self.entries, self.dtype = values.size, values.dtype
         self._block = sweep_rows(self.row_bytes)
 
     def rows(self, selection: Selection) -> Dense:
@@ -219,7 +220,7 @@ class CSR:
 
     def __init__(self, indptr: Array, indices: Array, data: Array, d: int, number: Array | None = None) -> None:
         self.indptr, self.indices, self.data, self.d, self.number = indptr, indices, data, d, number
-        self.n = indptr.size - 1
+        self.n, self.dtype = indptr.size - 1, data.dtype
         self.entries = int(indptr[-1] - indptr[0])
         self.row_bytes = self.entries * (indices.itemsize + data.itemsize) // max(1, self.n) + 8
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -42,7 +43,8 @@ class Streamed:
         block: int | None,
     ) -> None:
         self._infos, self._segments, self._x, self._narrowing = infos, segments, x, narrowing
-        self._kept, self._read_as = dtype, dtype if narrowing is None else wide(infos)
+        self.dtype = self._kept = dtype
+        self._read_as = dtype if narrowing is None else wide(infos)
         self.n, self.d = sum(len(segment) for segment in segments), infos[0].d
         self.row_bytes, self.entries = self.d * dtype.itemsize, self.n * self.d
         self._unit = np.ones(self.d) if narrowing is None else narrowing.unit
@@ -56,6 +58,7 @@ class Streamed:
         self._lock = threading.Lock()
         self._reader = ThreadPoolExecutor(1, "mpigd-read")
         self._open: tuple[int, ExitStack, Slabs] | None = None
+        self._shift: Array | None = None
 
     def _cut(self, block: int | None) -> Iterator[tuple[int, slice]]:
         """(segment, rows of its file) of each piece."""
@@ -140,7 +143,9 @@ class Streamed:
         return self._open[2]
 
     def _matrix(self, values: Array) -> Dense | Half:
-        return Half(values, self._unit) if self._kept == np.float16 else Dense(values)
+        if self._kept == np.float16:
+            return Half(values, self._unit)
+        return Dense(values if self._shift is None else values - self._shift)
 
     def rows(self, selection: Selection) -> Dense | Half:
         if isinstance(selection, slice):
@@ -197,6 +202,12 @@ class Streamed:
 
     def ones(self) -> Dense:
         return self.rows(slice(None)).ones()
+
+    def shifted(self, shift: Array) -> Streamed:
+        """The same rows less `shift` (d,), which is subtracted whenever they are read; for float32 and float64."""
+        other = copy.copy(self)
+        other._shift = shift.astype(self._kept)
+        return other
 
     def absorb(self, hashes: Array) -> None:
         for rows, block in self._each():

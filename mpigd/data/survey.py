@@ -7,13 +7,14 @@ if all the others look so too, and a category otherwise. So neither order of blo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from mpigd.data.columns import ExactSum, absent, first_misfit, read_numbers, to_text
 from mpigd.data.encoding import Column, Encoding, Missing, Target, listed, no_column
+from mpigd.data.levels import describe, levels_of
 from mpigd.data.tables import Block, Source
 from mpigd.errors import DataError, UsageError
 
@@ -38,6 +39,8 @@ class Options:
     drop: Sequence[str] = ()
     categorical: Sequence[str] = ()
     dtype: str = "float32"
+    drop_first: bool = False
+    reference: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.missing not in POLICIES:
@@ -46,6 +49,9 @@ class Options:
             raise UsageError(f"--dtype {self.dtype}: expected float32 or float64")
         if self.hash_bits is not None and not 1 <= self.hash_bits <= MOST_BITS:
             raise UsageError(f"--hash {self.hash_bits}: expected 1 to {MOST_BITS} bits")
+        if self.hash_bits is not None and (self.drop_first or self.reference):
+            option = "--drop-first" if self.drop_first else "--reference"
+            raise UsageError(f"{option} does not go with --hash: hashed categories have no levels to drop")
 
     def extras(self) -> dict[str, str]:
         """Dataset -> raw column."""
@@ -57,6 +63,7 @@ class Options:
         said = {
             "--target": self.target, "--hash": self.hash_bits, "--weight": self.weight, "--offset": self.offset,
             "--key": self.key, "--drop": self.drop or None, "--categorical": self.categorical or None,
+            "--drop-first": self.drop_first or None, "--reference": self.reference or None,
         }  # fmt: skip
         for name, value in said.items():
             if value is not None:
@@ -150,21 +157,27 @@ def fit(sources: Sequence[Source], options: Options, tick: Callable[[int], None]
     features = [tally for name, tally in tallies.items() if name not in special]
     if not features:
         raise UsageError(f"{sources[0].path}: no column is left besides {listed(special)}")
+    values = {tally.name: tally.values if tally.settle() == "category" else None for tally in features}
+    levels = levels_of(values, options.drop_first, options.reference)
+    missing.check_levels(options.missing, list(levels))
+    notes += describe(levels, options.drop_first)
     for tally in features:
         if tally.rounded and tally.settle() == "number":
             notes.append(f"column {tally.name!r} has whole numbers that {options.dtype} rounds: --dtype float64 keeps them")
-    return _encoding(features, tallies[options.target], options), notes
+    return _encoding(features, tallies[options.target], levels, options), notes
 
 
-def _encoding(features: list[Tally], target: Tally, options: Options) -> Encoding:
+def _encoding(features: list[Tally], target: Tally, levels: Mapping[str, str], options: Options) -> Encoding:
     hashed = options.hash_bits is not None and any(tally.settle() == "category" for tally in features)
     if hashed:  # numbers first: the slots follow them
         features.sort(key=lambda tally: tally.settle() == "category")
-    columns = tuple(_column(tally, options.hash_bits) for tally in features)
+    columns = tuple(replace(_column(tally, options.hash_bits), reference=levels.get(tally.name)) for tally in features)
     width = sum(len(column.feature_names()) for column in columns if column.kind != "hash")
     if hashed and options.hash_bits is not None:
         width += 1 << options.hash_bits
-    filled = sum(_filled(tally, options.missing) for tally in features)
+    if width == 0:
+        raise UsageError(f"no column is left: each has one level alone, the reference ({listed(list(levels.values()))})")
+    filled = sum(_filled(tally, options.missing) for tally in features)  # reference levels too: what others have is not counted
     return Encoding(
         format="table", features=width, columns=columns, extras=options.extras(), missing=options.missing,
         target=Target(target.name, tuple(sorted(target.values)) if target.settle() == "category" else None),
@@ -197,12 +210,15 @@ def agree(sources: Sequence[Source]) -> dict[str, str]:
 
 
 def _check_names(path: str, kinds: Mapping[str, str], special: Sequence[str], options: Options) -> None:
-    for name in (*special, *options.drop, *options.categorical):
+    for name in (*special, *options.drop, *options.categorical, *options.reference):
         if name not in kinds:
             raise UsageError(no_column(path, name, list(kinds)))
     for name in special:
         if special.count(name) > 1 or name in options.drop:
             raise UsageError(f"column {name!r} has two uses: --target, --weight, --offset, --key and --drop name different ones")
+    for name, level in options.reference.items():
+        if name in special or name in options.drop:
+            raise UsageError(f"--reference {name}={level}: the column is not one of the features")
 
 
 def _roles(path: str, kinds: Mapping[str, str], options: Options) -> dict[str, str]:

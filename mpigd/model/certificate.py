@@ -62,7 +62,7 @@ def duality_gap(w: Array, g: Array, objective: Objective, penalty: L2, comm: Com
         return _conjugate_gap(w, g, objective, penalty, comm)
     inverse = np.divide(1.0, penalty.weights, out=np.zeros_like(g), where=penalty.weights > 0.0)
     square = float(vector.dot(g * inverse, g))
-    if not scaling.intercept:
+    if not scaling.levels.any():
         return square / (2.0 * penalty.strength)
     rates, losses, squares = _sums(w, objective, comm)
     scales = linalg.stationary(rates)
@@ -76,21 +76,25 @@ def duality_gap(w: Array, g: Array, objective: Objective, penalty: L2, comm: Com
 
 def _conjugate_gap(w: Array, g: Array, objective: Objective, penalty: ElasticNet, comm: Comm) -> float | None:
     """The same with l1 or bounds: the better of the residuals as they are and shrunk into the conjugate's domain."""
-    gaps = Gaps(w, penalty)
+    gaps, scaling = Gaps(w, penalty), objective.scaling
     v = g - penalty.strength * penalty.weights * w
     rates, losses, squares = _sums(w, objective, comm)
-    scales, error = np.ones(losses.size), np.zeros_like(v)
-    if objective.scaling.intercept:
-        scales = linalg.stationary(rates)
-        shifted = vector.dot((1.0 - scales) * (1.0 - scales), squares) / objective.statistics.weight
-        error = np.sqrt(shifted * np.tile(np.append(_spread(objective), 0.0), objective.k)) * (1.0 + 1e-9)
+    levels = np.tile(scaling.levels, objective.k)
+    spread = np.tile(np.append(_spread(objective), [0.0] * scaling.intercept), objective.k)
+    # Residuals as they are, unless a level without bounds needs their sum to be zero, and rescaled so that it is.
+    choices = [(linalg.stationary(rates), levels)] if levels.any() else []
+    if not (levels & np.isinf(penalty.high) & np.isinf(penalty.low)).any():
+        choices.append((np.ones(losses.size), np.zeros_like(levels)))
     found = []
-    for theta in {1.0, gaps.shrink(np.abs(v) + error, v, error)} if scales.all() else ():
-        missing = 1.0 - theta * scales
-        # What shrinking costs: known exactly for the squared loss, of second order, so that a small l1 does no harm.
-        cost = missing * missing if objective.loss.name == "squared" else missing
-        rest = vector.dot(cost, losses) / objective.statistics.weight
-        found.append(rest + gaps.at(theta * v, theta * error))
+    for scales, free in choices:
+        shifted = vector.dot((1.0 - scales) * (1.0 - scales), squares) / objective.statistics.weight
+        error = np.sqrt(shifted * np.where(free, 0.0, spread)) * (1.0 + 1e-9)
+        for theta in {1.0, gaps.shrink(np.abs(v) + error, v, error, free)} if scales.all() else ():
+            missing = 1.0 - theta * scales
+            # What shrinking costs: known exactly for the squared loss, of second order, so that a small l1 does no harm.
+            cost = missing * missing if objective.loss.name == "squared" else missing
+            rest = vector.dot(cost, losses) / objective.statistics.weight
+            found.append(rest + gaps.at(theta * v, theta * error, free))
     best = min(found, default=math.inf)
     return best if math.isfinite(best) else None
 
@@ -102,10 +106,9 @@ class Gaps:
     w: Array
     penalty: ElasticNet
 
-    def at(self, v: Array, error: Array) -> float:
-        """Their sum, at most: the conjugate is convex, so one end of the error is the worst."""
+    def at(self, v: Array, error: Array, free: Array) -> float:
+        """Their sum, at most: the conjugate is convex, so one end of the error is the worst. free (p,): v is 0 there."""
         w, penalty = self.w, self.penalty
-        free = ~(penalty.weights > 0.0)  # intercepts, for which v is 0, and constant columns
         worst = np.maximum(self._conjugate(-v - error), self._conjugate(-v + error))
         worst[free] = 0.0
         ridge = 0.5 * penalty.strength * penalty.weights * w
@@ -123,11 +126,11 @@ class Gaps:
             x = np.minimum(np.where(excess > 0.0, excess / bend, 0.0), end)
             return np.where(x > 0.0, x * (excess - 0.5 * np.where(bend > 0.0, bend * x, 0.0)), 0.0)
 
-    def shrink(self, size: Array, v: Array, error: Array) -> float:
+    def shrink(self, size: Array, v: Array, error: Array, free: Array) -> float:
         """The largest factor <= 1 for v that makes all conjugates finite, for |v| <= size."""
         penalty = self.penalty
         open_ended = ((v - error < 0.0) & np.isinf(penalty.high)) | ((v + error > 0.0) & np.isinf(penalty.low))
-        bound = open_ended & (penalty.weights > 0.0) & ~(penalty.strength * penalty.weights > 0.0) & (size > penalty.l1)
+        bound = open_ended & ~free & ~(penalty.strength * penalty.weights > 0.0) & (size > penalty.l1)
         return float(np.min(penalty.l1[bound] / size[bound], initial=1.0)) * (1.0 - 1e-15 * bool(bound.any()))
 
 

@@ -16,8 +16,9 @@ from mpigd.batches import Batch
 from mpigd.comm import Comm
 from mpigd.data.matrix import CSR
 from mpigd.exact import ExactReducer
-from mpigd.model.outer import LARGE, MOST, Outer, Pair, column_reach
+from mpigd.model.outer import LARGE, MOST, MOST_OF_ALL, Outer, Pair, column_reach
 from mpigd.model.scaling import weighted_squares
+from mpigd.model.sparse_outer import SparseOuter, Split
 from mpigd.reduce import NativeReducer, NotFinite, Reducer, Threads, power_above
 from mpigd_kernels import curvature, residuals, vector
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mpigd.model.objective import Objective
 
 Array = np.ndarray[Any, Any]
+SMALLEST_SHARE = 256  # rows that are worth a thread
 WHOLE = 2048  # most parameters of several outputs whose whole Hessian is made, not its diagonal blocks alone
 
 
@@ -71,7 +73,7 @@ class Curvature:
         """
         objective, found = self._objective, list[Array]()
         for pairs in groups(objective):
-            outer = Outer(objective, pairs, self._largest)
+            outer = outer_of(objective, pairs, self._largest)
             found += over_ranks(outer, objective, lambda rows: np.ascontiguousarray(self._h[:, rows]), factor, self._comm)
             objective.counter.reads += self._batch.size / objective.n
         return assemble(objective, found)
@@ -90,13 +92,36 @@ class Curvature:
         return factor * found.reshape(-1)
 
 
+def column_squares(objective: Objective, comm: Comm) -> Array:
+    """The weighted mean square of every parameter's column (k * p,) over the objective's rows. One read. Collective."""
+    rows, scaling = objective.rows, objective.scaling
+    c, heaviest = np.ascontiguousarray(rows.c)[np.newaxis], objective.statistics.heaviest
+    squares, sums = weighted_squares(rows.X, c, heaviest, objective.statistics, scaling.center, comm)
+    found = squares[0] * scaling.inverse**2 / (sums[0] or 1.0)
+    objective.counter.reads += objective.width * objective.share
+    return np.tile(np.append(found, [1.0] * scaling.intercept), objective.k)
+
+
+def outer_of(objective: Objective, pairs: Sequence[Pair], largest: float) -> Outer | SparseOuter:
+    """What sums h x x', by entries of compressed rows or by dense ones: whichever is cheaper."""
+    split = Split.of(objective)
+    return Outer(objective, pairs, largest) if split is None else SparseOuter(objective, pairs, largest, split)
+
+
+def accumulators(objective: Objective) -> int:
+    """Numbers that a thread adds to for a pair of outputs."""
+    split = Split.of(objective)
+    return objective.scaling.p**2 if split is None else split.numbers(objective.scaling.intercept)
+
+
 def over_ranks(
-    outer: Outer, objective: Objective, curvatures: Callable[[slice], Array], factor: float, comm: Comm
+    outer: Outer | SparseOuter, objective: Objective, curvatures: Callable[[slice], Array], factor: float, comm: Comm
 ) -> list[Array]:
     """The sums of all rows. Collective."""
-    n, count = objective.rows.X.n, objective.threads if objective.scaling.p <= LARGE else 1
+    n, most = objective.rows.X.n, MOST_OF_ALL // (len(outer.pairs) * accumulators(objective))
+    count = max(1, min(objective.threads, most, n // SMALLEST_SHARE))
     shares = [slice(t * n // count, (t + 1) * n // count) for t in range(count)]
-    parts = [np.zeros(0)] * count
+    parts = [list[Array]()] * count
 
     def work(thread: int) -> None:
         parts[thread] = outer.over(shares[thread], curvatures)
@@ -105,18 +130,23 @@ def over_ranks(
     return outer.matrices(parts, factor, comm)
 
 
+def pairs_of(objective: Objective) -> list[Pair]:
+    """The pairs of outputs whose blocks the Hessian has."""
+    k, several = objective.k, is_whole(objective.k, objective.scaling.p) and objective.loss.kind == "multiclass"
+    return [(q, s) for q in range(k) for s in range(q, k if several else q + 1)]
+
+
 def groups(objective: Objective) -> list[list[Pair]]:
-    """The pairs of outputs whose blocks the Hessian has, cut into as many as one visit of the rows can sum."""
-    k, p = objective.k, objective.scaling.p
-    several = is_whole(k, p) and objective.loss.kind == "multiclass"
-    pairs = [(q, s) for q in range(k) for s in range(q, k if several else q + 1)]
-    size = max(1, MOST // (p * p))
+    """These pairs, cut into as many as one visit of the rows can sum."""
+    pairs, size = pairs_of(objective), max(1, MOST // accumulators(objective))
     return [pairs[a : a + size] for a in range(0, len(pairs), size)]
 
 
 def assemble(objective: Objective, blocks: Sequence[Array]) -> Array:
     """The Hessian, or its diagonal blocks, of the blocks of all pairs."""
     k, p = objective.k, objective.scaling.p
+    if k == 1:
+        return blocks[0][np.newaxis]
     if not is_whole(k, p):
         return np.array(blocks)
     H = np.zeros((k, p, k, p))
@@ -138,12 +168,15 @@ class Alongside:
         self._objective, self._keep = objective, keep
         bound = loss.curvature(objective.parameter) * heaviest
         (pairs,) = groups(objective)
-        self._outer = Outer(objective, pairs, float(power_above(bound)))
-        self._parts: dict[int, Array] = {}
+        self._outer = outer_of(objective, pairs, float(power_above(bound)))
+        self._parts: dict[int, list[Array]] = {}
 
     @staticmethod
     def fits(objective: Objective) -> bool:
-        return objective.loss.curvature is not None and len(groups(objective)) == 1 and objective.scaling.p <= LARGE
+        """Whether each thread has room for accumulators of its own, and a grid is known."""
+        if objective.loss.curvature is None or len(pairs_of(objective)) * accumulators(objective) > MOST:
+            return False
+        return objective.scaling.p <= LARGE or Split.of(objective) is not None
 
     def visit(self, share: slice, sweep: Callable[[slice], None]) -> None:
         """Once a share. Where a sweep is repeated with other limits, margins and what is made of them here stay."""

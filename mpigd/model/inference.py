@@ -21,6 +21,7 @@ import numpy as np
 from mpigd.batches import Batch
 from mpigd.comm import Comm
 from mpigd.config import Config
+from mpigd.model.aliasing import Independent, independent
 from mpigd.model.hessian import Curvature
 from mpigd.model.objective import Objective
 from mpigd.model.penalties import L2, Penalty
@@ -32,6 +33,9 @@ MOST_COLUMNS = 500  # for which statistics come unasked, and
 MOST_PRODUCTS = 2e9  # n p^2 then: half a second for one core
 MOST_PARAMETERS = 4000  # whose information matrix is factorised when asked for
 TWO_PI = 6.283185307179586
+REDUCED_STEPS = 8  # of Newton's method over the columns that are kept
+# In squared standard errors: how near an optimum is enough, and how far from the first point curvatures are made anew.
+NO_FURTHER, MOVED = 1e-16, 1e-8
 NULL_STEPS, ENOUGH, HUGE = 100, 1e-8, 1e300  # of Newton's method for the intercept alone
 
 
@@ -85,37 +89,77 @@ def why_not(config: Config, penalty: Penalty, n: int, p: int, reason: str) -> st
 def infer(w: Array, objective: Objective, penalty: L2, reducer: Reducer) -> dict[str, Any]:
     """Statistics at the optimum w (p,), as plain values; {"refused": sentence} where they do not exist. One read. Collective.
 
-    standard_errors (d,) and intercept_error belong to the original columns; None for a column that was left out.
+    standard_errors (d,) and intercept_error belong to the original columns; None for a column that was left out: one without
+    a deviation beside an intercept, or, without a penalty, one that depends on those before it in the data (R's NA). If there
+    are some of the latter, `coef` (d,) and `intercept` are those of the other columns alone, with the same predictions.
     """
-    comm, scaling, weight = reducer.comm, objective.scaling, objective.statistics.weight
-    family = FAMILIES[objective.loss.name]
-    used = np.flatnonzero(np.append(scaling.inverse > 0.0, [True] * scaling.intercept))
-    ridge = penalty.strength * weight * penalty.weights[used]
-    U = np.ascontiguousarray(_information(w, objective, family, reducer)[np.ix_(used, used)])
-    U[np.diag_indices_from(U)] += ridge
-    if linalg.cholesky(U):
-        return {"refused": "columns depend on each other: standard errors need a ridge penalty, or fewer columns"}
-    variances = _variances(U, np.eye(used.size))
-    degrees = used.size - float(vector.dot(ridge, variances))
+    comm, weight, family = reducer.comm, objective.statistics.weight, FAMILIES[objective.loss.name]
+    ridge = penalty.strength * weight * penalty.weights
+    found = _factors(w, objective, family, ridge, reducer)
+    if found is None:
+        return {"refused": "columns depend on each other, and the ridge penalty is too small to tell them apart"}
+    reduced = not found.kept.all()
+    if reduced:
+        w, moved = _without_dropped(w, found, objective, family, reducer)
+        if moved and (found := _factors(w, objective, family, ridge, reducer) or found):
+            w = found.project(w)
+    variances = _variances(found.U, np.eye(len(found.U)))
+    degrees = len(found.U) - float(vector.dot(ridge[found.parameters], variances))
     half_deviance, pearson, saturated = _sums(w, objective, family, comm)
     if not weight > degrees:
         return {"refused": f"{weight:g} rows are too few for {degrees:g} parameters: no degrees of freedom are left"}
     dispersion = pearson / (weight - degrees) if family.dispersed else 1.0
     log_likelihood = _log_likelihood(objective.loss.name, half_deviance, saturated, weight, dispersion)
-    errors, intercept_error = _original(U, variances, used, objective, dispersion)
+    errors, intercept_error = _original(found.U, variances, found.parameters, objective, dispersion)
     return {
         "dispersion": dispersion, "degrees_of_freedom": degrees, "residual_degrees": weight - degrees, "weight": weight,
         "deviance": 2.0 * half_deviance, "null_deviance": _null(objective, comm), "pearson": pearson,
         "log_likelihood": log_likelihood, "aic": 2.0 * (degrees - log_likelihood),
         "standard_errors": errors, "intercept_error": intercept_error,
+        **(_reduced(w, found, errors, objective) if reduced else {}),
     }  # fmt: skip
 
 
-def _information(w: Array, objective: Objective, family: Family, reducer: Reducer) -> Array:
+def _factors(w: Array, objective: Objective, family: Family, ridge: Array, reducer: Reducer) -> Independent | None:
+    """Of the expected information at w: one read, or a few where columns depend on each other. Collective."""
     expected = copy.copy(objective)
     expected.loss = dataclasses.replace(objective.loss, second=family.information)
-    batch = Batch(slice(None), objective.n, 0, 0, True)
-    return np.asarray(Curvature(expected, objective.margins(w), batch, reducer).matrices(1.0)[0])
+    z, rows = objective.margins(w), objective.rows
+    information = Curvature(expected, z, Batch(slice(None), objective.n, 0, 0, True), reducer).matrices(1.0)[0]
+    h = np.empty_like(z)
+    family.information(z, rows.y, np.ascontiguousarray(rows.c), objective.parameter, h)
+    return independent(information, ridge, h[0], objective, reducer.comm)
+
+
+def _without_dropped(w: Array, found: Independent, objective: Objective, family: Family, reducer: Reducer) -> tuple[Array, bool]:
+    """The optimum over the columns that are kept, and whether margins have moved by much on the way there. Collective.
+
+    Where dropped columns are combinations but for rounding, of the kept ones' optimum the projection is that much short.
+    """
+    w, weight, first = found.project(w), objective.statistics.weight, math.inf
+    oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), reducer)
+    for _ in range(REDUCED_STEPS):
+        value, g = oracle.value_and_gradient(w)
+        step = np.empty(len(found.U))
+        slope = g[found.parameters] * weight
+        linalg.solve(found.U, slope, step)
+        # squared, in standard errors
+        length = vector.dot(slope, step) / (2.0 * value if family.dispersed and value > 0.0 else 1.0)
+        first = length if math.isinf(first) else first
+        if not length > NO_FURTHER:
+            break
+        w[found.parameters] -= step
+    return w, first > MOVED
+
+
+def _reduced(w: Array, found: Independent, errors: list[float | None], objective: Objective) -> dict[str, Any]:
+    coef, b = objective.scaling.coefficients(w, 1)
+    values = [None if error is None else value for value, error in zip(coef[0].tolist(), errors, strict=True)]
+    number, d = objective.scaling.number, objective.scaling.center.size
+    gone = found.order[~found.kept]
+    gone = gone[gone < d]
+    dropped = sorted(int(j) for j in (gone if number is None else number[gone]))
+    return {"coef": values, "intercept": float(b[0]), "dropped": dropped}
 
 
 def _variances(U: Array, directions: Array) -> Array:
@@ -138,9 +182,10 @@ def _original(
     for place, j in enumerate(used):
         if j < d:
             errors[number[j]] = math.sqrt(dispersion * variances[place]) * float(scaling.inverse[j])
-    if not scaling.intercept:
+    if not scaling.intercept or d not in used:
         return errors, None
-    shift = np.append(-scaling.center * scaling.inverse, 1.0)[used]
+    center = scaling.center if scaling.shift is None else scaling.center + scaling.shift
+    shift = np.append(-center * scaling.inverse, 1.0)[used]
     return errors, math.sqrt(dispersion * float(_variances(U, shift[np.newaxis])[0]))
 
 

@@ -24,31 +24,33 @@ class Loss:
     second: the curvature kernel (z, y, c, a, h (k, m)): fills second derivatives (mpigd_kernels/curvature.py).
     smooth: has a continuous derivative. accepts, domain: which y, tested and in words.
     mean: margins z (k, m) -> mean response or probabilities, in place of `out` (k, m).
+    smoothed: of a loss with kinks, the one whose kinks are rounded off (mpigd/model/smoothing.py); its parameter is a pair.
     """
 
     name: str
     kernel: Callable[..., None]
     kind: str
-    residual: Callable[[float], float] | None
-    curvature: Callable[[float], float] | None
+    residual: Callable[[Any], float] | None
+    curvature: Callable[[Any], float] | None
     smooth: bool = True
     accepts: Callable[[Array], Array] | None = None
     domain: str = "any number"
     mean: Callable[[Array, Array], None] | None = None
     parameter: Callable[[Config], float] = lambda config: 0.0
     second: Callable[..., None] | None = None
+    smoothed: Loss | None = None
 
-    def with_parameter(self, a: float) -> Any:
+    def with_parameter(self, a: Any) -> Any:
         """What a sweep takes: the type that stands for this loss there, with the parameter."""
         (kind,) = (kind for kind, kernel in residuals.KERNELS.items() if kernel is self.kernel)
-        return kind(float(a))
+        return kind(a if isinstance(a, tuple) else float(a))
 
     @property
     def classifies(self) -> bool:
         return self.kind != "regression"
 
 
-def _one(bound: float) -> Callable[[float], float]:
+def _one(bound: float) -> Callable[[Any], float]:
     return lambda a: bound
 
 
@@ -56,6 +58,14 @@ def _flat(kernel: Callable[[Array, Array], None]) -> Callable[[Array, Array], No
     return lambda z, out: kernel(z[0], out[0])
 
 
+# Losses that only smoothing.py uses. Their parameter: (quantile, width), the hinge's quantile is 1.
+SMOOTHED_HINGE = Loss(
+    "smoothed hinge", pointwise.smoothed_hinge, "margin", lambda a: 1.0, lambda a: 1.0 / a[1], second=curvature.smoothed_hinge,
+)  # fmt: skip
+SMOOTHED_QUANTILE = Loss(
+    "smoothed quantile", pointwise.smoothed_quantile, "regression", lambda a: max(a[0], 1 - a[0]), lambda a: 1.0 / a[1],
+    second=curvature.smoothed_quantile,
+)  # fmt: skip
 LOSSES = {
     loss.name: loss
     for loss in (
@@ -68,7 +78,7 @@ LOSSES = {
             "softmax", pointwise.softmax, "multiclass", _one(1.0), _one(0.5), mean=pointwise.softmax_mean,
             second=curvature.softmax,
         ),
-        Loss("hinge", pointwise.hinge, "margin", _one(1.0), None, smooth=False),
+        Loss("hinge", pointwise.hinge, "margin", _one(1.0), None, smooth=False, smoothed=SMOOTHED_HINGE),
         Loss("squared_hinge", pointwise.squared_hinge, "margin", None, _one(2.0), second=curvature.squared_hinge),
         Loss(
             "huber", pointwise.huber, "regression", lambda a: a, _one(1.0), parameter=lambda config: config.delta,
@@ -76,7 +86,7 @@ LOSSES = {
         ),
         Loss(
             "quantile", pointwise.quantile, "regression", lambda a: max(a, 1 - a), None, smooth=False,
-            parameter=lambda config: config.quantile,
+            parameter=lambda config: config.quantile, smoothed=SMOOTHED_QUANTILE,
         ),
         Loss(
             "poisson", pointwise.poisson, "regression", None, None, mean=_flat(pointwise.exponential_mean),

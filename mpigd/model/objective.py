@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import islice, pairwise
 from typing import Any
 
@@ -18,40 +17,19 @@ import numpy as np
 from mpigd.batches import Batch, MiniBatch
 from mpigd.comm import Comm
 from mpigd.data import selection
-from mpigd.data.matrix import CSR, Into, Matrix, Task, block_rows
+from mpigd.data.matrix import CSR, Into, Task, block_rows
 from mpigd.data.shard import RowNumbers
 from mpigd.exact import ExactReducer
-from mpigd.model.hessian import Alongside, Curvature
+from mpigd.model.hessian import Alongside, Curvature, column_squares
+from mpigd.model.line import LossLine
 from mpigd.model.losses import Loss
+from mpigd.model.rows import Rows as Rows
 from mpigd.model.scaling import Scaling, Statistics
 from mpigd.reduce import Found, NativeReducer, Reducer
 from mpigd_kernels import residuals, sampling
 
 Array = np.ndarray[Any, Any]
 SAMPLE_EPOCH = (1 << 32) - 2  # whose permutation no training step uses
-
-
-@dataclass(frozen=True)
-class Rows:
-    """This rank's rows as the objective needs them: X (m, d), targets y or class codes, weights c, offset or None.
-
-    c may be one number broadcast; kernels take contiguous copies of the rows they need.
-    """
-
-    X: Matrix
-    y: Array
-    c: Array
-    offset: Array | None
-
-    @cached_property
-    def targets(self) -> Array:
-        """y as a sweep takes it: (1, m)."""
-        return self.y[np.newaxis]
-
-    @cached_property
-    def weights(self) -> Array:
-        """c as a sweep takes it: one number that is broadcast becomes an array of one."""
-        return self.c if self.c.strides[0] else self.c[:1].copy()
 
 
 class Objective:
@@ -82,6 +60,7 @@ class Objective:
         self._points: list[tuple[Array, Array]] = []
         self._samples: dict[int, Objective] = {}
         self._columns: tuple[Array, Objective] | None = None
+        self.share = 1.0  # of the rows: a sample's reads are that much of the whole's
         self.width = 1.0  # of the columns, how many are read: a part's reads are that much of the whole's
         self._block = block_rows(rows.X)
 
@@ -146,7 +125,7 @@ class Objective:
         return reducer.sweep_for(read, self._shares(batch.rows), visit, batch.size)
 
     def remember(self, w: Array, z: Array) -> None:
-        self._points = [(w.copy(), z), *self._points[:1]]
+        self._points[:] = [(w.copy(), z), *self._points[:1]]  # in place: smoothed copies share it
 
     def margins(self, w: Array) -> Array:
         """Margins (k, n) of this rank's rows at w; those of the last two points are remembered."""
@@ -173,6 +152,7 @@ class Objective:
                 rows.X.rows(drawn), rows.y[drawn], rows.c[drawn], None if rows.offset is None else rows.offset[drawn]
             )
             part.keeps_margins, part._points, part._samples, part._columns = True, [], {}, None
+            part.share = m / self.n
             self._samples[m] = part
         return self._samples[m]
 
@@ -237,6 +217,11 @@ class Oracle:
         objective.remember(w, keep)
         return value, g, along.matrices(factor, self.reducer.comm)
 
+    @property
+    def quadratic(self) -> bool:
+        """Whether second derivatives are the same everywhere."""
+        return self.objective.loss.name == "squared"
+
     def squared_curvature(self, v: Array) -> Array:
         """(X' C X / sum c) v in these coordinates: the Hessian of half the squared margins."""
         return self.objective.gradient(v, self.batch, self.reducer, self._factor(), residuals.SQUARES)[1]
@@ -288,6 +273,25 @@ class Oracle:
     def hessian_diagonal(self) -> Array:
         """The diagonal of the Hessian at the point of `look_at` (k * p,): one read. Collective."""
         return self.curvature.diagonal(self._factor())
+
+    def column_squares(self) -> Array:
+        """The weighted mean square over the oracle's rows of every parameter's column (k * p,), in these coordinates: 1 over
+        all rows if standardised. One read. Collective."""
+        return column_squares(self.objective, self.reducer.comm)
+
+    def line(self, w: Array, there: Array) -> LossLine:
+        """The mean loss along the way from w to there (k * p,). A read for each end that is not remembered. Collective."""
+        objective = self.objective
+        return LossLine(objective, objective.margins(w), objective.margins(there), self._factor(), self.reducer.comm)
+
+    @property
+    def factor(self) -> float:
+        """What sums over the batch's rows are multiplied by."""
+        return self._factor()
+
+    def own_reducer(self, objective: Objective) -> Reducer:
+        """A reducer like this oracle's for other sums, of which it keeps nothing."""
+        return self._own_reducer(objective)
 
     def _factor(self) -> float:
         weight = self.objective.statistics.weight

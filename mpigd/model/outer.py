@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 Pair = tuple[int, int]
 PANEL_BYTES = 1 << 18  # of dense rows at once: they stay in the core's cache while p columns pass over them
-LARGE = 1024  # columns from which every thread's own accumulators would take too much room
-MOST = 4_000_000  # numbers in the accumulators of one visit
+LARGE = 1024  # columns from which dense accumulators of every thread take too much room beside those of a sweep
+MOST, MOST_OF_ALL = 4_000_000, 16_000_000  # numbers in the accumulators of a thread's visit, and of all of a rank's threads
 
 
 class Outer:
@@ -33,7 +33,9 @@ class Outer:
         ones = [1.0] * objective.scaling.intercept
         self._scale = np.append(objective.scaling.inverse, ones) / self._unit
 
-    def over(self, share: slice, curvatures: Callable[[slice], Array], before: Callable[[slice], None] | None = None) -> Array:
+    def over(
+        self, share: slice, curvatures: Callable[[slice], Array], before: Callable[[slice], None] | None = None
+    ) -> list[Array]:
         """This rank's sums over the rows of a share, as two-word totals (pairs, 2, p, p).
 
         Panel by panel: `before` (rows) is called first, then `curvatures` (rows) for what the loss's kernel says of them.
@@ -54,38 +56,46 @@ class Outer:
                 self._flush(A, T)
                 filled = 0
             dense_rows(X.rows(rows), self._objective.scaling.center, self._scale, Z[:m])
-            for h, sums in zip(self._weights(curvatures(rows), rows), A, strict=True):
+            weights = weights_of(self._objective, self.pairs, curvatures(rows), rows, self._largest)
+            for h, sums in zip(weights, A, strict=True):
                 curvature.add_outer(Z[:m], h, sums)
             filled += m
         self._flush(A, T)
-        return T
-
-    def _weights(self, h: Array, rows: slice) -> list[Array]:
-        """|d2loss / dz_q dz_s| / largest of the rows, for every pair (q, s)."""
-        if self._objective.loss.kind != "multiclass":
-            return [h[q] / self._largest for q, _ in self.pairs]
-        c, found = np.ascontiguousarray(self._objective.rows.c[rows]), []
-        for q, s in self.pairs:
-            found.append(np.empty(c.size))
-            curvature.softmax_pair(h, c, q, s, found[-1])
-            found[-1] /= self._largest
-        return found
+        return [T]
 
     def _flush(self, A: Array, T: Array) -> None:
         for sums, words in zip(A, T, strict=True):
             curvature.flush_outer(sums, words)
 
-    def matrices(self, parts: Sequence[Array], factor: float, comm: Comm) -> list[Array]:
+    def matrices(self, parts: Sequence[list[Array]], factor: float, comm: Comm) -> list[Array]:
         """Symmetric (p, p) for every pair, centred, scaled, times `factor`, from all ranks' parts. Collective."""
-        words = parts[0]
-        for other in parts[1:]:
-            words += other
-        comm.allreduce(words)
+        (words,) = added(parts, comm)
         found = []
         for T in words:
             upper = np.triu(T[0] + T[1]) * self._unit[:, np.newaxis] * self._unit * (self._largest * factor)
             found.append(upper + np.triu(upper, 1).T)
         return found
+
+
+def weights_of(objective: Objective, pairs: Sequence[Pair], h: Array, rows: slice, largest: float) -> list[Array]:
+    """|d2loss / dz_q dz_s| / largest of the rows, for every pair (q, s), of what the loss's kernel says of them."""
+    if objective.loss.kind != "multiclass":
+        return [h[q] / largest for q, _ in pairs]
+    c, found = np.ascontiguousarray(objective.rows.c[rows]), list[Array]()
+    for q, s in pairs:
+        found.append(np.empty(c.size))
+        curvature.softmax_pair(h, c, q, s, found[-1])
+        found[-1] /= largest
+    return found
+
+
+def added(parts: Sequence[list[Array]], comm: Comm) -> list[Array]:
+    """The sums of all threads' and ranks' totals. Collective."""
+    for totals, *others in zip(*parts, strict=True):
+        for other in others:
+            totals += other
+        comm.allreduce(totals)
+    return parts[0]
 
 
 def column_reach(objective: Objective) -> Array:

@@ -15,7 +15,8 @@ Array = np.ndarray[Any, Any]
 class Penalty(Protocol):
     """What an optimiser asks of a penalty. `smooth`: there is no rough part, and `prox` does nothing."""
 
-    smooth: bool
+    @property
+    def smooth(self) -> bool: ...
 
     def value(self, w: Array) -> float:
         """All of it; inside the bounds, where there are bounds."""
@@ -25,6 +26,9 @@ class Penalty(Protocol):
 
     def add_gradient(self, w: Array, g: Array) -> None:
         """g += gradient of the smooth part at w."""
+
+    def add_curvature(self, v: Array, Hv: Array) -> None:
+        """Hv += the smooth part's Hessian, which is diagonal and the same everywhere, times v."""
 
     def prox(self, w: Array, step: float) -> None:
         """w becomes argmin_u |u - w|^2 / 2 + step * rough part(u)."""
@@ -49,6 +53,10 @@ class L2:
     def add_gradient(self, w: Array, g: Array) -> None:
         if self.strength:
             g += self.strength * self.weights * w
+
+    def add_curvature(self, v: Array, Hv: Array) -> None:
+        if self.strength:
+            Hv += self.strength * self.weights * v
 
     def rough_value(self, w: Array) -> float:
         return 0.0

@@ -158,9 +158,10 @@ def blocks(X: Matrix) -> list[slice]:
 class Scaling:
     """The map between optimiser coordinates (k, p) and coefficients: p = d, or d + 1 with the intercept last.
 
-    center (d,), inverse (d,): 1 / scale, zero for a constant column, whose coefficient stays 0.
-    penalty (p,): what the square of a coordinate weighs in the ridge penalty.
+    center (d,), inverse (d,): 1 / scale, zero for a column whose coefficient stays 0: a constant one beside an intercept,
+    or one of zeros. penalty (p,): what the square of a coordinate weighs in the ridge penalty.
     number (d,): the number in the data of each column; `coefficients` and `from_raw` speak of columns as the data number them.
+    shift (d,): what was subtracted from the data's columns (mpigd/model/digits.py); these two speak of columns without that.
     """
 
     center: Array
@@ -168,10 +169,17 @@ class Scaling:
     penalty: Array
     intercept: bool
     number: Array | None = None
+    shift: Array | None = None
 
     @cached_property
     def p(self) -> int:
         return self.center.size + self.intercept
+
+    @cached_property
+    def levels(self) -> Array:
+        """Which coordinates (p,) are the same number in all rows and unpenalised: the intercept, or columns in its place."""
+        used = np.append(self.inverse, [1.0] * self.intercept) > 0.0
+        return np.asarray(used & (self.penalty == 0.0))
 
     def take(self, chosen: Array) -> Scaling:
         """The map of some columns, and of the intercept."""
@@ -187,6 +195,8 @@ class Scaling:
     def coefficients(self, w: Array, k: int) -> tuple[Array, Array]:
         """to_raw, with the columns in the order of the data."""
         arranged, b = self.to_raw(w, k)
+        if self.shift is not None:
+            b -= [vector.dot(row, self.shift) for row in arranged]
         if self.number is None:
             return arranged, b
         coef = np.empty_like(arranged)
@@ -199,8 +209,8 @@ class Scaling:
         coef = coef if self.number is None else coef[:, self.number]
         W = coef * scale
         if self.intercept:
-            shift = np.array([vector.dot(row * (self.inverse > 0), self.center) for row in coef])
-            W = np.column_stack([W, intercept + shift])
+            center = self.center if self.shift is None else self.center + self.shift
+            W = np.column_stack([W, intercept + [vector.dot(row * (self.inverse > 0), center) for row in coef]])
         return np.ascontiguousarray(W).reshape(-1)
 
     def gradient(self, T: Array, S: Array, factor: float) -> tuple[float, Array]:
@@ -209,8 +219,15 @@ class Scaling:
         return vector.to_gradient(T, S, self.center, self.inverse, self.intercept, factor, G), G
 
 
-def make_scaling(statistics: Statistics, intercept: bool, standardize: bool, ridge: float = 0.0) -> Scaling:
+def make_scaling(
+    statistics: Statistics, intercept: bool, standardize: bool, ridge: float = 0.0, shift: Array | None = None
+) -> Scaling:
     """Centre only where an intercept can take it up; without one the scale is the root mean square about zero.
+
+    Beside an intercept a constant column says nothing, and its coefficient stays 0. Without one it is a column like others
+    that takes the intercept's place. Its standard deviation is 0, and so is then its penalty if columns are standardised: a
+    column of ones and no intercept is the same model as an intercept. Penalties on the columns as they are
+    (standardize=False) include it.
 
     ridge: l2 over the loss's curvature. Without standardisation the penalty bends a coordinate by that over its squared
     scale, so it belongs into the scale: a column of tiny numbers would have an enormous curvature otherwise.
@@ -218,12 +235,10 @@ def make_scaling(statistics: Statistics, intercept: bool, standardize: bool, rid
     mean, deviation = statistics.mean, statistics.deviation
     center = mean if intercept else np.zeros_like(mean)
     scale = deviation if intercept else np.sqrt(deviation**2 + mean**2)
-    if standardize:
-        scale = np.where(deviation > 0, scale, 0.0)
-    else:
+    if not standardize:
         scale = np.where(scale > 0, np.sqrt(scale * scale + ridge), 0.0)
     inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
     weights = (deviation * inverse) ** 2 if standardize else inverse**2
     if intercept:
         weights = np.append(np.where(inverse > 0, 1.0, 0.0) if standardize else weights, 0.0)
-    return Scaling(center, inverse, weights, intercept, statistics.number)
+    return Scaling(center, inverse, weights, intercept, statistics.number, shift)

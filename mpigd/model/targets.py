@@ -39,7 +39,8 @@ class Classes:
             part = y[start : start + SLAB]
             at = np.minimum(np.searchsorted(self.values, part), self.values.size - 1)
             codes[start : start + SLAB] = np.where(self.values[at] == part, at, -1)
-        return y if np.array_equal(codes, y) else codes  # labels that are codes already need no second array
+        # Labels that are codes already need no second array.
+        return y if y.dtype == codes.dtype and np.array_equal(codes, y) else codes
 
 
 def find_classes(shard: Shard, loss: Loss, comm: Comm) -> Classes:

@@ -36,9 +36,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class LBFGS:
-    """A step along -H g, H from the last `memory` pairs of steps and changes of the gradient."""
+    """A step along -H g, H from the last `memory` pairs of steps and changes of the gradient.
+
+    first: the length of the first step over the gradient, about the inverse of the objective's curvature.
+    """
 
     memory: int = 10
+    first: float = 1.0
     name = "lbfgs"
 
     def start(self, w: Array) -> State:
@@ -62,7 +66,7 @@ class LBFGS:
             return Trial(a, there, dot(gradient, d), gradient)
 
         length = norm(g, dot)
-        first = 1.0 if pairs.moves else min(1.0, 1.0 / length) if length > 0.0 else 1.0
+        first = 1.0 if pairs.moves else self.first
         found = search(along, Trial(0.0, value, slope, g), first) if slope < 0.0 else None
         if found is None:  # forget the pairs and try once more from the gradient, or say that the objective is flat
             after = _advance(state, value, length, g, Pairs())

@@ -48,10 +48,10 @@ class Preconditioner:
 
 
 def ridge(penalty: Penalty, size: int) -> Array:
-    """The diagonal of the penalty's Hessian: a quadratic's gradient at 1."""
-    g = np.zeros(size)
-    penalty.add_gradient(np.ones(size), g)
-    return g
+    """The diagonal of the penalty's Hessian (size,)."""
+    diagonal = np.zeros(size)
+    penalty.add_curvature(np.ones(size), diagonal)
+    return diagonal
 
 
 def roots(oracle: Curved, penalty: Penalty) -> Array:

@@ -26,11 +26,17 @@ BETTER = 0.1  # how much smaller a working set's own subgradient is to become th
 DECREASE = 1e-4  # of what the model promises: the least that a step must hold
 ENOUGH = 0.02  # of a sample's own error: closer to its optimum there is nothing to gain
 DROWNED, FLAT = 1e-9, 1e-15  # decreases, relative to the objective: told by slopes, and not told at all
+ROUGH = 0.02  # what may be left of a model's subgradient: its minimum is not that of the objective, unless that is quadratic
+LARGER = 3.0  # a sample than the one before
 FIRST_ORDER_STEPS = 20  # of FISTA, where more coefficients are not zero than a Hessian may have columns
 
 
 class ColumnOracle(OracleLike, Protocol):
     """An oracle with second derivatives that can be had for some of the columns, or of the rows, alone."""
+
+    @property
+    def quadratic(self) -> bool:
+        """Whether the objective is its own quadratic model."""
 
     def look_at(self, w: Array) -> None: ...
 
@@ -73,15 +79,27 @@ class ProximalNewton:
         if state["step"][0] == 0:
             w = w.copy()
             net.prox(w, 0.0)  # into the bounds
-            for m in self.samples:
-                w = self._on_sample(w, source.sample(m), w.size / m, net, dot)
-            point = Point(w, *evaluate(w, oracle, net))
+            point = self._begin(Point(w, *evaluate(w, oracle, net)), source, net, dot)
         else:
             point, curvature = self._improve(Point(w, float(state["value"][0]), state["gradient"]), source, net, dot, curvature)
         after = advance(state, point.value, norm(net.subgradient(point.w, point.g), dot))
         after["gradient"], after["flat"] = point.g, np.array([float(point.flat)])
         after["curvature"][0] = curvature
         return point.w, after
+
+    def _begin(self, point: Point, oracle: ColumnOracle, net: ElasticNet, dot: Dot) -> Point:
+        """The optimum of the last sample; the starting point where the objective of all rows is not larger there.
+
+        A sample says nothing of rows that are few and of great weight, and what it does not determine may lie far away.
+        """
+        w = point.w
+        try:
+            for m in spread(self.samples):
+                w = self._on_sample(w, oracle.sample(m), w.size / m, net, dot)
+            there = Point(w, *evaluate(w, oracle, net)) if w is not point.w else point
+        except NumericalError:  # raised on all ranks together
+            return point
+        return there if there.value < point.value else point
 
     def _on_sample(self, w: Array, part: ColumnOracle, error: float, net: ElasticNet, dot: Dot) -> Array:
         point, curvature = Point(w, *evaluate(w, part, net)), 1.0
@@ -137,6 +155,11 @@ class ProximalNewton:
         return np.concatenate([one + q * p for q in range(self.k)])
 
 
+def spread(samples: tuple[int, ...]) -> tuple[int, ...]:
+    """Sizes of samples without those that the next one hardly exceeds: its own steps cost little more."""
+    return tuple(m for m, after in zip(samples, (*samples[1:], math.inf), strict=False) if after >= LARGER * m)
+
+
 def with_kinks(penalty: Penalty) -> ElasticNet:
     """The penalty as an elastic net, maybe without l1 and bounds."""
     if isinstance(penalty, ElasticNet):
@@ -150,13 +173,14 @@ def newton_step(point: Point, oracle: ColumnOracle, net: ElasticNet, dot: Dot) -
     """The minimum of the quadratic model at `point`, or as far towards it as the objective falls enough."""
     oracle.look_at(point.w)
     H = oracle.hessian()
+    tolerance = quadratic.SOLVED if oracle.quadratic else ROUGH
     m = H.shape[1]
     target = np.empty_like(point.w)
     for q, block in enumerate(H):
         part = np.arange(q * m, (q + 1) * m)
         own = net.take(part)
         block[np.diag_indices(m)] += own.strength * own.weights
-        target[part] = quadratic.minimize(block, point.g[part], point.w[part], own, dot)
+        target[part] = quadratic.minimize(block, point.g[part], point.w[part], own, dot, tolerance)
     promise = -_change(point, target, net, dot)
     if not promise > 0.0:
         return Point(point.w, point.value, point.g, 0.0, flat=True)

@@ -15,44 +15,64 @@ from mpigd.model.penalties import ElasticNet
 from mpigd.optim.base import Array, Dot, norm
 from mpigd_kernels import descent, linalg
 
-ROUNDS, SWEEPS = 2000, 5  # at most so many rounds, each of a whole sweep, sweeps over what is not zero, a solve
+ROUNDS, SWEEPS = 2000, 5  # at most so many rounds, each of a whole sweep and sweeps over what is not zero
 FEWEST, WORK = 100, 2e10  # rounds in any case; operations that are worth a read of the data
 SOLVED = 1e-11  # of the model's shortest subgradient at its start
+ROUNDING = 2.0**-50  # of the slope: a subgradient that is no longer is none
+FAST = 0.2  # what a round leaves of the subgradient where it needs no solve
 PATIENCE, ROUGHLY = 10, 1e-6  # rounds without progress, once the subgradient has become so small
 DENSEST = 2000  # free coordinates whose matrix is factorised
 
 
-def minimize(H: Array, g: Array, w: Array, penalty: ElasticNet, dot: Dot) -> Array:
-    """argmin_u g . (u - w) + (u - w)' H (u - w) / 2 + rough part(u), for H (p, p) symmetric, g and w (p,)."""
-    u, s = w.copy(), g.copy()
-    first = norm(penalty.subgradient(u, s), dot)
+def minimize(H: Array, g: Array, w: Array, penalty: ElasticNet, dot: Dot, tolerance: float = SOLVED) -> Array:
+    """argmin_u g . (u - w) + (u - w)' H (u - w) / 2 + rough part(u), for H (p, p) symmetric, g and w (p,).
+
+    tolerance: of the shortest subgradient, relative to that at w.
+    """
+    u, s, face = w.copy(), g.copy(), Face(H)
+    first = left = norm(penalty.subgradient(u, s), dot)
+    goal = max(tolerance * first, ROUNDING * norm(s, dot))
     best, stalled = math.inf, 0
     rounds = min(ROUNDS, max(FEWEST, int(WORK / max(1, w.size) ** 3)))
     for _ in range(rounds):
-        left = norm(penalty.subgradient(u, s), dot)
         best, stalled = (left, 0) if left < best else (best, stalled + 1)
-        if not left > SOLVED * first or (stalled > PATIENCE and best < ROUGHLY * first):
+        if not left > goal or (stalled > PATIENCE and best < ROUGHLY * first):
             break  # the second: rounding lets it come no closer
         moved = descent.sweep_coordinates(H, penalty.l1, penalty.low, penalty.high, u, s, True)
         for _ in range(SWEEPS):
             moved = max(moved, descent.sweep_coordinates(H, penalty.l1, penalty.low, penalty.high, u, s, False))
-        moved = max(moved, _along_face(H, u, s, penalty, dot))
+        before, left = left, norm(penalty.subgradient(u, s), dot)
+        if left > max(goal, FAST * before):
+            moved = max(moved, _along_face(face, u, s, penalty, dot))
+            left = norm(penalty.subgradient(u, s), dot)
         if not moved > 0.0:
             break
     return u
 
 
-def _along_face(H: Array, u: Array, s: Array, penalty: ElasticNet, dot: Dot) -> float:
+class Face:
+    """The Cholesky factor of a matrix H (p, p) over the coordinates that were free last."""
+
+    def __init__(self, H: Array) -> None:
+        self.H, self._free, self._factor = H, np.empty(0, np.int64), np.empty((0, 0))
+
+    def factor(self, free: Array) -> Array:
+        if not np.array_equal(free, self._free):
+            self._free, self._factor = free, np.ascontiguousarray(self.H[np.ix_(free, free)])
+            linalg.cholesky(self._factor)
+        return self._factor
+
+
+def _along_face(matrix: Face, u: Array, s: Array, penalty: ElasticNet, dot: Dot) -> float:
     """Move u, and the slope s with it, towards the minimum on the face; returns how far."""
+    H = matrix.H
     face = ((u != 0.0) | (penalty.l1 == 0.0)) & (u > penalty.low) & (u < penalty.high) & (np.diag(H) > 0.0)
     free = np.flatnonzero(face)
     if not 0 < free.size <= DENSEST:
         return 0.0
     slope = s[free] + penalty.l1[free] * np.sign(u[free])
-    U = np.ascontiguousarray(H[np.ix_(free, free)])
-    linalg.cholesky(U)
     part = np.empty(free.size)
-    linalg.solve(U, -slope, part)
+    linalg.solve(matrix.factor(free), -slope, part)
     d, product = np.zeros_like(u), np.zeros_like(u)
     d[free] = part
     descent.add_product(H, d, product)

@@ -58,7 +58,7 @@ def test_it_falls_to_nothing(loss: str) -> None:
     for tol in (1e-2, 1e-6, 1e-10):
         summary = fit(table, tol=tol, **options).summary
         assert summary["stop_reason"] == "tolerance"
-        assert 0.0 <= summary["gap"] <= tol * summary["objective"]
+        assert 0.0 <= summary["gap"] <= tol * (summary["null_objective"] - summary["objective"])
         assert summary["objective"] - best <= summary["gap"] + 1e-13 * best  # the last: rounding of the objective
 
 
@@ -137,12 +137,16 @@ def test_a_run_that_stops_for_another_reason_warns_even_the_quiet(capsys: pytest
     table = generate("logistic", n=300)
     options = dict(loss="logistic", l2=1e-3, optimizer="lbfgs")
     summary, err = said(capsys, table, **options, epochs=2)
-    left = summary["gap"] / summary["objective"]
-    assert err == f"mpigd: warning: --epochs 2 ended before --tol 1e-06 was reached: at most {left:.1e} above the optimum\n"
+    left = summary["gap"] / (summary["null_objective"] - summary["objective"])
+    early = "mpigd: warning: not converged: --epochs 2 ended before --tol 1e-06 was reached: "
+    rest = "of what there is to gain over the model without columns is left. Raise --epochs, or leave --optimizer to auto\n"
+    assert err == f"{early}proven: at most {left:.1e} {rest}"
+    assert not summary["converged"]
     summary, err = said(capsys, table, **options | dict(l2=0.0), epochs=2)
-    assert err.endswith(f"was reached: gradient {summary['gradient_norm']:.2e}\n")
+    left = summary["left"] / (summary["null_objective"] - summary["objective"])
+    assert err == f"{early}Newton decrement: about {left:.1e} {rest}"
     summary, err = said(capsys, table, **options, tol=1e-300)
-    assert (summary["stop_reason"], err[:46]) == ("flat", "mpigd: warning: rounding left no way down befo")
+    assert (summary["stop_reason"], summary["converged"], err) == ("flat", True, "")  # to rounding
     for quiet in (dict(), dict(epochs=2, tol=0.0), dict(epochs=1, mode="minibatch", optimizer="adam")):
         assert said(capsys, table, **options | quiet)[1] == ""
 
@@ -150,13 +154,14 @@ def test_a_run_that_stops_for_another_reason_warns_even_the_quiet(capsys: pytest
 def test_what_is_said_of_the_distance(capsys: pytest.CaptureFixture[str]) -> None:
     table = generate("logistic", n=300)
     summary, err = said(capsys, table, loss="logistic", l2=1e-3, quiet=False)
-    assert f"proven: at most {summary['gap'] / summary['objective']:.1e} of the objective above its optimum" in err
+    left = summary["left"] / (summary["null_objective"] - summary["objective"])
+    assert f"proven: at most {left:.1e} of what there is to gain over the model without columns is left" in err
+    assert summary["gap"] == summary["left"]
     assert "optimizer auto: newton" in err
     summary, err = said(capsys, table, loss="logistic", quiet=False)
     assert summary["gap"] is None
-    lost = summary["gradient_error"]
-    assert f"no finite bound on the distance from the optimum: gradient {summary['gradient_norm']:.2e}" in err
-    assert f"rounding at most {lost:.1e}" in err
+    left = summary["left"] / (summary["null_objective"] - summary["objective"])
+    assert f"Newton decrement: about {left:.1e} of what there is to gain" in err
 
 
 @pytest.mark.parametrize("loss", SMOOTH)

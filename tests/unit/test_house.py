@@ -25,6 +25,7 @@ FLOORS = [
     ["mpigd.data", "mpigd.data.*"],
     ["mpigd.batches", "mpigd.reduce", "mpigd.limits", "mpigd.exact", "mpigd.ranking"],
     ["mpigd.model", "mpigd.model.*", "mpigd.metrics"],
+    ["mpigd.costs"],
     ["mpigd.optim", "mpigd.optim.*", "mpigd.choices"],
     [
         "mpigd.checkpoint",
@@ -36,6 +37,7 @@ FLOORS = [
         "mpigd.interrupt",
     ],
     ["mpigd.predict", "mpigd.build", "mpigd.info", "mpigd.summary", "mpigd.supervise", "mpigd.survive", "mpigd.validation"],
+    ["mpigd.optimality"],
     ["mpigd.diagnosis", "mpigd.trainer", "mpigd.rehearsal", "mpigd.pace", "mpigd.plan", "mpigd.crossval"],
     ["mpigd"],  # the Python interface
     ["mpigd.cli", "mpigd.doctor", "mpigd.submit", "mpigd.__main__"],

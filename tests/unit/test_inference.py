@@ -129,7 +129,6 @@ def test_where_there_are_none() -> None:
     assert "minibatch mode does not reach it" in fit(table, loss="logistic", mode="minibatch").statistics["refused"]
     assert "ended before it (epochs)" in fit(table, loss="logistic", epochs=1).statistics["refused"]
     twice = Table(np.column_stack([counts.X, counts.X[:, 0]]), counts.y)
-    assert "columns depend on each other" in fit(twice, loss="poisson").statistics["refused"]
     assert "standard_errors" in fit(twice, loss="poisson", l2=1e-3).statistics
     few = Table(counts.X[:5], counts.y[:5])
     assert "too few for 5 parameters" in fit(few, tol=1e-3).statistics["refused"]

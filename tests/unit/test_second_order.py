@@ -14,6 +14,7 @@ import mpigd
 from mpigd import build
 from mpigd.comm import Comm, SelfComm
 from mpigd.config import from_mapping
+from mpigd.costs import Shape, cheapest
 from mpigd.data import matrix
 from mpigd.errors import UsageError
 from mpigd.model.objective import Oracle
@@ -140,7 +141,7 @@ def test_points_that_are_remembered_cost_no_read() -> None:
 @pytest.mark.parametrize("loss", SMOOTH)
 def test_the_optimum_is_that_of_scipy(loss: str, name: str, l2: float, as_csr: bool) -> None:
     table = with_offset(generate(loss, n=400, weights=True))
-    options = dict(loss=loss, optimizer=name, l2=l2, tol=1e-9)
+    options = dict(loss=loss, optimizer=name, l2=l2, tol=1e-11)
     model = fit(shard(table, SelfComm(), as_csr=as_csr), **options)
     best, _, _ = optimum(table, from_mapping(options))
     assert model.summary["stop_reason"] == "tolerance"
@@ -156,8 +157,9 @@ def correlated(n: int, d: int, spread: float) -> Table:
     return Table(X, (rng.random(n) < 1 / (1 + np.exp(-2 * z / z.std()))).astype(float))
 
 
+@pytest.mark.parametrize("name", ["auto", "newton"])
 @pytest.mark.parametrize(("spread", "l2"), [(10.0, 1e-4), (1000.0, 1e-6)])
-def test_reads_of_the_data(spread: float, l2: float) -> None:
+def test_reads_of_the_data(spread: float, l2: float, name: str) -> None:
     """1e-6 of the optimum in at most 12 reads, 1e-9 in at most 18; the truth is scikit-learn's Newton on scaled columns."""
     table = correlated(20_000, 40, spread)
     scaled = (table.X - table.X.mean(axis=0)) / table.X.std(axis=0)
@@ -166,8 +168,7 @@ def test_reads_of_the_data(spread: float, l2: float) -> None:
     best = np.mean(np.logaddexp(0, z) - table.y * z) + 0.5 * l2 * np.sum(truth.coef_**2)
     errors = {}
     for steps in range(1, 8):
-        model = fit(table, loss="logistic", l2=l2, epochs=steps, tol=0)
-        assert model.config.optimizer == "newton"
+        model = fit(table, loss="logistic", l2=l2, epochs=steps, tol=0, optimizer=name)
         errors[model.summary["reads"]] = model.summary["objective"] / best - 1.0
     assert min(reads for reads, error in errors.items() if error <= 1e-6) <= 12
     assert min(reads for reads, error in errors.items() if error <= 1e-9) <= 18
@@ -189,7 +190,7 @@ def test_dependent_columns_without_a_penalty() -> None:
     table = Table(np.column_stack([levels, rng.normal(size=(4000, 3))]), y)
     best = optimum(table, from_mapping(dict(loss="logistic")))[0]
     for name in NAMES:
-        model = fit(table, loss="logistic", optimizer=name)
+        model = fit(table, loss="logistic", optimizer=name, tol=1e-10)
         assert model.summary["objective"] == pytest.approx(best, rel=1e-9)
         assert model.summary["stop_reason"] == "tolerance"
         assert np.abs(model.coef).max() < 50
@@ -219,9 +220,20 @@ def test_what_auto_chooses() -> None:
             ("poisson", 10, dict(mode="minibatch")),
         )
     }  # fmt: skip
-    assert list(chosen.values()) == ["newton", "lbfgs", "nesterov", "nesterov", "adam"]
-    assert build.choice(from_mapping(dict(loss="logistic")), 10) == "optimizer auto: newton (smooth loss, 10 columns)"
-    assert build.choice(from_mapping(dict(loss="logistic", optimizer="lbfgs")), 10) is None
+    assert list(chosen.values()) == ["newton-cholesky", "lbfgs", "nesterov", "nesterov", "adam"]
+    small = Shape(1000, 11)
+    said = "optimizer auto: newton-cholesky (smooth loss, 10 columns)"
+    assert build.choice(from_mapping(dict(loss="logistic")), small) == said
+    assert build.choice(from_mapping(dict(loss="logistic", optimizer="lbfgs")), small) is None
+
+
+def test_auto_takes_what_the_shape_makes_cheapest() -> None:
+    """Tall data: samples; wide and dense: no sample is small enough; many columns of few entries: cheap sweeps."""
+    assert cheapest(Shape(600_000, 26, samples=(6_000, 60_000))) == "newton"
+    assert cheapest(Shape(1_000_000, 129, samples=(10_000, 100_000))) == "newton"
+    assert cheapest(Shape(1_500, 13)) == "newton-cholesky"
+    assert cheapest(Shape(300_000, 1_298, entries=20.0, samples=(32_450,))) == "lbfgs-newton"
+    assert cheapest(Shape(1_797, 65, k=10)) == "lbfgs-newton"
 
 
 # The same bits.
@@ -298,7 +310,7 @@ def test_newton_without_a_factorisation() -> None:
     assert newton.summary["stop_reason"] == lbfgs.summary["stop_reason"] == "tolerance"
     assert newton.summary["objective"] == pytest.approx(lbfgs.summary["objective"], rel=1e-8)
     assert max(lbfgs.summary["reads"], newton.summary["reads"]) < 100  # why auto chooses L-BFGS here
-    assert build.choice(from_mapping(dict(loss="logistic")), d) == (
+    assert build.choice(from_mapping(dict(loss="logistic")), Shape(n, d + 1, entries=8.0)) == (
         "optimizer auto: lbfgs (smooth loss, 6,001 columns are too many to factorise)"
     )
 

@@ -1,0 +1,142 @@
+"""Sums of outer products of compressed rows by their entries: as many products as a row has pairs of them.
+
+Columns are numbered anew. The first are dense ones, centred and scaled, and the intercept's: their products with one another
+are sums of `curvature.add_outer`. The others are taken as they are stored, divided by a power of two: |v| < 1. What their
+products with dense columns and with one another add up to are integers: a term is rounded to a multiple of 2**-s, where s is
+that of its rarer column, and 2**s times the number of its entries in all rows is at most 2**62. Sums of int64 have no order,
+and accumulators that cannot overflow are never flushed.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numpy import float64, int64, uint64
+
+from mpigd_kernels.compiled import compiled
+from mpigd_kernels.curvature import PANEL, add_outer, flush_outer
+
+FINEST, ROOM = 50, 62  # most bits of a term, and of a sum
+_SHIFT = 1.5 * 2.0**52  # whose last bit is worth 1: adding it rounds to whole numbers
+_SHIFT_BITS = 0x4338000000000000
+_TILE = 64  # rows and columns that are mirrored at once
+
+
+@intrinsic
+def _rounded_product(typingctx, a, b):
+    """The whole number nearest to a * b, as int64; |a * b| < 2**51."""
+
+    def generate(context, builder, signature, args):
+        shifted = builder.fma(*args, ir.Constant(ir.DoubleType(), _SHIFT))
+        whole = ir.IntType(64)
+        return builder.sub(builder.bitcast(shifted, whole), ir.Constant(whole, _SHIFT_BITS))
+
+    return types.int64(types.float64, types.float64), generate
+
+
+@compiled
+def take_entries(indptr, indices, data, place, inverse, center, scale, dense, Z, J, V, ends):
+    """The rows of a panel, cut: Z (m, p or more) = dense columns (x - center) * scale, and `scale` of the intercept's.
+
+    The others' numbers J, ascending in every row from 0 on, and values V = x * inverse; those of row i from ends[i] to
+    ends[i + 1]. place (d,): a column's new number, those of dense ones below `dense`.
+    """
+    at = uint64(0)
+    for i in range(indptr.size - 1):
+        for j in range(dense):
+            Z[i, j] = (0.0 - center[j]) * scale[j]
+        for j in range(dense, scale.size):
+            Z[i, j] = scale[j]
+        begin = at
+        for k in range(uint64(indptr[i]), uint64(indptr[i + 1])):
+            j = uint64(place[uint64(indices[k])])
+            x = 1.0 if data is None else float64(data[k])
+            if j < dense:
+                Z[i, j] = (x - center[j]) * scale[j]
+                continue
+            j -= uint64(dense)
+            x *= inverse[j]
+            t = at
+            while t > begin and J[t - uint64(1)] > j:
+                J[t], V[t] = J[t - uint64(1)], V[t - uint64(1)]
+                t -= uint64(1)
+            J[t], V[t] = j, x
+            at += uint64(1)
+        ends[i + 1] = at
+
+
+@compiled
+def add_pairs(h, Z, J, V, ends, power, B, C):
+    """Add h_i v z to B (p - dense, width of Z) and h_i v v' to the packed triangle C, times power = 2**s, rounded.
+
+    C holds the pair j <= k at k (k + 1) / 2 + j.
+    """
+    for i in range(h.size):
+        if h[i] == 0.0:
+            continue
+        first = uint64(ends[i])
+        for f in range(first, uint64(ends[i + 1])):
+            k = J[f]
+            r = h[i] * V[f] * power[k]
+            for q in range(B.shape[1]):
+                B[k, q] += _rounded_product(r, Z[i, q])
+            row = k * (k + uint64(1)) // uint64(2)
+            for e in range(first, f + uint64(1)):
+                C[row + J[e]] += _rounded_product(r, V[e])
+
+
+@compiled
+def add_outer_csr(indptr, indices, data, H, place, inverse, center, scale, dense, power, A, T, B, C):
+    """Add sum_i H_qi x_i x_i' of all rows for every q: A (q, w, w), T (q, 2, p, p) of curvature.py, B (q, ...), C (q, ...).
+
+    A starts at BIAS, and is left there. w is a multiple of LANES.
+    """
+    n, most = H.shape[1], 0
+    for start in range(0, n, PANEL):
+        most = max(most, indptr[min(n, start + PANEL)] - indptr[start])
+    Z, ends = np.zeros((PANEL, A.shape[1])), np.zeros(PANEL + 1, int64)
+    J, V = np.empty(most, uint64), np.empty(most)
+    for start in range(0, n, PANEL):
+        stop = min(n, start + PANEL)
+        part = Z[: stop - start]
+        take_entries(indptr[start : stop + 1], indices, data, place, inverse, center, scale, dense, part, J, V, ends)
+        for q in range(H.shape[0]):
+            h = H[q, start:stop]
+            add_outer(part, h, A[q])
+            flush_outer(A[q], T[q])
+            add_pairs(h, part, J, V, ends, power, B[q], C[q])
+
+
+@compiled
+def join_outer(T, B, C, dense, power, units, unit, center, inverse, factor, H):
+    """H (p, p) symmetric = sum_i h_i x_i x_i' * factor, centred and scaled, from what add_outer_csr has left.
+
+    Columns stand in their new numbers, the intercept's last. T (2, h, h) with `units` (h,) of dense columns and the intercept's;
+    B, C with `unit`, `center`, `inverse` of the others. Without an intercept centres are zero.
+    """
+    head, p = units.size, H.shape[0]
+    rest, one = p - head, head > dense
+    for j in range(head):
+        for q in range(j, head):
+            a, b = (j if j < dense else p - 1), (q if q < dense else p - 1)
+            H[b, a] = (T[0, j, q] + T[1, j, q]) * units[j] * units[q] * factor
+    weight = H[p - 1, p - 1] if one else 0.0
+    sums = np.zeros(rest)  # sum_i h_i x_ik
+    for k in range(rest):
+        u, m = unit[k] * factor / power[k], center[k]
+        for j in range(dense):
+            mean = H[p - 1, j] * m if one else 0.0
+            H[dense + k, j] = (float64(B[k, j]) * (u * units[j]) - mean) * inverse[k]
+        if one:
+            sums[k] = float64(B[k, dense]) * (u * units[dense])
+            H[p - 1, dense + k] = (sums[k] - m * weight) * inverse[k]
+        row = k * (k + 1) // 2
+        for j in range(k + 1):
+            raw = float64(C[row + j]) * (u * unit[j])
+            mean = center[j] * sums[k] + m * sums[j] - m * center[j] * weight
+            H[dense + k, dense + j] = (raw - mean) * inverse[k] * inverse[j]
+    for first in range(0, p, _TILE):
+        for column in range(0, first + 1, _TILE):
+            for i in range(first, min(p, first + _TILE)):
+                for j in range(column, min(i, column + _TILE)):
+                    H[j, i] = H[i, j]

@@ -1,0 +1,74 @@
+"""What the solvers of full mode are expected to cost, from the shape of the data alone: how `auto` chooses.
+
+Nanoseconds on one core of a machine that nobody runs: only their ratios matter, and they must not depend on the
+machine, the ranks or the threads, or the model would. Measured on made-up rows (float32); docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+STEP_OVERHEAD = 1e5  # of an evaluation, whatever its size
+ROW, DENSE_ENTRY, SPARSE_ENTRY = 5.0, 0.17, 1.1  # of a gradient: a row, and an entry
+DENSE_ROW, DENSE_COLUMN, DENSE_PRODUCT = 50.0, 0.18, 0.0105  # of a Hessian: a row, its p columns, its p^2 products
+SPARSE_PRODUCT, SPARSE_FLUSH = 1.5, 1.0  # of a pair of entries, and of an element of the matrix
+FACTOR = 0.018  # of p^3 / 3, of a Cholesky factor
+DIRECT_STEPS, SAMPLED_READS, LBFGS_READS = 8.0, 12.0, 45.0  # usual numbers
+SAMPLE_HESSIANS, SAMPLE_READS = 5.0, 12.0  # of the first sample, and of the second
+CHEAP = 1e8  # a tenth of a second for all Hessians: fewer reads are worth that
+WORTH = 2.0  # L-BFGS, whose number of reads hangs on the conditioning, has to promise so much
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Rows n, parameters p of each of k outputs, stored entries of a row; samples: their sizes, where they say enough."""
+
+    n: int
+    p: int
+    k: int = 1
+    entries: float | None = None  # None: dense
+    samples: tuple[int, ...] = ()
+
+    def sweep(self, n: int) -> float:
+        entry = DENSE_ENTRY * self.p if self.entries is None else SPARSE_ENTRY * self.entries
+        return STEP_OVERHEAD + n * self.k * (ROW + entry)
+
+    def hessian(self, n: int) -> float:
+        pairs, p = 0.5 * self.k * (self.k + 1), float(self.p)
+        dense = n * (DENSE_ROW + DENSE_COLUMN * p + DENSE_PRODUCT * p * p)
+        sparse = math.inf
+        if self.entries is not None:
+            entries = self.entries + 1.0
+            sparse = n * 0.5 * SPARSE_PRODUCT * entries * entries + SPARSE_FLUSH * p * p
+        return STEP_OVERHEAD + pairs * min(dense, sparse)
+
+    def factor(self) -> float:
+        return FACTOR * float(self.k * self.p) ** 3 / 3.0
+
+    def direct(self) -> float:
+        """Newton's method with the Hessian of all rows."""
+        return DIRECT_STEPS * (self.sweep(self.n) + self.hessian(self.n) + self.factor())
+
+    def sampled(self) -> float:
+        """Newton's method from and with samples of the rows."""
+        if not self.samples:
+            return math.inf
+        first, last = self.samples[0], self.samples[-1]
+        on_samples = SAMPLE_HESSIANS * self.hessian(first) + SAMPLE_READS * self.sweep(last)
+        return on_samples + self.hessian(last) + (SAMPLE_HESSIANS + 1.0) * self.factor() + SAMPLED_READS * self.sweep(self.n)
+
+    def lbfgs(self) -> float:
+        return LBFGS_READS * self.sweep(self.n)
+
+    def lbfgs_budget(self) -> int:
+        """Steps of L-BFGS before Newton's method takes over: the usual number, or half of what the whole of that costs."""
+        return max(int(LBFGS_READS), math.ceil(0.5 * self.direct() / self.sweep(self.n)))
+
+
+def cheapest(shape: Shape) -> str:
+    """newton-cholesky, newton or lbfgs-newton: a function of the data's shape."""
+    direct, sampled, lbfgs = shape.direct(), shape.sampled(), shape.lbfgs()
+    if direct <= max(CHEAP, sampled):
+        return "newton-cholesky" if direct <= max(CHEAP, WORTH * lbfgs) else "lbfgs-newton"
+    return "newton" if sampled <= WORTH * lbfgs else "lbfgs-newton"

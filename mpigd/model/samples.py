@@ -1,0 +1,53 @@
+"""Sizes of the samples of rows from which Newton's method may begin: a sample that says too little is worse than none."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mpigd.comm import Comm
+from mpigd.model.constant import information
+from mpigd.model.null_model import NullModel, mean_curvature
+from mpigd.model.objective import Objective
+from mpigd.reduce import total
+from mpigd_kernels import vector
+
+ROWS_PER_PARAMETER = 25
+
+
+def sizes(objective: Objective, null: NullModel, comm: Comm) -> tuple[int, ...]:
+    """About a hundredth and a tenth of the rows, ascending, each at least 25 informative rows a parameter; empty where
+    that is more than half of all. Collective.
+
+    What a row says is its weight (Kish's effective number of rows) times its curvature at the null model: of a rare
+    class, or of counts that are nearly all zero, a sample holds next to nothing.
+    """
+    n = objective.n
+    if objective.loss.smoothed:
+        share = information(objective, comm)
+    else:
+        share = _effective_share(objective, comm) * _information(objective, null, comm)
+    if not share > 0.0:
+        return ()
+    least = int(min(2.0 * n, ROWS_PER_PARAMETER * objective.scaling.p / share)) + 1
+    return tuple(m for m in sorted({max(n // 100, least), max(n // 10, least)}) if 2 * m <= n)
+
+
+def _effective_share(objective: Objective, comm: Comm) -> float:
+    """(sum c)^2 / (n sum c^2)."""
+    c, weight = objective.rows.c, objective.statistics.weight
+    if not c.strides[0] if c.size else True:
+        c = np.ones(c.size) * (c[0] if c.size else 1.0)
+    squares = float(total((c / (objective.statistics.heaviest or 1.0)) ** 2, comm)[0])
+    scaled = weight / (objective.statistics.heaviest or 1.0)
+    return scaled * scaled / (objective.n * squares) if squares > 0.0 else 0.0
+
+
+def _information(objective: Objective, null: NullModel, comm: Comm) -> float:
+    """The curvature at the null model over the most that it can be, at most 1; for counts over 1."""
+    loss = objective.loss
+    if loss.kind == "multiclass":
+        shares = np.array([float(vector.exponential(b)) for b in null.intercept])
+        rarest = float(shares.min()) / float(vector.dot(shares, np.ones(shares.size)))
+        return min(1.0, 4.0 * rarest * (1.0 - rarest))
+    bound = 1.0 if loss.curvature is None else loss.curvature(objective.parameter)
+    return min(1.0, mean_curvature(objective, null, comm) / bound)

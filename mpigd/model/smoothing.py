@@ -1,0 +1,212 @@
+"""A loss with kinks, rounded off over a width, as an optimiser sees it: slopes, curvature, and how far the optimum may be.
+
+Hinge and pinball loss are max(0, u) - (1 - quantile) u of the distance u to the kink (hinge: 1 - s z, quantile 1;
+pinball: y - z). Their slope jumps at u = 0; smoothed with a width, it rises linearly over |u| < width / 2 instead.
+That slope q(u) is a subgradient of the true loss nowhere else but a dual point everywhere, so that by convexity
+
+    F(v) >= F(w) - gap + g . (v - w) + l2 / 2 |v - w|^2   for all v,    gap = sum_i c_i (loss(u_i) - q_i u_i) / C,
+
+with g the gradient of the smoothed objective at w. Only rows near their kink, |u| < width / 2, add to the gap.
+Madsen and Nielsen, "A finite smoothing algorithm for linear l1 estimation" (SIAM J. Optim. 1993); Chen, "A finite
+smoothing algorithm for quantile regression" (JCGS 2007). To look at the rows near a kink alone is due to Portnoy
+and Koenker, "The Gaussian hare and the Laplacian tortoise" (Statistical Science 1997).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mpigd.batches import Batch
+from mpigd.comm import Comm
+from mpigd.data.matrix import Into
+from mpigd.model.constant import weighted_quantile
+from mpigd.model.hessian import Curvature
+from mpigd.model.objective import Objective, Oracle, Rows
+from mpigd.model.penalties import Penalty
+from mpigd.model.scaling import blocks
+from mpigd.reduce import total
+from mpigd_kernels import vector
+
+Array = np.ndarray[Any, Any]
+Band = tuple[Objective, Array | slice, int]  # rows, which they are of this rank's, how many over all ranks
+MOST = 1 / 4  # of the rows near their kinks: more are not copied, all are looked at
+
+
+@dataclass
+class Look:
+    """What is known of parameters w (p,): the true objective, the gradient of the smoothed one, the rows' margins.
+
+    For rows near their kinks alone the value is that of these rows.
+    """
+
+    w: Array
+    width: float
+    value: float
+    g: Array
+    z: Array
+    band: Band | None = field(default=None, repr=False)
+
+
+class Smoothed:
+    """The objective of an oracle's rows, smoothed, with its penalty. All methods are collective.
+
+    factor: what sums over rows are multiplied by. linear (p,): the gradient of the rows that are not here, taken as
+    constant; None where all are.
+    """
+
+    def __init__(self, oracle: Oracle, penalty: Penalty, factor: float) -> None:
+        self.oracle, self.penalty, self.factor = oracle, penalty, factor
+        self.linear: Array | None = None
+        objective = oracle.objective
+        rows, hinge = objective.rows, objective.loss.classifies
+        self._sign = 2.0 * rows.y - 1.0 if hinge else np.ones(1)
+        self._anchor = np.ones(1) if hinge else rows.y
+        self.quantile = 1.0 if hinge else float(objective.parameter)
+        self._comm: Comm = oracle.reducer.comm
+
+    def distances(self, z: Array) -> Array:
+        """To each row's kink (n,), for margins z (n,)."""
+        return np.asarray(self._anchor - self._sign * z)
+
+    def look(self, w: Array, width: float) -> Look:
+        """One read of these rows. NumericalError on all ranks if a number is not finite."""
+        objective = smoothed(self.oracle.objective, self.quantile, width)
+        keep = np.empty((1, objective.rows.X.n))
+        value, g = objective.gradient(w, self.oracle.batch, self.oracle.reducer, self.factor, keep=keep)
+        if self.linear is not None:
+            g += self.linear
+        self.penalty.add_gradient(w, g)
+        self.oracle.objective.remember(w, keep)
+        return Look(w, width, value + self.penalty.value(w), g, keep[0])
+
+    def again(self, w: Array, width: float, g: Array) -> Look:
+        """What `look` has found before, but for the value; margins that are not remembered are made anew."""
+        return Look(w, width, math.nan, g, self.oracle.objective.margins(w)[0])
+
+    def hessian(self, look: Look) -> Array:
+        """The Hessian of the smoothed objective (p, p) without the penalty: a read of the rows in the band."""
+        band, inside, size = self._band(look)
+        objective = smoothed(band, self.quantile, look.width)
+        z = np.ascontiguousarray(look.z[np.newaxis, inside])
+        batch = Batch(slice(None), size, 0, 0, True)
+        H: Array = Curvature(objective, z, batch, self.oracle.reducer).matrices(self.factor)[0]
+        return H
+
+    def drift(self, look: Look) -> Array:
+        """How the gradient changes with the width (p,): a read of the rows in the band."""
+        of, inside, size = self._band(look)
+        share = (self._sign * self.distances(look.z))[inside] / look.width
+        # At most a half, so that the residuals' bound holds.
+        r = (of.rows.c * np.where(np.abs(share) < 0.5, share, 0.0))[np.newaxis]
+
+        def visit(rows: slice, into: Into) -> None:
+            for part in blocks(of.rows.X):
+                of.rows.X.rows(part).accumulate(r[:, part].copy(), np.zeros(part.stop - part.start), into)
+
+        reducer, scaling = self.oracle.own_reducer(of), of.scaling
+        self.oracle.objective.counter.reads += size / of.n
+        factor = self.factor / look.width
+        return reducer.sweep_for(lambda T, S: scaling.gradient(T, S, factor)[1], [slice(None)], visit, size)
+
+    def gap(self, look: Look) -> float:
+        """How far the true loss is above the tangent that the smoothed slopes make of it, over these rows."""
+        size = np.abs(self.distances(look.z))
+        inside = np.flatnonzero(size < 0.5 * look.width)
+        u, c = size[inside], self.oracle.objective.rows.c[inside]
+        return self.factor * float(total(c * u * (0.5 - u / look.width), self._comm)[0])
+
+    def within(self, look: Look, share: float) -> float:
+        """The distance to their kinks that so large a share of the rows does not exceed."""
+        size = np.abs(self.distances(look.z))
+        return weighted_quantile(size, np.ones(size.size), share, self._count(size.size), self._comm)
+
+    def line(self, look: Look, there: Look) -> Line:
+        """The smoothed objective on the way from one point to another, in the width of the latter."""
+        return Line(self, look, there)
+
+    def near(self, look: Look, limit: float, fewest: int) -> tuple[Smoothed, Look]:
+        """The rows whose kinks lie within `limit`, at least about `fewest` of them, and the same look at them.
+
+        All rows, where these are too many to be copied.
+        """
+        n = self._count(look.z.size)
+        size = np.abs(self.distances(look.z))
+        while True:
+            chosen = np.flatnonzero(size <= limit)
+            count = self._count(chosen.size)
+            if count >= min(fewest, n):
+                break
+            limit *= 2.0
+        if count > MOST * n:
+            return self, look
+        objective = _take(self.oracle.objective, chosen)
+        batch = Batch(slice(None), count, 0, 0, True)
+        part = Smoothed(Oracle(objective, batch, self.oracle.own_reducer(objective)), self.penalty, self.factor)
+        here = part.look(look.w, look.width)
+        part.linear = look.g - here.g
+        here.g = look.g.copy()
+        return part, here
+
+    def _band(self, look: Look) -> Band:
+        """The rows with curvature, or all where these are too many to be copied."""
+        if look.band is None:
+            chosen = np.flatnonzero(np.abs(self.distances(look.z)) < 0.5 * look.width)
+            count, n = self._count(chosen.size), self._count(look.z.size)
+            objective = self.oracle.objective
+            if count > MOST * n:
+                look.band = objective, slice(None), n
+            else:
+                look.band = _take(objective, chosen), chosen, count
+        return look.band
+
+    def _count(self, rows: int) -> int:
+        count = np.array([rows], dtype=np.int64)
+        self._comm.allreduce(count)
+        return int(count[0])
+
+
+class Line:
+    """Slope and curvature of a smoothed objective along w + t s, from the margins at both ends: no read."""
+
+    def __init__(self, of: Smoothed, look: Look, there: Look) -> None:
+        self._of, self._w, self._s = of, look.w, there.w - look.w
+        self._u, self._width = of.distances(look.z), there.width
+        self._v = of.distances(there.z) - self._u
+        self._cv = of.oracle.objective.rows.c * self._v
+
+    def slopes(self, t: float) -> tuple[float, float]:
+        """First and second derivative by t. Collective."""
+        of, share = self._of, (self._u + t * self._v) / self._width
+        slope = self._cv * (np.clip(share + 0.5, 0.0, 1.0) - (1.0 - of.quantile))
+        bend = np.where(np.abs(share) < 0.5, self._cv * self._v, 0.0)
+        first, second = (of.factor * float(x) for x in total(np.column_stack([slope, bend]), of.oracle.reducer.comm))
+        g, h = np.zeros_like(self._s), np.zeros_like(self._s)
+        of.penalty.add_gradient(self._w + t * self._s, g)
+        of.penalty.add_gradient(self._s, h)
+        if of.linear is not None:
+            g += of.linear
+        return first + vector.dot(g, self._s), second / self._width + vector.dot(h, self._s)
+
+
+def smoothed(objective: Objective, quantile: float, width: float) -> Objective:
+    """The same rows with the loss's kinks rounded off; margins are remembered for both."""
+    loss = objective.loss.smoothed
+    assert loss is not None, "only losses with kinks are smoothed"
+    part = copy.copy(objective)
+    part.loss, part.parameter = loss, (quantile, width)  # type: ignore[assignment]
+    part.kind = loss.with_parameter(part.parameter)
+    return part
+
+
+def _take(objective: Objective, chosen: Array) -> Objective:
+    """The same over some of this rank's rows, a copy of them."""
+    rows, part = objective.rows, copy.copy(objective)
+    offset = None if rows.offset is None else rows.offset[chosen]
+    part.rows = Rows(rows.X.rows(chosen), rows.y[chosen], rows.c[chosen], offset)
+    part.keeps_margins, part._points, part._samples, part._columns = True, [], {}, None
+    return part

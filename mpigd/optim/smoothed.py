@@ -1,0 +1,224 @@
+"""Newton's method for losses with kinks: smooth, minimise, narrow the smoothing, until a bound says that it is enough.
+
+A step begins at a minimum of the smoothed objective for one width. It looks for that of a narrower one among the rows
+near their kinks alone, while the gradient of all others stays as it was. A read of all rows then tells whether that was
+right, and how far the true objective may be above its optimum (mpigd/model/smoothing.py): `left` in the state.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+
+from mpigd.errors import NumericalError
+from mpigd.model.objective import Oracle
+from mpigd.model.penalties import Penalty
+from mpigd.model.smoothing import Line, Look, Smoothed
+from mpigd.optim.base import Array, Dot, OracleLike, State, advance, fresh, norm
+from mpigd.optim.pairs import Pairs
+from mpigd.optim.preconditioner import ridge
+from mpigd_kernels import linalg
+
+STEP_NARROWS, STAGE_NARROWS = 16.0, 8.0  # by how much a width shrinks in a step, and at once within a step
+INNER = 100  # most iterations of a step; without a Hessian ten times as many
+ROWS_PER_PARAMETER = 5  # near their kinks, at least
+SHIFT = 1e-8  # of a Hessian's largest element, on its diagonal: a narrow band may hold fewer rows than parameters
+ACCEPTED, EXACT = 0.5, 0.1  # of the first slope: what is left after a whole step, and after a line search
+TRIALS, CUTS = 60, 10  # of a line search; of a step that meets numbers that are not finite
+SOLVED, ALMOST = 0.1, 0.5  # of the gap: what is left to gain before the width shrinks, what the gradient costs at the last one
+ENOUGH = 0.02  # a sample's optimum is no closer to that of all rows than about p / 2m: half a per cent of it will do
+WIDER = 8.0  # a width, after two steps that have not found its minimum
+CONCERNED = 2.0  # times the relative error of a sample's margins: the share of rows that it may carry over their kinks
+STALLED = 8  # steps without progress that end a run
+FLAT, ROUNDING = 4e-16, 1e-24  # of the objective: a bound that cannot fall, and a gain that rounding alone makes
+NARROWEST = 1e-13  # of the first width: rounding of the margins leaves no room for less
+FAR = 1e6  # times the reach: longer steps are cut
+
+
+@dataclass(frozen=True)
+class SmoothedNewton:
+    """unit: the first width, in units of the margins. samples: their sizes, ascending, on which the first step descends.
+    dense: False where a Hessian has too many elements: directions of L-BFGS then."""
+
+    unit: float
+    samples: tuple[int, ...] = ()
+    dense: bool = True
+    name = "smoothed-newton"
+
+    def start(self, w: Array) -> State:
+        numbers = {"width": self.unit, "limit": 0.0, "lower": 0.0, "left": math.inf}
+        numbers |= dict.fromkeys(("missed", "stalled", "flat"), 0.0)
+        state = fresh("gradient", "iterate", like=w) | {"first": w.copy()}
+        return state | {name: np.array([number]) for name, number in numbers.items()}
+
+    def step(self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot) -> tuple[Array, State]:
+        rows = cast(Oracle, oracle)
+        of = Smoothed(rows, penalty, rows.factor)
+        if state["step"][0] == 0:
+            look = self._begin(w, state, rows, of, dot)
+            first = replace(look, w=w, value=math.inf)  # nothing is better yet
+            return self._after(first, look, of, state, dot)
+        width, limit, value, missed = (float(state[name][0]) for name in ("width", "limit", "value", "missed"))
+        if missed > 1.0:  # too far from the minimum to begin with so few rows in the band
+            look = of.look(state["iterate"], min(self.unit, WIDER * width))
+            limit = max(limit, 2.0 * look.width)
+        else:
+            look = of.again(state["iterate"], width, state["gradient"])
+        solver = self._solver(look.w, state, value, dot)
+        narrower = width if missed else width / STEP_NARROWS
+        part, here = of.near(look, limit, ROWS_PER_PARAMETER * w.size)
+        found = solver.minimize(part, here, narrower)
+        if part is not of:
+            found = solver.confirm(of, look, found)
+        return self._after(replace(look, w=w, value=value), found, of, state, dot)
+
+    def _begin(self, w: Array, state: State, oracle: Oracle, of: Smoothed, dot: Dot) -> Look:
+        """A minimum for the first width; or the optimum of the last sample, where that is better than the start."""
+        first = of.look(w, self.unit)
+        solver = self._solver(w, state, first.value, dot)
+        there, width = w, self.unit
+        for m in self.samples:
+            part = oracle.sample(m)
+            there, width = self._on_sample(there, width, Smoothed(part, of.penalty, part.factor), solver, w.size / m)
+        if self.samples:
+            look = of.look(there, width)
+            if look.value < first.value:
+                return look
+        return solver.minimize(of, first, self.unit)
+
+    def _on_sample(self, w: Array, width: float, part: Smoothed, solver: Solver, error: float) -> tuple[Array, float]:
+        """The minimum of a sample's smoothed objective, for a width at which smoothing costs less than sampling."""
+        look = solver.minimize(part, part.look(w, width), width)
+        while part.gap(look) > ENOUGH * error * abs(look.value) and look.width > NARROWEST * self.unit:
+            look = solver.minimize(part, look, look.width / STAGE_NARROWS)
+        # The margins of the other rows are off by about sqrt(error) of their spread: begin with as many rows as that concerns.
+        return look.w, min(width, max(look.width, part.within(look, min(1.0, CONCERNED * math.sqrt(error)))))
+
+    def _solver(self, w: Array, state: State, value: float, dot: Dot) -> Solver:
+        moved = np.abs(w - state["first"]).max(initial=0.0)
+        return Solver(dot, self.dense, 2.0 * float(moved) + self.unit, abs(value))
+
+    def _after(self, best: Look, look: Look, of: Smoothed, state: State, dot: Dot) -> tuple[Array, State]:
+        """The better one of two points, and the state: what is known at `look`, where the next step begins."""
+        gap, cost = of.gap(look), self._solver(look.w, state, look.value, dot).cost(of, look.g)
+        before, lower = float(state["left"][0]), max(float(state["lower"][0]), look.value - gap - cost)
+        best = look if look.value < best.value else best
+        left, missed = max(0.0, best.value - lower), 0.0 if cost <= gap else float(state["missed"][0]) + 1.0
+        limit = 2.0 * max(look.width, float(state["limit"][0])) if missed else look.width
+        stalled = 0.0 if left < 0.99 * before else float(state["stalled"][0]) + 1.0
+        flat = left <= FLAT * abs(best.value) or stalled >= STALLED or not look.width > NARROWEST * self.unit
+        after = advance(state, best.value, norm(look.g, dot))
+        numbers = {"width": look.width, "limit": limit, "lower": lower, "left": left, "stalled": stalled}
+        numbers |= {"missed": missed, "flat": float(flat)}
+        after |= {name: np.array([number]) for name, number in numbers.items()}
+        return best.w, after | {"iterate": look.w.copy(), "gradient": look.g.copy()}
+
+
+@dataclass(frozen=True)
+class Solver:
+    """Minimises smoothed objectives. reach: the optimum is no farther away, in any parameter; value: of the objective."""
+
+    dot: Dot
+    dense: bool
+    reach: float
+    value: float
+
+    def minimize(self, of: Smoothed, look: Look, width: float) -> Look:
+        """From a look at one width to about the minimum for another, narrower or the same."""
+        pairs, before = Pairs(), math.inf
+        for _ in range(INNER if self.dense else 10 * INNER):
+            if of.linear is None and look.value == 0.0:
+                break  # no loss is less
+            last, gap = not look.width > width, of.gap(look)
+            if self.dense:
+                U = self._factor(of, look)
+                d = self._solve(U, -look.g)
+            else:
+                U, d = None, pairs.direction(look.g, None, self.dot)
+            gain = -0.5 * self.dot(look.g, d)
+            left = self.cost(of, look.g) if last or U is None else gain
+            stuck = not gain > ROUNDING * self.value or (gain < FLAT * self.value and norm(look.g, self.dot) >= before)
+            before = norm(look.g, self.dot)
+            new = None if stuck or left <= (ALMOST if last else SOLVED) * gap else self._advance(of, look, d)
+            if new is not None:
+                pairs.remember(new.w - look.w, new.g - look.g, self.dot)
+                look = new
+            elif last:
+                break
+            else:
+                look, pairs, before = self._narrow(of, look, d, U, max(width, look.width / STAGE_NARROWS)), Pairs(), math.inf
+        return look
+
+    def confirm(self, of: Smoothed, look: Look, found: Look) -> Look:
+        """What some rows have found, looked at on all; or a point on the way there, which is always downhill."""
+        there = of.look(found.w, found.width)
+        line, d = of.line(look, there), found.w - look.w
+        slope, after = line.slopes(0.0)[0], self.dot(there.g, d)
+        if not slope < 0.0 or after <= ACCEPTED * abs(slope):
+            return there
+        return of.look(look.w + _search(line, slope, after) * d, found.width)
+
+    def cost(self, of: Smoothed, g: Array) -> float:
+        """What a gradient g (p,) may cost: |g| times the reach, where a ridge does not bound it better."""
+        bend, far = ridge(of.penalty, g.size), np.abs(g) * self.reach
+        each = np.where(bend > 0.0, np.minimum(far, 0.5 * g * g / np.where(bend > 0.0, bend, 1.0)), far)
+        return self.dot(each, np.ones_like(each))
+
+    def _factor(self, of: Smoothed, look: Look) -> Array:
+        """A Cholesky factor of the Hessian, which is shifted so that it has one."""
+        H = of.hessian(look)
+        diagonal = H.diagonal() + ridge(of.penalty, look.w.size)
+        largest = float(diagonal.max(initial=0.0)) or 1.0 / look.width
+        H[np.diag_indices_from(H)] = diagonal + SHIFT * largest
+        linalg.cholesky(H)
+        return H
+
+    def _solve(self, U: Array, g: Array) -> Array:
+        d = np.empty_like(g)
+        linalg.solve(U, g, d)
+        longest = float(np.abs(d).max(initial=0.0))
+        return d * (FAR * self.reach / longest) if longest > FAR * self.reach else d
+
+    def _narrow(self, of: Smoothed, look: Look, d: Array, U: Array | None, width: float) -> Look:
+        """A look in a narrower width at where its minimum is, if no row enters or leaves its band."""
+        w = look.w if U is None else look.w + d + (look.width - width) * self._solve(U, of.drift(look))
+        try:
+            return of.look(w, width)
+        except NumericalError:  # raised on all ranks together: too far
+            return of.look(look.w, width)
+
+    def _advance(self, of: Smoothed, look: Look, d: Array) -> Look | None:
+        """A step along d, or as far as the minimum on the way; None where that is uphill."""
+        slope = self.dot(look.g, d)
+        for _ in range(CUTS if slope < 0.0 else 0):
+            try:
+                there = of.look(look.w + d, look.width)
+            except NumericalError:  # raised on all ranks together: too far
+                d = 0.01 * d
+                slope *= 0.01
+                continue
+            after = self.dot(there.g, d)
+            if abs(after) <= ACCEPTED * abs(slope):
+                return there
+            return of.look(look.w + _search(of.line(look, there), slope, after) * d, look.width)
+        return None
+
+
+def _search(line: Line, slope: float, after: float) -> float:
+    """About where a rising slope is zero, that is `slope` < 0 at 0 and `after` at 1."""
+    low, high = (0.0, 1.0) if after > 0.0 else (1.0, math.inf)
+    t = slope / (slope - after) if after > 0.0 else 2.0
+    for trial in range(TRIALS):
+        here, bend = line.slopes(t)
+        if abs(here) <= EXACT * abs(slope):
+            break
+        low, high = (low, t) if here > 0.0 else (t, high)
+        target = t - here / bend if bend > 0.0 else math.inf
+        if math.isinf(high):
+            t = min(max(target, 1.5 * t), 8.0 * t)
+        else:
+            t = target if low < target < high and trial < TRIALS // 6 else 0.5 * (low + high)
+    return t
