@@ -22,12 +22,13 @@ from mpigd.model import fitted
 from mpigd.model.digits import centred, warning
 from mpigd.model.hessian import is_whole
 from mpigd.model.losses import LOSSES, Loss
-from mpigd.model.null_model import NullModel, fit_null, mean_curvature
+from mpigd.model.null_model import NullModel, fit_null
 from mpigd.model.objective import Objective, Rows
 from mpigd.model.penalties import L2, ElasticNet, bounds
 from mpigd.model.rounding import needs_fine
 from mpigd.model.samples import sizes as _samples
 from mpigd.model.scaling import Scaling, make_scaling
+from mpigd.model.sparse_outer import Split
 from mpigd.model.targets import Classes, check_domain, check_size, class_weights, find_classes
 from mpigd.optim import curvature
 from mpigd.optim.accelerated import Accelerated
@@ -57,7 +58,7 @@ SAMPLE_EPOCH = (1 << 32) - 1  # whose draws no training step uses
 class Problem:
     """What is to be minimised, ready on this rank.
 
-    null: the model without columns, where training starts; curvature: the mean second derivative of the loss there.
+    null: the model without columns, where training starts.
     samples: sizes of the samples of rows that Newton's method may begin on.
     """
 
@@ -71,7 +72,6 @@ class Problem:
     mean_response: float
     spread: float
     null: NullModel
-    curvature: float
     samples: tuple[int, ...]
     warning: str | None = None  # on the data
 
@@ -81,7 +81,9 @@ class Problem:
         objective = self.objective
         sparse = objective.statistics.number is not None
         entries = objective.statistics.entries / max(1, objective.n) if sparse else None
-        return Shape(objective.n, objective.scaling.p, self.k, entries, self.samples)
+        split = Split.of(objective)
+        wide = 0 if split is None else split.dense
+        return Shape(objective.n, objective.scaling.p, self.k, entries, wide, self.samples)
 
     @property
     def unit(self) -> float:
@@ -141,10 +143,9 @@ def problem(shard: Shard, config: Config, comm: Comm) -> Problem:
     objective.fine = needs_fine(objective, y, mean, spread, config.tol, comm)
     reducer = objective.reducer(config.reduce, comm, replacement=config.mode == "stochastic")
     null = fit_null(objective, mean, comm)
-    bend = mean_curvature(objective, null, comm)
     return Problem(
         objective, penalty(config, scaling, k), reducer, loss, classes,
-        shard, mark, mean, spread, null, bend, _samples(objective, null, comm), few,
+        shard, mark, mean, spread, null, _samples(objective, null, comm), few,
     )  # fmt: skip
 
 
@@ -209,7 +210,7 @@ def optimizer(problem: Problem, config: Config, steps_per_epoch: int) -> Optimiz
 
 def _second_order(problem: Problem, config: Config) -> Optimizer:
     objective, k = problem.objective, problem.k
-    lbfgs = LBFGS(first=1.0 / problem.curvature)
+    lbfgs = LBFGS(first=1.0 / problem.null.curvature)
     if config.optimizer == "lbfgs":
         return lbfgs
     if config.optimizer == "hybrid":
@@ -239,7 +240,7 @@ def _hybrid(problem: Problem, config: Config) -> Hybrid:
     size = min(problem.objective.n, BATCH_SIZE["minibatch"])
     steps = -(-problem.objective.n // size)
     base = _adaptive_rate(problem, config.replace(optimizer="adam"), steps)
-    then = LBFGS(first=1.0 / problem.curvature)
+    then = LBFGS(first=1.0 / problem.null.curvature)
     return Hybrid(FIRST_ORDER["adam"](Rate(base, "cosine", 0, steps, steps)), size, then)
 
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 STEP_OVERHEAD = 1e5  # of an evaluation, whatever its size
 ROW, DENSE_ENTRY, SPARSE_ENTRY = 5.0, 0.17, 1.1  # of a gradient: a row, and an entry
 DENSE_ROW, DENSE_COLUMN, DENSE_PRODUCT = 50.0, 0.18, 0.0105  # of a Hessian: a row, its p columns, its p^2 products
-SPARSE_PRODUCT, SPARSE_FLUSH = 1.5, 1.0  # of a pair of entries, and of an element of the matrix
+# Of a Hessian of compressed rows: an entry, a product of two dense columns, of a dense column and an entry, of two entries,
+# and an element of the matrix.
+SPARSE_READ, WIDE_PRODUCT, MIXED_PRODUCT, SPARSE_PRODUCT, SPARSE_ELEMENT = 2.4, 0.011, 0.17, 1.0, 1.0
 FACTOR = 0.018  # of p^3 / 3, of a Cholesky factor
 DIRECT_STEPS, SAMPLED_READS, LBFGS_READS = 8.0, 12.0, 45.0  # usual numbers
 SAMPLE_HESSIANS, SAMPLE_READS = 5.0, 12.0  # of the first sample, and of the second
@@ -22,12 +24,17 @@ WORTH = 2.0  # L-BFGS, whose number of reads hangs on the conditioning, has to p
 
 @dataclass(frozen=True)
 class Shape:
-    """Rows n, parameters p of each of k outputs, stored entries of a row; samples: their sizes, where they say enough."""
+    """Rows n, parameters p of each of k outputs, stored entries of a row (None: dense).
+
+    wide: how many of the columns are common enough to be taken as dense ones in a Hessian of compressed rows. samples: their
+    sizes, where they say enough.
+    """
 
     n: int
     p: int
     k: int = 1
-    entries: float | None = None  # None: dense
+    entries: float | None = None
+    wide: int = 0
     samples: tuple[int, ...] = ()
 
     def sweep(self, n: int) -> float:
@@ -39,8 +46,9 @@ class Shape:
         dense = n * (DENSE_ROW + DENSE_COLUMN * p + DENSE_PRODUCT * p * p)
         sparse = math.inf
         if self.entries is not None:
-            entries = self.entries + 1.0
-            sparse = n * 0.5 * SPARSE_PRODUCT * entries * entries + SPARSE_FLUSH * p * p
+            wide, rest = float(self.wide), max(0.0, self.entries - self.wide)
+            row = SPARSE_READ * self.entries + WIDE_PRODUCT * wide * wide + MIXED_PRODUCT * wide * rest
+            sparse = n * (row + SPARSE_PRODUCT * 0.5 * rest * (rest + 1.0)) + SPARSE_ELEMENT * p * p
         return STEP_OVERHEAD + pairs * min(dense, sparse)
 
     def factor(self) -> float:

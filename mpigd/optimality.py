@@ -96,7 +96,7 @@ class Optimality:
         if "decrement" in step.state:
             return float(step.state["decrement"][0])
         square = step.gradient_norm * step.gradient_norm
-        about = 0.5 * square / self.problem.curvature
+        about = 0.5 * square / self.problem.null.curvature
         if not self.problem.penalty.smooth:
             return about / self.config.tol if self.config.tol else None
         if self.problem.loss.second is None:

@@ -7,11 +7,12 @@ ranks look for the same number: a bracket of floats is cut into many parts at on
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from mpigd.comm import Comm
+from mpigd.model.losses import Loss
 from mpigd.model.objective import Objective
 from mpigd.reduce import total
 
@@ -33,15 +34,36 @@ def information(objective: Objective, comm: Comm) -> float:
     return 4.0 * share * (1.0 - share) * whole * whole / (objective.n * squares)
 
 
-def best_constant(objective: Objective, comm: Comm) -> float:
+class Rows(Protocol):
+    """Targets y (m,), weights c (m,) and offsets (m,) or None of this rank's rows, n of all ranks, and their loss."""
+
+    @property
+    def loss(self) -> Loss: ...
+
+    @property
+    def parameter(self) -> float: ...
+
+    @property
+    def y(self) -> Array: ...
+
+    @property
+    def c(self) -> Array: ...
+
+    @property
+    def offset(self) -> Array | None: ...
+
+    @property
+    def n(self) -> int: ...
+
+
+def best_constant(rows: Rows, comm: Comm) -> float:
     """The intercept that minimises a hinge or quantile loss alone; the least one if there are several. Collective."""
-    rows, loss = objective.rows, objective.loss
     offset = 0.0 if rows.offset is None else rows.offset
-    if loss.kind == "regression":
-        return weighted_quantile(rows.y - offset, rows.c, objective.parameter, objective.n, comm)
+    if rows.loss.kind == "regression":
+        return weighted_quantile(rows.y - offset, rows.c, rows.parameter, rows.n, comm)
     # The hinge's slope is minus the weight of class 1 at the left end, and rises by c_i at s_i - offset_i.
     sign = 2.0 * rows.y - 1.0
-    weights = integers(rows.c, objective.n, comm)
+    weights = integers(rows.c, rows.n, comm)
     below = np.array([weights[sign > 0.0].sum()], dtype=np.int64)
     comm.allreduce(below)
     return _smallest(sign - offset, weights, int(below[0]), comm)

@@ -51,7 +51,8 @@ def digits(statistics: Statistics, dtype: np.dtype[Any]) -> Array:
     """
     unit = np.spacing(np.abs(statistics.mean).astype(dtype)).astype(np.float64)
     constant = statistics.deviation == 0.0
-    bits = np.log2(np.where(constant, 1.0, statistics.deviation) / unit)
+    with np.errstate(over="ignore"):  # of a mean of zero
+        bits = np.log2(np.where(constant, 1.0, statistics.deviation) / unit)
     bits[constant] = np.where(unit[constant] < 2.0, np.inf, 0.0)
     return _as_in_the_data(bits, statistics)
 

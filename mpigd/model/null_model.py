@@ -11,25 +11,29 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.comm import Comm
+from mpigd.comm import Comm, SelfComm
 from mpigd.model.constant import best_constant
+from mpigd.model.losses import Loss
 from mpigd.model.objective import Objective
 from mpigd.reduce import NotFinite, total
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
-SLAB = 1 << 18  # rows whose losses are made at once
+SLAB = 1 << 16  # rows whose losses are made at once
 STEPS = 200  # of Newton's method for the intercept
 RTOL = 1e-15  # of the mean loss: what a step would gain less is not taken
 SURE = 1e-9  # a share of a class is taken for at least this: no intercept is infinite
+CLOSED_FORM = ("squared", "logistic", "poisson", "gamma")  # losses whose best constant is the link of the mean
 
 
 @dataclass(frozen=True)
 class NullModel:
-    """The best intercepts (k,), zero without an intercept, and the mean loss there; no penalty acts on them."""
+    """The best intercepts (k,), zero without an intercept; the mean loss there, infinite if it overflows; and the mean
+    second derivative of the loss, of the output where that is largest (1 where the loss has none)."""
 
     intercept: Array
     value: float
+    curvature: float
 
     def start(self, p: int) -> Array:
         """Parameters (k * p,) in the optimiser's coordinates: the intercept is the last of each output."""
@@ -40,32 +44,80 @@ class NullModel:
 
 
 def fit_null(objective: Objective, mean: float, comm: Comm) -> NullModel:
-    """The null model of an objective whose targets have this weighted mean. Collective.
-
-    The value is infinite where the loss overflows even there (offsets far out of range).
-    """
+    """The null model of an objective whose targets have this weighted mean. Collective."""
+    rows = _targets(objective, mean, comm)
     b = np.zeros(objective.k)
     if objective.scaling.intercept and objective.statistics.weight > 0.0:
-        b = _intercepts(objective, mean, comm)
+        b = _intercepts(rows, mean)
     try:
-        return NullModel(b, sums(objective, b, comm)[0])
-    except NotFinite:
-        return NullModel(np.zeros(objective.k), math.inf)
+        value, _, bend = rows.sums(b)
+    except NotFinite:  # raised on all ranks together
+        return NullModel(np.zeros(objective.k), math.inf, 1.0)
+    return NullModel(b, value, bend if bend > 0.0 else 1.0)
 
 
-def _intercepts(objective: Objective, mean: float, comm: Comm) -> Array:
-    loss = objective.loss
+@dataclass(frozen=True)
+class Targets:
+    """Targets y (m,), weights c (m,) and offsets (m,) or None of this rank's rows, of n, k outputs of `loss`; weight: of all."""
+
+    loss: Loss
+    parameter: float
+    k: int
+    y: Array
+    c: Array
+    offset: Array | None
+    n: int
+    weight: float
+    comm: Comm
+
+    def sums(self, b: Array) -> tuple[float, float, float]:
+        """Mean loss, and its first two derivatives by the first intercept, at intercepts b (k,); of several outputs the
+        largest second derivative. Collective; NotFinite on all ranks."""
+        parts = np.zeros((self.y.size, 2 + self.k))
+        for start in range(0, self.y.size, SLAB):
+            self._fill(b, slice(start, start + SLAB), parts)
+        means = total(parts, self.comm) / (self.weight or 1.0)
+        return float(means[0]), float(means[1]), float(means[2:].max())
+
+    def _fill(self, b: Array, rows: slice, parts: Array) -> None:
+        y, c, a, loss = self.y[rows], np.ascontiguousarray(self.c[rows]), self.parameter, self.loss
+        z = np.repeat(b[:, np.newaxis], y.size, axis=1)
+        if self.offset is not None:
+            z += self.offset[rows]
+        r, l = np.empty_like(z), np.empty(y.size)
+        loss.kernel(z, y, c, a, r, l)
+        parts[rows, 0], parts[rows, 1] = l, r[0]
+        if loss.second is None:
+            return
+        loss.second(z, y, c, a, r)
+        parts[rows, 2:] = (c * r * (1.0 - r) if loss.kind == "multiclass" else r).T
+
+
+def _targets(objective: Objective, mean: float, comm: Comm) -> Targets:
+    """The rows; of classes without offsets one row each, with the weight of all of theirs."""
+    rows, loss, weight = objective.rows, objective.loss, objective.statistics.weight
+    y, c, offset, n = rows.y, rows.c, rows.offset, objective.n
+    if loss.classifies and offset is None and objective.k == 1:
+        y, c, comm = np.arange(2.0), np.array([1.0 - mean, mean]) * weight, SelfComm()
+        n = 2
+    elif loss.classifies and offset is None:
+        y = np.arange(float(objective.k))
+        c = np.array([float(total(np.where(rows.y == q, rows.c, 0.0), comm)[0]) for q in y])
+        comm, n = SelfComm(), objective.k
+    return Targets(loss, objective.parameter, objective.k, y, c, offset, n, weight, comm)
+
+
+def _intercepts(rows: Targets, mean: float) -> Array:
+    loss = rows.loss
     if loss.smoothed:
-        return np.array([best_constant(objective, comm)])
+        return np.array([best_constant(rows, rows.comm)])
     if loss.kind == "multiclass":
-        y, c = objective.rows.y, objective.rows.c
-        sums = np.array([total(np.where(y == q, c, 0.0), comm)[0] for q in range(objective.k)])
-        shares = np.maximum(sums / objective.statistics.weight, SURE)
-        return np.array([float(vector.logarithm(share)) for share in shares])
+        shares = [float(total(np.where(rows.y == q, rows.c, 0.0), rows.comm)[0]) / rows.weight for q in range(rows.k)]
+        return np.array([float(vector.logarithm(max(share, SURE))) for share in shares])
     guess = link_of_mean(loss.name, mean)
-    if objective.rows.offset is None and loss.name in ("squared", "logistic", "poisson", "gamma"):
+    if rows.offset is None and loss.name in CLOSED_FORM:
         return np.array([guess])
-    return np.array([_minimum(objective, guess, comm)])
+    return np.array([_minimum(rows, guess)])
 
 
 def link_of_mean(loss: str, mean: float) -> float:
@@ -78,19 +130,19 @@ def link_of_mean(loss: str, mean: float) -> float:
     return mean
 
 
-def _minimum(objective: Objective, guess: float, comm: Comm) -> float:
+def _minimum(rows: Targets, guess: float) -> float:
     """The intercept of the least mean loss: Newton's method kept in a bracket, which is bisected or
-    widened where a step leaves it."""
+    widened where a step leaves it. Collective."""
     low, high, b, reach = -math.inf, math.inf, guess, 0.0
     for _ in range(STEPS):
         try:
-            value, slope, bend = sums(objective, np.array([b]), comm)
+            value, slope, bend = rows.sums(np.array([b]))
         except NotFinite:  # raised on all ranks together: too far
             if not math.isfinite(low):
                 return guess
             high, b = b, 0.5 * (low + b)
             continue
-        if abs(slope) == 0.0:
+        if slope == 0.0:
             return b
         low, high = (low, b) if slope > 0.0 else (b, high)
         reach = 2.0 * reach or abs(slope)
@@ -106,46 +158,3 @@ def _inside(low: float, high: float, step: float) -> float:
     if math.isfinite(low) and math.isfinite(high):
         return 0.5 * (low + high)
     return (low if math.isfinite(low) else high) + step
-
-
-def sums(objective: Objective, b: Array, comm: Comm) -> tuple[float, float, float]:
-    """Mean loss, and its first two derivatives by the first intercept, at intercepts b (k,).
-
-    Collective; NotFinite on all ranks.
-    """
-    parts = np.zeros((objective.rows.y.size, 3))
-    for rows in range(0, parts.shape[0], SLAB):
-        _fill(objective, b, slice(rows, rows + SLAB), parts)
-    weight = objective.statistics.weight or 1.0
-    value, slope, bend = (float(part) / weight for part in total(parts, comm))
-    return value, slope, bend
-
-
-def _fill(objective: Objective, b: Array, rows: slice, parts: Array) -> None:
-    of, loss, a = objective.rows, objective.loss, objective.parameter
-    y, c = of.y[rows], np.ascontiguousarray(of.c[rows])
-    z = np.repeat(b[:, np.newaxis], y.size, axis=1)
-    if of.offset is not None:
-        z += of.offset[rows]
-    r, l = np.empty_like(z), np.empty(y.size)
-    loss.kernel(z, y, c, a, r, l)
-    parts[rows, 0], parts[rows, 1] = l, r[0]
-    if loss.second is not None and loss.kind != "multiclass":
-        loss.second(z, y, c, a, r)
-        parts[rows, 2] = r[0]
-
-
-def mean_curvature(objective: Objective, null: NullModel, comm: Comm) -> float:
-    """The mean second derivative of the loss at the null model, of the largest output; 1 where that says nothing. Collective."""
-    loss = objective.loss
-    if loss.second is None:
-        return 1.0
-    if loss.kind == "multiclass":
-        shares = np.array([float(vector.exponential(b)) for b in null.intercept])
-        shares /= vector.dot(shares, np.ones(shares.size))
-        return float(np.max(shares * (1.0 - shares)))
-    try:
-        bend = sums(objective, null.intercept, comm)[2]
-    except NotFinite:
-        return 1.0
-    return bend if bend > 0.0 and math.isfinite(bend) else 1.0

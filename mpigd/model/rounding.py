@@ -14,6 +14,7 @@ import numpy as np
 
 from mpigd.comm import Comm
 from mpigd.exact import ExactReducer, rounding
+from mpigd.model.losses import Loss
 from mpigd.model.objective import Objective
 from mpigd.model.scaling import absolute_sums
 from mpigd.reduce import Reducer, grid, power_above
@@ -33,11 +34,16 @@ def needs_fine(objective: Objective, y: Array, mean: float, spread: float, tol: 
     farthest = float(distance[0])
     columns = objective.statistics.bounds
     half_unit = rounding(grid(columns.largest * float(power_above(farthest * heaviest)), columns.terms), 1)
-    if _norm(objective, half_unit) > 0.1 * (tol or FINEST) * max(1.0, spread):
+    if _norm(objective, half_unit) > 0.1 * (tol or FINEST) * _unit(loss, spread):
         return True
     follows_y = loss.smooth and not loss.classifies  # its residuals are about as large as y's deviations
     typical = min(farthest, spread) if follows_y else farthest
     return _too_coarse(objective, half_unit / typical, comm) if typical > 0.0 else False
+
+
+def _unit(loss: Loss, spread: float) -> float:
+    """A per-sample gradient's usual size, for targets (or class codes) of this deviation."""
+    return (min(1.0, spread) if loss.classifies else spread) or 1.0
 
 
 def _norm(objective: Objective, half_unit: Array) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 
 from mpigd.comm import Comm
 from mpigd.model.constant import information
-from mpigd.model.null_model import NullModel, mean_curvature
+from mpigd.model.null_model import NullModel
 from mpigd.model.objective import Objective
 from mpigd.reduce import total
 from mpigd_kernels import vector
@@ -25,7 +25,7 @@ def sizes(objective: Objective, null: NullModel, comm: Comm) -> tuple[int, ...]:
     if objective.loss.smoothed:
         share = information(objective, comm)
     else:
-        share = _effective_share(objective, comm) * _information(objective, null, comm)
+        share = _effective_share(objective, comm) * _information(objective, null)
     if not share > 0.0:
         return ()
     least = int(min(2.0 * n, ROWS_PER_PARAMETER * objective.scaling.p / share)) + 1
@@ -33,16 +33,18 @@ def sizes(objective: Objective, null: NullModel, comm: Comm) -> tuple[int, ...]:
 
 
 def _effective_share(objective: Objective, comm: Comm) -> float:
-    """(sum c)^2 / (n sum c^2)."""
-    c, weight = objective.rows.c, objective.statistics.weight
-    if not c.strides[0] if c.size else True:
-        c = np.ones(c.size) * (c[0] if c.size else 1.0)
-    squares = float(total((c / (objective.statistics.heaviest or 1.0)) ** 2, comm)[0])
-    scaled = weight / (objective.statistics.heaviest or 1.0)
-    return scaled * scaled / (objective.n * squares) if squares > 0.0 else 0.0
+    """(sum c)^2 / (n sum c^2), at most 1 but for rounding. Collective."""
+    c, heaviest = objective.rows.c, objective.statistics.heaviest
+    every = np.array([float(bool(c.size and c.strides[0]))])
+    comm.allreduce(every, "max")
+    if not every[0] or not heaviest > 0.0:  # one weight for all rows
+        return 1.0 if heaviest > 0.0 else 0.0
+    part = c / heaviest
+    whole, squares = (float(number) for number in total(np.column_stack([part, part * part]), comm))
+    return whole * whole / (objective.n * squares)
 
 
-def _information(objective: Objective, null: NullModel, comm: Comm) -> float:
+def _information(objective: Objective, null: NullModel) -> float:
     """The curvature at the null model over the most that it can be, at most 1; for counts over 1."""
     loss = objective.loss
     if loss.kind == "multiclass":
@@ -50,4 +52,4 @@ def _information(objective: Objective, null: NullModel, comm: Comm) -> float:
         rarest = float(shares.min()) / float(vector.dot(shares, np.ones(shares.size)))
         return min(1.0, 4.0 * rarest * (1.0 - rarest))
     bound = 1.0 if loss.curvature is None else loss.curvature(objective.parameter)
-    return min(1.0, mean_curvature(objective, null, comm) / bound)
+    return min(1.0, null.curvature / bound)

@@ -24,16 +24,18 @@ import numpy as np
 from mpigd.batches import Batch
 from mpigd.comm import Comm
 from mpigd.data.matrix import Into
+from mpigd.exact import ExactReducer
 from mpigd.model.constant import weighted_quantile
 from mpigd.model.hessian import Curvature
 from mpigd.model.objective import Objective, Oracle, Rows
 from mpigd.model.penalties import Penalty
 from mpigd.model.scaling import blocks
-from mpigd.reduce import total
+from mpigd.reduce import NativeReducer, Reducer, total
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
 Band = tuple[Objective, Array | slice, int]  # rows, which they are of this rank's, how many over all ranks
+STRAYED = 4.0  # times the limit of nearness, a change of margins
 MOST = 1 / 4  # of the rows near their kinks: more are not copied, all are looked at
 
 
@@ -62,6 +64,7 @@ class Smoothed:
     def __init__(self, oracle: Oracle, penalty: Penalty, factor: float) -> None:
         self.oracle, self.penalty, self.factor = oracle, penalty, factor
         self.linear: Array | None = None
+        self._from, self._limit = np.zeros(0), math.inf  # of rows near their kinks: margins at first, and how near
         objective = oracle.objective
         rows, hinge = objective.rows, objective.loss.classifies
         self._sign = 2.0 * rows.y - 1.0 if hinge else np.ones(1)
@@ -101,14 +104,13 @@ class Smoothed:
         """How the gradient changes with the width (p,): a read of the rows in the band."""
         of, inside, size = self._band(look)
         share = (self._sign * self.distances(look.z))[inside] / look.width
-        # At most a half, so that the residuals' bound holds.
         r = (of.rows.c * np.where(np.abs(share) < 0.5, share, 0.0))[np.newaxis]
 
         def visit(rows: slice, into: Into) -> None:
             for part in blocks(of.rows.X):
                 of.rows.X.rows(part).accumulate(r[:, part].copy(), np.zeros(part.stop - part.start), into)
 
-        reducer, scaling = self.oracle.own_reducer(of), of.scaling
+        reducer, scaling = _accumulating(of, self.oracle.reducer), of.scaling
         self.oracle.objective.counter.reads += size / of.n
         factor = self.factor / look.width
         return reducer.sweep_for(lambda T, S: scaling.gradient(T, S, factor)[1], [slice(None)], visit, size)
@@ -119,6 +121,18 @@ class Smoothed:
         inside = np.flatnonzero(size < 0.5 * look.width)
         u, c = size[inside], self.oracle.objective.rows.c[inside]
         return self.factor * float(total(c * u * (0.5 - u / look.width), self._comm)[0])
+
+    def curved(self, look: Look) -> int:
+        """How many rows are in the band."""
+        return self._count(int(np.count_nonzero(np.abs(self.distances(look.z)) < 0.5 * look.width)))
+
+    def strayed(self, look: Look) -> bool:
+        """Whether margins have changed by so much that other rows than these near ones matter."""
+        if self.linear is None:
+            return False
+        most = np.array([np.max(np.abs(look.z - self._from), initial=0.0)])
+        self._comm.allreduce(most, "max")
+        return bool(most[0] > STRAYED * self._limit)
 
     def within(self, look: Look, share: float) -> float:
         """The distance to their kinks that so large a share of the rows does not exceed."""
@@ -148,7 +162,7 @@ class Smoothed:
         batch = Batch(slice(None), count, 0, 0, True)
         part = Smoothed(Oracle(objective, batch, self.oracle.own_reducer(objective)), self.penalty, self.factor)
         here = part.look(look.w, look.width)
-        part.linear = look.g - here.g
+        part.linear, part._from, part._limit = look.g - here.g, here.z, limit
         here.g = look.g.copy()
         return part, here
 
@@ -201,6 +215,14 @@ def smoothed(objective: Objective, quantile: float, width: float) -> Objective:
     part.loss, part.parameter = loss, (quantile, width)  # type: ignore[assignment]
     part.kind = loss.with_parameter(part.parameter)
     return part
+
+
+def _accumulating(objective: Objective, like: Reducer) -> Reducer:
+    """A reducer for residuals of at most the largest weight that are accumulated, not swept over."""
+    if isinstance(like, NativeReducer):
+        return NativeReducer(like.comm, 1, objective.rows.X.d)
+    statistics = objective.statistics
+    return ExactReducer(like.comm, statistics.bounds, 1, objective.n, statistics.heaviest, objective.fine)
 
 
 def _take(objective: Objective, chosen: Array) -> Objective:

@@ -27,15 +27,19 @@ INNER = 100  # most iterations of a step; without a Hessian ten times as many
 ROWS_PER_PARAMETER = 5  # near their kinks, at least
 SHIFT = 1e-8  # of a Hessian's largest element, on its diagonal: a narrow band may hold fewer rows than parameters
 ACCEPTED, EXACT = 0.5, 0.1  # of the first slope: what is left after a whole step, and after a line search
-TRIALS, CUTS = 60, 10  # of a line search; of a step that meets numbers that are not finite
-SOLVED, ALMOST = 0.1, 0.5  # of the gap: what is left to gain before the width shrinks, what the gradient costs at the last one
+TRIALS, EXPANSIONS = 60, 12  # of a line search, and how many of them may lead beyond a whole step
+CUTS = 10  # of a step that meets numbers that are not finite
+SOLVED, ALMOST = 0.1, 0.01  # of the gap: what is left to gain before the width shrinks, what the gradient costs at the last one
 ENOUGH = 0.02  # a sample's optimum is no closer to that of all rows than about p / 2m: half a per cent of it will do
 WIDER = 8.0  # a width, after two steps that have not found its minimum
+STAGES = 10  # most widths on a sample
 CONCERNED = 2.0  # times the relative error of a sample's margins: the share of rows that it may carry over their kinks
-STALLED = 8  # steps without progress that end a run
-FLAT, ROUNDING = 4e-16, 1e-24  # of the objective: a bound that cannot fall, and a gain that rounding alone makes
+STALLED = 5  # steps without progress that end a run
+FLAT, ROUNDING = 1e-13, 1e-24  # of the objective: a bound that is as good as none left, and a gain that rounding alone makes
 NARROWEST = 1e-13  # of the first width: rounding of the margins leaves no room for less
-FAR = 1e6  # times the reach: longer steps are cut
+REACH = 4.0  # times what has been moved twice over: the optimum is taken to be no farther away in any parameter
+CORNER = 2  # times as many rows in the band as parameters: at a vertex of the linear programme they are as many
+FAR = 10.0  # times the reach: longer steps are cut, since beyond the kinks there may be nothing that holds them
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,7 @@ class SmoothedNewton:
         rows = cast(Oracle, oracle)
         of = Smoothed(rows, penalty, rows.factor)
         if state["step"][0] == 0:
-            look = self._begin(w, state, rows, of, dot)
-            first = replace(look, w=w, value=math.inf)  # nothing is better yet
-            return self._after(first, look, of, state, dot)
+            return self._after(*self._begin(w, state, rows, of, dot), of, state, dot)
         width, limit, value, missed = (float(state[name][0]) for name in ("width", "limit", "value", "missed"))
         if missed > 1.0:  # too far from the minimum to begin with so few rows in the band
             look = of.look(state["iterate"], min(self.unit, WIDER * width))
@@ -73,10 +75,13 @@ class SmoothedNewton:
         found = solver.minimize(part, here, narrower)
         if part is not of:
             found = solver.confirm(of, look, found)
-        return self._after(replace(look, w=w, value=value), found, of, state, dot)
+        best = replace(look, w=w, value=value)
+        if self.dense and of.curved(found) <= CORNER * w.size:
+            best = min(best, solver.corner(of, found), key=lambda point: point.value)
+        return self._after(best, found, of, state, dot)
 
-    def _begin(self, w: Array, state: State, oracle: Oracle, of: Smoothed, dot: Dot) -> Look:
-        """A minimum for the first width; or the optimum of the last sample, where that is better than the start."""
+    def _begin(self, w: Array, state: State, oracle: Oracle, of: Smoothed, dot: Dot) -> tuple[Look, Look]:
+        """The start, and a minimum for the first width or, where that is better than the start, the last sample's optimum."""
         first = of.look(w, self.unit)
         solver = self._solver(w, state, first.value, dot)
         there, width = w, self.unit
@@ -86,27 +91,31 @@ class SmoothedNewton:
         if self.samples:
             look = of.look(there, width)
             if look.value < first.value:
-                return look
-        return solver.minimize(of, first, self.unit)
+                return first, look
+        return first, solver.minimize(of, first, self.unit)
 
     def _on_sample(self, w: Array, width: float, part: Smoothed, solver: Solver, error: float) -> tuple[Array, float]:
         """The minimum of a sample's smoothed objective, for a width at which smoothing costs less than sampling."""
         look = solver.minimize(part, part.look(w, width), width)
-        while part.gap(look) > ENOUGH * error * abs(look.value) and look.width > NARROWEST * self.unit:
+        for _ in range(STAGES):
+            if part.gap(look) <= ENOUGH * error * abs(look.value):
+                break
             look = solver.minimize(part, look, look.width / STAGE_NARROWS)
         # The margins of the other rows are off by about sqrt(error) of their spread: begin with as many rows as that concerns.
         return look.w, min(width, max(look.width, part.within(look, min(1.0, CONCERNED * math.sqrt(error)))))
 
     def _solver(self, w: Array, state: State, value: float, dot: Dot) -> Solver:
         moved = np.abs(w - state["first"]).max(initial=0.0)
-        return Solver(dot, self.dense, 2.0 * float(moved) + self.unit, abs(value))
+        return Solver(dot, self.dense, REACH * (2.0 * float(moved) + self.unit), abs(value))
 
     def _after(self, best: Look, look: Look, of: Smoothed, state: State, dot: Dot) -> tuple[Array, State]:
         """The better one of two points, and the state: what is known at `look`, where the next step begins."""
         gap, cost = of.gap(look), self._solver(look.w, state, look.value, dot).cost(of, look.g)
-        before, lower = float(state["left"][0]), max(float(state["lower"][0]), look.value - gap - cost)
+        before, lower, missed = float(state["left"][0]), float(state["lower"][0]), float(state["missed"][0]) + 1.0
+        if cost <= gap:  # else the gradient is too large for what is assumed of the reach
+            lower, missed = max(lower, look.value - gap - cost), 0.0
         best = look if look.value < best.value else best
-        left, missed = max(0.0, best.value - lower), 0.0 if cost <= gap else float(state["missed"][0]) + 1.0
+        left = max(0.0, best.value - lower)
         limit = 2.0 * max(look.width, float(state["limit"][0])) if missed else look.width
         stalled = 0.0 if left < 0.99 * before else float(state["stalled"][0]) + 1.0
         flat = left <= FLAT * abs(best.value) or stalled >= STALLED or not look.width > NARROWEST * self.unit
@@ -130,8 +139,8 @@ class Solver:
         """From a look at one width to about the minimum for another, narrower or the same."""
         pairs, before = Pairs(), math.inf
         for _ in range(INNER if self.dense else 10 * INNER):
-            if of.linear is None and look.value == 0.0:
-                break  # no loss is less
+            if of.strayed(look) or (of.linear is None and look.value == 0.0):
+                break  # the second: no loss is less
             last, gap = not look.width > width, of.gap(look)
             if self.dense:
                 U = self._factor(of, look)
@@ -160,6 +169,12 @@ class Solver:
         if not slope < 0.0 or after <= ACCEPTED * abs(slope):
             return there
         return of.look(look.w + _search(line, slope, after) * d, found.width)
+
+    def corner(self, of: Smoothed, look: Look) -> Look:
+        """A look at where the minimum goes as the width falls to nothing, if no row enters or leaves its band."""
+        U = self._factor(of, look)
+        step = self._solve(U, -look.g) + look.width * self._solve(U, of.drift(look))
+        return of.look(look.w + step, look.width)
 
     def cost(self, of: Smoothed, g: Array) -> float:
         """What a gradient g (p,) may cost: |g| times the reach, where a ridge does not bound it better."""
@@ -217,6 +232,8 @@ def _search(line: Line, slope: float, after: float) -> float:
             break
         low, high = (low, t) if here > 0.0 else (t, high)
         target = t - here / bend if bend > 0.0 else math.inf
+        if math.isinf(high) and trial > EXPANSIONS:
+            break
         if math.isinf(high):
             t = min(max(target, 1.5 * t), 8.0 * t)
         else:

@@ -88,3 +88,36 @@ def test_stationary_of_two_is_a_ratio_to_the_last_digits() -> None:
 
 def test_a_class_that_cannot_be_left_has_no_distribution() -> None:
     assert not linalg.stationary(np.array([[-1.0, 1.0], [0.0, 0.0]])).any()
+
+
+@pytest.mark.parametrize("p", SIZES)
+def test_elimination_leaves_dependent_columns_out(p: int) -> None:
+    """The kept columns' factor is that of their own matrix, whatever is beside them; a dropped one's column is Q'x."""
+    rng = np.random.default_rng(p)
+    X = rng.normal(size=(2 * p + 3, p))
+    for j in range(2, p, 3):
+        X[:, j] = X[:, :j] @ rng.normal(size=j)
+    H, kept = X.T @ X, np.empty(p, dtype=bool)
+    U = np.triu(H) + np.tril(np.full((p, p), np.nan), -1)
+    linalg.eliminate(U, 1e-9 * H.diagonal(), kept)
+    assert kept.tolist() == [j % 3 != 2 for j in range(p)]
+    np.testing.assert_allclose(U[np.ix_(kept, kept)], truth.cholesky(H[np.ix_(kept, kept)]), rtol=1e-9, atol=1e-9)
+    assert not U[~kept].any() and not np.tril(U, -1).any()
+    np.testing.assert_allclose(U[kept].T @ U[kept], H, atol=1e-9 * H.max())
+
+
+@pytest.mark.parametrize("p", SIZES)
+def test_triangles(p: int) -> None:
+    U, W = truth.cholesky(definite(p)), truth.cholesky(definite(p, 10.0) + np.eye(p))
+    V, R, Z = np.zeros_like(U), np.zeros_like(U), np.random.default_rng(p).normal(size=(p, 7))
+    linalg.invert(U, V)
+    np.testing.assert_allclose(V, truth.inv(U), rtol=1e-8, atol=1e-8)
+    linalg.multiply(U, W, R)
+    np.testing.assert_allclose(R, U @ W, rtol=1e-12, atol=1e-13)
+    Q = Z.copy()
+    linalg.transform(U, Q)
+    np.testing.assert_allclose(U.T @ Q, Z, rtol=1e-9, atol=1e-9)
+    for i in range(7):  # every row of data on its own
+        alone = np.ascontiguousarray(Z[:, i : i + 1])
+        linalg.transform(U, alone)
+        np.testing.assert_array_equal(alone[:, 0], Q[:, i])
