@@ -117,6 +117,8 @@ def _intercepts(rows: Targets, mean: float) -> Array:
     guess = link_of_mean(loss.name, mean)
     if rows.offset is None and loss.name in CLOSED_FORM:
         return np.array([guess])
+    if rows.offset is not None:
+        guess -= float(total(rows.c * rows.offset, rows.comm)[0]) / rows.weight
     return np.array([_minimum(rows, guess)])
 
 

@@ -74,9 +74,10 @@ def small(rng: np.random.Generator, loss: str) -> Table:
 
 @pytest.mark.parametrize("tol", [1e-3, 1e-6, 1e-12])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_linear_programmes_agree(loss: str, tol: float) -> None:
-    """No false alarm and none missed, wherever the run has ended and whatever columns are
-    redundant."""
+def test_linear_programmes_agree(loss: str, tol: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No false alarm and none missed, wherever the run ended and whatever columns are redundant."""
+    if tol == 1e-6:  # as for large data, where a Hessian costs more than to look at single columns
+        monkeypatch.setattr(separation, "FEW_PRODUCTS", 0.0)
     answers = set()
     for seed in range(40):
         rng = np.random.default_rng([seed, LOSSES.index(loss)])
