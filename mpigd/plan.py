@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mpigd import build, choices
-from mpigd.comm import Comm
+from mpigd.comm import Comm, together
 from mpigd.config import Config
 from mpigd.config import to_dict as options_of
 from mpigd.costs import Shape
@@ -155,7 +155,10 @@ def plan_only(data: Sequence[str], config: Config, comm: Comm) -> int:
     choices.check(config)
     infos = inspect(expand(data, comm), config.x, config.y, comm, config.allow_links)
     n = sum(info.n for info in infos)
-    k = np.array([_outputs(infos, config) if comm.rank == 0 else 0])
+    k = np.ones(1, dtype=np.int64)
+    with together(comm):
+        if comm.rank == 0:
+            k[0] = _outputs(infos, config)
     comm.bcast(k)
     config = build.complete(config, n, infos[0].d, _shape(infos, config, int(k[0])))
     if comm.rank == 0:
