@@ -114,9 +114,9 @@ class Optimality:
         objective, k = self.problem.objective, self.problem.k
         p = objective.scaling.p
         oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), self._reducer())
-        factorise = is_whole(k, p) and k * p * k * p <= LARGEST_FACTOR
+        dense = is_whole(k, p) and k * p * k * p <= LARGEST_FACTOR
         try:
-            return newton_decrement(w, g, oracle, self.problem.penalty, vector.dot, stored(state), factorise)
+            return newton_decrement(w, g, oracle, self.problem.penalty, vector.dot, objective.n, stored(state), dense)
         except NumericalError:  # raised on all ranks together
             return math.inf
 

@@ -17,9 +17,9 @@ from mpigd.comm import Comm
 from mpigd.data.matrix import CSR
 from mpigd.exact import ExactReducer
 from mpigd.model.outer import LARGE, MOST, MOST_OF_ALL, Outer, Pair, column_reach
-from mpigd.model.scaling import weighted_squares
+from mpigd.model.scaling import blocks, weighted_squares
 from mpigd.model.sparse_outer import SparseOuter, Split
-from mpigd.reduce import NativeReducer, NotFinite, Reducer, Threads, power_above
+from mpigd.reduce import NativeReducer, NotFinite, Reducer, Threads, power_above, total
 from mpigd_kernels import curvature, residuals, vector
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 SMALLEST_SHARE = 256  # rows that are worth a thread
+EPSILON = 2.0**-53  # of float64
 WHOLE = 2048  # most parameters of several outputs whose whole Hessian is made, not its diagonal blocks alone
 
 
@@ -34,62 +35,99 @@ class Curvature:
     """Of an objective at a point: h (k, n) for this rank's rows, from their margins z (k, n). Collective."""
 
     def __init__(self, objective: Objective, z: Array, batch: Batch, reducer: Reducer) -> None:
-        self._objective, self._batch, self._comm = objective, batch, reducer.comm
+        self.objective, self.comm, self._batch = objective, reducer.comm, batch
         self._native = isinstance(reducer, NativeReducer)
         rows, kernel = objective.rows, objective.loss.second
         assert kernel is not None, "only smooth losses have an optimiser that asks"
-        self._h = np.empty_like(z)
-        kernel(z, rows.y, np.ascontiguousarray(rows.c), objective.parameter, self._h)
+        self.h = np.empty_like(z)
+        kernel(z, rows.y, np.ascontiguousarray(rows.c), objective.parameter, self.h)
         self._several = objective.loss.kind == "multiclass"
-        self._largest = self._bound(self._h)
+        self._largest = self._bound(self.h)
         self._reach = column_reach(objective)
 
     def _bound(self, h: Array) -> float:
         """A power of two above all ranks' |h|; for softmax above |c p (z_q - mean z)| / max |z|."""
         if self._several:
-            return float(power_above(2.0 * self._objective.statistics.heaviest))
+            return float(power_above(2.0 * self.objective.statistics.heaviest))
         top = np.array([np.max(h, initial=0.0), np.count_nonzero(~np.isfinite(h))])
-        self._comm.allreduce(top, "max")
+        self.comm.allreduce(top, "max")
         if top[1]:
             raise NotFinite("a second derivative is not finite")
         return float(power_above(top[0]))
 
     def times(self, v: Array, factor: float) -> Array:
         """The Hessian times v (k * p,); sums over rows are multiplied by `factor`. One read."""
-        objective, k = self._objective, self._objective.k
+        objective, k = self.objective, self.objective.k
         farthest = max(vector.dot(np.abs(part), self._reach) for part in v.reshape(k, -1))
         bound = float(power_above(farthest)) * self._largest
         if self._native:
-            reducer: Reducer = NativeReducer(self._comm, k, objective.rows.X.d)
+            reducer: Reducer = NativeReducer(self.comm, k, objective.rows.X.d)
         else:
             columns = objective.statistics.bounds
-            reducer = ExactReducer(self._comm, columns, k, objective.n, 1.0, objective.fine, isinstance(objective.rows.X, CSR))
-        return objective.gradient(v / bound, self._batch, reducer, factor * bound, residuals.PRODUCT, self._h)[1]
+            reducer = ExactReducer(self.comm, columns, k, objective.n, 1.0, objective.fine, isinstance(objective.rows.X, CSR))
+        return objective.gradient(v / bound, self._batch, reducer, factor * bound, residuals.PRODUCT, self.h)[1]
 
     def matrices(self, factor: float) -> Array:
         """The Hessian (1, k * p, k * p); of several outputs and more than WHOLE parameters its blocks (k, p, p).
 
         One read, but for the largest of several outputs, whose accumulators are too many at once.
         """
-        objective, found = self._objective, list[Array]()
+        objective, found = self.objective, list[Array]()
         for pairs in groups(objective):
             outer = outer_of(objective, pairs, self._largest)
-            found += over_ranks(outer, objective, lambda rows: np.ascontiguousarray(self._h[:, rows]), factor, self._comm)
+            found += over_ranks(outer, objective, lambda rows: np.ascontiguousarray(self.h[:, rows]), factor, self.comm)
             objective.counter.reads += self._batch.size / objective.n
         return assemble(objective, found)
 
     def diagonal(self, factor: float) -> Array:
         """The diagonal of the Hessian (k * p,). One read."""
-        objective, h = self._objective, self._h
+        objective, h = self.objective, self.h
         if self._several:
             p, c, h = h, np.ascontiguousarray(objective.rows.c), np.empty_like(h)
             for q in range(h.shape[0]):
                 curvature.softmax_pair(p, c, q, q, h[q])
         scaling = objective.scaling
-        squares, sums = weighted_squares(objective.rows.X, h, self._largest, objective.statistics, scaling.center, self._comm)
+        squares, sums = weighted_squares(objective.rows.X, h, self._largest, objective.statistics, scaling.center, self.comm)
         found = np.column_stack([squares * scaling.inverse**2, *[sums] * scaling.intercept])
         objective.counter.reads += objective.width * self._batch.size / objective.n
         return factor * found.reshape(-1)
+
+
+def curvatures_along(curvature: Curvature, D: Array, factor: float) -> tuple[Array, Array]:
+    """d'Hd (m,) for directions D (m, k * p), each from the linear predictors of d, and how much of it may be their
+    rounding (m,). One read. Collective.
+
+    So accurate are directions along which nearly dependent columns cancel; the Hessian's elements are not.
+    """
+    objective, h = curvature.objective, curvature.h
+    X, k, scaling = objective.rows.X, objective.k, objective.scaling
+    c = np.ascontiguousarray(objective.rows.c)
+    coef, b = scaling.to_raw(D.reshape(-1, scaling.p), len(D) * k)
+    squares = np.empty((X.n, len(D)))
+    for rows in blocks(X):
+        part = X.rows(rows)
+        z = np.empty((k, part.n))
+        for i in range(len(D)):
+            for q in range(k):
+                part.margins(coef[i * k + q], b[i * k + q], z[q])
+            squares[rows, i] = _quadratic(objective.loss.kind, h[:, rows], c[rows], z)
+    objective.counter.reads += objective.width * objective.share
+    of = objective.statistics
+    sizes = np.append((of.deviation**2 + of.mean**2) * scaling.inverse**2, [1.0] * scaling.intercept)
+    sizes = np.tile(sizes * float(total(h[0] if k == 1 else c, curvature.comm)[0]), k)
+    rounding = np.array([vector.dot(d * d, sizes) for d in D]) * (4.0 * scaling.p * EPSILON * EPSILON)
+    return total(squares, curvature.comm) * factor, rounding * factor
+
+
+def _quadratic(kind: str, h: Array, c: Array, z: Array) -> Array:
+    """The second derivative of each row's loss along its linear predictors z (k, m)."""
+    if kind != "multiclass":
+        return np.asarray(h[0] * z[0] * z[0])
+    mean, square = np.zeros(c.size), np.zeros(c.size)
+    for p, own in zip(h, z, strict=True):  # not numpy's sum: outputs are added in a fixed order
+        mean += p * own
+        square += p * own * own
+    return np.asarray(c * np.maximum(square - mean * mean, 0.0))
 
 
 def column_squares(objective: Objective, comm: Comm) -> Array:

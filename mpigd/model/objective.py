@@ -20,7 +20,7 @@ from mpigd.data import selection
 from mpigd.data.matrix import CSR, Into, Task, block_rows
 from mpigd.data.shard import RowNumbers
 from mpigd.exact import ExactReducer
-from mpigd.model.hessian import Alongside, Curvature, column_squares
+from mpigd.model.hessian import Alongside, Curvature, column_squares, curvatures_along
 from mpigd.model.line import LossLine
 from mpigd.model.losses import Loss
 from mpigd.model.rows import Rows as Rows
@@ -273,6 +273,10 @@ class Oracle:
     def hessian_diagonal(self) -> Array:
         """The diagonal of the Hessian at the point of `look_at` (k * p,): one read. Collective."""
         return self.curvature.diagonal(self._factor())
+
+    def curvatures_along(self, D: Array) -> tuple[Array, Array]:
+        """d'Hd (m,) at the point of `look_at` for directions D (m, k * p), and how much of it rounding may be. One read."""
+        return curvatures_along(self.curvature, D, self._factor())
 
     def column_squares(self) -> Array:
         """The weighted mean square over the oracle's rows of every parameter's column (k * p,), in these coordinates: 1 over

@@ -3,46 +3,46 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
-
-import numpy as np
 
 from mpigd.model.penalties import Penalty
 from mpigd.optim.base import Array, Dot
+from mpigd.optim.basis import Basis
 from mpigd.optim.conjugate import conjugate_gradients
+from mpigd.optim.factorisation import factorise
+from mpigd.optim.moves import SecondOrderOracle
 from mpigd.optim.pairs import Pairs
-from mpigd.optim.preconditioner import Preconditioner, factors, roots, with_penalty
+from mpigd.optim.preconditioner import Preconditioner, roots, with_penalty
 
-MAX_PRODUCTS = 30  # before the Hessian itself is made
+MAX_PRODUCTS = 30  # before the Hessian of all rows is made
 RTOL = 0.1  # of the residual: the decrement is then known to about a hundredth
-
-
-class SecondOrderOracle(Protocol):
-    def look_at(self, w: Array) -> None: ...
-
-    def hessian_vector(self, v: Array) -> Array: ...
-
-    def hessian_diagonal(self) -> Array: ...
-
-    def hessian(self) -> Array: ...
+ROWS_PER_PARAMETER = 8  # of the sample whose Hessian preconditions
 
 
 def newton_decrement(
-    w: Array, g: Array, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot, pairs: Pairs, factorise: bool
+    w: Array, g: Array, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot, n: int, pairs: Pairs, dense: bool
 ) -> float:
     """g'H^-1 g for the gradient g and the Hessian H of objective plus smooth penalty at w (p,).
 
-    Half of it is what a quadratic has left to gain, all of it where losses fall off like exponentials (separated data).
-    By conjugate gradients, preconditioned by the Hessian's diagonal and the pairs of an L-BFGS; where these do not
-    settle, by the Hessian's Cholesky factor if `factorise`, else infinite. Boyd and Vandenberghe, "Convex
+    Half of it is what a quadratic has left to gain, all of it where losses fall off like exponentials (separated data). By
+    conjugate gradients, preconditioned by the Hessian of a sample of the n rows, or if not `dense` by the diagonal and the pairs
+    of an L-BFGS; where these do not settle, by the Hessian of all rows, or infinite. Boyd and Vandenberghe, "Convex
     Optimization" (2004), section 9.5.1. Collective.
     """
+    m = ROWS_PER_PARAMETER * w.size
+    sampled = dense and 2 * m <= n
+    if dense and not sampled:
+        return dot(g, _factorised(w, oracle, penalty).solve(g))
     oracle.look_at(w)
-    M = Preconditioner(roots(oracle, penalty), Pairs(pairs.memory, pairs.moves, pairs.changes), dot)
+    if sampled:
+        M = _factorised(w, oracle.sample(m), penalty)
+    else:
+        M = Preconditioner(roots(oracle, penalty), Pairs(pairs.memory, pairs.moves, pairs.changes), dot)
     s, _, products = conjugate_gradients(g, M, oracle, penalty, dot, RTOL, MAX_PRODUCTS)
     if products < MAX_PRODUCTS:
         return -dot(g, s)
-    if not factorise:
-        return math.inf
-    U = factors(with_penalty(oracle.hessian(), penalty, w.size))
-    return dot(g, Preconditioner(np.asarray(U)).solve(g))
+    return dot(g, _factorised(w, oracle, penalty).solve(g)) if dense else math.inf
+
+
+def _factorised(w: Array, oracle: SecondOrderOracle, penalty: Penalty) -> Preconditioner:
+    oracle.look_at(w)
+    return factorise(with_penalty(oracle.hessian(), penalty, w.size), w, oracle, penalty, Basis.none(w.size))

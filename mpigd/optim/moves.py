@@ -37,6 +37,9 @@ class SecondOrderOracle(LineOracle, Protocol):
     def column_squares(self) -> Array:
         """The weighted mean square of every parameter's column (p,)."""
 
+    def curvatures_along(self, D: Array) -> tuple[Array, Array]:
+        """d'Hd (m,) for directions D (m, p), and how much of it rounding may be."""
+
     def sample(self, m: int) -> SecondOrderOracle:
         """The oracle of m rows drawn without replacement."""
 

@@ -17,14 +17,16 @@ import numpy as np
 
 from mpigd.model.penalties import Penalty
 from mpigd.optim.base import Array, Dot, OracleLike, State, advance, fresh, norm
+from mpigd.optim.basis import Basis
 from mpigd.optim.conjugate import conjugate_gradients
+from mpigd.optim.factorisation import factorise
 from mpigd.optim.moves import Point, SecondOrderOracle, move, stand
 from mpigd.optim.pairs import stored
-from mpigd.optim.preconditioner import Preconditioner, factors, roots, with_penalty
+from mpigd.optim.preconditioner import Preconditioner, roots, with_penalty
 from mpigd.optim.sampled import SampleDescent
 
 LOOSEST, TIGHTEST = 0.2, 1e-3  # inner tolerances
-NEVER_CHANGED = ("factor", "move", "change")  # arrays of the state that steps share
+NEVER_CHANGED = ("factor", "basis", "move", "change")  # arrays of the state that steps share
 SETTLED = 0.05  # a relative decrease of the objective up to which the diagonal is not made anew
 FLAT = 1e-14  # a decrease that drowns in the rounding of the objective, relative to it
 # A preconditioner of which a step needs more products, of which a tenth of the curvature is left along some direction,
@@ -66,7 +68,7 @@ class Newton:
         second = cast(SecondOrderOracle, oracle)
         if state["step"][0] == 0:
             return self._first(w, state, second, penalty, dot)
-        kind, factor = float(state["kind"][0]), state.get("factor", np.zeros(0))
+        kind = float(state["kind"][0])
         point = Point(w, float(state["value"][0]), state["gradient"])
         M = self._preconditioner(w, state, second, penalty, dot, kind)
         spectrum, products = 1.0, 0
@@ -91,21 +93,21 @@ class Newton:
             kept = {"factor": M.U} if settled else {}
             kept |= M.learned.named() if M.learned else {}
         elif after_kind == SAMPLED:
-            kept = {"factor": factor}
+            kept = M.named()
         if not self.dense or after_kind == SAMPLED:
             missed = math.inf if length != 1.0 else abs(point.value - new.value + 0.5 * slope)
             return new.w, _with_decrement(after | kept, new, M, spectrum, dot, missed)
-        return new.w, self._factorised(after, new, second, penalty, dot)
+        basis = Basis.of(state, w.size) if kind != SAMPLED else Basis.none(w.size)
+        return new.w, self._factorised(after, new, second, penalty, dot, basis)
 
     def _preconditioner(
         self, w: Array, state: State, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot, kind: float
     ) -> Preconditioner:
-        factor = state.get("factor", np.zeros(0))
         if kind != WHOLE:
             oracle.look_at(w)
         if self.dense:
-            return Preconditioner(factor)
-        return Preconditioner(factor if factor.size else roots(oracle, penalty), stored(state), dot)
+            return Preconditioner.of(state, w.size)
+        return Preconditioner(state["factor"] if "factor" in state else roots(oracle, penalty), stored(state), dot)
 
     def _next(self, kind: float, poor: bool, moved: bool) -> float:
         """Of whose Hessian the next step is made."""
@@ -116,10 +118,10 @@ class Newton:
         return REFINED if kind == WHOLE and not moved else kind
 
     def _first(self, w: Array, state: State, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot) -> tuple[Array, State]:
-        kind, factor = float(state["kind"][0]), np.zeros(0)
+        kind, M = float(state["kind"][0]), None
         if self.samples and self.start_value is not None:
             descent = SampleDescent(self.samples, self.dense, self.whole)
-            point, factor, led = descent.lead(w, self.start_value, oracle, penalty, dot)
+            point, M, led = descent.lead(w, self.start_value, oracle, penalty, dot)
             if not led and self.dense:
                 kind = WHOLE if self.whole else REFINED
         else:
@@ -127,29 +129,30 @@ class Newton:
             if self.dense and kind == SAMPLED:
                 part = oracle.sample(self.samples[-1]) if self.samples else oracle
                 part.look_at(w)
-                factor = factors(with_penalty(part.hessian(), penalty, w.size))
+                M = factorise(with_penalty(part.hessian(), penalty, w.size), w, part, penalty, Basis.none(w.size))
         after = _advanced(state, point, dot)
         after["kind"] = np.array([kind])
         if kind != SAMPLED:
-            return point.w, self._factorised(after, point, oracle, penalty, dot)
-        after |= {"factor": factor} if self.dense else {}
-        return point.w, after
+            return point.w, self._factorised(after, point, oracle, penalty, dot, Basis.none(w.size))
+        return point.w, after | (M.named() if M else {})
 
-    def _factorised(self, after: State, point: Point, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot) -> State:
-        """The state with the factor of the Hessian of all rows at the point."""
+    def _factorised(
+        self, after: State, point: Point, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot, basis: Basis
+    ) -> State:
+        """The state with the factor of the Hessian of all rows at the point; basis: of an earlier one."""
         H = point.H
         if H is None:
             oracle.look_at(point.w)
             H = with_penalty(oracle.hessian(), penalty, point.w.size)
-        M = Preconditioner(factors(H))
-        return _with_decrement(after | {"factor": M.U}, point, M, 1.0, dot)
+        M = factorise(H, point.w, oracle, penalty, basis)
+        return _with_decrement(after | M.named(), point, M, 1.0, dot)
 
 
 def polished(w: Array, state: State) -> Array | None:
     """Where the Newton step at w (p,) leads, if the state has the factor of the Hessian there."""
     if "factor" not in state or state["factor"].ndim == 1 or state["kind"][0] == SAMPLED:
         return None
-    return w - Preconditioner(state["factor"]).solve(state["gradient"])
+    return w - Preconditioner.of(state, w.size).solve(state["gradient"])
 
 
 def _advanced(state: State, point: Point, dot: Dot) -> State:

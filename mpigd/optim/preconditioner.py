@@ -7,7 +7,8 @@ from typing import Protocol
 import numpy as np
 
 from mpigd.model.penalties import Penalty
-from mpigd.optim.base import Array, Dot
+from mpigd.optim.base import Array, Dot, State
+from mpigd.optim.basis import Basis
 from mpigd.optim.pairs import Pairs
 from mpigd_kernels import linalg, vector
 
@@ -23,11 +24,11 @@ class Preconditioner:
     """M = U'U in k diagonal blocks: U (k, p / k, p / k) upper triangular; or of its diagonal, the roots U (p,).
 
     pairs: products of an earlier step's conjugate gradients, which improve a diagonal as they do L-BFGS; `learned` takes this
-    step's (Morales and Nocedal, SIOPT 2000).
+    step's (Morales and Nocedal, SIOPT 2000). basis: of the parameters that the factor is for.
     """
 
-    def __init__(self, U: Array, pairs: Pairs | None = None, dot: Dot = vector.dot) -> None:
-        self.U, self.dot = U, dot
+    def __init__(self, U: Array, pairs: Pairs | None = None, dot: Dot = vector.dot, basis: Basis | None = None) -> None:
+        self.U, self.dot, self.basis = U, dot, basis
         self.pairs, self.learned = pairs or Pairs(), None if pairs is None else Pairs()
 
     def solve(self, g: Array) -> Array:
@@ -41,10 +42,19 @@ class Preconditioner:
     def _divide(self, g: Array) -> Array:
         if self.U.ndim == 1:
             return g / self.U / self.U
-        y = g.copy()
+        y = g.copy() if self.basis is None else self.basis.inwards(g)
         for block, part in zip(self.U, y.reshape(self.U.shape[0], -1), strict=True):
             linalg.solve(block, part, part)
-        return y
+        return y if self.basis is None else self.basis.outwards(y)
+
+    def named(self) -> State:
+        """The factors, and the basis that they belong to, in a state."""
+        return {"factor": self.U} | ({} if self.basis is None else self.basis.named())
+
+    @staticmethod
+    def of(state: State, size: int) -> Preconditioner:
+        """What `named` has put into a state."""
+        return Preconditioner(state["factor"], basis=Basis.of(state, size))
 
 
 def ridge(penalty: Penalty, size: int) -> Array:

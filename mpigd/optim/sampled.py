@@ -7,14 +7,16 @@ if it is downhill for all rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mpigd.errors import NumericalError
 from mpigd.model.penalties import Penalty
 from mpigd.optim.base import Array, Dot
+from mpigd.optim.basis import Basis
 from mpigd.optim.conjugate import conjugate_gradients
+from mpigd.optim.factorisation import factorise
 from mpigd.optim.line import best_length
 from mpigd.optim.moves import Point, SecondOrderOracle, move, stand
 from mpigd.optim.preconditioner import Preconditioner, factors, roots, with_penalty
@@ -31,12 +33,18 @@ SAMPLE_RTOL = 0.02  # a sample's optimum is about p / 2m from that of all rows: 
 
 @dataclass(frozen=True)
 class Pulled:
-    """A penalty plus strength / 2 * (w - center)**2, summed over the parameters; strength and center (p,)."""
+    """A penalty plus strength / 2 * (w - center)**2, summed over the parameters; strength and center (p,); columns (p,):
+    the part of the strength that columns need whose numbers are small in the sample."""
 
     penalty: Penalty
     center: Array
     strength: Array
+    columns: Array
     smooth: bool = True
+
+    def for_columns(self) -> Pulled:
+        """With that part alone: no small eigenvalue of dependent columns is hidden by it."""
+        return replace(self, strength=self.columns)
 
     def value(self, w: Array) -> float:
         far = w - self.center
@@ -72,7 +80,8 @@ def pull(penalty: Penalty, w: Array, part: SecondOrderOracle, m: int) -> Pulled:
     part.look_at(w)
     diagonal, squares = part.hessian_diagonal(), part.column_squares()
     typical = vector.dot(diagonal, np.ones(w.size)) / max(1, np.count_nonzero(diagonal))
-    return Pulled(penalty, w, typical * (PULL / m + np.maximum(0.0, LEAST_SQUARE - squares) * (diagonal > 0.0)))
+    columns = typical * np.maximum(0.0, LEAST_SQUARE - squares) * (diagonal > 0.0)
+    return Pulled(penalty, w, typical * PULL / m + columns, columns)
 
 
 @dataclass(frozen=True)
@@ -86,41 +95,50 @@ class SampleDescent:
     dense: bool
     whole: bool
 
-    def lead(self, w: Array, value: float, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot) -> tuple[Point, Array, bool]:
-        """The point to which the samples lead from w (p,), whose objective is `value`; the factor of the last one's Hessian;
-        and whether the point is downhill for all rows. If it is not, it is the best one on the way there. Collective."""
-        there, factor = w, np.zeros(0)
+    def lead(
+        self, w: Array, value: float, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot
+    ) -> tuple[Point, Preconditioner | None, bool]:
+        """The point to which the samples lead from w (p,), whose objective is `value`; the last one's Hessian, factorised, if
+        `dense`; and whether the point is downhill for all rows. If it is not, it is the best one on the way there.
+        Collective."""
+        there, M = w, None
         for m in self.sizes:
-            there, factor = self._descend(w, there, oracle.sample(m), factor, m, penalty, dot)
+            there, M = self._descend(w, there, oracle.sample(m), M, m, penalty, dot)
         try:
             point = stand(there, oracle, penalty, False)
             if point.value < value:
-                return point, factor, True
+                return point, M, True
         except NumericalError:  # raised on all ranks together: too far
             pass
         start = stand(w, oracle, penalty, False)
         t = best_length(start.w, there - start.w, start.g, oracle, penalty, dot)
-        return (stand(w + t * (there - w), oracle, penalty, False) if t > 0.0 else start), factor, False
+        return (stand(w + t * (there - w), oracle, penalty, False) if t > 0.0 else start), M, False
 
     def _descend(
-        self, w0: Array, w: Array, part: SecondOrderOracle, factor: Array, m: int, penalty: Penalty, dot: Dot
-    ) -> tuple[Array, Array]:
+        self,
+        w0: Array,
+        w: Array,
+        part: SecondOrderOracle,
+        M: Preconditioner | None,
+        m: int,
+        penalty: Penalty,
+        dot: Dot,
+    ) -> tuple[Array, Preconditioner | None]:
         """Newton steps on a sample until they gain less than its optimum's own error asks for.
 
-        What the sample does not determine is pulled towards w0. Without a `factor` from a smaller sample
-        steps are made of the Hessian; with one they are conjugate gradients: a Hessian of many columns costs as much as
-        many products.
+        What the sample does not determine is pulled towards w0. Without an M from a smaller sample steps are made of
+        the Hessian; with one they are conjugate gradients: a Hessian of many columns costs as much as many products.
         """
-        direct = self.dense and self.whole and not factor.size
+        direct = self.dense and self.whole and M is None
         own = pull(penalty, w0, part, m)
         point = stand(w, part, own, direct)
         for _ in range(MAX_STEPS):
-            M = self._preconditioner(point, part, factor, own)
-            factor = M.U
+            if direct or M is None or not self.dense:
+                M = self._preconditioner(point, part, own)
             gain = 0.5 * dot(point.g, M.solve(point.g))
             if not gain > SAMPLE_RTOL * w.size / m * abs(point.value):
                 break
-            if point.H is None:
+            if not direct:
                 part.look_at(point.w)
             s = -M.solve(point.g) if direct else conjugate_gradients(point.g, M, part, own, dot, STEP_RTOL)[0]
             new, _ = move(point, s, part, own, dot, direct)
@@ -128,18 +146,16 @@ class SampleDescent:
                 break
             point = new
         if not self.dense:
-            return point.w, np.zeros(0)
-        if not direct:
-            part.look_at(point.w)
-            factor = factors(with_penalty(part.hessian(), own, w.size))
+            return point.w, None
+        part.look_at(point.w)
+        H = with_penalty(part.hessian(), own.for_columns(), w.size)
+        M = factorise(H, point.w, part, own.for_columns(), Basis.none(w.size))
         # The last step is that of Newton: what it finds needs no evaluation.
-        return point.w - Preconditioner(factor).solve(point.g), factor
+        return point.w - M.solve(point.g), M
 
-    def _preconditioner(self, point: Point, part: SecondOrderOracle, factor: Array, own: Pulled) -> Preconditioner:
+    def _preconditioner(self, point: Point, part: SecondOrderOracle, own: Pulled) -> Preconditioner:
         if point.H is not None:
             return Preconditioner(factors(point.H))
-        if self.dense and factor.size:
-            return Preconditioner(factor)
         part.look_at(point.w)
         if not self.dense:
             return Preconditioner(roots(part, own))
