@@ -13,12 +13,13 @@ from numba import types
 from numba.extending import intrinsic
 from numpy import float64, int64, uint64
 
-from mpigd_kernels.compiled import compiled
+from mpigd_kernels.compiled import compiled, inlined
 from mpigd_kernels.curvature import PANEL, add_outer, flush_outer
 
 FINEST, ROOM = 50, 62  # most bits of a term, and of a sum
 _SHIFT = 1.5 * 2.0**52  # whose last bit is worth 1: adding it rounds to whole numbers
 _SHIFT_BITS = 0x4338000000000000
+_FEW = 16  # entries of a row that are sorted by counting
 _TILE = 64  # rows and columns that are mirrored at once
 
 
@@ -41,28 +42,47 @@ def take_entries(indptr, indices, data, place, inverse, center, scale, dense, Z,
     The others' numbers J, ascending in every row from 0 on, and values V = x * inverse; those of row i from ends[i] to
     ends[i + 1]. place (d,): a column's new number, those of dense ones below `dense`.
     """
+    most = int64(0)
+    for i in range(indptr.size - 1):
+        most = max(most, indptr[i + 1] - indptr[i])
+    numbers, values = np.empty(most, uint64), np.empty(most)
     at = uint64(0)
     for i in range(indptr.size - 1):
         for j in range(dense):
             Z[i, j] = (0.0 - center[j]) * scale[j]
         for j in range(dense, scale.size):
             Z[i, j] = scale[j]
-        begin = at
+        m = uint64(0)
         for k in range(uint64(indptr[i]), uint64(indptr[i + 1])):
             j = uint64(place[uint64(indices[k])])
             x = 1.0 if data is None else float64(data[k])
             if j < dense:
                 Z[i, j] = (x - center[j]) * scale[j]
-                continue
-            j -= uint64(dense)
-            x *= inverse[j]
-            t = at
-            while t > begin and J[t - uint64(1)] > j:
-                J[t], V[t] = J[t - uint64(1)], V[t - uint64(1)]
-                t -= uint64(1)
-            J[t], V[t] = j, x
-            at += uint64(1)
+            else:
+                j -= uint64(dense)
+                numbers[m], values[m] = j, x * inverse[j]
+                m += uint64(1)
+        _sort(numbers, values, m, J, V, at)
+        at += m
         ends[i + 1] = at
+
+
+@inlined
+def _sort(numbers, values, m, J, V, first):
+    """The first m entries, by column, from J[first] on. Few are counted into place, without branches that no CPU foresees."""
+    if m <= _FEW:
+        for k in range(m):
+            t = first
+            for e in range(m):
+                t += uint64(numbers[e] < numbers[k])
+            J[t], V[t] = numbers[k], values[k]
+        return
+    for k in range(m):
+        t = first + k
+        while t > first and J[t - uint64(1)] > numbers[k]:
+            J[t], V[t] = J[t - uint64(1)], V[t - uint64(1)]
+            t -= uint64(1)
+        J[t], V[t] = numbers[k], values[k]
 
 
 @compiled

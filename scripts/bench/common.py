@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-SLAB = 1 << 23  # numbers of dense rows at once
+SLAB, SPARSE_ROWS = 1 << 23, 1 << 17  # at once: numbers of rows that are dense or made so, and compressed rows
 POLISH = 3  # Newton steps from a solution: far beyond what is compared with
 
 
@@ -60,10 +60,10 @@ class Common:
             return cls(X, file["y"][:].astype(np.float64), loss, l2, offset, levels)
 
     def _slabs(self) -> Any:
-        yield from ((rows, self._dense(self.X[rows])) for rows in self._rows())
-
-    def _rows(self) -> Iterator[slice]:
         step = max(1, SLAB // self.X.shape[1])
+        yield from ((rows, self._dense(self.X[rows])) for rows in self._rows(step))
+
+    def _rows(self, step: int) -> Iterator[slice]:
         return (slice(a, min(len(self.y), a + step)) for a in range(0, len(self.y), step))
 
     def _dense(self, part: Any) -> Array:
@@ -86,7 +86,7 @@ class Common:
         """Value, gradient and Hessian by (scaled coefficients, intercept) of every output, k * (d + 1) of them."""
         k, d = self.part.k, self.inverse.size
         value, g, H = 0.0, np.zeros((k, d + 1)), np.zeros((k, d + 1, k, d + 1))
-        for rows in self._rows():
+        for rows in self._rows(SPARSE_ROWS if self.sparse else max(1, SLAB // d)):
             X = self.X[rows] if self.sparse else self._dense(self.X[rows])
             z = X @ coef.T + intercept
             if self.part.offset is not None:
