@@ -102,7 +102,12 @@ def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def fits(case: cases.Case, data: cases.Data, limit: float = LIMIT, peer_limit: float = PEER_LIMIT) -> Iterator[Row]:
+def fits(
+    case: cases.Case,
+    data: cases.Data,
+    limit: float = LIMIT,
+    peer_limit: float = PEER_LIMIT,
+) -> Iterator[Row]:
     """The rows of a case: each loss with each penalty."""
     about: Row = {
         "package": case.package, "item": case.item, "target": case.target, "kind": case.kind,
@@ -189,7 +194,12 @@ def reads_bar(row: Row) -> Row:
     }
 
 
-def run_case(case: cases.Case, folder: Path, limit: float = LIMIT, peer_limit: float = PEER_LIMIT) -> Iterator[Row]:
+def run_case(
+    case: cases.Case,
+    folder: Path,
+    limit: float = LIMIT,
+    peer_limit: float = PEER_LIMIT,
+) -> Iterator[Row]:
     """The rows of a case from its raw data on; one row says why if it cannot be fitted."""
     about = {"package": case.package, "item": case.item, "target": case.target, "kind": case.kind}
     try:
@@ -198,7 +208,8 @@ def run_case(case: cases.Case, folder: Path, limit: float = LIMIT, peer_limit: f
         text = f"{type(error).__name__}: {error}"
         yield about | {"loss": "import", "l2": 0.0, "status": "refused", "error": text}
         return
-    if data.X.shape[1] * max(1, data.k - 1) > cases.MAX_PARAMETERS:
-        yield about | {"loss": "import", "l2": 0.0, "status": "refused", "error": "too wide"}
+    if cases.too_large(case, *data.X.shape, data.k):
+        text = "too large for the reference"
+        yield about | {"loss": "import", "l2": 0.0, "status": "refused", "error": text}
         return
     yield from fits(case, data, limit, peer_limit)
