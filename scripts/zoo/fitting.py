@@ -20,6 +20,7 @@ RIGHT = 1e-5  # excess up to which a fit is right
 COUNTS = 1e-4  # excess up to which a named optimiser's reads are a bar
 FACTOR, EXTRA = 1.5, 5.0  # reads may be FACTOR times the best ones plus EXTRA
 STATUSES = ("right", "said", "wrong", "silent", "refused", "hang")
+NAMED = ("separat", "no optimum", "no finite optimum", "no events", "without events")
 LIMIT = 30.0  # seconds of a fit
 PEER_LIMIT = 10.0
 
@@ -164,7 +165,7 @@ def judge(row: Row) -> tuple[str, str]:
         if row["code"] is None:
             return "wrong", "traceback"
         return ("refused", "refused") if row["code"] in (2, 65) else ("said", "error")
-    named = "separat" in said or bool(row.get("separation"))
+    named = any(word in said for word in NAMED) or bool(row.get("separation"))
     if row["excess"] < -1e-7:
         return "wrong", "below the reference: its fault"
     if row["exists"] and named:

@@ -38,8 +38,8 @@ def complaints(rows: list[dict[str, Any]]) -> list[str]:
     """Lines on what is not as it should be: wrong, silent, hanging, or with too many reads."""
     bad = []
     for row in rows:
-        # A fit may stop short of an optimum, and say so, only where there is none.
-        fine = row["status"] == "right" or (row["status"] == "said" and not row["exists"])
+        # Only where no optimum exists may a fit say something in place of being right.
+        fine = row["status"] == "right" or row["cause"] == "separation"
         if not fine or row["within"] is False:
             bad.append(table.line(row))
     return bad
