@@ -30,7 +30,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 ROWS = (30, 60_000)
 MAX_LEVELS = 400  # of a text column; more are names, not categories
-MAX_PARAMETERS = 3_000  # columns after encoding times outputs: the reference factorises Hessians
+MAX_WORK = 1e10  # rows times parameters^2 of the reference; NAMED have no limit
 PENALTIES = (0.0, 1e-4)
 SHARE = 6  # one set of so many is in the standard selection
 DATE = re.compile(r"\d{4}-\d{1,2}(-\d{1,2})?|\d{1,2}/\d{1,2}/\d{2,4}|\d{1,2}:\d{2}")
@@ -157,6 +157,13 @@ def kept_features(frame: Any, target: str) -> list[str]:
             continue
         kept.append(name)
     return kept
+
+
+def too_large(case: Case, rows: int, features: int, outputs: int) -> bool:
+    """Whether the reference would take minutes."""
+    if (case.package, case.item, case.target) in NAMED:
+        return False
+    return rows * (features * max(1, outputs - 1)) ** 2.0 > MAX_WORK
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ RIGHT = 1e-5  # excess up to which a fit is right
 COUNTS = 1e-4  # excess up to which a named optimiser's reads are a bar
 FACTOR, EXTRA = 1.5, 5.0  # reads may be FACTOR times the best ones plus EXTRA
 STATUSES = ("right", "said", "wrong", "silent", "refused", "hang")
+NAMED = ("separat", "no optimum", "no finite optimum", "no events", "without events")
 LIMIT = 30.0  # seconds of a fit
 PEER_LIMIT = 10.0
 
@@ -102,7 +103,12 @@ def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def fits(case: cases.Case, data: cases.Data, limit: float = LIMIT, peer_limit: float = PEER_LIMIT) -> Iterator[Row]:
+def fits(
+    case: cases.Case,
+    data: cases.Data,
+    limit: float = LIMIT,
+    peer_limit: float = PEER_LIMIT,
+) -> Iterator[Row]:
     """The rows of a case: each loss with each penalty."""
     about: Row = {
         "package": case.package, "item": case.item, "target": case.target, "kind": case.kind,
@@ -159,7 +165,7 @@ def judge(row: Row) -> tuple[str, str]:
         if row["code"] is None:
             return "wrong", "traceback"
         return ("refused", "refused") if row["code"] in (2, 65) else ("said", "error")
-    named = "separat" in said or bool(row.get("separation"))
+    named = any(word in said for word in NAMED) or bool(row.get("separation"))
     if row["excess"] < -1e-7:
         return "wrong", "below the reference: its fault"
     if row["exists"] and named:
@@ -189,7 +195,12 @@ def reads_bar(row: Row) -> Row:
     }
 
 
-def run_case(case: cases.Case, folder: Path, limit: float = LIMIT, peer_limit: float = PEER_LIMIT) -> Iterator[Row]:
+def run_case(
+    case: cases.Case,
+    folder: Path,
+    limit: float = LIMIT,
+    peer_limit: float = PEER_LIMIT,
+) -> Iterator[Row]:
     """The rows of a case from its raw data on; one row says why if it cannot be fitted."""
     about = {"package": case.package, "item": case.item, "target": case.target, "kind": case.kind}
     try:
@@ -198,7 +209,8 @@ def run_case(case: cases.Case, folder: Path, limit: float = LIMIT, peer_limit: f
         text = f"{type(error).__name__}: {error}"
         yield about | {"loss": "import", "l2": 0.0, "status": "refused", "error": text}
         return
-    if data.X.shape[1] * max(1, data.k - 1) > cases.MAX_PARAMETERS:
-        yield about | {"loss": "import", "l2": 0.0, "status": "refused", "error": "too wide"}
+    if cases.too_large(case, *data.X.shape, data.k):
+        text = "too large for the reference"
+        yield about | {"loss": "import", "l2": 0.0, "status": "refused", "error": text}
         return
     yield from fits(case, data, limit, peer_limit)

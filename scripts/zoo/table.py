@@ -77,7 +77,8 @@ def text(rows: Sequence[Row]) -> str:
         parts.append(f"{title}: {len(group)}\n" + "\n".join(map(line, group)))
     refused = Counter(row["error"][:70] for row in rows if row["loss"] == "import")
     if refused:
-        parts.append(f"{sum(refused.values())} targets could not be imported")
+        count = sum(refused.values())
+        parts.append(f"{count} targets not imported, or too large for the reference")
         parts.append("\n".join(f"{count:5} {why}" for why, count in refused.most_common(12)))
     return "\n\n".join(parts)
 
@@ -102,7 +103,8 @@ def markdown(rows: Sequence[Row]) -> str:
     head = "| " + " | ".join(found[0]) + " |\n" + "|---" * 2 + "|---:" * (len(HEAD) - 2) + "|\n"
     body = "".join("| " + " | ".join(line) + " |\n" for line in found[1:])
     imports = sum(row["loss"] == "import" for row in rows)
-    caption = f"{len(rows) - imports:,} fits on {sets:,} data sets ({imports} targets not imported)."
+    rest = f"{imports} targets not imported, or too large for the reference"
+    caption = f"{len(rows) - imports:,} fits on {sets:,} data sets ({rest})."
     return f"{caption}\n\n{head}{body}"
 
 

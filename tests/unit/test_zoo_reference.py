@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from scripts.zoo import fitting, reference
+from scripts.zoo import fitting, reference, table
 
 Array = np.ndarray[Any, Any]
 N = 400
+ROOT = Path(__file__).resolve().parents[2]
 Table = tuple[reference.Design, Array, Array]
 
 
 @pytest.fixture(scope="module")
-def table() -> Table:
+def columns() -> Table:
     """A design with an aliased and a constant column, its independent part, and a predictor."""
     random = np.random.default_rng(0)
     X = random.normal(size=(N, 4)) * [1.0, 10.0, 0.1, 3.0] + [0.0, 100.0, 0.0, 5.0]
@@ -38,10 +40,10 @@ def targets(loss: str, eta: Array) -> Array:
 
 
 @pytest.mark.parametrize("loss", ["squared", "poisson", "gamma", "logistic"])
-def test_without_penalty_as_statsmodels(loss: str, table: Table) -> None:
+def test_without_penalty_as_statsmodels(loss: str, columns: Table) -> None:
     import statsmodels.api as sm
 
-    design, X, eta = table
+    design, X, eta = columns
     families = {
         "squared": sm.families.Gaussian(), "poisson": sm.families.Poisson(),
         "gamma": sm.families.Gamma(sm.families.links.Log()), "logistic": sm.families.Binomial(),
@@ -57,10 +59,10 @@ def test_without_penalty_as_statsmodels(loss: str, table: Table) -> None:
 
 @pytest.mark.parametrize("loss", ["squared", "poisson", "gamma", "logistic", "softmax"])
 @pytest.mark.parametrize("l2", [1e-4, 0.1])
-def test_with_penalty_as_scikit_learn(loss: str, l2: float, table: Table) -> None:
+def test_with_penalty_as_scikit_learn(loss: str, l2: float, columns: Table) -> None:
     from sklearn import linear_model as sk
 
-    design, _, eta = table
+    design, _, eta = columns
     y = targets(loss, eta)
     scale = np.where(design.constant, 1.0, design.deviation)
     S = (design.X - design.mean) / scale
@@ -158,3 +160,19 @@ def test_a_fit_that_takes_too_long_is_ended() -> None:
     with pytest.raises(fitting.OutOfTime), fitting.time_limit(0.05):
         while True:
             pass
+
+
+def test_the_page_takes_the_table(tmp_path: Path) -> None:
+    row = RIGHT | {
+        "package": "a", "item": "b", "target": "c", "loss": "gamma", "l2": 0.0, "status": "right",
+        "reads": 12.0, "best_reads": 4.0, "within": False, "seconds": 0.25,
+    }  # fmt: skip
+    page = tmp_path / "zoo.md"
+    page.write_text("before\n" + table.MARKS[0] + "old\n" + table.MARKS[1] + "after\n")
+    table.update(page, [row, row | {"status": "wrong", "within": None}])
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| gamma | 0 | 2 | 1 | 0 | 1 | 0 | 0 | 0 | 3.00 | 3.00 | 0 | 1 | 0.25 | 0.25 |" in text
+    table.update(page, [row])
+    assert page.read_text().count(table.MARKS[0]) == 1
+    assert all(mark in (ROOT / "docs" / "zoo.md").read_text() for mark in table.MARKS)
