@@ -24,7 +24,7 @@ from mpigd_kernels import linalg
 
 STEP_NARROWS, STAGE_NARROWS = 16.0, 8.0  # by how much a width shrinks in a step, and at once within a step
 INNER = 100  # most iterations of a step
-PRODUCTS, PRECISION = 500, 1e-4  # of conjugate gradients: most products, and what is left of the first residual
+PRODUCTS, PRECISION = 500, 0.1  # of conjugate gradients: most products, and what is left of the first residual
 ROWS_PER_PARAMETER = 5  # near their kinks, at least
 SHIFT = 1e-8  # of a Hessian's largest element, on its diagonal: a narrow band may hold fewer rows than parameters
 ACCEPTED, EXACT = 0.5, 0.1  # of the first slope: what is left after a whole step, and after a line search
