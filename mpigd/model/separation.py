@@ -111,7 +111,7 @@ def _find(w: Array, g: Array, objective: Objective, reducer: Reducer, step: Arra
         oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), reducer)
         oracle.look_at(w)
         step, replaced = recession.newton_direction(oracle.hessian(), g)
-    is_deep = replaced > 0 and recession.is_deep(w, objective, comm)
+    is_deep = recession.is_deep(w, replaced, objective, comm)
     if not is_deep and not is_possible(step, objective, comm):
         return None
     found = None if looked else single_columns(objective, comm)
