@@ -128,7 +128,8 @@ def problem(shard: Shard, config: Config, comm: Comm) -> Problem:
     few = warning(stored, shard.X.dtype, shard.feature_names) if config.intercept else None
     shard = replace(shard, X=X)
     bend = loss.curvature(loss.parameter(config)) if loss.curvature else 1.0
-    scaling = make_scaling(statistics, config.intercept, config.standardize, config.l2 / bend, shift)
+    ridge = config.l2 / bend
+    scaling = make_scaling(statistics, config.intercept, config.standardize, ridge, shift)
     k = classes.values.size if classes and loss.kind == "multiclass" else 1
     rows = Rows(shard.X, y, c, shard.offset)
     threads = config.threads or fair_threads(comm)

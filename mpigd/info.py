@@ -76,7 +76,7 @@ def text(path: str, about: dict[str, Any]) -> str:
             lines.append(f"  {'separation':16} {about['separation']['text']}")
         why, dropped = about["statistics"].get("refused"), about["statistics"].get("dropped")
         if dropped:
-            lines.append(f"  {'not determined':16} {_short(dropped)}: depend on columns before them (--summary leaves them out)")
+            lines.append(f"  {'not determined':16} {_short(dropped)}: depend on columns before them")
         lines.append(f"  {'standard errors':16} {f'none: {why}' if why else 'info --summary shows them'}")
     elif about.get("feature_names"):
         lines.append(f"  {'column names':16} {_short(about['feature_names'])}")

@@ -58,11 +58,12 @@ def import_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--drop", nargs="+", default=[], metavar="COLUMN", help="columns to leave out")
     sub.add_argument("--categorical", nargs="+", default=[], metavar="COLUMN", help="number columns that are categories")
     sub.add_argument(
-        "--drop-first", action="store_true", help="no column for the first level (by its text) of each category: rows of it are 0"
-    )
+        "--drop-first", action="store_true",
+        help="no column for the first level (by its text) of each category: its rows have zeros",
+    )  # fmt: skip
     sub.add_argument(
         "--reference", action="append", default=[], metavar="COLUMN=LEVEL",
-        help="no column for that level of that category; may be repeated, and then goes before --drop-first",
+        help="no column for that level of that category; may be repeated, goes before --drop-first",
     )  # fmt: skip
     sub.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of the stored numbers")
     sub.add_argument("--format", choices=("csv", "parquet", "svmlight"), help="default: from the file name")

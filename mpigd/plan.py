@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from mpigd import build, choices
-from mpigd.comm import Comm
+from mpigd.comm import Comm, together
 from mpigd.config import Config
 from mpigd.config import to_dict as options_of
+from mpigd.costs import Shape
 from mpigd.data import hdf5
 from mpigd.data.source import Info, expand, inspect
 from mpigd.errors import UsageError
+from mpigd.model.samples import sizes_for
 from mpigd.pace import Profile, cores_of, row_seconds, told_seconds
 from mpigd.quantities import size_of
 from mpigd_kernels import outputs
@@ -59,8 +61,8 @@ def plan(
     choices.check(config)
     n, d, known = sum(info.n for info in infos), infos[0].d, profile or {}
     alpha, beta = network or (known.get("alpha", NETWORK[0]), known.get("beta", NETWORK[1]))
-    config = build.complete(config, n, d)
     k = _outputs(infos, config)
+    config = build.complete(config, n, d, _shape(infos, config, k))
     row_bytes = _row_bytes(infos, config.dtype or infos[0].dtype)
     steps = 1 if config.batch_size is None else -(-n // config.batch_size)
     here = min(ranks, cores_of(known))
@@ -77,6 +79,13 @@ def plan(
         per_row = row_seconds(infos[0].layout, d, row_bytes, config, here, k)
     step = share / steps * per_row + OVERHEAD + talk
     return Plan(n, d, ranks, memory, steps, step, step * steps, config.epochs or 1, words, talk / step)
+
+
+def _shape(infos: list[Info], config: Config, k: int) -> Shape:
+    """What `auto` chooses by, as far as metadata know it: samples are taken for possible where the rows suffice."""
+    n, p = sum(info.n for info in infos), infos[0].d + config.intercept
+    entries = None if infos[0].layout == "dense" else sum(info.nonzeros or 0 for info in infos) / max(1, n)
+    return Shape(n, p, k, entries, 0, sizes_for(n, p, 1.0))
 
 
 def _outputs(infos: list[Info], config: Config) -> int:
@@ -146,7 +155,12 @@ def plan_only(data: Sequence[str], config: Config, comm: Comm) -> int:
     choices.check(config)
     infos = inspect(expand(data, comm), config.x, config.y, comm, config.allow_links)
     n = sum(info.n for info in infos)
-    config = build.complete(config, n, infos[0].d)
+    k = np.ones(1, dtype=np.int64)
+    with together(comm):
+        if comm.rank == 0:
+            k[0] = _outputs(infos, config)
+    comm.bcast(k)
+    config = build.complete(config, n, infos[0].d, _shape(infos, config, int(k[0])))
     if comm.rank == 0:
         steps = (config.epochs or 1) * (1 if config.batch_size is None else -(-n // config.batch_size))
         print(f"{n:,} rows x {infos[0].d:,} columns ({infos[0].layout}) in {len(infos)} file(s), {comm.size} rank(s)")

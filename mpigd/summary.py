@@ -19,12 +19,14 @@ NUMBERS = (
 
 
 def table(model: Model) -> dict[str, Any]:
-    """The model's statistics as plain values, for each coefficient too: lists over the intercept (if any) and the columns.
+    """The model's statistics as plain values, for each coefficient too: lists over the intercept
+    (if any) and the columns.
 
-    All are None for a column without a coefficient of its own; `dropped` names those that depend on columns before them, of
-    which the coefficients are then not those that the model stores, but those of the other columns alone.
-    Test statistics are z; for the squared loss t with its residual degrees of freedom, which needs scipy: without it
-    p-values and intervals are left out, and `missing` says so.
+    All are None for a column without a coefficient of its own; `dropped` names those that depend on
+    columns before them, of which the coefficients are then not those that the model stores, but
+    those of the other columns alone. Test statistics are z; for the squared loss t with its
+    residual degrees of freedom, which needs scipy: without it p-values and intervals are left out,
+    and `missing` says so.
     """
     found = dict(model.statistics or {"refused": "the file has none: it was written before there were any"})
     if "refused" in found:
@@ -32,11 +34,13 @@ def table(model: Model) -> dict[str, Any]:
     d = model.coef.shape[1]
     names = model.encoding.get("feature_names") or [f"column {j}" for j in range(d)]
     errors, values = list(found.pop("standard_errors")), found.pop("coef", model.coef[0].tolist())
-    intercept_error, intercept = found.pop("intercept_error"), found.pop("intercept", model.intercept.tolist()[0])
+    intercept = found.pop("intercept", model.intercept.tolist()[0])
+    intercept_error = found.pop("intercept_error")
     if "dropped" in found:
         found["dropped"] = [names[j] for j in found["dropped"]]
     if intercept_error is not None:
-        names, errors, values = ["intercept", *names], [intercept_error, *errors], [intercept, *values]
+        names, errors = ["intercept", *names], [intercept_error, *errors]
+        values = [intercept, *values]
     values = [None if error is None else value for value, error in zip(values, errors, strict=True)]
     ratios = [value / error if error else None for value, error in zip(values, errors, strict=True)]
     test = "t" if model.config.loss == "squared" else "z"
@@ -73,7 +77,8 @@ def text(path: str, model: Model) -> str:
         raise UsageError(f"{path}: no standard errors: {found['refused']}")
     rows = model.summary.get("rows", 0)
     parameters = sum(error is not None for error in found["std_err"])
-    lines = [f"{path}: {config.loss} loss, {rows:,} rows, {parameters:,} parameters, l2 {config.l2:g}"]
+    size = f"{rows:,} rows, {parameters:,} parameters"
+    lines = [f"{path}: {config.loss} loss, {size}, l2 {config.l2:g}"]
     numbers = [f"{label:20}{found[key]:>16.8g}" for label, key in NUMBERS if found[key] is not None]
     lines += ["    ".join(numbers[i : i + 2]) for i in range(0, len(numbers), 2)]
     width = min(40, max(len(name) for name in found["names"]))
@@ -106,10 +111,10 @@ def notes(model: Model, found: dict[str, Any]) -> list[str]:
             "penalty and do not cover its bias; degrees of freedom are those of the fit."
         )
     if None in found["std_err"]:
-        said.append("-: a constant column, or one that depends on those before it, left out (NA in R).")
+        said.append("-: a constant column, or one that depends on those before it (NA in R).")
     if found.get("dropped"):
         said.append(
-            "Coefficients are those without the columns left out. The model stores others, which predict the same: with columns "
-            "that depend on each other the data do not tell them."
+            "Coefficients are those without such columns. The model stores others that predict the "
+            "same: the data do not tell coefficients of columns that depend on each other."
         )
     return said + ([found["missing"]] if "missing" in found else [])

@@ -52,10 +52,12 @@ def cholesky(H):
 
 @compiled
 def eliminate(H, floor, kept):
-    """H (p, p) symmetric, of which the upper triangle is read, becomes U with U'U = H over the columns that are kept (p,) bool.
+    """H (p, p) symmetric, of which the upper triangle is read, becomes U with U'U = H over the
+    columns that are kept (p,) bool.
 
-    A column whose pivot is not above its floor (p,) depends on those before it: its row of U is zero, so that the others are
-    factorised as if it were not there; its column of U holds what they have of it. Every element is one chain of fma.
+    A column whose pivot is not above its floor (p,) depends on those before it: its row of U is
+    zero, so that the others are factorised as if it were not there; its column of U holds what they
+    have of it. Every element is one chain of fma.
     """
     p = H.shape[0]
     for j in range(p):
@@ -78,7 +80,7 @@ def eliminate(H, floor, kept):
 
 @compiled
 def invert(U, V):
-    """V (p, p) = U^-1 for an upper triangle U without zeros on its diagonal; V holds zeros before."""
+    """V (p, p) = U^-1 for an upper triangle U without zeros on its diagonal; V was all zeros."""
     for j in range(U.shape[0]):
         V[j, j] = 1.0 / U[j, j]
         for i in range(j - 1, -1, -1):
@@ -90,7 +92,7 @@ def invert(U, V):
 
 @compiled
 def multiply(A, B, R):
-    """R (p, p) = A B for upper triangles; R holds zeros before."""
+    """R (p, p) = A B for upper triangles; R was all zeros."""
     p = A.shape[0]
     for i in range(p):
         for k in range(i, p):
@@ -102,7 +104,7 @@ def multiply(A, B, R):
 
 @compiled
 def transform(U, Z):
-    """Z (p, m) = (U')^-1 Z for an upper triangle U; every column of Z, a row of data, on its own."""
+    """Z (p, m) = (U')^-1 Z for an upper triangle U; each column of Z, a row of data, by itself."""
     for j in range(Z.shape[0]):
         for k in range(j):
             u = -U[k, j]

@@ -1,9 +1,10 @@
-"""How raw columns become numbers: what is stored with the data and the model, and doing it, block by block.
+"""How raw columns become numbers: what is stored with the data and the model, and doing it, block
+by block.
 
-A number is one column; a category is one column for each of its values (all of them: the penalty settles what is
-collinear; or all but a reference level, whose rows have zeros), or, hashed, a sign in one of 2**bits slots that all
-categories share and that follow the numbers. A missing category is no category: zeros, which a column with a reference
-level has no room for.
+A number is one column; a category is one column for each of its values (all of them: the penalty
+settles what is collinear; or all but a reference level, whose rows have zeros), or, hashed, a sign
+in one of 2**bits slots that all categories share and that follow the numbers. A missing category is
+no category: zeros, which a column with a reference level has no room for.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from mpigd.data.tables import Block
 from mpigd.errors import DataError
 
 Array = np.ndarray[Any, Any]
-VERSION, WITH_REFERENCE = 1, 2  # the latter for encodings that programs of version 1 would take for full ones
+VERSION = 1
+WITH_REFERENCE = 2  # of encodings that a program of version 1 would take for those of all levels
 KINDS = ("number", "category", "hash")
 SHOWN = 6  # columns or categories listed in a message
 
 
 @dataclass(frozen=True)
 class Column:
-    """A raw column that becomes features. kind: number, category (with its values, ascending) or hash.
+    """A raw column that becomes features. kind: number, category (with its values, ascending) or
+    hash.
 
     reference: the category that has no column of its own.
     """
@@ -92,16 +95,17 @@ class Encoding:
         """The inverse of to_dict. DataError for another version, or for what is no encoding."""
         version = stored.get("version")
         if version not in (VERSION, WITH_REFERENCE):
-            known = f"{VERSION} and {WITH_REFERENCE}"
-            raise DataError(f"the stored encoding has version {version}, this program reads {known}: import anew")
+            known = f"this program reads {VERSION} and {WITH_REFERENCE}"
+            raise DataError(f"the stored encoding has version {version}, {known}: import anew")
         plain = {key: value for key, value in stored.items() if key not in ("version", "feature_names")}
         try:
             target = plain.pop("target")
             columns = tuple(Column(**_frozen(column, "categories")) for column in plain.pop("columns"))
             if any(column.kind not in KINDS for column in columns):
                 raise KeyError("kind")
-            if any(column.reference is not None and column.reference not in (column.categories or ()) for column in columns):
-                raise KeyError("reference")
+            for column in columns:
+                if column.reference not in (None, *(column.categories or ())):
+                    raise KeyError("reference")
             return Encoding(columns=columns, target=target and Target(**_frozen(target, "classes")), **plain)
         except (AttributeError, KeyError, TypeError) as error:
             raise DataError(f"the stored encoding is damaged ({error}): import anew") from error
@@ -114,7 +118,8 @@ def _frozen(stored: Mapping[str, Any], key: str) -> dict[str, Any]:
 def references(stored: Mapping[str, Any]) -> dict[str, str]:
     """Column -> reference level, of an encoding as it is stored."""
     columns = stored.get("columns") or ()
-    return {str(column["name"]): str(column["reference"]) for column in columns if column.get("reference") is not None}
+    levels = {str(column["name"]): column.get("reference") for column in columns}
+    return {name: str(level) for name, level in levels.items() if level is not None}
 
 
 def listed(names: Sequence[str], most: int = SHOWN) -> str:
@@ -156,9 +161,11 @@ class Missing:
             self._refuse(list(self._found), "use --missing mean, zero or drop, or leave columns out with --drop")
 
     def check_levels(self, policy: str, with_reference: Sequence[str]) -> None:
-        """DataError if one of these columns misses values that `policy` would make its reference level."""
+        """DataError if one of these columns misses values that `policy` would make its reference
+        level."""
         if policy in ("mean", "zero"):
-            advice = "a missing category would be taken for the reference level: use --missing drop, or keep that column's levels"
+            why = "a missing category would be taken for the reference level"
+            advice = f"{why}: use --missing drop, or keep that column's levels"
             self._refuse([name for name in self._found if name in with_reference], advice)
 
     def _refuse(self, names: Sequence[str], advice: str) -> None:
@@ -188,7 +195,8 @@ class Encoder:
         """DataError if the blocks so far miss values that the policy does not cover."""
         # Nothing can be filled in for a target, a weight, an offset or a key.
         self._missing.check(self._encoding.missing, [self._raw(vector) for vector in self._vectors])
-        with_reference = [column.name for column in self._encoding.columns if column.reference is not None]
+        columns = self._encoding.columns
+        with_reference = [column.name for column in columns if column.reference is not None]
         self._missing.check_levels(self._encoding.missing, with_reference)
 
     def encode(self, block: Block) -> tuple[Array, Array, Array, dict[str, Array]]:

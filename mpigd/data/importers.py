@@ -59,23 +59,26 @@ def import_data(
     format: str | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Turn raw tables into an HDF5 data set: X (n, d) dense or CSR, y (n,), the vectors asked for, and the encoding.
+    """Turn raw tables into an HDF5 data set: X (n, d) dense or CSR, y (n,), the vectors asked for,
+    and the encoding.
 
-    sources: CSV (also .gz, .zip), Parquet or svmlight files, folders of them, globs: one data set, in this order.
-    target, weight, offset, key: raw columns. drop: columns to leave out; categorical: number columns that are categories.
-    like: an imported file or a model whose encoding is used; the other options then come from there, except that
-    missing, when not "refuse", replaces its policy. missing: "refuse", "mean", "zero" or "drop" (the row).
-    drop_first: the first level of every category, by its text, gets no column; reference: column -> the level that gets none
-    (or "COLUMN=LEVEL", ...), in place of the first. Rows of that level have zeros; a level that the data did not have is
-    refused as ever, and so is a missing one, unless its row is dropped.
-    hash_bits: hash categories into 2**hash_bits columns. dtype: "float32" or "float64", of X. format: "csv",
-    "parquet", "svmlight", by default from the names. progress: called about once a second with the rows read in this pass.
-    Raises UsageError for options that do not fit the files, DataError for what is in them, StorageError if `output`
-    cannot be written.
+    sources: CSV (also .gz, .zip), Parquet or svmlight files, folders, globs: one data set, in order.
+    target, weight, offset, key: raw columns. drop: those to leave out; categorical: of numbers.
+    like: an imported file or a model whose encoding is used; the other options then come from
+    there, except that missing, when not "refuse", replaces its policy. missing: "refuse", "mean",
+    "zero" or "drop" (the row).
+    drop_first: the first level of every category, by its text, gets no column; reference: column ->
+    the level that gets none (or "COLUMN=LEVEL", ...), in place of the first. A level that the data
+    did not have is refused as ever; a missing one is refused too, unless its row is dropped.
+    hash_bits: hash categories into 2**hash_bits columns. dtype: "float32" or "float64", of X.
+    format: "csv", "parquet", "svmlight", by default from the names. progress: called about once a
+    second with the rows read in this pass.
+    Raises UsageError for options that do not fit, DataError for the data, StorageError for `output`.
     """
     options = Options(
         target=target, missing=missing, hash_bits=hash_bits, weight=weight, offset=offset, key=key, drop=drop,
-        categorical=categorical, dtype=dtype, drop_first=drop_first, reference=named_levels(reference),
+        categorical=categorical, dtype=dtype,
+        drop_first=drop_first, reference=named_levels(reference),
     )  # fmt: skip
     if like is not None:
         options.refuse_columns(f"--like encodes as {like} was")

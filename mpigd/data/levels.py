@@ -3,41 +3,53 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from mpigd.data.encoding import listed
 from mpigd.errors import UsageError
 
+Values = Mapping[str, Collection[str] | None]
+
 
 def named_levels(named: Mapping[str, Any] | Sequence[str]) -> dict[str, str]:
-    """Column -> level as text, from such a mapping or from texts COLUMN=LEVEL. UsageError for what is neither."""
-    pairs = list(named.items()) if isinstance(named, Mapping) else [tuple(text.split("=", 1)) for text in named]
+    """Column -> level as text, from such a mapping or from texts COLUMN=LEVEL. UsageError for what
+    is neither."""
+    if not isinstance(named, Mapping):
+        texts = [text.partition("=") for text in named]
+        pairs: Iterable[tuple[str, Any]] = [(name, level) for name, _, level in texts]
+    else:
+        pairs = named.items()
     levels: dict[str, str] = {}
-    for name, *level in pairs:
-        text = str(level[0]).lower() if level and isinstance(level[0], bool) else "".join(map(str, level))
+    for name, level in pairs:
+        text = str(level).lower() if isinstance(level, bool) else str(level)
         if not name or not text:
             raise UsageError(f"--reference {name}: expected COLUMN=LEVEL")
         if levels.setdefault(name, text) != text:
-            raise UsageError(f"--reference names two levels of column {name!r}: {levels[name]} and {text}")
+            both = f"{levels[name]} and {text}"
+            raise UsageError(f"--reference names two levels of column {name!r}: {both}")
     return levels
 
 
-def levels_of(values: Mapping[str, Collection[str] | None], drop_first: bool, named: Mapping[str, str]) -> dict[str, str]:
-    """Column -> its reference level: the one that is `named`, or the first by its text where `drop_first` asks for it.
+def levels_of(values: Values, drop_first: bool, named: Mapping[str, str]) -> dict[str, str]:
+    """Column -> its reference level: the one that is `named`, or the first by its text where
+    `drop_first` asks for it.
 
-    values: what each column has, None for one of numbers. UsageError for a level that a named column does not have.
+    values: what each column has, None for one of numbers. UsageError for a level that a named
+    column does not have.
     """
     found = {}
     for name, present in values.items():
         level = named.get(name)
         if present is None:
             if level is not None:
-                raise UsageError(f"--reference {name}={level}: the column holds numbers (levels? then --categorical {name} too)")
+                why = f"the column holds numbers (levels? then --categorical {name} too)"
+                raise UsageError(f"--reference {name}={level}: {why}")
         elif level is not None and level not in present:
             near = difflib.get_close_matches(level, present, 1)
             has = f"did you mean {near[0]!r}?" if near else f"it has {listed(sorted(present))}"
-            raise UsageError(f"--reference {name}={level}: column {name!r} has no level {level!r}; {has}")
+            why = f"column {name!r} has no level {level!r}; {has}"
+            raise UsageError(f"--reference {name}={level}: {why}")
         elif level is not None or (drop_first and present):
             found[name] = min(present) if level is None else level
     return found

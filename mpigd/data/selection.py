@@ -33,7 +33,8 @@ def columns(X: Matrix, chosen: Array) -> Matrix | None:
 
 
 def shifted(X: Matrix, shift: Array) -> Matrix:
-    """x_ij - shift_j (d,) over the stored values, of float32 or float64 and in that; where they are in memory a copy."""
+    """x_ij - shift_j (d,) over the stored values, of float32 or float64 and in that; where they are
+    in memory a copy."""
     if isinstance(X, Streamed):
         return X.shifted(shift)
     if isinstance(X, CSR):

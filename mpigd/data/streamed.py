@@ -204,7 +204,8 @@ class Streamed:
         return self.rows(slice(None)).ones()
 
     def shifted(self, shift: Array) -> Streamed:
-        """The same rows less `shift` (d,), which is subtracted whenever they are read; for float32 and float64."""
+        """The same rows less `shift` (d,), which is subtracted whenever they are read; for float32
+        and float64."""
         other = copy.copy(self)
         other._shift = shift.astype(self._kept)
         return other

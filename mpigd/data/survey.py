@@ -7,7 +7,7 @@ if all the others look so too, and a category otherwise. So neither order of blo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from mpigd.errors import DataError, UsageError
 Array = np.ndarray[Any, Any]
 POLICIES = ("refuse", "mean", "zero", "drop")
 MOST_BITS = 30
+Levels = Mapping[str, str]
 GUESSES = ("number", "boolean", "time")
 MOST_CATEGORIES = 100_000  # of one column; more are no categories, and would not stay in bounded memory
 SPARSE, NARROW = 0.25, 16  # CSR below this share of non-zeros, if there are more columns than this
@@ -51,7 +52,7 @@ class Options:
             raise UsageError(f"--hash {self.hash_bits}: expected 1 to {MOST_BITS} bits")
         if self.hash_bits is not None and (self.drop_first or self.reference):
             option = "--drop-first" if self.drop_first else "--reference"
-            raise UsageError(f"{option} does not go with --hash: hashed categories have no levels to drop")
+            raise UsageError(f"{option} does not go with --hash: hashed categories have no levels")
 
     def extras(self) -> dict[str, str]:
         """Dataset -> raw column."""
@@ -157,7 +158,10 @@ def fit(sources: Sequence[Source], options: Options, tick: Callable[[int], None]
     features = [tally for name, tally in tallies.items() if name not in special]
     if not features:
         raise UsageError(f"{sources[0].path}: no column is left besides {listed(special)}")
-    values = {tally.name: tally.values if tally.settle() == "category" else None for tally in features}
+    kinds = {tally.name: tally.settle() for tally in features}
+    values = {
+        tally.name: tally.values if kinds[tally.name] == "category" else None for tally in features
+    }  # fmt: skip
     levels = levels_of(values, options.drop_first, options.reference)
     missing.check_levels(options.missing, list(levels))
     notes += describe(levels, options.drop_first)
@@ -167,17 +171,19 @@ def fit(sources: Sequence[Source], options: Options, tick: Callable[[int], None]
     return _encoding(features, tallies[options.target], levels, options), notes
 
 
-def _encoding(features: list[Tally], target: Tally, levels: Mapping[str, str], options: Options) -> Encoding:
+def _encoding(features: list[Tally], target: Tally, levels: Levels, options: Options) -> Encoding:
     hashed = options.hash_bits is not None and any(tally.settle() == "category" for tally in features)
     if hashed:  # numbers first: the slots follow them
         features.sort(key=lambda tally: tally.settle() == "category")
-    columns = tuple(replace(_column(tally, options.hash_bits), reference=levels.get(tally.name)) for tally in features)
+    columns = tuple(_column(tally, options.hash_bits, levels.get(tally.name)) for tally in features)
     width = sum(len(column.feature_names()) for column in columns if column.kind != "hash")
     if hashed and options.hash_bits is not None:
         width += 1 << options.hash_bits
     if width == 0:
-        raise UsageError(f"no column is left: each has one level alone, the reference ({listed(list(levels.values()))})")
-    filled = sum(_filled(tally, options.missing) for tally in features)  # reference levels too: what others have is not counted
+        named = listed(list(levels.values()))
+        raise UsageError(f"no column is left: each has one level alone, the reference ({named})")
+    # Of reference levels too, whose rows are not counted: only the layout depends on it.
+    filled = sum(_filled(tally, options.missing) for tally in features)
     return Encoding(
         format="table", features=width, columns=columns, extras=options.extras(), missing=options.missing,
         target=Target(target.name, tuple(sorted(target.values)) if target.settle() == "category" else None),
@@ -277,12 +283,13 @@ def _read(sources: Sequence[Source], roles: Mapping[str, str], options: Options,
     return tallies
 
 
-def _column(tally: Tally, hash_bits: int | None) -> Column:
+def _column(tally: Tally, hash_bits: int | None, reference: str | None) -> Column:
     if tally.settle() == "number":
         return Column(tally.name, "number", mean=tally.mean.mean())
     if hash_bits is not None:
         return Column(tally.name, "hash")
-    return Column(tally.name, "category", categories=tuple(sorted(tally.values)))
+    categories = tuple(sorted(tally.values))
+    return Column(tally.name, "category", categories=categories, reference=reference)
 
 
 def _filled(tally: Tally, missing: str) -> int:

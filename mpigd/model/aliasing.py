@@ -1,15 +1,19 @@
-"""Columns that depend on those before them, found in the information matrix as R finds them in its QR decomposition.
+"""Columns that depend on those before them, found in the information matrix as R finds them in its
+QR decomposition.
 
-In the order of the data, the intercept first, a column is kept if what the kept ones before it leave of it is longer than
-TOLERANCE of its length, weighted as the information weights rows and centred where there is an intercept: columns may be
-scaled, and with an intercept shifted, as one likes. A column may also be a combination of others but for the rounding of the
-stored numbers, and is dropped if no more is left than that explains: R reads the numbers before they are rounded to float32.
+In the order of the data, the intercept first, a column is kept if what the kept ones before it
+leave of it is longer than TOLERANCE of its length, weighted as the information weights rows and
+centred where there is an intercept: columns may be scaled, and with an intercept shifted, as one
+likes. A column may also be a combination of others but for the rounding of the stored numbers, and
+is dropped if no more is left than that explains: R reads the numbers before they are rounded to
+float32.
 
-Lengths are squared in the information matrix, whose sums keep about 1e-13 of a column's reach squared, so it cannot tell a
-remainder of 1e-7. Two things can. The remainder itself is made, row by row, as a margin: if it is short, the column depends
-on others. Otherwise all columns are made orthogonal by the first factor U, row by row, and the information of these new ones
-is summed and factorised, which is Cholesky's QR with reorthogonalisation (Yamamoto et al., ETNA 44, 2015): then remainders
-are columns like others, with sums as accurate as theirs.
+Lengths are squared in the information matrix, whose sums keep about 1e-13 of a column's reach
+squared, so it cannot tell a remainder of 1e-7. Two things can. The remainder itself is made, row by
+row, as a margin: if it is short, the column depends on others. Otherwise all columns are made
+orthogonal by the first factor U, row by row, and the information of these new ones is summed and
+factorised, which is Cholesky's QR with reorthogonalisation (Yamamoto et al., ETNA 44, 2015): then
+remainders are columns like others, with sums as accurate as theirs.
 """
 
 from __future__ import annotations
@@ -37,10 +41,12 @@ AT_ONCE = 16  # candidates whose remainders are held for all rows
 
 @dataclass(frozen=True)
 class Independent:
-    """Factors of the information. order (p,): parameters in the order of elimination; kept (p,) bool, in that order.
+    """Factors of the information. order (p,): parameters in the order of elimination; kept (p,)
+    bool, in that order.
 
-    R (r, p): an upper triangle over the kept columns' rows, R'R the information of all but for what dropped ones leave;
-    U (r, r): its kept columns, U'U the information of the kept ones (with the ridge).
+    R (r, p): an upper triangle over the kept columns' rows, R'R the information of all but for what
+    dropped ones leave; U (r, r): its kept columns, U'U the information of the kept ones (with the
+    ridge).
     """
 
     order: Array
@@ -54,8 +60,8 @@ class Independent:
         return np.asarray(self.order[self.kept])
 
     def project(self, w: Array) -> Array:
-        """Parameters like w (p',) with zeros for all that are not kept, and the nearest margins: theirs where dropped columns
-        depend on the others entirely."""
+        """Parameters like w (p',) with zeros for all that are not kept, and the nearest margins:
+        theirs where dropped columns depend on the others entirely."""
         v = w[self.order]
         t = np.array([vector.dot(row, v) for row in self.R])
         b = np.array([vector.dot(row, t) for row in np.ascontiguousarray(self.U.T)])
@@ -71,21 +77,33 @@ def elimination_order(objective: Objective) -> Array:
     scaling = objective.scaling
     d = scaling.center.size
     arranged = np.arange(d) if scaling.number is None else np.argsort(scaling.number, kind="stable")
-    return np.append([d] * scaling.intercept, arranged[scaling.inverse[arranged] > 0.0]).astype(np.int64)
+    used = arranged[scaling.inverse[arranged] > 0.0]
+    return np.append([d] * scaling.intercept, used).astype(np.int64)
 
 
-def independent(information: Array, ridge: Array, h: Array, objective: Objective, comm: Comm) -> Independent | None:
-    """Factors of information (p', p') + diag(ridge), both as the optimiser numbers parameters; h (n,) this rank's weights.
+def independent(
+    information: Array,
+    ridge: Array,
+    h: Array,
+    objective: Objective,
+    comm: Comm,
+) -> Independent | None:
+    """Factors of information (p', p') + diag(ridge), both as the optimiser numbers parameters; h
+    (n,) this rank's weights.
 
-    None if a ridge that is there is too small to tell columns apart. No read, one for AT_ONCE dependent columns, or two more
-    where that leaves a doubt. Collective.
+    None if a ridge that is there is too small to tell columns apart. No read, one for AT_ONCE
+    dependent columns, or two more where that leaves a doubt. Collective.
     """
     order = elimination_order(objective)
     H, ridge = np.ascontiguousarray(information[np.ix_(order, order)]), ridge[order]
     rows = _Rows(objective, h, order, comm)
     floor = TOLERANCE * TOLERANCE * _squares(H, objective.scaling.intercept)
     H[np.diag_indices_from(H)] += ridge
-    squares, kept, U = H.diagonal().copy(), np.empty(order.size, dtype=bool), H.copy()
+    squares, kept, U = H.diagonal().copy(), np.ones(order.size, dtype=bool), H.copy()
+    # Several times as fast as `eliminate` for thousands of columns
+    if not linalg.cholesky(U) and (U.diagonal() ** 2 >= NEAR * squares).all():
+        return _independent(order, kept, U)
+    U = H.copy()
     linalg.eliminate(U, DOUBTFUL * squares, kept)
     pivots = U.diagonal() ** 2
     if (pivots >= NEAR * squares)[kept].all():
@@ -128,7 +146,8 @@ def _orthogonalised(H: Array, ridge: Array, floor: Array, rows: _Rows, kept: Arr
 
 
 class _Rows:
-    """This rank's rows in the optimiser's coordinates, their columns in the order of elimination, with weights h (n,)."""
+    """This rank's rows in the optimiser's coordinates, their columns in the order of elimination,
+    with weights h (n,)."""
 
     def __init__(self, objective: Objective, h: Array, order: Array, comm: Comm) -> None:
         self._objective, self._h, self._order, self._comm = objective, h, order, comm
@@ -139,7 +158,8 @@ class _Rows:
         self._weight = float(total(h, comm)[0])
 
     def rounding(self, combinations: Array) -> Array:
-        """Squared lengths (m,) that rounding stored numbers by half a unit can give to combinations (m, p) of the columns."""
+        """Squared lengths (m,) that rounding stored numbers by half a unit can give to combinations
+        (m, p) of the columns."""
         scaling, of = self._objective.scaling, self._objective.statistics
         mean = of.mean if scaling.shift is None else of.mean + scaling.shift
         each = (of.deviation**2 + mean**2) * scaling.inverse**2
@@ -148,7 +168,7 @@ class _Rows:
         return np.array([half_unit * half_unit * vector.dot(v * v, each) for v in combinations])
 
     def remainders_exceed(self, U: Array, kept: Array, dropped: Array, floor: Array) -> bool:
-        """Whether of a dropped column more is left than its floor and rounding explain. Collective."""
+        """Whether more is left of a dropped column than floor and rounding explain. Collective."""
         own = np.ascontiguousarray(U[np.ix_(kept, kept)])
         combinations = np.zeros((dropped.size, kept.size))
         for v, j in zip(combinations, dropped, strict=True):
@@ -178,7 +198,7 @@ class _Rows:
         return np.asarray(total(squares, self._comm))
 
     def information(self, U: Array) -> Array:
-        """sum_i h_i q_i q_i' (p, p), upper triangle, over all rows x' = q'U. Two reads. Collective."""
+        """sum_i h_i q_i q_i' (p, p), upper triangle, over rows x' = q'U. Two reads. Collective."""
         p = self._order.size
         reach = np.zeros(p)
         for _, Q in self._transformed(U):

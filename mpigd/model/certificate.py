@@ -81,7 +81,7 @@ def _conjugate_gap(w: Array, g: Array, objective: Objective, penalty: ElasticNet
     rates, losses, squares = _sums(w, objective, comm)
     levels = np.tile(scaling.levels, objective.k)
     spread = np.tile(np.append(_spread(objective), [0.0] * scaling.intercept), objective.k)
-    # Residuals as they are, unless a level without bounds needs their sum to be zero, and rescaled so that it is.
+    # Residuals rescaled so that their sum is zero; or as they are, which unbounded levels forbid.
     choices = [(linalg.stationary(rates), levels)] if levels.any() else []
     if not (levels & np.isinf(penalty.high) & np.isinf(penalty.low)).any():
         choices.append((np.ones(losses.size), np.zeros_like(levels)))
@@ -107,7 +107,8 @@ class Gaps:
     penalty: ElasticNet
 
     def at(self, v: Array, error: Array, free: Array) -> float:
-        """Their sum, at most: the conjugate is convex, so one end of the error is the worst. free (p,): v is 0 there."""
+        """Their sum, at most: the conjugate is convex, so one end of the error is the worst. free
+        (p,): v is 0 there."""
         w, penalty = self.w, self.penalty
         worst = np.maximum(self._conjugate(-v - error), self._conjugate(-v + error))
         worst[free] = 0.0
@@ -130,7 +131,8 @@ class Gaps:
         """The largest factor <= 1 for v that makes all conjugates finite, for |v| <= size."""
         penalty = self.penalty
         open_ended = ((v - error < 0.0) & np.isinf(penalty.high)) | ((v + error > 0.0) & np.isinf(penalty.low))
-        bound = open_ended & ~free & ~(penalty.strength * penalty.weights > 0.0) & (size > penalty.l1)
+        flat = ~free & ~(penalty.strength * penalty.weights > 0.0)
+        bound = open_ended & flat & (size > penalty.l1)
         return float(np.min(penalty.l1[bound] / size[bound], initial=1.0)) * (1.0 - 1e-15 * bool(bound.any()))
 
 

@@ -1,10 +1,12 @@
-"""Columns whose mean is large against their deviation: how many digits of their differences there are, and how they are kept.
+"""Columns whose mean is large against their deviation: how many digits of their differences there
+are, and how they are kept.
 
-A float64 has 53 bits. Of a column with a mean of 2**k deviations, k bits are the mean's. Three things then lose the rest: the
-storage itself, which nothing brings back; margins x.w + b, whose two parts cancel; gradients g_j - m_j g_b, likewise. The
-latter two are avoided where the mean exceeds FAR deviations: training subtracts the mean from the stored values first, and
-the intercept takes it up at the end. The stored coefficients belong to the columns as they are, so predictions still cancel:
-their error is about 2**-bits of the column's effect, bits as `digits` counts them.
+A float64 has 53 bits. Of a column with a mean of 2**k deviations, k bits are the mean's. Three
+things then lose the rest: the storage itself, which nothing brings back; margins x.w + b, whose two
+parts cancel; gradients g_j - m_j g_b, likewise. The latter two are avoided where the mean exceeds
+FAR deviations: training subtracts the mean from the stored values first, and the intercept takes it
+up at the end. The stored coefficients belong to the columns as they are, so predictions still
+cancel: their error is about 2**-bits of the column's effect, bits as `digits` counts them.
 """
 
 from __future__ import annotations
@@ -21,20 +23,30 @@ from mpigd.data.matrix import Matrix
 from mpigd.model.scaling import Statistics, measure
 
 Array = np.ndarray[Any, Any]
-FAR = 2.0**16  # deviations; below, the grids of the sums (2**-43) cost a gradient less than a hundred millionth
-# Bits. Measured with 10: rounding moves a coefficient by 5e-6 of itself, a float64 model's predictions by 2e-4 of the effect.
+FAR = 2.0**16  # deviations; below, the grids of the sums (2**-43) cost a gradient less than 1e-8
+# Bits. Measured with 10: rounding of the data moves a coefficient by 5e-6 of itself, and that of
+# a float64 model's coefficients and margins moves predictions by 2e-4 of the column's effect.
 FEWEST = 10.0
 SHOWN = 6  # columns named in a warning
 
 
-def centred(X: Matrix, c: Array, n: int, intercept: bool, comm: Comm) -> tuple[Matrix, Statistics, Array | None, Statistics]:
-    """X, its statistics, and what was subtracted from its columns (d,) or None; the statistics with the columns' own extremes.
+def centred(
+    X: Matrix,
+    c: Array,
+    n: int,
+    intercept: bool,
+    comm: Comm,
+) -> tuple[Matrix, Statistics, Array | None, Statistics]:
+    """X, its statistics, and what was subtracted from its columns (d,) or None; the statistics with
+    the columns' own extremes.
 
-    Only where an intercept can take it up, and from float64: others have no digits that this would save. A column of
-    compressed rows with missing entries, which are zeros, is never that far from zero. Two reads, or four. Collective.
+    Only where an intercept can take it up, and from float64: others have no digits that this would
+    save. A column of compressed rows with missing entries, which are zeros, is never that far from
+    zero. Two reads, or four. Collective.
     """
     statistics = measure(X, c, n, comm)
-    far = (np.abs(statistics.mean) > FAR * statistics.deviation) & (statistics.deviation > 0.0) & (statistics.count == n)
+    deviation, full = statistics.deviation, statistics.count == n
+    far = (np.abs(statistics.mean) > FAR * deviation) & (deviation > 0.0) & full
     if not (intercept and X.dtype == np.float64 and far.any()):
         return X, statistics, None, statistics
     shift = np.where(far, statistics.mean, 0.0)
@@ -44,10 +56,11 @@ def centred(X: Matrix, c: Array, n: int, intercept: bool, comm: Comm) -> tuple[M
 
 
 def digits(statistics: Statistics, dtype: np.dtype[Any]) -> Array:
-    """Bits (d,) that `dtype` has for a column's differences: its deviation over the unit in the last place of its mean.
+    """Bits (d,) that `dtype` has for a column's differences: its deviation over the unit in the
+    last place of its mean.
 
-    In the order of the data's columns. A constant column has all it needs, unless it is so large that it may have become
-    constant by rounding: whole numbers of its size are not all there.
+    In the order of the data's columns. A constant column has all it needs, unless it is so large
+    that it may have become constant by rounding: whole numbers of its size are not all there.
     """
     unit = np.spacing(np.abs(statistics.mean).astype(dtype)).astype(np.float64)
     constant = statistics.deviation == 0.0
@@ -66,7 +79,8 @@ def _as_in_the_data(values: Array, statistics: Statistics) -> Array:
 
 
 def columns_without_digits(statistics: Statistics, dtype: np.dtype[Any]) -> Array:
-    """Numbers of the columns, as the data count them, whose differences have fewer than FEWEST bits.
+    """Numbers of the columns, as the data count them, whose differences have fewer than FEWEST
+    bits.
 
     None of float16: such columns are refused when they are read (mpigd/data/half.py).
     """
@@ -75,19 +89,20 @@ def columns_without_digits(statistics: Statistics, dtype: np.dtype[Any]) -> Arra
     return np.flatnonzero(digits(statistics, dtype) < FEWEST)
 
 
-def warning(statistics: Statistics, dtype: np.dtype[Any], names: Sequence[str] | None) -> str | None:
+def warning(of: Statistics, dtype: np.dtype[Any], names: Sequence[str] | None) -> str | None:
     """A sentence on these columns and what to do, or None."""
-    found = columns_without_digits(statistics, dtype)
+    found = columns_without_digits(of, dtype)
     if not found.size:
         return None
-    bits, mean = digits(statistics, dtype), _as_in_the_data(statistics.mean, statistics)
-    each = [
-        f"{f'column {j}' if names is None else repr(names[j])} (mean {mean[j]:.3g}, {max(0, int(bits[j]))} bits)"
-        for j in found[:SHOWN]
-    ]
+    bits, mean = digits(of, dtype), _as_in_the_data(of.mean, of)
+    each = []
+    for j in found[:SHOWN]:
+        name = f"column {j}" if names is None else repr(names[j])
+        each.append(f"{name} (mean {mean[j]:.3g}, {max(0, int(bits[j]))} bits)")
     more = f", ... ({found.size})" if found.size > SHOWN else ""
     other = " and store it as float64" if dtype == np.float32 else ""
     return (
-        f"{dtype} leaves less than {FEWEST:.0f} bits for the differences between the values of {', '.join(each)}{more}: their "
-        f"coefficients cannot be trusted; subtract a constant near the mean{other} before the data are written"
+        f"{dtype} leaves less than {FEWEST:.0f} bits for the differences between the values of "
+        f"{', '.join(each)}{more}: their coefficients cannot be trusted; "
+        f"subtract a constant near the mean{other} before the data are written"
     )

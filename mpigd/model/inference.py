@@ -29,12 +29,14 @@ from mpigd.reduce import NotFinite, Reducer, total
 from mpigd_kernels import curvature, likelihood, linalg, vector
 
 Array = np.ndarray[Any, Any]
+Errors = list[float | None]
 MOST_COLUMNS = 500  # for which statistics come unasked, and
 MOST_PRODUCTS = 2e9  # n p^2 then: half a second for one core
 MOST_PARAMETERS = 4000  # whose information matrix is factorised when asked for
 TWO_PI = 6.283185307179586
 REDUCED_STEPS = 8  # of Newton's method over the columns that are kept
-# In squared standard errors: how near an optimum is enough, and how far from the first point curvatures are made anew.
+# In squared standard errors: how near an optimum is enough, and how far from the first point
+# curvatures are made anew.
 NO_FURTHER, MOVED = 1e-16, 1e-8
 NULL_STEPS, ENOUGH, HUGE = 100, 1e-8, 1e300  # of Newton's method for the intercept alone
 
@@ -87,17 +89,20 @@ def why_not(config: Config, penalty: Penalty, n: int, p: int, reason: str) -> st
 
 
 def infer(w: Array, objective: Objective, penalty: L2, reducer: Reducer) -> dict[str, Any]:
-    """Statistics at the optimum w (p,), as plain values; {"refused": sentence} where they do not exist. One read. Collective.
+    """Statistics at the optimum w (p,), as plain values; {"refused": sentence} where they do not
+    exist. One read. Collective.
 
-    standard_errors (d,) and intercept_error belong to the original columns; None for a column that was left out: one without
-    a deviation beside an intercept, or, without a penalty, one that depends on those before it in the data (R's NA). If there
-    are some of the latter, `coef` (d,) and `intercept` are those of the other columns alone, with the same predictions.
+    standard_errors (d,) and intercept_error belong to the original columns; None for a column that
+    was left out: one without a deviation beside an intercept, or, without a penalty, one that
+    depends on those before it in the data (R's NA). If there are some of the latter, `coef` (d,)
+    and `intercept` are those of the other columns alone, with the same predictions.
     """
     comm, weight, family = reducer.comm, objective.statistics.weight, FAMILIES[objective.loss.name]
     ridge = penalty.strength * weight * penalty.weights
     found = _factors(w, objective, family, ridge, reducer)
     if found is None:
-        return {"refused": "columns depend on each other, and the ridge penalty is too small to tell them apart"}
+        why = "columns depend on each other, and the ridge penalty is too small to tell them apart"
+        return {"refused": why}
     reduced = not found.kept.all()
     if reduced:
         w, moved = _without_dropped(w, found, objective, family, reducer)
@@ -120,21 +125,37 @@ def infer(w: Array, objective: Objective, penalty: L2, reducer: Reducer) -> dict
     }  # fmt: skip
 
 
-def _factors(w: Array, objective: Objective, family: Family, ridge: Array, reducer: Reducer) -> Independent | None:
-    """Of the expected information at w: one read, or a few where columns depend on each other. Collective."""
+def _factors(
+    w: Array,
+    objective: Objective,
+    family: Family,
+    ridge: Array,
+    reducer: Reducer,
+) -> Independent | None:
+    """Of the expected information at w: one read, or a few where columns depend on each other.
+    Collective."""
     expected = copy.copy(objective)
     expected.loss = dataclasses.replace(objective.loss, second=family.information)
     z, rows = objective.margins(w), objective.rows
-    information = Curvature(expected, z, Batch(slice(None), objective.n, 0, 0, True), reducer).matrices(1.0)[0]
+    batch = Batch(slice(None), objective.n, 0, 0, True)
+    information = Curvature(expected, z, batch, reducer).matrices(1.0)[0]
     h = np.empty_like(z)
     family.information(z, rows.y, np.ascontiguousarray(rows.c), objective.parameter, h)
     return independent(information, ridge, h[0], objective, reducer.comm)
 
 
-def _without_dropped(w: Array, found: Independent, objective: Objective, family: Family, reducer: Reducer) -> tuple[Array, bool]:
-    """The optimum over the columns that are kept, and whether margins have moved by much on the way there. Collective.
+def _without_dropped(
+    w: Array,
+    found: Independent,
+    objective: Objective,
+    family: Family,
+    reducer: Reducer,
+) -> tuple[Array, bool]:
+    """The optimum over the columns that are kept, and whether margins have moved by much on the way
+    there. Collective.
 
-    Where dropped columns are combinations but for rounding, of the kept ones' optimum the projection is that much short.
+    Where dropped columns are combinations but for rounding, of the kept ones' optimum the
+    projection is that much short.
     """
     w, weight, first = found.project(w), objective.statistics.weight, math.inf
     oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), reducer)
@@ -143,8 +164,8 @@ def _without_dropped(w: Array, found: Independent, objective: Objective, family:
         step = np.empty(len(found.U))
         slope = g[found.parameters] * weight
         linalg.solve(found.U, slope, step)
-        # squared, in standard errors
-        length = vector.dot(slope, step) / (2.0 * value if family.dispersed and value > 0.0 else 1.0)
+        unit = 2.0 * value if family.dispersed and value > 0.0 else 1.0
+        length = vector.dot(slope, step) / unit  # squared, in standard errors
         first = length if math.isinf(first) else first
         if not length > NO_FURTHER:
             break
@@ -152,9 +173,11 @@ def _without_dropped(w: Array, found: Independent, objective: Objective, family:
     return w, first > MOVED
 
 
-def _reduced(w: Array, found: Independent, errors: list[float | None], objective: Objective) -> dict[str, Any]:
+def _reduced(w: Array, found: Independent, errors: Errors, objective: Objective) -> dict[str, Any]:
+    """What is stored of coefficients without the columns left out, and which these are."""
     coef, b = objective.scaling.coefficients(w, 1)
-    values = [None if error is None else value for value, error in zip(coef[0].tolist(), errors, strict=True)]
+    pairs = zip(coef[0].tolist(), errors, strict=True)
+    values = [None if error is None else value for value, error in pairs]
     number, d = objective.scaling.number, objective.scaling.center.size
     gone = found.order[~found.kept]
     gone = gone[gone < d]

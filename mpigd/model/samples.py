@@ -21,14 +21,18 @@ def sizes(objective: Objective, null: NullModel, comm: Comm) -> tuple[int, ...]:
     What a row says is its weight (Kish's effective number of rows) times its curvature at the null model: of a rare
     class, or of counts that are nearly all zero, a sample holds next to nothing.
     """
-    n = objective.n
     if objective.loss.smoothed:
         share = information(objective, comm)
     else:
         share = _effective_share(objective, comm) * _information(objective, null)
+    return sizes_for(objective.n, objective.scaling.p, share)
+
+
+def sizes_for(n: int, p: int, share: float) -> tuple[int, ...]:
+    """The sizes for n rows of p parameters, a share of which says something."""
     if not share > 0.0:
         return ()
-    least = int(min(2.0 * n, ROWS_PER_PARAMETER * objective.scaling.p / share)) + 1
+    least = int(min(2.0 * n, ROWS_PER_PARAMETER * p / share)) + 1
     return tuple(m for m in sorted({max(n // 100, least), max(n // 10, least)}) if 2 * m <= n)
 
 

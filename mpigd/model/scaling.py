@@ -156,12 +156,16 @@ def blocks(X: Matrix) -> list[slice]:
 
 @dataclass(frozen=True)
 class Scaling:
-    """The map between optimiser coordinates (k, p) and coefficients: p = d, or d + 1 with the intercept last.
+    """The map between optimiser coordinates (k, p) and coefficients: p = d, or d + 1 with the
+    intercept last.
 
-    center (d,), inverse (d,): 1 / scale, zero for a column whose coefficient stays 0: a constant one beside an intercept,
-    or one of zeros. penalty (p,): what the square of a coordinate weighs in the ridge penalty.
-    number (d,): the number in the data of each column; `coefficients` and `from_raw` speak of columns as the data number them.
-    shift (d,): what was subtracted from the data's columns (mpigd/model/digits.py); these two speak of columns without that.
+    center (d,), inverse (d,): 1 / scale, zero for a column whose coefficient stays 0: a constant
+    one beside an intercept, or one of zeros.
+    penalty (p,): what the square of a coordinate weighs in the ridge penalty.
+    number (d,): the number in the data of each column; `coefficients` and `from_raw` speak of
+    columns as the data number them.
+    shift (d,): what was subtracted from the data's columns (mpigd/model/digits.py); these two speak
+    of columns without that.
     """
 
     center: Array
@@ -177,7 +181,8 @@ class Scaling:
 
     @cached_property
     def levels(self) -> Array:
-        """Which coordinates (p,) are the same number in all rows and unpenalised: the intercept, or columns in its place."""
+        """Which coordinates (p,) are the same number in all rows and unpenalised: the intercept, or
+        columns in its place."""
         used = np.append(self.inverse, [1.0] * self.intercept) > 0.0
         return np.asarray(used & (self.penalty == 0.0))
 
@@ -210,7 +215,9 @@ class Scaling:
         W = coef * scale
         if self.intercept:
             center = self.center if self.shift is None else self.center + self.shift
-            W = np.column_stack([W, intercept + [vector.dot(row * (self.inverse > 0), center) for row in coef]])
+            used = self.inverse > 0
+            moved = np.array([vector.dot(row * used, center) for row in coef])
+            W = np.column_stack([W, intercept + moved])
         return np.ascontiguousarray(W).reshape(-1)
 
     def gradient(self, T: Array, S: Array, factor: float) -> tuple[float, Array]:
@@ -220,17 +227,23 @@ class Scaling:
 
 
 def make_scaling(
-    statistics: Statistics, intercept: bool, standardize: bool, ridge: float = 0.0, shift: Array | None = None
+    statistics: Statistics,
+    intercept: bool,
+    standardize: bool,
+    ridge: float = 0.0,
+    shift: Array | None = None,
 ) -> Scaling:
-    """Centre only where an intercept can take it up; without one the scale is the root mean square about zero.
+    """Centre only where an intercept can take it up; without one the scale is the root mean square
+    about zero.
 
-    Beside an intercept a constant column says nothing, and its coefficient stays 0. Without one it is a column like others
-    that takes the intercept's place. Its standard deviation is 0, and so is then its penalty if columns are standardised: a
-    column of ones and no intercept is the same model as an intercept. Penalties on the columns as they are
-    (standardize=False) include it.
+    Beside an intercept a constant column says nothing, and its coefficient stays 0. Without one it
+    is a column like others that takes the intercept's place. Its standard deviation is 0, and so is
+    then its penalty if columns are standardised: a column of ones and no intercept is the same
+    model as an intercept. Penalties on the columns as they are (standardize=False) include it.
 
-    ridge: l2 over the loss's curvature. Without standardisation the penalty bends a coordinate by that over its squared
-    scale, so it belongs into the scale: a column of tiny numbers would have an enormous curvature otherwise.
+    ridge: l2 over the loss's curvature. Without standardisation the penalty bends a coordinate by
+    that over its squared scale, so it belongs into the scale: a column of tiny numbers would have
+    an enormous curvature otherwise.
     """
     mean, deviation = statistics.mean, statistics.deviation
     center = mean if intercept else np.zeros_like(mean)

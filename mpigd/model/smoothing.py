@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,12 +94,23 @@ class Smoothed:
 
     def hessian(self, look: Look) -> Array:
         """The Hessian of the smoothed objective (p, p) without the penalty: a read of the rows in the band."""
+        H: Array = self._curvature(look).matrices(self.factor)[0]
+        return H
+
+    def diagonal(self, look: Look) -> Array:
+        """The diagonal of the Hessian (p,): a read of the rows in the band."""
+        return self._curvature(look).diagonal(self.factor)
+
+    def product(self, look: Look) -> Callable[[Array], Array]:
+        """The Hessian's products with vectors (p,), a read of the rows in the band each."""
+        curvature = self._curvature(look)
+        return lambda v: curvature.times(v, self.factor)
+
+    def _curvature(self, look: Look) -> Curvature:
         band, inside, size = self._band(look)
         objective = smoothed(band, self.quantile, look.width)
         z = np.ascontiguousarray(look.z[np.newaxis, inside])
-        batch = Batch(slice(None), size, 0, 0, True)
-        H: Array = Curvature(objective, z, batch, self.oracle.reducer).matrices(self.factor)[0]
-        return H
+        return Curvature(objective, z, Batch(slice(None), size, 0, 0, True), self.oracle.reducer)
 
     def drift(self, look: Look) -> Array:
         """How the gradient changes with the width (p,): a read of the rows in the band."""

@@ -26,7 +26,9 @@ BETTER = 0.1  # how much smaller a working set's own subgradient is to become th
 DECREASE = 1e-4  # of what the model promises: the least that a step must hold
 ENOUGH = 0.02  # of a sample's own error: closer to its optimum there is nothing to gain
 DROWNED, FLAT = 1e-9, 1e-15  # decreases, relative to the objective: told by slopes, and not told at all
-ROUGH = 0.02  # what may be left of a model's subgradient: its minimum is not that of the objective, unless that is quadratic
+# What may be left of the subgradient of a model of more than LITTLE parameters: its minimum, which then takes as long as a
+# Hessian, is not that of the objective, unless this is quadratic.
+ROUGH, LITTLE = 0.02, 600
 LARGER = 3.0  # a sample than the one before
 FIRST_ORDER_STEPS = 20  # of FISTA, where more coefficients are not zero than a Hessian may have columns
 
@@ -173,8 +175,8 @@ def newton_step(point: Point, oracle: ColumnOracle, net: ElasticNet, dot: Dot) -
     """The minimum of the quadratic model at `point`, or as far towards it as the objective falls enough."""
     oracle.look_at(point.w)
     H = oracle.hessian()
-    tolerance = quadratic.SOLVED if oracle.quadratic else ROUGH
     m = H.shape[1]
+    tolerance = ROUGH if m > LITTLE and not oracle.quadratic else quadratic.SOLVED
     target = np.empty_like(point.w)
     for q, block in enumerate(H):
         part = np.arange(q * m, (q + 1) * m)

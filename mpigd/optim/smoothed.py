@@ -8,6 +8,7 @@ right, and how far the true objective may be above its optimum (mpigd/model/smoo
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -18,12 +19,12 @@ from mpigd.model.objective import Oracle
 from mpigd.model.penalties import Penalty
 from mpigd.model.smoothing import Line, Look, Smoothed
 from mpigd.optim.base import Array, Dot, OracleLike, State, advance, fresh, norm
-from mpigd.optim.pairs import Pairs
 from mpigd.optim.preconditioner import ridge
 from mpigd_kernels import linalg
 
 STEP_NARROWS, STAGE_NARROWS = 16.0, 8.0  # by how much a width shrinks in a step, and at once within a step
-INNER = 100  # most iterations of a step; without a Hessian ten times as many
+INNER = 100  # most iterations of a step
+PRODUCTS, PRECISION = 500, 1e-4  # of conjugate gradients: most products, and what is left of the first residual
 ROWS_PER_PARAMETER = 5  # near their kinks, at least
 SHIFT = 1e-8  # of a Hessian's largest element, on its diagonal: a narrow band may hold fewer rows than parameters
 ACCEPTED, EXACT = 0.5, 0.1  # of the first slope: what is left after a whole step, and after a line search
@@ -42,10 +43,13 @@ CORNER = 2  # times as many rows in the band as parameters: at a vertex of the l
 FAR = 10.0  # times the reach: longer steps are cut, since beyond the kinks there may be nothing that holds them
 
 
+Solve = Callable[[Array], Array]
+
+
 @dataclass(frozen=True)
 class SmoothedNewton:
     """unit: the first width, in units of the margins. samples: their sizes, ascending, on which the first step descends.
-    dense: False where a Hessian has too many elements: directions of L-BFGS then."""
+    dense: False where a Hessian has too many elements: conjugate gradients then."""
 
     unit: float
     samples: tuple[int, ...] = ()
@@ -137,28 +141,21 @@ class Solver:
 
     def minimize(self, of: Smoothed, look: Look, width: float) -> Look:
         """From a look at one width to about the minimum for another, narrower or the same."""
-        pairs, before = Pairs(), math.inf
-        for _ in range(INNER if self.dense else 10 * INNER):
+        before = math.inf
+        for _ in range(INNER):
             if of.strayed(look) or (of.linear is None and look.value == 0.0):
                 break  # the second: no loss is less
             last, gap = not look.width > width, of.gap(look)
-            if self.dense:
-                U = self._factor(of, look)
-                d = self._solve(U, -look.g)
-            else:
-                U, d = None, pairs.direction(look.g, None, self.dot)
-            gain = -0.5 * self.dot(look.g, d)
-            left = self.cost(of, look.g) if last or U is None else gain
-            stuck = not gain > ROUNDING * self.value or (gain < FLAT * self.value and norm(look.g, self.dot) >= before)
-            before = norm(look.g, self.dot)
+            solve = self._inverse(of, look)
+            d = self._cut(solve(-look.g))
+            gain, length = -0.5 * self.dot(look.g, d), norm(look.g, self.dot)
+            left = self.cost(of, look.g) if last else gain
+            stuck = not gain > ROUNDING * self.value or (gain < FLAT * self.value and length >= before)
             new = None if stuck or left <= (ALMOST if last else SOLVED) * gap else self._advance(of, look, d)
-            if new is not None:
-                pairs.remember(new.w - look.w, new.g - look.g, self.dot)
-                look = new
-            elif last:
+            if new is None and last:
                 break
-            else:
-                look, pairs, before = self._narrow(of, look, d, U, max(width, look.width / STAGE_NARROWS)), Pairs(), math.inf
+            before = length if new else math.inf
+            look = new or self._narrow(of, look, d, solve, max(width, look.width / STAGE_NARROWS))
         return look
 
     def confirm(self, of: Smoothed, look: Look, found: Look) -> Look:
@@ -172,9 +169,8 @@ class Solver:
 
     def corner(self, of: Smoothed, look: Look) -> Look:
         """A look at where the minimum goes as the width falls to nothing, if no row enters or leaves its band."""
-        U = self._factor(of, look)
-        step = self._solve(U, -look.g) + look.width * self._solve(U, of.drift(look))
-        return of.look(look.w + step, look.width)
+        solve = self._inverse(of, look)
+        return of.look(look.w + solve(-look.g) + look.width * solve(of.drift(look)), look.width)
 
     def cost(self, of: Smoothed, g: Array) -> float:
         """What a gradient g (p,) may cost: |g| times the reach, where a ridge does not bound it better."""
@@ -182,24 +178,26 @@ class Solver:
         each = np.where(bend > 0.0, np.minimum(far, 0.5 * g * g / np.where(bend > 0.0, bend, 1.0)), far)
         return self.dot(each, np.ones_like(each))
 
-    def _factor(self, of: Smoothed, look: Look) -> Array:
-        """A Cholesky factor of the Hessian, which is shifted so that it has one."""
-        H = of.hessian(look)
-        diagonal = H.diagonal() + ridge(of.penalty, look.w.size)
-        largest = float(diagonal.max(initial=0.0)) or 1.0 / look.width
-        H[np.diag_indices_from(H)] = diagonal + SHIFT * largest
+    def _inverse(self, of: Smoothed, look: Look) -> Solve:
+        """Solves systems of the Hessian, which is shifted so that it has an inverse."""
+        bend = ridge(of.penalty, look.w.size)
+        H = of.hessian(look) if self.dense else None
+        diagonal = bend + (of.diagonal(look) if H is None else H.diagonal())
+        shift = SHIFT * (float(diagonal.max(initial=0.0)) or 1.0 / look.width)
+        if H is None:
+            product = of.product(look)
+            return lambda b: _conjugate_gradients(lambda v: product(v) + (bend + shift) * v, diagonal + shift, b, self.dot)
+        H[np.diag_indices_from(H)] = diagonal + shift
         linalg.cholesky(H)
-        return H
+        return lambda b: _substituted(H, b)
 
-    def _solve(self, U: Array, g: Array) -> Array:
-        d = np.empty_like(g)
-        linalg.solve(U, g, d)
+    def _cut(self, d: Array) -> Array:
         longest = float(np.abs(d).max(initial=0.0))
         return d * (FAR * self.reach / longest) if longest > FAR * self.reach else d
 
-    def _narrow(self, of: Smoothed, look: Look, d: Array, U: Array | None, width: float) -> Look:
+    def _narrow(self, of: Smoothed, look: Look, d: Array, solve: Solve, width: float) -> Look:
         """A look in a narrower width at where its minimum is, if no row enters or leaves its band."""
-        w = look.w if U is None else look.w + d + (look.width - width) * self._solve(U, of.drift(look))
+        w = look.w + d + self._cut((look.width - width) * solve(of.drift(look)))
         try:
             return of.look(w, width)
         except NumericalError:  # raised on all ranks together: too far
@@ -220,6 +218,31 @@ class Solver:
                 return there
             return of.look(look.w + _search(of.line(look, there), slope, after) * d, look.width)
         return None
+
+
+def _substituted(U: Array, b: Array) -> Array:
+    x = np.empty_like(b)
+    linalg.solve(U, b, x)
+    return x
+
+
+def _conjugate_gradients(product: Solve, diagonal: Array, b: Array, dot: Dot) -> Array:
+    """About H^-1 b, for products with H and its diagonal, which preconditions."""
+    x, r = np.zeros_like(b), b.copy()
+    y = r / diagonal
+    d, ry = y, dot(r, y)
+    goal = PRECISION * PRECISION * ry
+    for _ in range(PRODUCTS):
+        if not ry > goal:
+            break
+        Hd = product(d)
+        alpha = ry / dot(d, Hd)
+        x = x + alpha * d
+        r = r - alpha * Hd
+        y = r / diagonal
+        ry, before = dot(r, y), ry
+        d = y + (ry / before) * d
+    return x
 
 
 def _search(line: Line, slope: float, after: float) -> float:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-SLAB = 1 << 16
+SLAB = 1 << 23  # numbers of dense rows at once
 POLISH = 3  # Newton steps from a solution: far beyond what is compared with
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a solver must know: the loss, the ridge penalty on standardised coefficients, outputs, offset or None."""
+    """What a solver must know: the loss, the ridge penalty on standardised coefficients, outputs, offset or None.
+
+    levels: how many columns each factor has whose levels are one-hot; they come first.
+    """
 
     loss: str
     l2: float
     k: int
     offset: Array | None
+    levels: tuple[int, ...] = ()
 
     def of(self, rows: slice) -> Part:
         """The same of some rows."""
@@ -29,9 +34,9 @@ class Part:
 class Common:
     """mean loss + l2 / 2 * sum of squares of coefficients times their column's deviation; X dense or scipy's CSR."""
 
-    def __init__(self, X: Any, y: Array, loss: str, l2: float, offset: Array | None) -> None:
+    def __init__(self, X: Any, y: Array, loss: str, l2: float, offset: Array | None, levels: tuple[int, ...] = ()) -> None:
         self.X, self.y, self.sparse = X, y, not isinstance(X, np.ndarray)
-        self.part = Part(loss, l2, len(np.unique(y)) if loss == "softmax" else 1, offset)
+        self.part = Part(loss, l2, len(np.unique(y)) if loss == "softmax" else 1, offset, levels)
         sums = sum(np.stack([part.sum(axis=0), (part * part).sum(axis=0)]) for _, part in self._slabs())
         self.mean = sums[0] / len(y)
         shifted = sum(((part - self.mean) ** 2).sum(axis=0) for _, part in self._slabs())
@@ -44,20 +49,25 @@ class Common:
         from scipy import sparse
 
         with h5py.File(path) as file:
-            group = file["X"]
+            group, levels = file["X"], ()
             if isinstance(group, h5py.Group):
                 parts = group["data"][:], group["indices"][:], group["indptr"][:]
                 X: Any = sparse.csr_matrix(parts, shape=tuple(group.attrs["shape"]))
+                levels = tuple(int(count) for count in group.attrs.get("levels", ()))
             else:
                 X = group[:]
             offset = file["offset"][:].astype(np.float64) if "offset" in file else None
-            return cls(X, file["y"][:].astype(np.float64), loss, l2, offset)
+            return cls(X, file["y"][:].astype(np.float64), loss, l2, offset, levels)
 
     def _slabs(self) -> Any:
-        for a in range(0, len(self.y), SLAB):
-            rows = slice(a, min(len(self.y), a + SLAB))
-            part = self.X[rows]
-            yield rows, (part.toarray() if self.sparse else part).astype(np.float64)
+        yield from ((rows, self._dense(self.X[rows])) for rows in self._rows())
+
+    def _rows(self) -> Iterator[slice]:
+        step = max(1, SLAB // self.X.shape[1])
+        return (slice(a, min(len(self.y), a + step)) for a in range(0, len(self.y), step))
+
+    def _dense(self, part: Any) -> Array:
+        return np.asarray(part.toarray() if self.sparse else part, dtype=np.float64)
 
     def standardised(self) -> Any:
         """X with columns of deviation 1; dense ones centred, in the data's own type. Sparse ones are not, so float64."""
@@ -76,18 +86,19 @@ class Common:
         """Value, gradient and Hessian by (scaled coefficients, intercept) of every output, k * (d + 1) of them."""
         k, d = self.part.k, self.inverse.size
         value, g, H = 0.0, np.zeros((k, d + 1)), np.zeros((k, d + 1, k, d + 1))
-        for rows, X in self._slabs():
+        for rows in self._rows():
+            X = self.X[rows] if self.sparse else self._dense(self.X[rows])
             z = X @ coef.T + intercept
             if self.part.offset is not None:
                 z += self.part.offset[rows, np.newaxis]
             losses, r, h = self._pointwise(z, self.y[rows])
             value += losses.sum()
             if second:
-                Z = np.column_stack([(X - self.mean) * self.inverse, np.ones(len(X))])
-                g += r.T @ Z
+                sums, moments = (self._sparse_products if self.sparse else self._products)(X, r, h)
+                g += sums
                 for q in range(k):
                     for s in range(q, k):
-                        block = (Z * h[:, q, s][:, np.newaxis]).T @ Z
+                        block = moments(q, s)
                         H[q, :, s] += block
                         if s > q:
                             H[s, :, q] += block
@@ -97,6 +108,28 @@ class Common:
         for q in range(k):
             H[q, np.arange(d), q, np.arange(d)] += self.part.l2
         return float(value / n + 0.5 * self.part.l2 * np.sum(U * U)), g.ravel(), H.reshape(g.size, g.size)
+
+    def _products(self, X: Array, r: Array, h: Array) -> tuple[Array, Callable[[int, int], Array]]:
+        """r'Z (k, d + 1) for centred, scaled columns Z and the intercept's, and what makes Z'diag(h_qs)Z of q and s."""
+        Z = np.column_stack([(X - self.mean) * self.inverse, np.ones(len(X))])
+        return r.T @ Z, lambda q, s: (Z * h[:, q, s][:, np.newaxis]).T @ Z
+
+    def _sparse_products(self, X: Any, r: Array, h: Array) -> tuple[Array, Callable[[int, int], Array]]:
+        """The same by scipy's sparse products, centred afterwards: the columns' means are small."""
+        scale = np.append(self.inverse, 1.0)
+        shift = np.append(self.mean, 0.0)
+
+        def with_one(sums: Array, total: Any) -> Array:
+            return (np.column_stack([sums, total]) - np.outer(total, shift)) * scale
+
+        def moments(q: int, s: int) -> Array:
+            weights = h[:, q, s]
+            sums, total = X.T @ weights, weights.sum()
+            raw = (X.T @ X.multiply(weights[:, np.newaxis])).toarray()
+            rows = with_one(np.vstack([raw, sums]), np.append(sums, total))
+            return (rows - np.outer(shift, rows[-1])) * scale[:, np.newaxis]
+
+        return with_one((X.T @ r).T, r.sum(axis=0)), moments
 
     def _pointwise(self, z: Array, y: Array) -> tuple[Array, Array, Array]:
         """Losses (m,), first (m, k) and second derivatives (m, k, k)."""

@@ -23,6 +23,9 @@ class Problem:
     make: Callable[[Path], None]
 
 
+FACTORS, NUMBERS = (12, 50, 120, 300, 800), 15  # levels of each factor, and columns of numbers, of the wide one-hot sets
+
+
 def _write(path: Path, X: Array, y: Array, offset: Array | None = None) -> None:
     import h5py
 
@@ -67,6 +70,49 @@ def one_hot(path: Path) -> None:
         mpigd.import_data(str(table), str(path), target=flights.TARGET, missing="mean")
 
 
+def _factors_and_numbers(rows: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
+    """One-hot factors, frequent levels first, and numbers: columns and values (rows, entries a row), and a model's margins."""
+    count = len(FACTORS) + NUMBERS
+    indices, data = np.empty((rows, count), np.int32), np.ones((rows, count), np.float32)
+    first, z = 0, np.zeros(rows)
+    for q, levels in enumerate(FACTORS):
+        shares = np.arange(1, levels + 1) ** -0.8
+        chosen = rng.choice(levels, rows, p=shares / shares.sum())
+        indices[:, q] = first + chosen
+        z += rng.standard_normal(levels)[chosen]
+        first += levels
+    indices[:, len(FACTORS) :] = first + np.arange(NUMBERS)
+    data[:, len(FACTORS) :] = rng.standard_normal((rows, NUMBERS), dtype=np.float32)
+    z += data[:, len(FACTORS) :] @ rng.standard_normal(NUMBERS, dtype=np.float32)
+    return indices, data, (z - z.mean()) / z.std()
+
+
+def _write_factors(path: Path, indices: Array, data: Array, y: Array) -> None:
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        group = file.create_group("X")
+        shape = np.array([len(y), sum(FACTORS) + NUMBERS])
+        group.attrs.update({"encoding-type": "csr_matrix", "shape": shape, "levels": np.array(FACTORS)})
+        group["data"], group["indices"] = data.ravel(), indices.ravel()
+        group["indptr"] = np.arange(0, indices.size + 1, indices.shape[1])
+        file["y"] = y
+
+
+def one_hot_wide(path: Path) -> None:
+    """1,297 columns, 20 entries a row: a Hessian by entries costs a thousandth of one by columns."""
+    rng = np.random.default_rng(4)
+    indices, data, z = _factors_and_numbers(300_000, rng)
+    _write_factors(path, indices, data, _coin(z, rng))
+
+
+def one_hot_counts(path: Path) -> None:
+    """The same with counts, and more rows."""
+    rng = np.random.default_rng(5)
+    indices, data, z = _factors_and_numbers(400_000, rng)
+    _write_factors(path, indices, data, rng.poisson(np.exp(0.6 * z - 1.0)).astype(np.float64))
+
+
 def digits(path: Path) -> None:
     from sklearn.datasets import load_digits
 
@@ -92,4 +138,6 @@ PROBLEMS = (
     Problem("generated", "logistic", (1e-2, 1e-4, 1e-6), generated),
     Problem("digits", "softmax", (1e-3,), digits),
     Problem("poisson", "poisson", (1e-4,), claims),
+    Problem("one-hot", "logistic", (1e-4,), one_hot_wide),
+    Problem("one-hot counts", "poisson", (1e-4,), one_hot_counts),
 )

@@ -15,7 +15,8 @@ from scripts.bench.solvers import installed
 
 TARGETS = {1e-6: 12, 1e-9: 18}
 FASTER = 3.0  # than the best peer
-PEERS = {False: ("sklearn", "snapml", "glum", "torch"), True: ("sklearn", "snapml", "glum", "torch", "pyspark")}
+SHORT = ("sklearn", "sklearnex", "snapml", "glum", "torch")
+PEERS = {False: SHORT, True: (*SHORT, "pyspark")}
 BUDGET = {False: 4.0, True: 50.0}  # times our seconds: the most that a fit of a peer may take
 TWO_THREADS = {name: "2" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 Found = Mapping[str, Any]

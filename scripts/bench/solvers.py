@@ -9,6 +9,7 @@ of its last fit alone.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import shutil
 import sys
@@ -57,12 +58,54 @@ def snapml(X: Any, y: Array, part: Part, tol: float) -> tuple[Array, Array]:
 
 
 def glum(X: Any, y: Array, part: Part, tol: float) -> tuple[Array, Array]:
+    return _glum(X, None, y, part, tol)
+
+
+def _glum(X: Any, weights: Array | None, y: Array, part: Part, tol: float) -> tuple[Array, Array]:
+    """weights (d,): of the squares of coefficients."""
     from glum import GeneralizedLinearRegressor
 
-    family = "poisson" if part.loss == "poisson" else "binomial"
-    model = GeneralizedLinearRegressor(family=family, alpha=part.l2, l1_ratio=0, gradient_tol=tol, max_iter=1000)
+    family, P2 = ("poisson" if part.loss == "poisson" else "binomial"), ("identity" if weights is None else weights)
+    model = GeneralizedLinearRegressor(family=family, alpha=part.l2, l1_ratio=0, P2=P2, gradient_tol=tol, max_iter=1000)
     model.fit(X, y, offset=part.offset)
     return model.coef_[np.newaxis], np.atleast_1d(model.intercept_)
+
+
+SPLIT: list[tuple[Any, Any, Array]] = []  # what tabmat was given last, what it made of it, the scales of its columns
+
+
+def glum_categorical(X: Any, y: Array, part: Part, tol: float) -> tuple[Array, Array]:
+    """tabmat's categorical matrices for one-hot factors, whose columns are of ones then: the penalty knows their scales.
+
+    Rows are cut into them once: the first fit pays for that.
+    """
+    if not part.levels:
+        return glum(X, y, part, tol)
+    if not SPLIT or SPLIT[0][0] is not X:
+        SPLIT[:] = [(X, *_split(X, part.levels))]
+    _, matrix, scales = SPLIT[0]
+    coef, intercept = _glum(matrix, scales**2, y, part, tol)
+    return coef * scales, intercept
+
+
+def _split(X: Any, levels: Sequence[int]) -> tuple[Any, Array]:
+    import tabmat
+
+    edges, columns = np.cumsum([0, *levels]), X.tocsc()
+    factors, scales = [], np.ones(X.shape[1])
+    for first, last in itertools.pairwise(edges):
+        part = columns[:, first:last].tocsr()
+        scales[first + part.indices] = 1.0 / part.data
+        factors.append(tabmat.CategoricalMatrix(part.indices, categories=np.arange(last - first)))
+    return tabmat.SplitMatrix([*factors, tabmat.DenseMatrix(columns[:, edges[-1] :].toarray())]), scales
+
+
+def intelex(X: Any, y: Array, part: Part, tol: float) -> tuple[Array, Array]:
+    """scikit-learn-intelex, which takes over scikit-learn's fit where it can."""
+    from sklearnex.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=1.0 / (part.l2 * len(y)), solver="lbfgs", tol=tol, max_iter=1000).fit(X, y)
+    return np.asarray(model.coef_), np.atleast_1d(model.intercept_)
 
 
 def torch(X: Any, y: Array, part: Part, tol: float) -> tuple[Array, Array]:
@@ -126,6 +169,8 @@ SOLVERS: dict[str, tuple[str, tuple[str, ...], bool, Fit]] = {  # module, losses
     "scikit-learn Poisson newton-cholesky": ("sklearn", ("poisson",), True, scikit("newton-cholesky")),
     "snapml": ("snapml", ("logistic",), True, snapml),
     "glum": ("glum", ("logistic", "poisson"), True, glum),
+    "glum, categorical": ("glum", ("logistic", "poisson"), True, glum_categorical),
+    "scikit-learn-intelex lbfgs": ("sklearnex", ("logistic", "softmax"), True, intelex),
     "torch L-BFGS": ("torch", ("logistic", "softmax", "poisson"), False, torch),
     f"pyspark local[{THREADS}]": ("pyspark", ("logistic", "softmax"), True, spark),
 }
@@ -176,7 +221,9 @@ def race(common: Common, best: float, budget: float, modules: Sequence[str]) -> 
     X = common.standardised()
     found = {}
     for name, (module, losses, sparse, fit) in SOLVERS.items():
-        if module in modules and installed(module) and common.part.loss in losses and (sparse or not common.sparse):
+        known = common.part.loss in losses and (sparse or not common.sparse)
+        known &= fit is not glum_categorical or bool(common.part.levels)
+        if module in modules and installed(module) and known:
             found[name] = trial(fit, common, X, best, budget)
             print(f"{name}: {found[name][0]:.3g} s, error {found[name][1]:.1e}")
     return found

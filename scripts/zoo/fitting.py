@@ -102,8 +102,7 @@ def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def fits(case: cases.Case, data: cases.Data, penalties: tuple[float, ...] = cases.PENALTIES,
-         limit: float = LIMIT, peers: tuple[str, ...] = PEERS) -> Iterator[Row]:  # fmt: skip
+def fits(case: cases.Case, data: cases.Data, limit: float = LIMIT, peer_limit: float = PEER_LIMIT) -> Iterator[Row]:
     """The rows of a case: each loss with each penalty."""
     about: Row = {
         "package": case.package, "item": case.item, "target": case.target, "kind": case.kind,
@@ -113,34 +112,38 @@ def fits(case: cases.Case, data: cases.Data, penalties: tuple[float, ...] = case
     design = reference.Design(data.X)
     about |= {"rank": design.rank, "near": design.near}
     for loss in case.losses:
-        for l2 in penalties:
-            yield about | {"loss": loss, "l2": l2} | _fit(data, design, loss, l2, limit, peers)
+        for l2 in cases.PENALTIES:
+            row = about | {"loss": loss, "l2": l2} | _ours(data, design, loss, l2, limit)
+            row["peers"] = {name: _peer(data, design, row, name, peer_limit) for name in PEERS}
+            row["status"], row["cause"] = judge(row)
+            yield row | reads_bar(row)
 
 
-def _fit(data: cases.Data, design: reference.Design, loss: str, l2: float, limit: float,
-         peers: tuple[str, ...]) -> Row:  # fmt: skip
+def _ours(data: cases.Data, design: reference.Design, loss: str, l2: float, limit: float) -> Row:
+    """The fit with defaults and its reference."""
     begin = time.perf_counter()
     best = reference.optimum(design, data.y, loss, l2, data.k)
     row: Row = {
-        "reference": best.value, "null": best.null, "left": best.left, "exists": best.exists,
-        "reference_steps": best.steps, "reference_seconds": time.perf_counter() - begin,
+        "reference": best.value, "null": best.null, "gain": best.gain, "left": best.left,
+        "exists": best.exists, "reference_seconds": time.perf_counter() - begin,
     }  # fmt: skip
-    ours = _measure(train(data.path, loss, l2, limit), data, design, loss, l2)
-    row |= ours
-    if "value" in ours:
-        row["excess"] = best.excess(ours["value"])
+    row |= _measure(train(data.path, loss, l2, limit), data, design, loss, l2)
+    if "value" in row:
+        row["excess"] = best.excess(row["value"])
         if design.near:
             other = reference.optimum(design, data.y, loss, l2, data.k, aliased=True)
-            row["excess_aliased"] = other.excess(ours["value"])
-    row["peers"] = {}
-    for name in peers:
-        run = _measure(train(data.path, loss, l2, PEER_LIMIT, name), data, design, loss, l2)
-        run.pop("said")
-        if "value" in run:
-            run["excess"] = best.excess(run.pop("value"))
-        row["peers"][name] = run
-    row["status"], row["cause"] = judge(row)
-    return row | reads_bar(row)
+            row["excess_aliased"] = other.excess(row["value"])
+    return row
+
+
+def _peer(data: cases.Data, design: reference.Design, row: Row, name: str, limit: float) -> Row:
+    """The same fit by a named optimiser."""
+    loss, l2 = row["loss"], row["l2"]
+    run = _measure(train(data.path, loss, l2, limit, name), data, design, loss, l2)
+    run.pop("said")
+    if "value" in run:
+        run["excess"] = (run.pop("value") - row["reference"]) / row["gain"]
+    return run
 
 
 def judge(row: Row) -> tuple[str, str]:
@@ -186,7 +189,7 @@ def reads_bar(row: Row) -> Row:
     }
 
 
-def run_case(case: cases.Case, folder: Path, limit: float = LIMIT) -> Iterator[Row]:
+def run_case(case: cases.Case, folder: Path, limit: float = LIMIT, peer_limit: float = PEER_LIMIT) -> Iterator[Row]:
     """The rows of a case from its raw data on; one row says why if it cannot be fitted."""
     about = {"package": case.package, "item": case.item, "target": case.target, "kind": case.kind}
     try:
@@ -198,4 +201,4 @@ def run_case(case: cases.Case, folder: Path, limit: float = LIMIT) -> Iterator[R
     if data.X.shape[1] * max(1, data.k - 1) > cases.MAX_PARAMETERS:
         yield about | {"loss": "import", "l2": 0.0, "status": "refused", "error": "too wide"}
         return
-    yield from fits(case, data, limit=limit)
+    yield from fits(case, data, limit, peer_limit)

@@ -87,8 +87,8 @@ def _logistic_derivatives(z: Array, y: Array) -> tuple[Array, Array]:
 
 
 def _poisson_value(z: Array, y: Array) -> Array:
-    own = np.where(y > 0.0, y * (np.log(np.where(y > 0.0, y, 1.0)) - z), 0.0)
-    return np.exp(z) - y + own
+    far = z - np.log(np.where(y > 0.0, y, 1.0))
+    return np.where(y > 0.0, y * (np.expm1(far) - far), np.exp(z))
 
 
 def _poisson_derivatives(z: Array, y: Array) -> tuple[Array, Array]:
@@ -322,19 +322,20 @@ def _newton(problem: _Single | _Softmax) -> Optimum:
     while steps < MAX_STEPS:
         steps += 1
         g, H = problem.derivatives(w, z)
+        left = np.inf
         while True:
             step = -_solve(H, g, damping)
             slope, bend = float(g @ step), float(step @ (H @ step))
             along = problem.predictor(step)
             new = problem.value(w + step, z + along)
-            if new <= value + 1e-3 * (slope + 0.5 * bend) or damping > 1e12 * null:
-                break
-            if left <= LEFT_RTOL * (null - value) and new <= value + 1e-14 * abs(value):
+            if np.isinf(left):  # that of the least damped step is the certificate
+                left, moved = -slope / 2, float(np.max(np.abs(along)))
+            settled = left <= LEFT_RTOL * (null - value) and new <= value + 1e-14 * abs(value)
+            if new <= value + 1e-3 * (slope + 0.5 * bend) or settled or damping > 1e12 * null:
                 break
             damping *= 10.0
         if not new <= value + 1e-14 * abs(value):
             break
-        moved, left = float(np.max(np.abs(along))), -slope / 2
         w = w + step
         z, value = problem.predictor(w), min(value, new)
         damping = max(damping / 10.0, least)

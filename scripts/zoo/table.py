@@ -31,6 +31,8 @@ def line(row: Row) -> str:
     where = f"{row['package']}/{row['item']} {row['target']} {row['loss']} {row['l2']:g}"
     why = row.get("cause") or row["status"]
     size = f"{row['rows']}x{row['features']}" if "rows" in row else ""
+    if row.get("near"):
+        why += f"; {row['near']} nearly aliased, without them {number('excess_aliased', '.1e')}"
     return (
         f"{row['status']:8}{where:55} {size:10} excess {number('excess', '.2e')}  {reads}  "
         f"{number('seconds', '.2f')} s  [{why}; {row.get('stop_reason')}] {text[:160]}"

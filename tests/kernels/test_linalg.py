@@ -92,7 +92,8 @@ def test_a_class_that_cannot_be_left_has_no_distribution() -> None:
 
 @pytest.mark.parametrize("p", SIZES)
 def test_elimination_leaves_dependent_columns_out(p: int) -> None:
-    """The kept columns' factor is that of their own matrix, whatever is beside them; a dropped one's column is Q'x."""
+    """The kept columns' factor is that of their own matrix, whatever is beside them; a dropped
+    one's column is Q'x."""
     rng = np.random.default_rng(p)
     X = rng.normal(size=(2 * p + 3, p))
     for j in range(2, p, 3):
@@ -101,7 +102,8 @@ def test_elimination_leaves_dependent_columns_out(p: int) -> None:
     U = np.triu(H) + np.tril(np.full((p, p), np.nan), -1)
     linalg.eliminate(U, 1e-9 * H.diagonal(), kept)
     assert kept.tolist() == [j % 3 != 2 for j in range(p)]
-    np.testing.assert_allclose(U[np.ix_(kept, kept)], truth.cholesky(H[np.ix_(kept, kept)]), rtol=1e-9, atol=1e-9)
+    own = np.ix_(kept, kept)
+    np.testing.assert_allclose(U[own], truth.cholesky(H[own]), rtol=1e-9, atol=1e-9)
     assert not U[~kept].any() and not np.tril(U, -1).any()
     np.testing.assert_allclose(U[kept].T @ U[kept], H, atol=1e-9 * H.max())
 

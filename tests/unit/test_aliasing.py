@@ -1,4 +1,5 @@
-"""Columns that depend on others: the first in the data are kept, as in R, and the rest is statsmodels' on the reduced design."""
+"""Columns that depend on others: the first in the data are kept, as in R, and the rest is
+statsmodels' on the reduced design."""
 
 from __future__ import annotations
 
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 
-from mpigd import info, summary
+from mpigd import build, info, summary
 from mpigd.comm import Comm, SelfComm
-from mpigd.model import aliasing
+from mpigd.config import from_mapping
+from mpigd.model import aliasing, inference
 from mpigd.model.fitted import Model
 from tests.scenarios import fit, shard
 from tests.threadcomm import run
@@ -38,13 +40,24 @@ def response(loss: str, z: Array, seed: int = 3) -> Array:
 
 
 def factors(loss: str) -> Table:
-    """Two full one-hot factors, numbers, a duplicate, zeros, a combination; weights and an offset."""
+    """Two full one-hot factors, a duplicate, zeros, a combination; weights and an offset."""
     rng = np.random.default_rng(2)
-    g, f, x, t = rng.integers(0, 4, N), rng.integers(0, 3, N), rng.normal(size=N), rng.normal(size=N)
+    g, f, x, t = (
+        rng.integers(0, 4, N),
+        rng.integers(0, 3, N),
+        rng.normal(size=N),
+        rng.normal(size=N),
+    )
     one, two = np.eye(4)[g], np.eye(3)[f]
-    X = np.column_stack([x, one, np.zeros(N), two, x, t, 2 * x - 3 * t + 5 * two[:, 1], np.full(N, 3.0)])
+    combination = 2 * x - 3 * t + 5 * two[:, 1]
+    X = np.column_stack([x, one, np.zeros(N), two, x, t, combination, np.full(N, 3.0)])
     offset = 0.1 * rng.normal(size=N)
-    return Table(X, response(loss, 0.3 * x + 0.2 * g - 0.1 * f + offset), rng.integers(1, 4, N).astype(float), offset)
+    return Table(
+        X,
+        response(loss, 0.3 * x + 0.2 * g - 0.1 * f + offset),
+        rng.integers(1, 4, N).astype(float),
+        offset,
+    )
 
 
 def first_independent(X: Array) -> list[int]:
@@ -56,21 +69,39 @@ def first_independent(X: Array) -> list[int]:
     return kept
 
 
-def agree(model: Model, table: Table, loss: str, intercept: bool = True, kept: list[int] | None = None) -> None:
+def agree(
+    model: Model,
+    table: Table,
+    loss: str,
+    intercept: bool = True,
+    kept: list[int] | None = None,
+) -> None:
     design = sm.add_constant(table.X, has_constant="add") if intercept else table.X
     kept = first_independent(design) if kept is None else kept
-    truth = sm.GLM(table.y, design[:, kept], FAMILIES[loss], offset=table.offset, freq_weights=table.c)
+    weights = dict(offset=table.offset, freq_weights=table.c)
+    truth = sm.GLM(table.y, design[:, kept], FAMILIES[loss], **weights)
     truth = truth.fit(tol=1e-13, maxiter=200, use_t=loss == "squared")
     found = summary.table(model)
     missing = [j for j in range(design.shape[1]) if j not in kept]
     close = dict(rtol=1e-6, atol=1e-9)
-    for ours, theirs in (("coef", "params"), ("std_err", "bse"), ("statistic", "tvalues"), ("p_value", "pvalues")):
+    for ours, theirs in (
+        ("coef", "params"),
+        ("std_err", "bse"),
+        ("statistic", "tvalues"),
+        ("p_value", "pvalues"),
+    ):
         assert [j for j, value in enumerate(found[ours]) if value is None] == missing, ours
         values = np.array([value for value in found[ours] if value is not None])
         np.testing.assert_allclose(values, getattr(truth, theirs), err_msg=ours, **close)
-    values = np.array([pair for pair in zip(found["low"], found["high"], strict=True) if pair[0] is not None])
+    pairs = zip(found["low"], found["high"], strict=True)
+    values = np.array([pair for pair in pairs if pair[0] is not None])
     np.testing.assert_allclose(values, truth.conf_int(), **close)
-    for ours, theirs in (("log_likelihood", "llf"), ("aic", "aic"), ("residual_degrees", "df_resid"), ("deviance", "deviance")):
+    for ours, theirs in (
+        ("log_likelihood", "llf"),
+        ("aic", "aic"),
+        ("residual_degrees", "df_resid"),
+        ("deviance", "deviance"),
+    ):
         np.testing.assert_allclose(found[ours], getattr(truth, theirs), rtol=1e-8, err_msg=ours)
     np.testing.assert_allclose(found["dispersion"], truth.scale, rtol=1e-7)
 
@@ -84,9 +115,11 @@ def test_full_factors_duplicates_and_zeros(loss: str, intercept: bool, as_csr: b
         data = shard(table, SelfComm(), as_csr=as_csr)
         model = fit(data, loss=loss, tol=1e-10, intercept=intercept, standardize=standardize)
         agree(model, table, loss, intercept)
-        z = table.X @ model.coef[0] + model.intercept[0]  # what is shown predicts what the model predicts
+        # what is shown predicts what the model predicts
+        z = table.X @ model.coef[0] + model.intercept[0]
         shown = [0.0 if value is None else value for value in model.statistics["coef"]]
-        np.testing.assert_allclose(z, table.X @ shown + model.statistics["intercept"], rtol=1e-9, atol=1e-9)
+        found = table.X @ shown + model.statistics["intercept"]
+        np.testing.assert_allclose(z, found, rtol=1e-9, atol=1e-9)
 
 
 def test_the_order_is_that_of_the_data() -> None:
@@ -115,7 +148,8 @@ def test_columns_that_are_nearly_alike_are_kept(apart: float, scale: float) -> N
     model = fit(Table(X, y), tol=1e-12, optimizer="lbfgs")
     assert "dropped" not in model.statistics
     # In the orthogonal parts x, other, e: what statsmodels would lose digits with
-    near = sm.OLS(y, sm.add_constant(np.column_stack([x, other, ((X[:, 2] / scale) - x) / apart]))).fit()
+    third = (X[:, 2] / scale - x) / apart
+    near = sm.OLS(y, sm.add_constant(np.column_stack([x, other, third]))).fit()
     turn = np.diag([1.0, 1.0, 1.0, 1 / (apart * scale)])
     turn[1, 3] = -1 / apart
     errors = np.sqrt(np.diag(turn @ near.cov_params() @ turn.T))
@@ -136,7 +170,8 @@ def test_columns_that_differ_by_less_than_r_sees_are_not(apart: float) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @LOSSES
 def test_sums_of_columns_that_storage_has_rounded(loss: str, dtype: Any) -> None:
-    """total = first + second + third, of a mean of ten deviations: as float32 they differ by more than 1e-7 of a deviation."""
+    """total = first + second + third, of a mean of ten deviations: as float32 they differ by more
+    than 1e-7 of a deviation."""
     rng = np.random.default_rng(8)
     parts = rng.normal(size=(N, 3)) + 10
     X = np.column_stack([parts, parts.sum(axis=1), rng.normal(size=N)]).astype(dtype)
@@ -147,7 +182,8 @@ def test_sums_of_columns_that_storage_has_rounded(loss: str, dtype: Any) -> None
 
 
 def test_powers_of_a_year() -> None:
-    """R's lm drops the fourth power too, which the kept ones leave 6e-8 of; beside an intercept columns are centred here."""
+    """R's lm drops the fourth power too, which the kept ones leave 6e-8 of; beside an intercept
+    columns are centred here."""
     year = np.repeat(np.arange(1970.0, 2010.0), 10)
     X = np.column_stack([year, year**2, year**3])
     y = np.sin(year / 5) + np.random.default_rng(0).normal(size=400) * 0.1
@@ -169,7 +205,7 @@ def test_with_a_ridge_nothing_depends_on_others(loss: str) -> None:
         family, z = FAMILIES[loss], table.X @ model.coef[0] + model.intercept[0] + table.offset
         h = c * family.weights(family.link.inverse(z))
         ridge = l2 * c.sum() * np.append(0.0, np.ones(len(used)))
-        # The inverse by eigenvalues in higher precision of what is nearly singular: that of an augmented QR
+        # The information squares the condition of this augmented design, and so would its inverse
         R = np.linalg.qr(np.vstack([Z * np.sqrt(h)[:, None], np.diag(np.sqrt(ridge))]), mode="r")
         inverse = np.linalg.inv(R)
         truth = np.sqrt(model.statistics["dispersion"] * (inverse**2).sum(axis=1))[1:] / sd
@@ -178,15 +214,37 @@ def test_with_a_ridge_nothing_depends_on_others(loss: str) -> None:
 
 
 def test_any_of_the_equivalent_optima_will_do() -> None:
-    """What is shown is a function of the margins at the optimum, not of how an optimiser shared them out."""
+    """What is shown is a function of the margins at the optimum, not of how an optimiser shared
+    them out."""
     table = factors("poisson")
     truth = summary.table(fit(table, loss="poisson", tol=1e-11))
     for optimizer in ("lbfgs", "nesterov", "newton"):
         found = summary.table(fit(table, loss="poisson", tol=1e-9, optimizer=optimizer))
         assert found["dropped"] == truth["dropped"]
         for key in ("coef", "std_err"):
-            values = [[np.nan if value is None else value for value in of[key]] for of in (found, truth)]
-            np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-7)
+            ours, theirs = (np.array(of[key], dtype=float) for of in (found, truth))  # None: NaN
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+@LOSSES
+def test_an_optimum_far_along_what_the_data_do_not_tell(loss: str) -> None:
+    """Fifty of each level of a factor and minus that in the other, and much of a combination."""
+    table = factors(loss)
+    config = build.complete(from_mapping(dict(loss=loss, tol=1e-11)), N, table.X.shape[1])
+    problem = build.problem(shard(table, SelfComm()), config, SelfComm())
+    model = fit(table, loss=loss, tol=1e-11)
+    coef = model.coef.copy()
+    coef[0, 1:5] += 50.0
+    coef[0, 6:9] -= 50.0
+    coef[0, [0, 10, 7, 11]] += [200.0, -300.0, 500.0, -100.0]
+    w = problem.objective.scaling.from_raw(coef, model.intercept)
+    reducer = problem.objective.reducer("exact", SelfComm())
+    found = inference.infer(w, problem.objective, problem.penalty, reducer)
+    for key in ("coef", "standard_errors"):
+        ours, theirs = (np.array(of[key], dtype=float) for of in (found, model.statistics))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-9)
+    assert found["dropped"] == model.statistics["dropped"]
+    assert found["deviance"] == pytest.approx(model.statistics["deviance"], rel=1e-11)
 
 
 @pytest.mark.parametrize("near", [False, True])
@@ -194,7 +252,11 @@ def test_any_of_the_equivalent_optima_will_do() -> None:
 def test_the_same_bits_on_all_ranks(as_csr: bool, near: bool) -> None:
     table = factors("logistic")
     if near:  # what the information cannot tell: another pass over the rows
-        table = Table(table.X + 1e-6 * np.random.default_rng(0).normal(size=table.X.shape) * (table.X != 0), table.y, table.c)
+        table = Table(
+            table.X + 1e-6 * np.random.default_rng(0).normal(size=table.X.shape) * (table.X != 0),
+            table.y,
+            table.c,
+        )
     truth = fit(shard(table, SelfComm(), as_csr=as_csr), loss="logistic").statistics
 
     def statistics(comm: Comm) -> Any:
@@ -208,7 +270,11 @@ def test_the_same_bits_on_all_ranks(as_csr: bool, near: bool) -> None:
 def test_without_a_doubt_rows_are_not_made_orthogonal(as_csr: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """For one-hot columns a few margins tell: the other way costs a dense product for each row."""
     monkeypatch.setattr(aliasing._Rows, "information", lambda *_: pytest.fail("not needed"))
-    agree(fit(shard(factors("poisson"), SelfComm(), as_csr=as_csr), loss="poisson", tol=1e-10), factors("poisson"), "poisson")
+    agree(
+        fit(shard(factors("poisson"), SelfComm(), as_csr=as_csr), loss="poisson", tol=1e-10),
+        factors("poisson"),
+        "poisson",
+    )
 
 
 def test_what_is_shown(tmp_path: Any) -> None:
@@ -217,7 +283,7 @@ def test_what_is_shown(tmp_path: Any) -> None:
     text = info.summary(path)
     line = next(line for line in text.splitlines() if line.startswith("column 4"))
     assert line.split()[2:] == ["-"] * 6
-    assert "depends on those before it, left out (NA in R)" in text and "8 parameters" in text
+    assert "depends on those before it (NA in R)" in text and "8 parameters" in text
     about = info.describe(path)
     assert about["statistics"]["dropped"] == [f"column {j}" for j in (4, 8, 9, 11)]
     assert about["statistics"]["coef"][5] is None
@@ -225,30 +291,35 @@ def test_what_is_shown(tmp_path: Any) -> None:
 
 
 # Data sets of R, and what R prints of them.
-BREAKS = """26 30 54 25 70 52 51 26 67 18 21 29 17 12 18 35 30 36 36 21 24 18 10 43 28 15 26 27 14 29 19 29 31 41 20 44 42 26
-19 16 39 28 21 39 29 20 21 24 17 13 15 15 16 28"""
-NPK = """0 1 1 49.5 1 1 0 62.8 0 0 0 46.8 1 0 1 57.0 1 0 0 59.8 1 1 1 58.5 0 0 1 55.5 0 1 0 56.0 0 1 0 62.8 1 1 1 55.8 1 0 0 69.5
-0 0 1 55.0 1 0 0 62.0 1 1 1 48.8 0 0 1 45.5 0 1 0 44.2 1 1 0 52.0 0 0 0 51.5 1 0 1 49.8 0 1 1 48.8 1 0 1 57.2 1 1 0 59.0
-0 1 1 53.2 0 0 0 56.0"""
+BREAKS = """26 30 54 25 70 52 51 26 67 18 21 29 17 12 18 35 30 36 36 21 24 18 10 43 28 15 26
+27 14 29 19 29 31 41 20 44 42 26 19 16 39 28 21 39 29 20 21 24 17 13 15 15 16 28"""
+NPK = """0 1 1 49.5 1 1 0 62.8 0 0 0 46.8 1 0 1 57.0 1 0 0 59.8 1 1 1 58.5 0 0 1 55.5 0 1 0
+56.0 0 1 0 62.8 1 1 1 55.8 1 0 0 69.5 0 0 1 55.0 1 0 0 62.0 1 1 1 48.8 0 0 1 45.5 0 1 0 44.2
+1 1 0 52.0 0 0 0 51.5 1 0 1 49.8 0 1 1 48.8 1 0 1 57.2 1 1 0 59.0 0 1 1 53.2 0 0 0 56.0"""
 
 
 def test_warpbreaks() -> None:
-    """glm(breaks ~ wool + tension, poisson): with dummies of all levels, L first, and an A that follows B."""
+    """glm(breaks ~ wool + tension, poisson): with dummies of all levels, L first, and an A that
+    follows B."""
     y = np.array(BREAKS.split(), dtype=float)
     wool, tension = np.repeat([0, 1], 27), np.tile(np.repeat([0, 1, 2], 9), 2)
-    X = np.column_stack([wool == 1, wool == 0, tension == 1, tension == 2, tension == 0]).astype(float)
+    columns = [wool == 1, wool == 0, tension == 1, tension == 2, tension == 0]
+    X = np.column_stack(columns).astype(float)
     model = fit(Table(X, y), loss="poisson", tol=1e-12)
     found = summary.table(model)
     assert found["dropped"] == ["column 1", "column 4"]
     kept = [0, 1, 3, 4]
-    np.testing.assert_allclose(np.array(found["coef"], float)[kept], [3.69196, -0.20599, -0.32132, -0.51849], atol=5.1e-6)
-    np.testing.assert_allclose(np.array(found["std_err"], float)[kept], [0.04541, 0.05157, 0.06027, 0.06396], atol=5.1e-6)
-    assert found["null_deviance"] == pytest.approx(297.37, abs=0.006) and found["deviance"] == pytest.approx(210.39, abs=0.006)
+    coef, errors = (np.array(found[key], dtype=float)[kept] for key in ("coef", "std_err"))
+    np.testing.assert_allclose(coef, [3.69196, -0.20599, -0.32132, -0.51849], atol=5.1e-6)
+    np.testing.assert_allclose(errors, [0.04541, 0.05157, 0.06027, 0.06396], atol=5.1e-6)
+    assert found["null_deviance"] == pytest.approx(297.37, abs=0.006)
+    assert found["deviance"] == pytest.approx(210.39, abs=0.006)
     assert found["aic"] == pytest.approx(493.06, abs=0.006) and found["residual_degrees"] == 50
 
 
 def test_npk() -> None:
-    """lm(yield ~ block + N*P*K): N:P:K is not defined because of singularities; 185.29 on 12 residual degrees."""
+    """lm(yield ~ block + N*P*K): N:P:K is not defined because of singularities; 185.29 on 12
+    residual degrees."""
     table = np.array(NPK.split(), dtype=float).reshape(24, 4)
     n, p, k, y = table.T
     blocks = np.eye(6)[np.repeat(np.arange(6), 4)][:, 1:]
@@ -267,7 +338,10 @@ def test_an_intercept_alone_and_nothing_at_all() -> None:
     assert model.statistics["intercept_error"] == pytest.approx(y.std(ddof=1) / np.sqrt(30))
     assert model.statistics["degrees_of_freedom"] == 1
     model = fit(Table(np.zeros((30, 2)), y), intercept=False)
-    assert model.statistics["degrees_of_freedom"] == 0 and summary.table(model)["coef"] == [None, None]
+    assert model.statistics["degrees_of_freedom"] == 0 and summary.table(model)["coef"] == [
+        None,
+        None,
+    ]
     both = fit(Table(np.full((30, 2), 2.0), y), intercept=False)
     assert both.statistics["dropped"] == [1]
     assert both.statistics["coef"][0] == pytest.approx(y.mean() / 2)

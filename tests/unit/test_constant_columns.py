@@ -1,4 +1,5 @@
-"""A column of ones without an intercept is a column like others; standardisation changes nothing where nothing is penalised."""
+"""A column of ones without an intercept is a column like others; standardisation changes nothing
+where nothing is penalised."""
 
 from __future__ import annotations
 
@@ -32,9 +33,10 @@ def margins(model: Model, X: Array) -> Array:
 @pytest.mark.parametrize("as_csr", [False, True])
 @pytest.mark.parametrize("intercept", [False, True])
 @LOSSES
-def test_standardisation_changes_no_prediction_without_a_penalty(loss: str, intercept: bool, as_csr: bool) -> None:
+def test_standardisation_changes_no_prediction(loss: str, intercept: bool, as_csr: bool) -> None:
     table = with_ones(loss, value=-2.5)
-    value, coef, b = optimum(table, from_mapping(dict(loss=loss, intercept=intercept, standardize=False)))
+    config = from_mapping(dict(loss=loss, intercept=intercept, standardize=False))
+    value, coef, b = optimum(table, config)
     truth = table.X @ coef.T + b
     truth = truth - truth.mean(axis=1, keepdims=True) if truth.shape[1] > 1 else truth
     for standardize in (True, False):
@@ -48,15 +50,18 @@ def test_standardisation_changes_no_prediction_without_a_penalty(loss: str, inte
 @pytest.mark.parametrize("l1", [0.0, 0.02])
 @LOSSES
 def test_ones_without_an_intercept_are_an_intercept(loss: str, l1: float) -> None:
-    """Of standardised columns: the ones' deviation is 0, and so is their penalty, as the gap's proof must know."""
+    """Of standardised columns: the ones' deviation is 0, and so is their penalty, as the gap's
+    proof must know."""
     table = with_ones(loss, weights=True)
     options: dict[str, Any] = dict(loss=loss, l2=0.01, l1=l1, tol=1e-9)
     plain = fit(Table(np.delete(table.X, 1, axis=1), table.y, table.c), **options)
     for as_csr in (False, True):
         model = fit(shard(table, SelfComm(), as_csr=as_csr), intercept=False, **options)
-        assert model.summary["stop_reason"] == "tolerance" and model.summary["gap"] <= 1e-9 * model.summary["objective"]
+        assert model.summary["stop_reason"] == "tolerance"
+        assert model.summary["gap"] <= 1e-9 * model.summary["objective"]
         assert model.summary["objective"] == pytest.approx(plain.summary["objective"], rel=2e-9)
-        np.testing.assert_allclose(margins(model, table.X), margins(plain, np.delete(table.X, 1, 1)), atol=1e-3)
+        expected = margins(plain, np.delete(table.X, 1, axis=1))
+        np.testing.assert_allclose(margins(model, table.X), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("early", [0, 1, 2])
@@ -74,7 +79,10 @@ def test_the_gap_holds_on_the_way(early: int) -> None:
 
 @LOSSES
 def test_the_penalty_of_columns_as_they_are_includes_the_ones(loss: str) -> None:
-    table, config = with_ones(loss, value=3.0), from_mapping(dict(loss=loss, l2=0.1, intercept=False, standardize=False))
+    table, config = (
+        with_ones(loss, value=3.0),
+        from_mapping(dict(loss=loss, l2=0.1, intercept=False, standardize=False)),
+    )
     value, coef, _ = optimum(table, config)
     model = fit(table, loss=loss, l2=0.1, intercept=False, standardize=False, tol=1e-9)
     assert model.summary["objective"] == pytest.approx(value, rel=1e-8)
@@ -101,7 +109,8 @@ def test_bounds_hold_for_ones_too(loss: str, limits: str) -> None:
         return value, g[0]
 
     box = dict(ftol=1e-15, gtol=1e-11, maxiter=5000)
-    truth = minimize(both, np.zeros(4), jac=True, method="L-BFGS-B", bounds=[(low, high)] * 4, options=box)
+    how = dict(jac=True, method="L-BFGS-B", bounds=[(low, high)] * 4, options=box)
+    truth = minimize(both, np.zeros(4), **how)
     model = fit(table, loss=loss, l2=0.01, intercept=False, bounds=limits, tol=1e-9)
     assert model.summary["objective"] == pytest.approx(truth.fun, rel=1e-8)
     np.testing.assert_allclose(model.coef[0], truth.x, atol=1e-3)

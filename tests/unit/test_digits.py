@@ -1,4 +1,5 @@
-"""Columns whose mean is huge against their deviation: right while the storage has digits of their differences, else said."""
+"""Columns whose mean is huge against their deviation: right while the storage has digits of their
+differences, else said."""
 
 from __future__ import annotations
 
@@ -23,7 +24,11 @@ from tests.threadcomm import run
 from tests.truths import Table
 
 Array = np.ndarray[Any, Any]
-FAMILIES = {"squared": sm.families.Gaussian(), "logistic": sm.families.Binomial(), "poisson": sm.families.Poisson()}
+FAMILIES = {
+    "squared": sm.families.Gaussian(),
+    "logistic": sm.families.Binomial(),
+    "poisson": sm.families.Poisson(),
+}
 
 
 def times(loss: str, far: float, n: int = 500) -> Table:
@@ -45,22 +50,26 @@ def times(loss: str, far: float, n: int = 500) -> Table:
 def test_the_answer_is_that_of_centred_data(loss: str, far: float, as_csr: bool) -> None:
     table = times(loss, far)
     near = table.X - [far, 0.0, 0.0]  # exact
-    truth = sm.GLM(table.y, sm.add_constant(near), FAMILIES[loss], freq_weights=table.c).fit(tol=1e-13, use_t=loss == "squared")
+    truth = sm.GLM(table.y, sm.add_constant(near), FAMILIES[loss], freq_weights=table.c)
+    truth = truth.fit(tol=1e-13, use_t=loss == "squared")
     model = fit(shard(table, SelfComm(), as_csr=as_csr), loss=loss, tol=1e-9)
     assert model.summary["stop_reason"] == "tolerance"
     np.testing.assert_allclose(model.coef[0], truth.params[1:], rtol=2e-6)
     np.testing.assert_allclose(model.statistics["standard_errors"], truth.bse[1:], rtol=1e-6)
     assert model.statistics["deviance"] == pytest.approx(truth.deviance, rel=1e-10)
     shift = np.array([1.0, -far, 0.0, 0.0])
-    assert model.statistics["intercept_error"] == pytest.approx(np.sqrt(shift @ truth.cov_params() @ shift), rel=1e-6)
+    error = np.sqrt(shift @ truth.cov_params() @ shift)
+    assert model.statistics["intercept_error"] == pytest.approx(error, rel=1e-6)
     assert model.intercept[0] == pytest.approx(truth.params @ shift, rel=2e-6)
     bits = 52 - np.log2(abs(far))
-    effect = table.X @ model.coef[0] + model.intercept[0] - (near @ truth.params[1:] + truth.params[0])
+    expected = near @ truth.params[1:] + truth.params[0]
+    effect = table.X @ model.coef[0] + model.intercept[0] - expected
     assert np.abs(effect).max() < 1e-5 + 4 * 2.0**-bits  # what the stored coefficients can say
 
 
 def test_without_rounding_of_the_data_the_offset_changes_nothing() -> None:
-    """Whole numbers far from zero are exact: the model is that of the same numbers near it, standardisation on or off."""
+    """Whole numbers far from zero are exact: the model is that of the same numbers near it,
+    standardisation on or off."""
     table = times("squared", 0.0)
     near = np.round(64 * table.X)
     far = near + np.array([1e12, 0.0, 0.0])
@@ -123,7 +132,8 @@ def test_columns_without_digits_are_named() -> None:
     assert "subtract a constant" in text and "float64" in text
     text, _ = told(np.column_stack([1.7e18 + 1e5 * t, o]))
     assert "column 0 (mean 1.7e+18, 8 bits)" in text and "subtract a constant" in text
-    text, _ = told(np.column_stack([o * (o > 0.5), 1.7e18 + 1e5 * t]), as_csr=True)  # arranged: the second comes first
+    # arranged: the second comes first
+    text, _ = told(np.column_stack([o * (o > 0.5), 1.7e18 + 1e5 * t]), as_csr=True)
     assert "column 1" in text and "column 0" not in text
     # Rounded until nothing is left of it
     text, model = told(np.column_stack([1.7e18 + 1e5 * t, o]), np.float32)
@@ -139,7 +149,8 @@ def test_columns_with_enough_are_not() -> None:
     few = np.column_stack([years, rare, 1e-30 * t, 1e30 * t, np.full(800, 7.0), 1e5 + t * 20])
     assert told(few, np.float32)[0] == ""
     assert told(np.column_stack([1.7e9 + 60 * t, 1e12 + t]))[0] == ""
-    assert told(np.column_stack([1.7e18 + 1e5 * t, t]), intercept=False)[0] == ""  # nothing is centred
+    # nothing is centred
+    assert told(np.column_stack([1.7e18 + 1e5 * t, t]), intercept=False)[0] == ""
 
 
 def test_bits() -> None:

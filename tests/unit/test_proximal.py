@@ -343,3 +343,14 @@ def test_what_auto_chooses() -> None:
         for mode in choices.MODES:
             for more in (dict(), dict(l1=0.1), dict(l1=0.1, l2=0.1), dict(nonnegative=True)):
                 choices.check(from_mapping(dict(loss=loss, mode=mode) | more))
+
+
+def test_a_sample_that_leads_uphill_is_dropped() -> None:
+    """Three rows of nearly all the weight contradict the others, and no sample holds them: zero is the better start."""
+    rng = np.random.default_rng(0)
+    n = 20_000
+    X = rng.normal(size=(n, 3))
+    y, c = (X[:, 0] + 0.3 * rng.logistic(size=n) > 0.0).astype(float), np.ones(n)
+    X[:3, 0], y[:3], c[:3] = 3.0, 0.0, 1e6
+    model = fit(Table(X, y, c), loss="logistic", l1=1e-6, optimizer="proximal-newton", epochs=1, tol=0, standardize=False)
+    assert model.summary["objective"] <= np.log(2.0) * (1.0 + 1e-9)
