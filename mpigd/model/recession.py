@@ -33,8 +33,9 @@ STEPS = 40  # of Newton's method, most
 HALVINGS = 12  # of one of them
 PROMISING = 0.2  # wrong moves from which on a projection is not tried
 SEPARATED = 0.5  # moves of separated rows approach 1 or more
-ROUNDING = 1e-9  # of the largest move: what a projection leaves of the others
-REFINEMENTS = 3  # of a projection
+STILL = 0.1  # their least after a projection
+ROUNDING = 1e-7  # of the least move of a separated row: larger ones of other rows disprove
+PROJECTION = 100  # conjugate gradients of a projection, most
 
 
 class Direction(NamedTuple):
@@ -86,8 +87,10 @@ def newton_direction(H: Array, g: Array) -> tuple[Array, int]:
     return step, int(replaced)
 
 
-def is_deep(w: Array, objective: Objective, comm: Comm) -> bool:
-    """Whether the Hessian's rounding may hide some row's curvature at w (k * p,). Collective."""
+def is_deep(w: Array, replaced: int, objective: Objective, comm: Comm) -> bool:
+    """Whether rounding may hide curvatures at w (k * p,): of all rows, or, if pivots of the Hessian
+    were replaced, of some. Collective.
+    """
     rows, kernel = objective.rows, objective.loss.second
     assert kernel is not None
     z = objective.margins(w)
@@ -97,7 +100,10 @@ def is_deep(w: Array, objective: Objective, comm: Comm) -> bool:
         h *= c
     ends = np.array([np.max(h, initial=0.0), np.max(-h[:, c > 0.0], initial=-np.inf)])
     comm.allreduce(ends, "max")
-    return bool(-ends[1] < DEEP * max(ends[0], objective.statistics.heaviest))
+    heaviest = objective.statistics.heaviest
+    if ends[0] < DEEP * heaviest:
+        return True
+    return replaced > 0 and bool(-ends[1] < DEEP * max(ends[0], heaviest))
 
 
 def search(w: Array, objective: Objective, reducer: Reducer, least: float) -> Direction | None:
@@ -176,7 +182,7 @@ def proof(v: Array, objective: Objective, comm: Comm, m: Array | None = None) ->
     """A direction of recession near v (k * p,), verified on all rows, or None. Collective.
 
     m (k, n): the moves of v, if they are known. Verified up to rounding: other rows move by less
-    than ROUNDING times the largest move.
+    than ROUNDING times the least move of those that are separated.
     """
     m = moves(v, objective) if m is None else m
     wrong, right = extremes(m, comm)
@@ -191,10 +197,12 @@ def proof(v: Array, objective: Objective, comm: Comm, m: Array | None = None) ->
         if project:
             v = projected(v, _pairs(objective) & ~separated, objective, comm)
             m = moves(v, objective)
-        rest = extremes(np.where(separated, np.minimum(m, 0.0), m), comm)
-        right = extremes(m, comm)[1]
-        if max(rest) <= ROUNDING * right and right > _noise(v, objective):
-            return Direction(v, m > ROUNDING * right, objective)
+        rest = max(extremes(np.where(separated, 0.0, m), comm))
+        ends = np.array([np.min(m[separated], initial=np.inf)])
+        comm.allreduce(ends, "min")
+        least = float(ends[0])
+        if least > STILL and rest <= ROUNDING * least + _noise(v, objective) < STILL:
+            return Direction(v, separated, objective)
     return None
 
 
@@ -220,12 +228,24 @@ def projected(v: Array, fixed: Array, objective: Objective, comm: Comm) -> Array
         outer = _Fixed(objective, some, largest)
         found += over_ranks(outer, objective, lambda rows: fixed[:, rows], 1.0, comm)
     (G,) = assemble(objective, found)
-    U, x = G.copy(), np.empty_like(v)
-    linalg.cholesky(U)
-    for _ in range(REFINEMENTS):
-        linalg.solve(U, np.array([vector.dot(row, v) for row in G]), x)
-        v = v - x
-    return v
+    scale = np.sqrt(np.where(np.diag(G) > 0.0, np.diag(G), 1.0))
+
+    def times(u: Array) -> Array:
+        return np.array([vector.dot(row, u / scale) for row in G]) / scale
+
+    # Conjugate gradients on G x = G v: a factor of G would be useless, since G is singular.
+    r = times(v * scale)
+    x, d, square = np.zeros_like(v), r, vector.dot(r, r)
+    for _ in range(min(PROJECTION, v.size)):
+        Gd = times(d)
+        bend = vector.dot(d, Gd)
+        if not square > 0.0 or not bend > 0.0:
+            break
+        x = x + (square / bend) * d
+        r = r - (square / bend) * Gd
+        before, square = square, vector.dot(r, r)
+        d = r + (square / before) * d
+    return v - x / scale
 
 
 class _Fixed(Outer):

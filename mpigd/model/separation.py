@@ -28,7 +28,7 @@ from mpigd.model import recession
 from mpigd.model.objective import Objective
 from mpigd.model.recession import Direction, moves
 from mpigd.model.scaling import blocks
-from mpigd.reduce import NotFinite, Reducer
+from mpigd.reduce import NotFinite, Reducer, total
 
 if TYPE_CHECKING:
     from mpigd.build import Problem
@@ -111,7 +111,7 @@ def _find(w: Array, g: Array, objective: Objective, reducer: Reducer, step: Arra
         oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), reducer)
         oracle.look_at(w)
         step, replaced = recession.newton_direction(oracle.hessian(), g)
-    is_deep = replaced > 0 and recession.is_deep(w, objective, comm)
+    is_deep = recession.is_deep(w, replaced, objective, comm)
     if not is_deep and not is_possible(step, objective, comm):
         return None
     found = None if looked else single_columns(objective, comm)
@@ -126,9 +126,11 @@ def _is_confident(w: Array, objective: Objective, comm: Comm) -> bool:
     rows, z = objective.rows, objective.margins(w)
     r, l, c = np.empty_like(z), np.empty(z.shape[1]), np.ascontiguousarray(rows.c)
     objective.loss.kernel(z, rows.y, c, objective.parameter, r, l)
-    found = np.array([np.count_nonzero((l < CONFIDENT * c) & (c > 0.0))], dtype=np.int64)
-    comm.allreduce(found)
-    return bool(found[0])
+    small, counted = CONFIDENT, c > 0.0
+    if objective.loss.name == "poisson":  # whose losses are small of events that are expected, too
+        mean = float(total(rows.c * rows.y, comm)[0]) / (objective.statistics.weight or 1.0)
+        small, counted = CONFIDENT * min(1.0, mean), counted & (rows.y == 0.0)
+    return _count((l < small * c) & counted, comm) > 0
 
 
 def is_possible(step: Array, objective: Objective, comm: Comm) -> bool:
