@@ -71,6 +71,8 @@ class Optimality:
 
     def reached(self, step: Step) -> bool:
         """Whether no more than the tolerance is left after a step of full mode. Collective."""
+        if 0.0 <= step.value <= self.goal(step.value):  # no loss, and no penalty, is below zero
+            return True
         left = self._left(step)
         return left is not None and left <= self.goal(step.value)
 
@@ -161,6 +163,7 @@ class Optimality:
         """Whether a run that ended for `reason` is at its optimum, to its tolerance or to rounding, and about how much of the
         objective is left, where that is known. Collective."""
         left = gap if gap is not None else self._known(w, g, state)
+        left = value if 0.0 <= value <= self._tolerance(value) else left
         near = max(self._tolerance(value), ROUNDING * abs(value))
         return reason == "tolerance" or (left is not None and left <= near), left
 

@@ -31,7 +31,7 @@ def newton_decrement(
     m = ROWS_PER_PARAMETER * w.size
     sampled = dense and 2 * m <= n
     if dense and not sampled:
-        return dot(g, _factorised(w, oracle, penalty).solve(g))
+        return _by_factor(w, g, oracle, penalty, dot)
     oracle.look_at(w)
     if sampled:
         M = _factorised(w, oracle.sample(m), penalty)
@@ -40,7 +40,12 @@ def newton_decrement(
     s, _, products = conjugate_gradients(g, M, oracle, penalty, dot, RTOL, MAX_PRODUCTS)
     if products < MAX_PRODUCTS:
         return -dot(g, s)
-    return dot(g, _factorised(w, oracle, penalty).solve(g)) if dense else math.inf
+    return _by_factor(w, g, oracle, penalty, dot) if dense else math.inf
+
+
+def _by_factor(w: Array, g: Array, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot) -> float:
+    M = _factorised(w, oracle, penalty)
+    return dot(g, M.solve(g)) if M.trusted else math.inf
 
 
 def _factorised(w: Array, oracle: SecondOrderOracle, penalty: Penalty) -> Preconditioner:

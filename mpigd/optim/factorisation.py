@@ -22,6 +22,8 @@ ROUNDS = 4  # remainders may depend on remainders
 AT_ONCE = 16  # directions whose linear predictors are held for all rows
 DEPENDENT = 1e-8  # a pivot below that share of its diagonal element is looked at
 NOISE = 100.0  # times the rounding of a remainder's square: less is none
+SHORTEST = 1e-19  # of the column's square: what is left by the directions, which come from the Hessian, is longer
+MAX_VECTORS = 16  # of nearly dependent columns: each costs a product with the Hessian
 
 
 class Curved(Protocol):
@@ -36,7 +38,7 @@ def factorise(H: Array, w: Array, oracle: Curved, penalty: Penalty, basis: Basis
     """The factors of a Hessian (1, p, p) at w, the penalty's included; blocks (k, p, p) are factorised as they are.
 
     basis: what an earlier Hessian of the same rows has told of dependent columns. A read for AT_ONCE columns
-    that are looked at, and one for each that has a remainder. Collective.
+    that are looked at, and one for each that has a remainder. Not `trusted` where these are too many. Collective.
     """
     if H.shape[0] > 1:
         return Preconditioner(factors(H))
@@ -50,9 +52,11 @@ def factorise(H: Array, w: Array, oracle: Curved, penalty: Penalty, basis: Basis
         if not looks:
             oracle.look_at(w)
             looks = True
-        basis = _extended(basis, np.flatnonzero(short), U[0], oracle, penalty)
+        basis = _extended(basis, np.flatnonzero(short), U[0], H[0].diagonal(), oracle, penalty)
+        if basis.index.size > MAX_VECTORS:
+            return Preconditioner(factors(H), trusted=False)
         bent = _changed(H, basis, oracle, penalty)
-    return Preconditioner(U, basis=basis)
+    return Preconditioner(U, basis=basis) if np.isfinite(U).all() else Preconditioner(factors(H), trusted=False)
 
 
 def _short(U: Array, H: Array) -> Array:
@@ -62,26 +66,20 @@ def _short(U: Array, H: Array) -> Array:
     return np.asarray((diagonal > 0.0) & (diagonal - above < DEPENDENT * diagonal))
 
 
-def _extended(basis: Basis, found: Array, U: Array, oracle: Curved, penalty: Penalty) -> Basis:
+def _extended(basis: Basis, found: Array, U: Array, diagonal: Array, oracle: Curved, penalty: Penalty) -> Basis:
     """The basis with the remainders of the columns `found`, or with these marked as dependent."""
     kept = basis.dependent == 0.0
     kept[found] = False
     D = np.array([basis.outwards(_direction(U, kept, j)) for j in found])
-    bend = ridge(penalty, D.shape[1])
     index, vectors, dependent = list(basis.index), list(basis.vectors), basis.dependent.copy()
-    for start in range(0, len(D), AT_ONCE):
-        some = D[start : start + AT_ONCE]
-        squares, rounding = oracle.curvatures_along(some)
-        for j, d, square, noise in zip(found[start : start + AT_ONCE], some, squares, rounding, strict=True):
-            whole = float(square) + vector.dot(d * bend, d)
-            if not whole > NOISE * float(noise):
-                dependent[j] = 1.0
-                continue
-            if j in index:
-                vectors[index.index(j)] = d / np.sqrt(whole)
-            else:
-                index.append(j)
-                vectors.append(d / np.sqrt(whole))
+    for j, d, square, noise in zip(found, D, *_squares(D, oracle, penalty), strict=True):
+        if not square > max(NOISE * noise, SHORTEST * diagonal[j]):
+            dependent[j] = 1.0
+        elif j in index:
+            vectors[index.index(j)] = d / np.sqrt(square)
+        else:
+            index.append(j)
+            vectors.append(d / np.sqrt(square))
     return Basis(np.array(index, dtype=np.int64), np.array(vectors).reshape(-1, D.shape[1]), dependent)
 
 
@@ -98,16 +96,30 @@ def _direction(U: Array, kept: Array, j: int) -> Array:
 
 
 def _changed(H: Array, basis: Basis, oracle: Curved, penalty: Penalty) -> Array:
-    """The Hessian in the basis, from exact products with its vectors."""
-    bent = H.copy()
-    products = []
-    for v in basis.vectors:
+    """The Hessian in the basis, whose vectors have length one in it.
+
+    A product with a vector is off by 1e-13 of its largest element, so between two of them it would say nothing: that is half of
+    what is missing to the squared length of their sum.
+    """
+    bent, m = H.copy(), basis.index.size
+    for j, v in zip(basis.index, basis.vectors, strict=True):
         product = oracle.hessian_vector(v)
         penalty.add_curvature(v, product)
-        products.append(product)
-    for j, product in zip(basis.index, products, strict=True):
-        row = basis.inwards(product)
-        bent[0, j, :] = bent[0, :, j] = row
-    for j in basis.index:
-        bent[0, j, j] = max(float(bent[0, j, j]), 0.5)
+        bent[0, j, :] = bent[0, :, j] = product
+    pairs = [(a, b) for a in range(m) for b in range(a)]
+    sums = np.array([basis.vectors[a] + basis.vectors[b] for a, b in pairs]).reshape(len(pairs), H.shape[1])
+    for (a, b), square in zip(pairs, _squares(sums, oracle, penalty)[0], strict=True):
+        i, j = basis.index[a], basis.index[b]
+        bent[0, i, j] = bent[0, j, i] = 0.5 * square - 1.0
+    bent[0, basis.index, basis.index] = 1.0
     return bent
+
+
+def _squares(D: Array, oracle: Curved, penalty: Penalty) -> tuple[Array, Array]:
+    """d'Hd (m,) with the penalty's, for directions D (m, p), and their rounding."""
+    bend, squares, rounding = ridge(penalty, D.shape[1]), np.empty(len(D)), np.empty(len(D))
+    for start in range(0, len(D), AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        squares[some], rounding[some] = oracle.curvatures_along(D[some])
+        squares[some] += [vector.dot(d * bend, d) for d in D[some]]
+    return squares, rounding

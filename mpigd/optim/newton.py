@@ -145,6 +145,8 @@ class Newton:
             oracle.look_at(point.w)
             H = with_penalty(oracle.hessian(), penalty, point.w.size)
         M = factorise(H, point.w, oracle, penalty, basis)
+        if not M.trusted:
+            after["kind"] = np.array([REFINED])
         return _with_decrement(after | M.named(), point, M, 1.0, dot)
 
 
@@ -166,5 +168,5 @@ def _with_decrement(after: State, point: Point, M: Preconditioner, spectrum: flo
     """The state with g'H^-1 g, twice what a quadratic would have left of the objective: where losses fall off like
     exponentials, that is all of it. spectrum: the least eigenvalue seen of M^-1 H; unexplained: what a model of the
     objective at another point has missed of the last step's change."""
-    left = dot(point.g, M.solve(point.g)) / min(1.0, spectrum)
+    left = dot(point.g, M.solve(point.g)) / min(1.0, spectrum) if M.trusted else math.inf
     return after | {"decrement": np.array([max(left, unexplained)])}

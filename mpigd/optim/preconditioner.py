@@ -24,11 +24,19 @@ class Preconditioner:
     """M = U'U in k diagonal blocks: U (k, p / k, p / k) upper triangular; or of its diagonal, the roots U (p,).
 
     pairs: products of an earlier step's conjugate gradients, which improve a diagonal as they do L-BFGS; `learned` takes this
-    step's (Morales and Nocedal, SIOPT 2000). basis: of the parameters that the factor is for.
+    step's (Morales and Nocedal, SIOPT 2000). basis: of the parameters that the factor is for. trusted: no
+    curvature that is there is hidden by replaced pivots.
     """
 
-    def __init__(self, U: Array, pairs: Pairs | None = None, dot: Dot = vector.dot, basis: Basis | None = None) -> None:
-        self.U, self.dot, self.basis = U, dot, basis
+    def __init__(
+        self,
+        U: Array,
+        pairs: Pairs | None = None,
+        dot: Dot = vector.dot,
+        basis: Basis | None = None,
+        trusted: bool = True,
+    ) -> None:
+        self.U, self.dot, self.basis, self.trusted = U, dot, basis, trusted
         self.pairs, self.learned = pairs or Pairs(), None if pairs is None else Pairs()
 
     def solve(self, g: Array) -> Array:
@@ -49,12 +57,13 @@ class Preconditioner:
 
     def named(self) -> State:
         """The factors, and the basis that they belong to, in a state."""
-        return {"factor": self.U} | ({} if self.basis is None else self.basis.named())
+        doubt = {} if self.trusted else {"factor_in_doubt": np.ones(1)}
+        return {"factor": self.U} | doubt | ({} if self.basis is None else self.basis.named())
 
     @staticmethod
     def of(state: State, size: int) -> Preconditioner:
         """What `named` has put into a state."""
-        return Preconditioner(state["factor"], basis=Basis.of(state, size))
+        return Preconditioner(state["factor"], basis=Basis.of(state, size), trusted="factor_in_doubt" not in state)
 
 
 def ridge(penalty: Penalty, size: int) -> Array:
