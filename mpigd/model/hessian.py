@@ -17,9 +17,9 @@ from mpigd.comm import Comm
 from mpigd.data.matrix import CSR
 from mpigd.exact import ExactReducer
 from mpigd.model.outer import LARGE, MOST, MOST_OF_ALL, Outer, Pair, column_reach
-from mpigd.model.scaling import blocks, weighted_squares
+from mpigd.model.scaling import weighted_squares
 from mpigd.model.sparse_outer import SparseOuter, Split
-from mpigd.reduce import NativeReducer, NotFinite, Reducer, Threads, power_above, total
+from mpigd.reduce import NativeReducer, NotFinite, Reducer, Threads, power_above
 from mpigd_kernels import curvature, residuals, vector
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 SMALLEST_SHARE = 256  # rows that are worth a thread
-EPSILON = 2.0**-53  # of float64
 WHOLE = 2048  # most parameters of several outputs whose whole Hessian is made, not its diagonal blocks alone
 
 
@@ -91,43 +90,6 @@ class Curvature:
         found = np.column_stack([squares * scaling.inverse**2, *[sums] * scaling.intercept])
         objective.counter.reads += objective.width * self._batch.size / objective.n
         return factor * found.reshape(-1)
-
-
-def curvatures_along(curvature: Curvature, D: Array, factor: float) -> tuple[Array, Array]:
-    """d'Hd (m,) for directions D (m, k * p), each from the linear predictors of d, and how much of it may be their
-    rounding (m,). One read. Collective.
-
-    So accurate are directions along which nearly dependent columns cancel; the Hessian's elements are not.
-    """
-    objective, h = curvature.objective, curvature.h
-    X, k, scaling = objective.rows.X, objective.k, objective.scaling
-    c = np.ascontiguousarray(objective.rows.c)
-    coef, b = scaling.to_raw(D.reshape(-1, scaling.p), len(D) * k)
-    squares = np.empty((X.n, len(D)))
-    for rows in blocks(X):
-        part = X.rows(rows)
-        z = np.empty((k, part.n))
-        for i in range(len(D)):
-            for q in range(k):
-                part.margins(coef[i * k + q], b[i * k + q], z[q])
-            squares[rows, i] = _quadratic(objective.loss.kind, h[:, rows], c[rows], z)
-    objective.counter.reads += objective.width * objective.share
-    of = objective.statistics
-    sizes = np.append((of.deviation**2 + of.mean**2) * scaling.inverse**2, [1.0] * scaling.intercept)
-    sizes = np.tile(sizes * float(total(h[0] if k == 1 else c, curvature.comm)[0]), k)
-    rounding = np.array([vector.dot(d * d, sizes) for d in D]) * (4.0 * scaling.p * EPSILON * EPSILON)
-    return total(squares, curvature.comm) * factor, rounding * factor
-
-
-def _quadratic(kind: str, h: Array, c: Array, z: Array) -> Array:
-    """The second derivative of each row's loss along its linear predictors z (k, m)."""
-    if kind != "multiclass":
-        return np.asarray(h[0] * z[0] * z[0])
-    mean, square = np.zeros(c.size), np.zeros(c.size)
-    for p, own in zip(h, z, strict=True):  # not numpy's sum: outputs are added in a fixed order
-        mean += p * own
-        square += p * own * own
-    return np.asarray(c * np.maximum(square - mean * mean, 0.0))
 
 
 def column_squares(objective: Objective, comm: Comm) -> Array:

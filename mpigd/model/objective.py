@@ -20,7 +20,8 @@ from mpigd.data import selection
 from mpigd.data.matrix import CSR, Into, Task, block_rows
 from mpigd.data.shard import RowNumbers
 from mpigd.exact import ExactReducer
-from mpigd.model.hessian import Alongside, Curvature, column_squares, curvatures_along
+from mpigd.model import directions
+from mpigd.model.hessian import Alongside, Curvature, column_squares
 from mpigd.model.line import LossLine
 from mpigd.model.losses import Loss
 from mpigd.model.rows import Rows as Rows
@@ -196,7 +197,7 @@ class Oracle:
         """F(w) and its gradient (k * p,). Raises NumericalError on all ranks if a residual or loss is not finite."""
         objective = self.objective
         keep = np.empty((objective.k, objective.rows.X.n)) if objective.keeps_margins else None
-        found = objective.gradient(w, self.batch, self.reducer, self._factor(), keep=keep)
+        found = objective.gradient(w, self.batch, self.reducer, self.factor, keep=keep)
         if keep is not None:
             objective.remember(w, keep)
         return found
@@ -206,7 +207,7 @@ class Oracle:
 
         One read where the loss's curvature has a bound and p is not large, else two.
         """
-        objective, factor = self.objective, self._factor()
+        objective, factor = self.objective, self.factor
         if not Alongside.fits(objective):
             value, g = self.value_and_gradient(w)
             self.look_at(w)
@@ -224,33 +225,34 @@ class Oracle:
 
     def squared_curvature(self, v: Array) -> Array:
         """(X' C X / sum c) v in these coordinates: the Hessian of half the squared margins."""
-        return self.objective.gradient(v, self.batch, self.reducer, self._factor(), residuals.SQUARES)[1]
+        return self.objective.gradient(v, self.batch, self.reducer, self.factor, residuals.SQUARES)[1]
 
     def sample(self, m: int) -> Oracle:
         """The same oracle over m rows, drawn as a function of seed and global row number."""
         part = self.objective.sample(m)
-        return Oracle(part, Batch(slice(None), m, 0, 0, True), self._own_reducer(part))
+        return Oracle(part, Batch(slice(None), m, 0, 0, True), self.own_reducer(part))
 
     def columns(self, chosen: Array) -> Oracle | None:
         """The same oracle over some of the columns alone, the others' coefficients zero."""
         part = self.objective.columns(chosen)
-        return None if part is None else Oracle(part, self.batch, self._own_reducer(part))
+        return None if part is None else Oracle(part, self.batch, self.own_reducer(part))
 
     def whole(self) -> Oracle:
         """The oracle of all rows, with limits of its own for its sums."""
         batch = Batch(slice(None), self.objective.n, 0, 0, True)
-        return Oracle(self.objective, batch, self._own_reducer(self.objective))
+        return Oracle(self.objective, batch, self.own_reducer(self.objective))
 
     def epoch(self, size: int) -> Iterator[Oracle]:
         """The oracles of an epoch of mini-batches of `size` rows; those of streamed rows take blocks of them."""
         objective = self.objective
         expect = getattr(objective.rows.X, "expect", None)
         schedule = MiniBatch(objective.numbers, objective.n, size, objective.seed, expect is not None, expect)
-        reducer = self._own_reducer(objective)
+        reducer = self.own_reducer(objective)
         for batch in islice(schedule.batches(0), schedule.steps_per_epoch):
             yield Oracle(objective, batch, reducer)
 
-    def _own_reducer(self, objective: Objective) -> Reducer:
+    def own_reducer(self, objective: Objective) -> Reducer:
+        """A reducer like this oracle's for other sums, of which it keeps nothing."""
         kind = "native" if isinstance(self.reducer, NativeReducer) else "exact"
         return objective.reducer(kind, self.reducer.comm)
 
@@ -263,20 +265,24 @@ class Oracle:
 
     def hessian_vector(self, v: Array) -> Array:
         """The Hessian at the point of `look_at` times v (k * p,): one read. Collective."""
-        return self.curvature.times(v, self._factor())
+        return self.curvature.times(v, self.factor)
 
     def hessian(self) -> Array:
         """The Hessian (1, k * p, k * p) at the point of `look_at`, or where that is large its diagonal blocks (k, p, p), one
         per output: one read, of many outputs more. Collective."""
-        return self.curvature.matrices(self._factor())
+        return self.curvature.matrices(self.factor)
 
     def hessian_diagonal(self) -> Array:
         """The diagonal of the Hessian at the point of `look_at` (k * p,): one read. Collective."""
-        return self.curvature.diagonal(self._factor())
+        return self.curvature.diagonal(self.factor)
 
     def curvatures_along(self, D: Array) -> tuple[Array, Array]:
         """d'Hd (m,) at the point of `look_at` for directions D (m, k * p), and how much of it rounding may be. One read."""
-        return curvatures_along(self.curvature, D, self._factor())
+        return directions.curvatures_along(self.curvature, D, self.factor)
+
+    def product_along(self, d: Array) -> Array:
+        """`hessian_vector` for a direction d (k * p,) in which columns nearly cancel. One read. Collective."""
+        return directions.product_along(self.curvature, d, self.factor)
 
     def column_squares(self) -> Array:
         """The weighted mean square over the oracle's rows of every parameter's column (k * p,), in these coordinates: 1 over
@@ -286,17 +292,10 @@ class Oracle:
     def line(self, w: Array, there: Array) -> LossLine:
         """The mean loss along the way from w to there (k * p,). A read for each end that is not remembered. Collective."""
         objective = self.objective
-        return LossLine(objective, objective.margins(w), objective.margins(there), self._factor(), self.reducer.comm)
+        return LossLine(objective, objective.margins(w), objective.margins(there), self.factor, self.reducer.comm)
 
     @property
     def factor(self) -> float:
         """What sums over the batch's rows are multiplied by."""
-        return self._factor()
-
-    def own_reducer(self, objective: Objective) -> Reducer:
-        """A reducer like this oracle's for other sums, of which it keeps nothing."""
-        return self._own_reducer(objective)
-
-    def _factor(self) -> float:
         weight = self.objective.statistics.weight
         return self.objective.n / (self.batch.size * weight) if weight > 0 else 0.0

@@ -22,16 +22,17 @@ ROUNDS = 4  # remainders may depend on remainders
 AT_ONCE = 16  # directions whose linear predictors are held for all rows
 DEPENDENT = 1e-8  # a pivot below that share of its diagonal element is looked at
 NOISE = 100.0  # times the rounding of a remainder's square: less is none
-SHORTEST = 1e-19  # of the column's square: what is left by the directions, which come from the Hessian, is longer
+SHORTEST = 1e-24  # of the column's square: less is none
+REFINEMENTS = 3  # of a direction, which the Hessian knows to about a square root of its own error
 MAX_VECTORS = 16  # of nearly dependent columns: each costs a product with the Hessian
 
 
 class Curved(Protocol):
     def look_at(self, w: Array) -> None: ...
 
-    def hessian_vector(self, v: Array) -> Array: ...
-
     def curvatures_along(self, D: Array) -> tuple[Array, Array]: ...
+
+    def product_along(self, d: Array) -> Array: ...
 
 
 def factorise(H: Array, w: Array, oracle: Curved, penalty: Penalty, basis: Basis) -> Preconditioner:
@@ -70,17 +71,36 @@ def _extended(basis: Basis, found: Array, U: Array, diagonal: Array, oracle: Cur
     """The basis with the remainders of the columns `found`, or with these marked as dependent."""
     kept = basis.dependent == 0.0
     kept[found] = False
-    D = np.array([basis.outwards(_direction(U, kept, j)) for j in found])
     index, vectors, dependent = list(basis.index), list(basis.vectors), basis.dependent.copy()
+    D = np.array([basis.outwards(_direction(U, kept, j)) for j in found])
     for j, d, square, noise in zip(found, D, *_squares(D, oracle, penalty), strict=True):
-        if not square > max(NOISE * noise, SHORTEST * diagonal[j]):
+        least = SHORTEST * diagonal[j]
+        for _ in range(REFINEMENTS if square > max(NOISE * noise, least) else 0):
+            before = square
+            d = _refined(d, U, kept & (np.arange(kept.size) < j), basis, oracle, penalty)
+            (square,), (noise,) = _squares(d[np.newaxis], oracle, penalty)
+            if not (max(NOISE * noise, least) < square < 0.5 * before):
+                break
+        if not square > max(NOISE * noise, least):
             dependent[j] = 1.0
         elif j in index:
             vectors[index.index(j)] = d / np.sqrt(square)
         else:
             index.append(j)
             vectors.append(d / np.sqrt(square))
-    return Basis(np.array(index, dtype=np.int64), np.array(vectors).reshape(-1, D.shape[1]), dependent)
+    return Basis(np.array(index, dtype=np.int64), np.array(vectors).reshape(-1, kept.size), dependent)
+
+
+def _refined(d: Array, U: Array, kept: Array, basis: Basis, oracle: Curved, penalty: Penalty) -> Array:
+    """The direction less what the kept columns still explain of it."""
+    product = oracle.product_along(d)
+    penalty.add_curvature(d, product)
+    before = np.flatnonzero(kept)
+    own, b = np.ascontiguousarray(U[np.ix_(before, before)]), basis.inwards(product)[before]
+    linalg.solve(own, b, b)
+    change = np.zeros_like(d)
+    change[before] = -b
+    return np.asarray(d + basis.outwards(change))
 
 
 def _direction(U: Array, kept: Array, j: int) -> Array:
@@ -98,12 +118,12 @@ def _direction(U: Array, kept: Array, j: int) -> Array:
 def _changed(H: Array, basis: Basis, oracle: Curved, penalty: Penalty) -> Array:
     """The Hessian in the basis, whose vectors have length one in it.
 
-    A product with a vector is off by 1e-13 of its largest element, so between two of them it would say nothing: that is half of
-    what is missing to the squared length of their sum.
+    A product with a vector is off by 1e-13 of its largest element, so between two of them, whose elements are large, it says
+    little: that is half of what is missing to the squared length of their sum.
     """
     bent, m = H.copy(), basis.index.size
     for j, v in zip(basis.index, basis.vectors, strict=True):
-        product = oracle.hessian_vector(v)
+        product = oracle.product_along(v)
         penalty.add_curvature(v, product)
         bent[0, j, :] = bent[0, :, j] = product
     pairs = [(a, b) for a in range(m) for b in range(a)]

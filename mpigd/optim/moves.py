@@ -40,6 +40,9 @@ class SecondOrderOracle(LineOracle, Protocol):
     def curvatures_along(self, D: Array) -> tuple[Array, Array]:
         """d'Hd (m,) for directions D (m, p), and how much of it rounding may be."""
 
+    def product_along(self, d: Array) -> Array:
+        """The Hessian times d (p,), accurate where columns nearly cancel in it."""
+
     def sample(self, m: int) -> SecondOrderOracle:
         """The oracle of m rows drawn without replacement."""
 
