@@ -38,12 +38,13 @@ def minimize(H: Array, g: Array, w: Array, penalty: ElasticNet, dot: Dot, tolera
         best, stalled = (left, 0) if left < best else (best, stalled + 1)
         if not left > goal or (stalled > PATIENCE and best < ROUGHLY * first):
             break  # the second: rounding lets it come no closer
+        start = u.copy()
         moved = descent.sweep_coordinates(H, penalty.l1, penalty.low, penalty.high, u, s, True)
         for _ in range(SWEEPS):
             moved = max(moved, descent.sweep_coordinates(H, penalty.l1, penalty.low, penalty.high, u, s, False))
         before, left = left, norm(penalty.subgradient(u, s), dot)
         if left > max(goal, FAST * before):
-            moved = max(moved, _along_face(face, u, s, penalty, dot))
+            moved = max(moved, _farther(H, start, u, s, penalty, dot), _along_face(face, u, s, penalty, dot))
             left = norm(penalty.subgradient(u, s), dot)
         if not moved > 0.0:
             break
@@ -95,6 +96,32 @@ def _along_face(matrix: Face, u: Array, s: Array, penalty: ElasticNet, dot: Dot)
             best, goal, slopes, moved = change, there, s + product, norm(step, dot)
     u[:], s[:] = goal, slopes
     return moved
+
+
+def _farther(H: Array, start: Array, u: Array, s: Array, penalty: ElasticNet, dot: Dot) -> float:
+    """Move u, and the slope s with it, on from `start` through u, down to the minimum on the way or the edge of the face.
+
+    Where columns depend on each other, as all levels of a factor do, a direction has no curvature: coordinate descent creeps
+    along it, and no solve knows how far it is to the edge.
+    """
+    d = np.where((u * start > 0.0) & (u > penalty.low) & (u < penalty.high), u - start, 0.0)
+    downhill, product = -dot(s + penalty.l1 * np.sign(u), d), np.zeros_like(u)
+    if not downhill > 0.0:
+        return 0.0
+    descent.add_product(H, d, product)
+    bend = dot(d, product)
+    t = min(downhill / bend if bend > 0.0 else math.inf, _room(u, d, penalty))
+    if not math.isfinite(t):
+        return 0.0
+    there = _onto_face(u, u + t * d, penalty)
+    step = there - u
+    product[:] = 0.0
+    descent.add_product(H, step, product)
+    change = dot(s, step) + 0.5 * dot(step, product) + dot(penalty.l1, np.abs(there) - np.abs(u))
+    if not change < 0.0:
+        return 0.0
+    u[:], s[:] = there, s + product
+    return norm(step, dot)
 
 
 def _onto_face(u: Array, there: Array, penalty: ElasticNet) -> Array:
