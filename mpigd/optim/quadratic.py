@@ -76,7 +76,7 @@ class Face:
         for i in pivots:
             linalg.dependence(self._factor, int(i), v)
             d, product = np.zeros(self.H.shape[0]), np.zeros(self.H.shape[0])
-            d[self._free] = v
+            d[self._free] = np.where(np.abs(v) > NO_CURVATURE * np.abs(v).max(), v, 0.0)  # the rest is rounding
             descent.add_product(self.H, d, product)
             if vector.dot(d, product) <= NO_CURVATURE * vector.dot(diagonal, v * v):  # else it is orthogonal to all before
                 self.null.append(d)
@@ -147,7 +147,7 @@ def _along_null(H: Array, v: Array, u: Array, s: Array, penalty: ElasticNet, dot
     slope = s + penalty.l1 * np.sign(u)
     downhill = dot(slope, v)
     d = -v if downhill > 0.0 else v
-    if not abs(downhill) > NO_CURVATURE * dot(np.abs(slope), np.abs(v)):
+    if not abs(downhill) > NO_CURVATURE * dot(np.abs(s) + penalty.l1, np.abs(v)):  # rounding
         return 0.0
     meets = np.flatnonzero((u * d < 0.0) & (penalty.l1 > 0.0))
     far = -u[meets] / d[meets]
