@@ -141,6 +141,18 @@ def solve(U, b, x):
 
 
 @compiled
+def dependence(U, i, v):
+    """v (p,) with v_i = 1, zeros behind, and U v zero in the rows above i: how column i depends on those before it."""
+    for r in range(v.size):
+        v[r] = 1.0 if r == i else 0.0
+    for r in range(i - 1, -1, -1):
+        total = U[r, i]
+        for j in range(r + 1, i):
+            total = fma(U[r, j], v[j], total)
+        v[r] = -total / U[r, r]
+
+
+@compiled
 def stationary(T):
     """The positive t (k,) with t' T = 0, its largest element 1, for a matrix T (k, k) of rates: off the diagonal >= 0.
 
