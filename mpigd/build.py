@@ -144,9 +144,6 @@ def penalty(config: Config, scaling: Scaling, k: int) -> L2:
 def start(problem: Problem) -> Array:
     """The first parameters (k * p,): zero, but for regression the intercept that gives the mean response."""
     w, mean = np.zeros(problem.objective.size), problem.mean_response
-    if problem.loss.smoothed:
-        w[-1:] = problem.constant
-        return w
     if problem.loss.kind == "regression" and problem.objective.scaling.intercept:
         log_link = problem.loss.mean is not None
         w[-1] = vector.logarithm(mean) if log_link and mean > 0 else (0.0 if log_link else mean)
@@ -155,6 +152,10 @@ def start(problem: Problem) -> Array:
 
 def first(problem: Problem, config: Config, comm: Comm) -> Array:
     """The parameters (k * p,) to begin with: those of --start, or of `start`. Collective."""
+    if config.start is None and config.mode == "full" and problem.loss.smoothed:
+        w = np.zeros(problem.objective.size)
+        w[-1:] = problem.constant
+        return w
     if config.start is None:
         return start(problem)
     with together(comm):

@@ -24,6 +24,10 @@ from mpigd.quantities import limits_of, seconds_of, size_of
 PREFIX = "MPIGD_"
 # Environment variables with the prefix that are no training options.
 OTHER_VARIABLES = {"MPIGD_CACHE_DIR", "MPIGD_TMPDIR"}
+OPTIMIZERS = (
+    "auto", "newton", "newton-cholesky", "lbfgs", "hybrid", "smoothed-newton", "proximal-newton", "fista", "svrg", "sgd",
+    "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw",
+)  # fmt: skip
 
 
 def option(
@@ -62,27 +66,9 @@ class Config:
     epochs: int | None = option(None, "passes over the data (1000 full, 5 minibatch, 1 stochastic)", low=1, fixed=False)
     optimizer: str = option(
         "auto",
-        "auto: newton for smooth losses in full mode (lbfgs if they have too many columns), smoothed-newton for others; "
-        "else adam; "
+        "auto: newton for smooth losses in full mode (lbfgs if too many columns), smoothed-newton for others; else adam; "
         "with --l1 or bounds proximal-newton, fista, svrg or sgd",
-        (
-            "auto",
-            "newton",
-            "newton-cholesky",
-            "lbfgs",
-            "hybrid",
-            "smoothed-newton",
-            "proximal-newton",
-            "fista",
-            "svrg",
-            "sgd",
-            "momentum",
-            "nesterov",
-            "adagrad",
-            "rmsprop",
-            "adam",
-            "adamw",
-        ),
+        OPTIMIZERS,
     )
     learning_rate: float | None = option(
         None, "step size; default: from the curvature of the data", above=0, alias="lr", fixed=False

@@ -289,15 +289,6 @@ class Oracle:
         """The diagonal of the Hessian at the point of `look_at` (k * p,): one read. Collective."""
         return self.curvature.diagonal(self._factor())
 
-    @property
-    def factor(self) -> float:
-        """What sums over the batch's rows are multiplied by."""
-        return self._factor()
-
-    def own_reducer(self, objective: Objective) -> Reducer:
-        """A reducer like this oracle's for other sums, of which it keeps nothing."""
-        return self._own_reducer(objective)
-
     def _factor(self) -> float:
         weight = self.objective.statistics.weight
         return self.objective.n / (self.batch.size * weight) if weight > 0 else 0.0
