@@ -24,6 +24,10 @@ from mpigd.quantities import limits_of, seconds_of, size_of
 PREFIX = "MPIGD_"
 # Environment variables with the prefix that are no training options.
 OTHER_VARIABLES = {"MPIGD_CACHE_DIR", "MPIGD_TMPDIR"}
+OPTIMIZERS = (
+    "auto", "newton", "newton-cholesky", "lbfgs", "lbfgs-newton", "hybrid", "smoothed-newton", "proximal-newton", "fista",
+    "svrg", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw",
+)  # fmt: skip
 
 
 def option(
@@ -63,14 +67,9 @@ class Config:
     optimizer: str = option(
         "auto",
         "auto: the cheapest of newton-cholesky, newton and lbfgs-newton for smooth losses in full mode, smoothed-newton for "
-        "others; "
-        "else adam; "
-        "with --l1 or bounds proximal-newton, fista, svrg or sgd",
-        (
-            "auto", "newton", "newton-cholesky", "lbfgs", "lbfgs-newton", "hybrid", "smoothed-newton", "proximal-newton",
-            "fista", "svrg", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw",
-        ),
-    )  # fmt: skip
+        "others; else adam; with --l1 or bounds proximal-newton, fista, svrg or sgd",
+        OPTIMIZERS,
+    )
     learning_rate: float | None = option(
         None, "step size; default: from the curvature of the data", above=0, alias="lr", fixed=False
     )

@@ -30,7 +30,7 @@ from mpigd.reduce import Found, NativeReducer, Reducer
 from mpigd_kernels import residuals, sampling
 
 Array = np.ndarray[Any, Any]
-SAMPLE_EPOCH = (1 << 32) - 2  # whose permutation no training step uses
+SAMPLE_EPOCH = (1 << 32) - 2
 
 
 class Objective:

@@ -73,6 +73,12 @@ class Smoothed:
         self.quantile = 1.0 if hinge else float(objective.parameter)
         self._comm: Comm = oracle.reducer.comm
 
+    @staticmethod
+    def of(oracle: Oracle, penalty: Penalty) -> Smoothed:
+        """All rows of an oracle."""
+        objective, weight = oracle.objective, oracle.objective.statistics.weight
+        return Smoothed(oracle, penalty, objective.n / (oracle.batch.size * weight) if weight > 0.0 else 0.0)
+
     def distances(self, z: Array) -> Array:
         """To each row's kink (n,), for margins z (n,)."""
         return np.asarray(self._anchor - self._sign * z)
@@ -172,7 +178,7 @@ class Smoothed:
             return self, look
         objective = _take(self.oracle.objective, chosen)
         batch = Batch(slice(None), count, 0, 0, True)
-        part = Smoothed(Oracle(objective, batch, self.oracle.own_reducer(objective)), self.penalty, self.factor)
+        part = Smoothed(Oracle(objective, batch, _sweeping(objective, self.oracle.reducer)), self.penalty, self.factor)
         here = part.look(look.w, look.width)
         part.linear, part._from, part._limit = look.g - here.g, here.z, limit
         here.g = look.g.copy()
@@ -227,6 +233,11 @@ def smoothed(objective: Objective, quantile: float, width: float) -> Objective:
     part.loss, part.parameter = loss, (quantile, width)  # type: ignore[assignment]
     part.kind = loss.with_parameter(part.parameter)
     return part
+
+
+def _sweeping(objective: Objective, like: Reducer) -> Reducer:
+    """A reducer of the same kind for sums of its own."""
+    return objective.reducer("native" if isinstance(like, NativeReducer) else "exact", like.comm)
 
 
 def _accumulating(objective: Objective, like: Reducer) -> Reducer:

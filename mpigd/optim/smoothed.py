@@ -64,7 +64,7 @@ class SmoothedNewton:
 
     def step(self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot) -> tuple[Array, State]:
         rows = cast(Oracle, oracle)
-        of = Smoothed(rows, penalty, rows.factor)
+        of = Smoothed.of(rows, penalty)
         if state["step"][0] == 0:
             return self._after(*self._begin(w, state, rows, of, dot), of, state, dot)
         width, limit, value, missed = (float(state[name][0]) for name in ("width", "limit", "value", "missed"))
@@ -90,8 +90,8 @@ class SmoothedNewton:
         solver = self._solver(w, state, first.value, dot)
         there, width = w, self.unit
         for m in self.samples:
-            part = oracle.sample(m)
-            there, width = self._on_sample(there, width, Smoothed(part, of.penalty, part.factor), solver, w.size / m)
+            part = Smoothed.of(oracle.sample(m), of.penalty)
+            there, width = self._on_sample(there, width, part, solver, w.size / m)
         if self.samples:
             look = of.look(there, width)
             if look.value < first.value:

@@ -73,5 +73,5 @@ def on_ranks(comm: Comm, table: Table, as_csr: bool, options: dict[str, Any]) ->
 
 def first_objective(table: Table, options: dict[str, Any]) -> float:
     """That of parameters that have hardly moved."""
-    still = dict(loss=options["loss"], optimizer="sgd", lr=1e-12, epochs=1)
+    still = dict(loss=options["loss"], optimizer="sgd", mode=options["mode"], lr=1e-12, epochs=1)
     return float(fit(table, **still).summary["objective"])
