@@ -253,8 +253,7 @@ class Oracle:
 
     def own_reducer(self, objective: Objective) -> Reducer:
         """A reducer like this oracle's for other sums, of which it keeps nothing."""
-        kind = "native" if isinstance(self.reducer, NativeReducer) else "exact"
-        return objective.reducer(kind, self.reducer.comm)
+        return objective.reducer("native" if isinstance(self.reducer, NativeReducer) else "exact", self.reducer.comm)
 
     def look_at(self, w: Array) -> None:
         """Second derivatives are those at w from now on; for oracles of all their objective's rows. Collective.
