@@ -19,7 +19,7 @@ from mpigd.errors import UsageError
 from mpigd.model.constant import best_constant, weighted_quantile
 from mpigd.model.fitted import Model
 from mpigd.model.losses import LOSSES
-from tests.scenarios import fit, kill, shard
+from tests.scenarios import fit, kill, shard, write
 from tests.threadcomm import run
 from tests.truths import Table, generate, objective, pointwise
 
@@ -248,6 +248,14 @@ def test_same_bits(table: Table, options: dict[str, Any], as_csr: bool, tmp_path
     run(3, lambda comm: kill(stop, shard(table, comm, "file", as_csr), comm, threads=1, **saving))
     for model in run(2, lambda comm: fit(shard(table, comm, "hash", as_csr), comm, threads=1, **saving)):
         _same(model, truth)
+
+
+@pytest.mark.parametrize("loss", ["hinge", "quantile"])
+def test_rows_that_are_not_in_memory(loss: str, tmp_path: Path) -> None:
+    """Those near their kinks are read again, not kept: the same bits."""
+    table = classes(n=1500) if loss == "hinge" else regression(n=1500)
+    paths = write(table, tmp_path, files=2)
+    _same(fit(paths, loss=loss, max_memory="1kB", threads=2), fit(paths, loss=loss, threads=1))
 
 
 def test_few_reads_of_many_rows() -> None:
