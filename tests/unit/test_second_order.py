@@ -219,7 +219,7 @@ def test_what_auto_chooses() -> None:
             ("poisson", 10, dict(mode="minibatch")),
         )
     }  # fmt: skip
-    assert list(chosen.values()) == ["newton", "lbfgs", "nesterov", "nesterov", "adam"]
+    assert list(chosen.values()) == ["newton", "lbfgs", "smoothed-newton", "nesterov", "adam"]
     assert build.choice(from_mapping(dict(loss="logistic")), 10) == "optimizer auto: newton (smooth loss, 10 columns)"
     assert build.choice(from_mapping(dict(loss="logistic", optimizer="lbfgs")), 10) is None
 
