@@ -35,6 +35,7 @@ CHECK = 10  # steps between certificates that cost a read each and that no gradi
 LEAST_GAIN = 1e-8  # of the null objective: where less than that can be gained, nothing is to be learned
 ROUNDING = 1e-13  # of the objective: a smaller distance cannot be seen
 STANDARD_ERRORS = 1e-6  # of a log-likelihood: half the square of the coefficients' distance in standard errors
+NOISE = 0.5  # the same of batches: what they draw may leave a run somewhat above the start, which is warned of
 USUAL = float(FIELDS["tol"].default)  # type: ignore[arg-type]  # a looser tolerance is somebody's wish
 HARMLESS = 1e-9  # relative to the objective: an end that lies higher than the start by less is rounding
 
@@ -150,12 +151,9 @@ class Optimality:
                 return polished, value, g
         return w, *self.evaluate(w)
 
-    def gap(self, w: Array, g: Array, state: State) -> float | None:
+    def gap(self, w: Array, g: Array) -> float | None:
         """A proven bound on what is left at w, where the gradient is g (k * p,), or None. Collective."""
-        proven = duality_gap(w, g, self.problem.objective, self.problem.penalty, self.comm)
-        if "left" not in state:
-            return proven
-        return min(float(state["left"][0]), math.inf if proven is None else proven)
+        return duality_gap(w, g, self.problem.objective, self.problem.penalty, self.comm)
 
     def verdict(
         self, w: Array, value: float, g: Array, gap: float | None, reason: str, state: State
@@ -163,11 +161,15 @@ class Optimality:
         """Whether a run that ended for `reason` is at its optimum, to its tolerance or to rounding, and about how much of the
         objective is left, where that is known. Collective."""
         left = gap if gap is not None else self._known(w, g, state)
+        if "left" in state and left is not None:
+            left = min(left, float(state["left"][0]))
         left = value if 0.0 <= value <= self._tolerance(value) else left
         near = max(self._tolerance(value), ROUNDING * abs(value))
         return reason == "tolerance" or (left is not None and left <= near), left
 
     def _known(self, w: Array, g: Array, state: State) -> float | None:
+        if "left" in state:
+            return float(state["left"][0])
         if "decrement" in state and math.isfinite(state["decrement"][0]):
             return float(state["decrement"][0])
         if self.config.mode != "full" or not self.problem.penalty.smooth or self.problem.loss.second is None:
@@ -176,13 +178,14 @@ class Optimality:
         return left if math.isfinite(left) else None
 
     def refuse_worse(self, first: Array, value: float) -> None:
-        """NumericalError on all ranks if a run ends above where it began, `first` (k * p,). Collective."""
-        null = self.problem.null.value
+        """WorseError on all ranks if a run ends above where it began, `first` (k * p,); in other modes than full, far above it.
+        Collective."""
+        null, full = self.problem.null.value, self.config.mode == "full"
         began = null
         if self.config.start is not None:
             began = self.evaluate(first)[0]
-            began = began if self.config.mode == "full" else max(began, null)
-        if not value <= began + HARMLESS * abs(began):
+            began = began if full else max(began, null)
+        if not value <= began + (HARMLESS if full else NOISE) * abs(began):
             error = WorseError(
                 f"the run ended at an objective of {value:.9g}, above the {began:.9g} it began with: there is no "
                 f"model. {_advice(self.config)}"

@@ -153,7 +153,7 @@ def left_to_gain(summary: Mapping[str, Any]) -> str:
     gain = null - value
     if not 0.0 < gain < math.inf:
         return f"at most {left:.1e} above the optimum, nothing was gained over the model without columns"
-    how = "proven: at most" if summary.get("gap") is not None else "Newton decrement: about"
+    how = "proven: at most" if summary.get("gap") == left else "about"
     return f"{how} {left / gain:.1e} of what there is to gain over the model without columns is left"
 
 

@@ -141,6 +141,11 @@ class Report(Callback):
     def _unproven(self, summary: dict[str, Any]) -> str | None:
         """What to know of a full run that ended before its tolerance."""
         config, reason = self._config, summary["stop_reason"]
+        if config.mode != "full" and summary["objective"] > summary["null_objective"]:
+            return (
+                f"the model is worse than none: its objective {summary['objective']:.6g} is above that of the best constant, "
+                f"{summary['null_objective']:.6g}. Try --mode full, more --epochs or a larger --batch-size"
+            )
         if config.mode != "full" or not config.tol or summary["converged"] or reason not in UNPROVEN:
             return None
         left = left_to_gain(summary) or f"gradient {summary['gradient_norm']:.2e}, no bound on the distance is known"

@@ -256,8 +256,8 @@ class Run:
         reads = objective.reads
         w, value, g = self._last()
         self.optimality.refuse_worse(build.first(self.problem, self.config, self.comm), value)
-        gap = self.optimality.gap(w, g, self.state if w is self.w else {})
-        converged, left = self.optimality.verdict(w, value, g, gap, self.reason, self.state)
+        gap = self.optimality.gap(w, g)
+        converged, left = self.optimality.verdict(w, value, g, gap, self.reason, {} if self.config.patience else self.state)
         separated = separation.explain(w, g, self.problem, self.config)
         summary = {
             "objective": value,

@@ -6,6 +6,7 @@ Looks at targets, weights and offsets, never at X. Every number is a function of
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,8 @@ def fit_null(objective: Objective, mean: float, comm: Comm) -> NullModel:
     if objective.scaling.intercept and objective.statistics.weight > 0.0:
         b = _intercepts(rows, mean)
     try:
-        value, _, bend = rows.sums(b)
+        value = rows.mean(b, losses)
+        bend = _largest_curvature(rows, b)
     except NotFinite:  # raised on all ranks together
         return NullModel(np.zeros(objective.k), math.inf, 1.0)
     return NullModel(b, value, bend if bend > 0.0 else 1.0)
@@ -70,27 +72,44 @@ class Targets:
     weight: float
     comm: Comm
 
-    def sums(self, b: Array) -> tuple[float, float, float]:
-        """Mean loss, and its first two derivatives by the first intercept, at intercepts b (k,); of several outputs the
-        largest second derivative. Collective; NotFinite on all ranks."""
-        parts = np.zeros((self.y.size, 2 + self.k))
-        for start in range(0, self.y.size, SLAB):
-            self._fill(b, slice(start, start + SLAB), parts)
-        means = total(parts, self.comm) / (self.weight or 1.0)
-        return float(means[0]), float(means[1]), float(means[2:].max())
+    def mean(self, b: Array, what: Callable[[Targets, Array, slice], Array]) -> float:
+        """The weighted mean over all rows of a number that each has at intercepts b (k,). Collective; NotFinite on all ranks."""
+        numbers = np.empty(self.y.size)
+        for start in range(0, numbers.size, SLAB):
+            rows = slice(start, min(numbers.size, start + SLAB))
+            numbers[rows] = what(self, b, rows)
+        return float(total(numbers, self.comm)[0]) / (self.weight or 1.0)
 
-    def _fill(self, b: Array, rows: slice, parts: Array) -> None:
-        y, c, a, loss = self.y[rows], np.ascontiguousarray(self.c[rows]), self.parameter, self.loss
-        z = np.repeat(b[:, np.newaxis], y.size, axis=1)
+    def predictors(self, b: Array, rows: slice) -> Array:
+        z = np.repeat(b[:, np.newaxis], rows.stop - rows.start, axis=1)
         if self.offset is not None:
             z += self.offset[rows]
+        return z
+
+    def gradients(self, b: Array, rows: slice) -> tuple[Array, Array]:
+        """Per-sample gradients (k, m) and losses (m,) of some rows."""
+        z, y, c = self.predictors(b, rows), self.y[rows], np.ascontiguousarray(self.c[rows])
         r, l = np.empty_like(z), np.empty(y.size)
-        loss.kernel(z, y, c, a, r, l)
-        parts[rows, 0], parts[rows, 1] = l, r[0]
-        if loss.second is None:
-            return
-        loss.second(z, y, c, a, r)
-        parts[rows, 2:] = (c * r * (1.0 - r) if loss.kind == "multiclass" else r).T
+        self.loss.kernel(z, y, c, self.parameter, r, l)
+        return r, l
+
+
+def losses(of: Targets, b: Array, rows: slice) -> Array:
+    return of.gradients(b, rows)[1]
+
+
+def slopes(of: Targets, b: Array, rows: slice) -> Array:
+    return np.asarray(of.gradients(b, rows)[0][0])
+
+
+def curvatures(of: Targets, b: Array, rows: slice) -> Array:
+    """Second derivatives (m,) of the losses, of one output; 0 where the loss has none."""
+    if of.loss.second is None:
+        return np.zeros(rows.stop - rows.start)
+    z, c = of.predictors(b, rows), np.ascontiguousarray(of.c[rows])
+    h = np.empty_like(z)
+    of.loss.second(z, of.y[rows], c, of.parameter, h)
+    return np.asarray(h[0])
 
 
 def _targets(objective: Objective, mean: float, comm: Comm) -> Targets:
@@ -105,6 +124,15 @@ def _targets(objective: Objective, mean: float, comm: Comm) -> Targets:
         c = np.array([float(total(np.where(rows.y == q, rows.c, 0.0), comm)[0]) for q in y])
         comm, n = SelfComm(), objective.k
     return Targets(loss, objective.parameter, objective.k, y, c, offset, n, weight, comm)
+
+
+def _largest_curvature(rows: Targets, b: Array) -> float:
+    """The mean second derivative of the loss at intercepts b (k,), of the output where it is largest. Collective."""
+    if rows.loss.kind != "multiclass":
+        return rows.mean(b, curvatures)
+    shares = np.array([float(vector.exponential(one)) for one in b])
+    shares /= vector.dot(shares, np.ones(rows.k))
+    return float(np.max(shares * (1.0 - shares)))
 
 
 def _intercepts(rows: Targets, mean: float) -> Array:
@@ -138,7 +166,7 @@ def _minimum(rows: Targets, guess: float) -> float:
     low, high, b, reach = -math.inf, math.inf, guess, 0.0
     for _ in range(STEPS):
         try:
-            value, slope, bend = rows.sums(np.array([b]))
+            value, slope, bend = (rows.mean(np.array([b]), what) for what in (losses, slopes, curvatures))
         except NotFinite:  # raised on all ranks together: too far
             if not math.isfinite(low):
                 return guess

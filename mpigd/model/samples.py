@@ -33,7 +33,8 @@ def sizes_for(n: int, p: int, share: float) -> tuple[int, ...]:
     if not share > 0.0:
         return ()
     least = int(min(2.0 * n, ROWS_PER_PARAMETER * p / share)) + 1
-    return tuple(m for m in sorted({max(n // 100, least), max(n // 10, least)}) if 2 * m <= n)
+    small, large = max(n // 100, least), max(n // 10, least)
+    return tuple(m for m in ((small, large) if 2 * small <= large else (large,)) if 2 * m <= n)
 
 
 def _effective_share(objective: Objective, comm: Comm) -> float:

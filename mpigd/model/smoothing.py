@@ -25,6 +25,7 @@ import numpy as np
 from mpigd.batches import Batch
 from mpigd.comm import Comm
 from mpigd.data.matrix import Into
+from mpigd.data.subset import chosen_rows
 from mpigd.exact import ExactReducer
 from mpigd.model.constant import weighted_quantile
 from mpigd.model.hessian import Curvature
@@ -249,9 +250,9 @@ def _accumulating(objective: Objective, like: Reducer) -> Reducer:
 
 
 def _take(objective: Objective, chosen: Array) -> Objective:
-    """The same over some of this rank's rows, a copy of them."""
+    """The same over some of this rank's rows, a copy of them where they are in memory."""
     rows, part = objective.rows, copy.copy(objective)
     offset = None if rows.offset is None else rows.offset[chosen]
-    part.rows = Rows(rows.X.rows(chosen), rows.y[chosen], rows.c[chosen], offset)
+    part.rows = Rows(chosen_rows(rows.X, chosen), rows.y[chosen], rows.c[chosen], offset)
     part.keeps_margins, part._points, part._samples, part._columns = True, [], {}, None
     return part

@@ -38,13 +38,16 @@ class Curved(Protocol):
 def factorise(H: Array, w: Array, oracle: Curved, penalty: Penalty, basis: Basis) -> Preconditioner:
     """The factors of a Hessian (1, p, p) at w, the penalty's included; blocks (k, p, p) are factorised as they are.
 
-    basis: what an earlier Hessian of the same rows has told of dependent columns. A read for AT_ONCE columns
+    basis: that of an earlier Hessian of the same rows, to go on with. A read for AT_ONCE columns
     that are looked at, and one for each that has a remainder. Not `trusted` where these are too many. Collective.
     """
     if H.shape[0] > 1:
         return Preconditioner(factors(H))
-    basis = Basis(np.zeros(0, np.int64), np.zeros((0, w.size)), basis.dependent)
-    bent, looks = H, False
+    bent, looks = H, bool(basis.index.size)
+    if looks:
+        oracle.look_at(w)
+        basis = _renewed(basis, oracle, penalty)
+        bent = _changed(H, basis, oracle, penalty)
     for _ in range(ROUNDS):
         U = factors(bent)
         short = _short(U[0], bent[0]) & (basis.dependent == 0.0)
@@ -65,6 +68,14 @@ def _short(U: Array, H: Array) -> Array:
     diagonal = H.diagonal()
     above = np.array([vector.dot(column, column) for column in np.ascontiguousarray(np.triu(U, 1).T)])
     return np.asarray((diagonal > 0.0) & (diagonal - above < DEPENDENT * diagonal))
+
+
+def _renewed(basis: Basis, oracle: Curved, penalty: Penalty) -> Basis:
+    """The basis with vectors of length one at another point, without those that have none there."""
+    squares, rounding = _squares(basis.vectors, oracle, penalty)
+    there = squares > NOISE * rounding
+    vectors = basis.vectors[there] / np.sqrt(squares[there])[:, np.newaxis]
+    return Basis(basis.index[there], vectors, basis.dependent)
 
 
 def _extended(basis: Basis, found: Array, U: Array, diagonal: Array, oracle: Curved, penalty: Penalty) -> Basis:

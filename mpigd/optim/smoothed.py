@@ -39,7 +39,7 @@ STALLED = 5  # steps without progress that end a run
 FLAT, ROUNDING = 1e-13, 1e-24  # of the objective: a bound that is as good as none left, and a gain that rounding alone makes
 NARROWEST = 1e-13  # of the first width: rounding of the margins leaves no room for less
 REACH = 4.0  # times what has been moved twice over: the optimum is taken to be no farther away in any parameter
-CORNER = 2  # times as many rows in the band as parameters: at a vertex of the linear programme they are as many
+CORNER = 4  # times as many rows in the band as parameters: at a vertex they are as many, and more where rows are repeated
 FAR = 10.0  # times the reach: longer steps are cut, since beyond the kinks there may be nothing that holds them
 
 

@@ -220,7 +220,7 @@ def test_what_auto_chooses() -> None:
             ("poisson", 10, dict(mode="minibatch")),
         )
     }  # fmt: skip
-    assert list(chosen.values()) == ["newton-cholesky", "lbfgs", "nesterov", "nesterov", "adam"]
+    assert list(chosen.values()) == ["newton-cholesky", "lbfgs", "smoothed-newton", "nesterov", "adam"]
     small = Shape(1000, 11)
     said = "optimizer auto: newton-cholesky (smooth loss, 10 columns)"
     assert build.choice(from_mapping(dict(loss="logistic")), small) == said
