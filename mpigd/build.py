@@ -81,7 +81,7 @@ class Problem:
         objective = self.objective
         sparse = objective.statistics.number is not None
         entries = objective.statistics.entries / max(1, objective.n) if sparse else None
-        split = Split.of(objective)
+        split = Split.of(objective) if objective.scaling.p**2 <= LARGEST_FACTOR else None
         wide = 0 if split is None else split.dense
         return Shape(objective.n, objective.scaling.p, self.k, entries, wide, self.samples)
 

@@ -6,6 +6,7 @@ cache, and the other ranks load it. N ranks that compile at once would cost N ti
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 from collections.abc import Callable
@@ -14,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from mpigd import cache
+from mpigd.choices import automatic_optimizer
 from mpigd.comm import Comm, SelfComm, together
 from mpigd.config import Config
+from mpigd.costs import Shape
 from mpigd.data.half import Half, Narrowing
 from mpigd.data.matrix import CSR, Dense, Matrix
 from mpigd.data.shard import Shard
 from mpigd.data.slabs import scrub
-from mpigd.errors import MpigdError
+from mpigd.errors import MpigdError, WorseError
 from mpigd.placement import leads_host
 from mpigd.progress import Progress
 from mpigd_kernels import csr, half
@@ -39,6 +42,9 @@ ALONE = dict(
 )
 
 MANY, STEPS = 400, 3  # rows of which second-order optimisers take samples, and steps in which they come to their products
+
+# What `auto` chooses depends on the rows; Newton's method from samples runs all kernels of these.
+COMPILED_BY_NEWTON = ("newton", "newton-cholesky", "lbfgs-newton", "lbfgs")
 
 Train = Callable[[Shard, Config, Comm, Progress], Any]
 
@@ -64,7 +70,10 @@ def _alone(train: Train, config: Config, layout: str, dtype: str, offset: bool) 
     y = np.tile([1.0, 2.0, 1.0, 2.0], n // 4)  # labels, counts and positive numbers alike
     shard = Shard(n, np.arange(n), _rows(layout, dtype, n // 4), y, offset=np.zeros(n) if offset else None)
     short = config.replace(**ALONE, epochs=STEPS if full else 1, tol=0.0, class_weight=None, batch_size=None if full else 2)
-    train(shard, short, SelfComm(), Progress(io.StringIO(), quiet=True))
+    if full and config.optimizer == "auto" and automatic_optimizer(short, Shape(n, 3))[0] in COMPILED_BY_NEWTON:
+        short = short.replace(optimizer="newton")
+    with contextlib.suppress(WorseError):  # somebody's learning rate need not fit these rows
+        train(shard, short, SelfComm(), Progress(io.StringIO(), quiet=True))
 
 
 def _rows(layout: str, dtype: str, copies: int) -> Matrix:

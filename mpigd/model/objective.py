@@ -258,8 +258,7 @@ class Oracle:
     def look_at(self, w: Array) -> None:
         """Second derivatives are those at w from now on; for oracles of all their objective's rows. Collective.
 
-        Costs no read where w is one of the last two points that `value_and_gradient` has seen.
-        """
+        Costs no read where w is one of the last two points that `value_and_gradient` has seen."""
         self.curvature = Curvature(self.objective, self.objective.margins(w), self.batch, self.reducer)
 
     def hessian_vector(self, v: Array) -> Array:
@@ -267,13 +266,16 @@ class Oracle:
         return self.curvature.times(v, self.factor)
 
     def hessian(self) -> Array:
-        """The Hessian (1, k * p, k * p) at the point of `look_at`, or where that is large its diagonal blocks (k, p, p), one
-        per output: one read, of many outputs more. Collective."""
+        """The Hessian (1, k * p, k * p) at the point of `look_at`, or its diagonal blocks (k, p, p): a read or more."""
         return self.curvature.matrices(self.factor)
 
     def hessian_diagonal(self) -> Array:
         """The diagonal of the Hessian at the point of `look_at` (k * p,): one read. Collective."""
         return self.curvature.diagonal(self.factor)
+
+    @property
+    def outputs(self) -> int:
+        return self.objective.k
 
     def curvatures_along(self, D: Array) -> tuple[Array, Array]:
         """d'Hd (m,) at the point of `look_at` for directions D (m, k * p), and how much of it rounding may be. One read."""
@@ -284,14 +286,13 @@ class Oracle:
         return directions.product_along(self.curvature, d, self.factor)
 
     def column_squares(self) -> Array:
-        """The weighted mean square over the oracle's rows of every parameter's column (k * p,), in these coordinates: 1 over
-        all rows if standardised. One read. Collective."""
+        """The weighted mean square of every parameter's column (k * p,), 1 over all rows if standardised. One read."""
         return column_squares(self.objective, self.reducer.comm)
 
     def line(self, w: Array, there: Array) -> LossLine:
         """The mean loss along the way from w to there (k * p,). A read for each end that is not remembered. Collective."""
-        objective = self.objective
-        return LossLine(objective, objective.margins(w), objective.margins(there), self.factor, self.reducer.comm)
+        of = self.objective
+        return LossLine(of, of.margins(w), of.margins(there), self.factor, self.reducer.comm)
 
     @property
     def factor(self) -> float:

@@ -28,6 +28,9 @@ MAX_VECTORS = 16  # of nearly dependent columns: each costs a product with the H
 
 
 class Curved(Protocol):
+    @property
+    def outputs(self) -> int: ...
+
     def look_at(self, w: Array) -> None: ...
 
     def curvatures_along(self, D: Array) -> tuple[Array, Array]: ...
@@ -43,6 +46,7 @@ def factorise(H: Array, w: Array, oracle: Curved, penalty: Penalty, basis: Basis
     """
     if H.shape[0] > 1:
         return Preconditioner(factors(H))
+    basis = _with_invariance(basis, oracle.outputs, penalty)
     bent, looks = H, bool(basis.index.size)
     if looks:
         oracle.look_at(w)
@@ -68,6 +72,16 @@ def _short(U: Array, H: Array) -> Array:
     diagonal = H.diagonal()
     above = np.array([vector.dot(column, column) for column in np.ascontiguousarray(np.triu(U, 1).T)])
     return np.asarray((diagonal > 0.0) & (diagonal - above < DEPENDENT * diagonal))
+
+
+def _with_invariance(basis: Basis, outputs: int, penalty: Penalty) -> Basis:
+    """The basis with the last of several outputs marked as dependent where no ridge acts: a number that is added to the
+    parameters of all outputs changes nothing."""
+    if outputs == 1:
+        return basis
+    size = basis.dependent.size
+    last = np.arange(size) >= size - size // outputs
+    return Basis(basis.index, basis.vectors, np.where(last & (ridge(penalty, size) == 0.0), 1.0, basis.dependent))
 
 
 def _renewed(basis: Basis, oracle: Curved, penalty: Penalty) -> Basis:

@@ -19,6 +19,10 @@ MAX_END_SLOPE = 0.3  # of the slope at its start: a step that ends steeper was t
 class SecondOrderOracle(LineOracle, Protocol):
     """An oracle with second derivatives."""
 
+    @property
+    def outputs(self) -> int:
+        """How many outputs the parameters are of, one after the other, that share a loss (softmax)."""
+
     def derivatives(self, w: Array) -> tuple[float, Array, Array]:
         """Value, gradient (p,) and `hessian` at w (p,)."""
 

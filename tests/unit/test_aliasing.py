@@ -113,7 +113,7 @@ def test_full_factors_duplicates_and_zeros(loss: str, intercept: bool, as_csr: b
     table = factors(loss)
     for standardize in (True, False):
         data = shard(table, SelfComm(), as_csr=as_csr)
-        model = fit(data, loss=loss, tol=1e-10, intercept=intercept, standardize=standardize)
+        model = fit(data, loss=loss, tol=1e-13, intercept=intercept, standardize=standardize)
         agree(model, table, loss, intercept)
         # what is shown predicts what the model predicts
         z = table.X @ model.coef[0] + model.intercept[0]
@@ -176,7 +176,7 @@ def test_sums_of_columns_that_storage_has_rounded(loss: str, dtype: Any) -> None
     parts = rng.normal(size=(N, 3)) + 10
     X = np.column_stack([parts, parts.sum(axis=1), rng.normal(size=N)]).astype(dtype)
     table = Table(X, response(loss, 0.3 * (parts[:, 0] - 10) + 0.2 * X[:, 4]))
-    model = fit(table, loss=loss, tol=1e-10, optimizer="lbfgs")
+    model = fit(table, loss=loss, tol=1e-13, optimizer="lbfgs")
     assert model.statistics["dropped"] == [3]
     agree(model, Table(X.astype(float), table.y), loss, kept=[0, 1, 2, 3, 5])
 

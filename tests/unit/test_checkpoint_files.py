@@ -81,7 +81,7 @@ def test_validation_data_may_move_but_not_change(size: int, tmp_path: Path) -> N
 def test_more_epochs_do_not_wake_a_run_that_had_stopped(reason: str, tmp_path: Path) -> None:
     """It would have stopped there with them from the beginning."""
     held_out = write(generate("softmax", n=30, seed=7), tmp_path)
-    early = OPTIONS | dict(lr=3.0, lr_schedule="constant", validation=held_out, patience=1, validate_every=1)
+    early = OPTIONS | dict(lr=0.5, lr_schedule="constant", validation=held_out, patience=1, validate_every=1)
     options = early if reason == "patience" else dict(loss="softmax", l2=1e-2, tol=1e-3)
     truth = fit(TABLE, **(options | dict(epochs=40)))
     assert truth.summary["stop_reason"] == reason

@@ -323,7 +323,7 @@ def test_one_sentence_before_any_work() -> None:
         ),
         (dict(l1=0.1, l2=0.1, optimizer="adam", mode="minibatch"), "elastic net needs an optimiser with prox: svrg, sgd"),
         (dict(nonnegative=True, optimizer="newton"), "bounds need an optimiser with prox: "),
-        (dict(loss="hinge", optimizer="fista"), "--optimizer fista goes with --mode full and a smooth loss: try sgd"),
+        (dict(loss="hinge", optimizer="fista"), "--optimizer fista goes with --mode full and a smooth loss: try smoothed-newton"),
         (dict(mode="minibatch", optimizer="fista"), "--optimizer fista goes with --mode full and a smooth loss: try svrg"),
         (dict(optimizer="fista", clip=1.0), "--clip does not go with --optimizer fista"),
     ]

@@ -49,7 +49,8 @@ def truth(oracle: Oracle, table: Table, w: Array) -> Array:
     """The Hessian (k, p, k, p) by numpy, on dense columns in the oracle's order, centred in extended precision."""
     objective, scaling, k = oracle.objective, oracle.objective.scaling, oracle.objective.k
     X, c = table.X[:, scaling.number].astype(np.longdouble), np.ones(len(table.y)) if table.c is None else table.c
-    Z = (X - scaling.center) * scaling.inverse
+    shift = 0.0 if scaling.shift is None else scaling.shift  # what training subtracts from columns far from zero
+    Z = (X - shift - scaling.center) * scaling.inverse
     Z = np.column_stack([Z, np.ones((len(c), int(scaling.intercept)))]).astype(float)
     z, step = Z @ w.reshape(k, -1).T, 1e-6
     if k > 1:
