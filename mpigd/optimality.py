@@ -7,6 +7,7 @@ optimiser may know a bound of its own; else it is the Newton decrement.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ import numpy as np
 from mpigd.batches import Batch
 from mpigd.build import Problem
 from mpigd.callbacks import Step
-from mpigd.choices import LARGEST_FACTOR
+from mpigd.choices import LARGEST_FACTOR, SELF_PACED
 from mpigd.comm import Comm
 from mpigd.config import FIELDS, Config
 from mpigd.errors import NumericalError, WorseError
@@ -25,7 +26,7 @@ from mpigd.model.certificate import duality_gap, least_gap
 from mpigd.model.hessian import is_whole
 from mpigd.model.inference import FAMILIES, why_not
 from mpigd.optim import newton
-from mpigd.optim.base import State, evaluate
+from mpigd.optim.base import State, evaluate, norm
 from mpigd.optim.decrement import newton_decrement
 from mpigd.optim.pairs import stored
 from mpigd_kernels import vector
@@ -138,17 +139,16 @@ class Optimality:
     def finish(self, w: Array, state: State) -> tuple[Array, float, Array]:
         """The last parameters, their objective and gradient: one read, which is not one of training. Collective.
 
-        Where the last step has left a factorised Hessian, its Newton step is taken if it does not lead up: it costs nothing.
+        Where the last step has left a factorised Hessian, its Newton step is taken if the gradient is smaller there: it costs
+        nothing.
         """
-        value, g = 0.0, w
         polished = newton.polished(w, state)
         if polished is not None:
-            try:
+            before, length = float(state["value"][0]), float(state["gradient_norm"][0])
+            with contextlib.suppress(NumericalError):  # raised on all ranks together
                 value, g = self.evaluate(polished)
-            except NumericalError:  # raised on all ranks together
-                value = math.inf
-            if value <= float(state["value"][0]) * (1.0 + ROUNDING):
-                return polished, value, g
+                if value <= before + HARMLESS * abs(before) and norm(g, vector.dot) <= length:
+                    return polished, value, g
         return w, *self.evaluate(w)
 
     def gap(self, w: Array, g: Array) -> float | None:
@@ -172,7 +172,7 @@ class Optimality:
             return float(state["left"][0])
         if "decrement" in state and math.isfinite(state["decrement"][0]):
             return float(state["decrement"][0])
-        if self.config.mode != "full" or not self.problem.penalty.smooth or self.problem.loss.second is None:
+        if self.config.optimizer not in SELF_PACED or not self.problem.penalty.smooth or self.problem.loss.second is None:
             return None
         left = self.decrement(w, g, state)
         return left if math.isfinite(left) else None

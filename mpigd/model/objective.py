@@ -192,6 +192,7 @@ class Oracle:
     objective: Objective
     batch: Batch
     reducer: Reducer
+    outputs = property(lambda self: self.objective.k)
 
     def value_and_gradient(self, w: Array) -> tuple[float, Array]:
         """F(w) and its gradient (k * p,). Raises NumericalError on all ranks if a residual or loss is not finite."""
@@ -262,7 +263,7 @@ class Oracle:
         self.curvature = Curvature(self.objective, self.objective.margins(w), self.batch, self.reducer)
 
     def hessian_vector(self, v: Array) -> Array:
-        """The Hessian at the point of `look_at` times v (k * p,): one read. Collective."""
+        """The Hessian at the point of `look_at` times v (k * p,): one read."""
         return self.curvature.times(v, self.factor)
 
     def hessian(self) -> Array:
@@ -272,10 +273,6 @@ class Oracle:
     def hessian_diagonal(self) -> Array:
         """The diagonal of the Hessian at the point of `look_at` (k * p,): one read. Collective."""
         return self.curvature.diagonal(self.factor)
-
-    @property
-    def outputs(self) -> int:
-        return self.objective.k
 
     def curvatures_along(self, D: Array) -> tuple[Array, Array]:
         """d'Hd (m,) at the point of `look_at` for directions D (m, k * p), and how much of it rounding may be. One read."""

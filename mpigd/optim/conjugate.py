@@ -9,6 +9,7 @@ import numpy as np
 from mpigd.model.penalties import Penalty
 from mpigd.optim.base import Array, Dot
 from mpigd.optim.preconditioner import Preconditioner
+from mpigd_kernels import vector
 
 MAX_PRODUCTS = 200
 
@@ -46,17 +47,19 @@ def conjugate_gradients(
         products += 1
         bend = dot(d, Hd)
         if not bend > 0.0:  # no curvature along d that rounding leaves: without another step that of the preconditioner
-            s = s if products > 1 else d
+            s = s if products > 1 else d.copy()
             break
         alpha = ry / bend
-        s = s + alpha * d
-        r = r - alpha * Hd
+        vector.add_scaled(s, alpha, d)
+        vector.add_scaled(r, -alpha, Hd)
+        del Hd  # of many columns, memory counts
         diagonal.append(1.0 / alpha + (share / before if share else 0.0))
         y = M.solve(r)
         ry, last = dot(r, y), ry
         share, before = ry / last, alpha
         off.append(max(0.0, share) ** 0.5 / alpha)
-        d = y + share * d
+        vector.add_scaled(y, share, d)
+        d = y
     return s, _least_eigenvalue(diagonal, off[:-1]), products
 
 

@@ -62,7 +62,7 @@ def test_pairs(name: str, loss: str, penalty: str) -> None:
     for as_csr in (False, True):
         truth = fit(shard(table, SelfComm(), as_csr=as_csr), **options)
         # Batches of 16 rows leave some noise around an optimum within bounds.
-        assert truth.summary["objective"] <= first_objective(table, options) * (1 + (1e-12 if mode == "full" else 0.01))
+        assert truth.summary["objective"] <= first_objective(table, options) * (1 + (1e-12 if mode == "full" else 0.03))
         for size in RANKS:
             for model in run(size, on_ranks, table, as_csr, options):
                 same(model, truth)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, event, given, reject, settings
 from hypothesis import strategies as st
 
 from mpigd import build
@@ -23,7 +23,7 @@ from mpigd.data import matrix
 from mpigd.data.half import Half, Narrowing
 from mpigd.data.matrix import Matrix
 from mpigd.data.shard import Shard
-from mpigd.errors import NumericalError, ReplicaError
+from mpigd.errors import NumericalError, ReplicaError, WorseError
 from mpigd.model.losses import LOSSES
 from mpigd.optim.accelerated import Accelerated
 from mpigd.optim.base import advance
@@ -133,7 +133,10 @@ def test_no_two_digests_differ(
     event(f"{options['loss']} {options['mode']}")
     X = matrix_of(table.X, kind)
     whole = Shard(len(table.y), np.arange(len(table.y), dtype=np.int64), X, table.y, table.c, table.offset)
-    truth = fit(whole, **options)
+    try:
+        truth = fit(whole, **options)
+    except WorseError:  # a few steps of single rows, drawn at random, may lead anywhere
+        reject()
     digests = (truth.digest, truth.summary["state_digest"])
     with_blocks(monkeypatch, one.block)
     assert trained(one, whole, table, options) == digests
