@@ -113,14 +113,18 @@ class Optimality:
         self.next_check = least, 1.5 * step.batch.step + CHECK
         return left
 
+    @cached_property
+    def _dense(self) -> bool:
+        """Whether the whole Hessian has room."""
+        k, p = self.problem.k, self.problem.objective.scaling.p
+        return is_whole(k, p) and k * p * k * p <= LARGEST_FACTOR
+
     def decrement(self, w: Array, g: Array, state: State) -> float:
         """About what is left at w (k * p,), where loss and penalty are smooth. Collective."""
-        objective, k = self.problem.objective, self.problem.k
-        p = objective.scaling.p
+        objective = self.problem.objective
         oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), self._reducer())
-        dense = is_whole(k, p) and k * p * k * p <= LARGEST_FACTOR
         try:
-            return newton_decrement(w, g, oracle, self.problem.penalty, vector.dot, objective.n, stored(state), dense)
+            return newton_decrement(w, g, oracle, self.problem.penalty, vector.dot, objective.n, stored(state), self._dense)
         except NumericalError:  # raised on all ranks together
             return math.inf
 
@@ -160,20 +164,22 @@ class Optimality:
     ) -> tuple[bool, float | None]:
         """Whether a run that ended for `reason` is at its optimum, to its tolerance or to rounding, and about how much of the
         objective is left, where that is known. Collective."""
-        left = gap if gap is not None else self._known(w, g, state)
+        left = gap if gap is not None else self._known(w, g, state, reason)
         if "left" in state and left is not None:
             left = min(left, float(state["left"][0]))
         left = value if 0.0 <= value <= self._tolerance(value) else left
         near = max(self._tolerance(value), ROUNDING * abs(value))
         return reason == "tolerance" or (left is not None and left <= near), left
 
-    def _known(self, w: Array, g: Array, state: State) -> float | None:
+    def _known(self, w: Array, g: Array, state: State, reason: str) -> float | None:
         if "left" in state:
             return float(state["left"][0])
         if "decrement" in state and math.isfinite(state["decrement"][0]):
             return float(state["decrement"][0])
         if self.config.optimizer not in SELF_PACED or not self.problem.penalty.smooth or self.problem.loss.second is None:
             return None
+        if reason == "epochs" and not self._dense:
+            return None  # it was not near when it was cut off, and vectors of so many columns are large
         left = self.decrement(w, g, state)
         return left if math.isfinite(left) else None
 
