@@ -38,7 +38,7 @@ class Step(NamedTuple):
 class Measure(Protocol):
     """Tells how far a run is from its optimum."""
 
-    next_check: tuple[float, float]
+    checked: tuple[float, float, float]
 
     def reached(self, step: Step) -> bool: ...
 
@@ -78,11 +78,11 @@ class Tolerance(Callback):
         return "flat" if "flat" in step.state and step.state["flat"][0] else None
 
     def state(self) -> dict[str, Array]:
-        return {"next_check": np.array(self._optimality.next_check)}
+        return {"checked": np.array(self._optimality.checked)}
 
     def restore(self, state: dict[str, Array]) -> None:
-        square, step = state["next_check"].tolist()
-        self._optimality.next_check = square, step
+        square, step, left = state["checked"].tolist()
+        self._optimality.checked = square, step, left
 
 
 @dataclass

@@ -45,13 +45,14 @@ HARMLESS = 1e-9  # relative to the objective: an end that lies higher than the s
 class Optimality:
     """Of one run, in full mode or another.
 
-    next_check: the squared gradient norm, and the step, from which on the Newton decrement is worth its reads again.
+    checked: the squared gradient norm, and the step, from which on the Newton decrement is worth its reads again; and
+    what it was the last time.
     """
 
     problem: Problem
     config: Config
     comm: Comm
-    next_check: tuple[float, float] = (math.inf, 0.0)
+    checked: tuple[float, float, float] = (math.inf, 0.0, math.inf)
 
     def goal(self, value: float) -> float:
         """What may be left of the objective at this value: where standard errors come, a thousandth of them."""
@@ -105,12 +106,12 @@ class Optimality:
             return about / self.config.tol if self.config.tol else None
         if self.problem.loss.second is None:
             return None
-        if about > goal or (square > self.next_check[0] and step.batch.step < self.next_check[1]):
+        if about > goal or (square > self.checked[0] and step.batch.step < self.checked[1]):
             return math.inf
         w, g = step.w, step.state.get("gradient")
         left = self.decrement(w, self.evaluate(w)[1] if g is None else g, step.state)
         least = square * min(0.5, max(1e-4, goal / left)) if left > 0.0 else square
-        self.next_check = least, 1.5 * step.batch.step + CHECK
+        self.checked = least, 1.5 * step.batch.step + CHECK, left
         return left
 
     @cached_property
@@ -180,7 +181,7 @@ class Optimality:
             return None
         if reason == "epochs" and not self._dense:
             return None  # it was not near when it was cut off, and vectors of so many columns are large
-        left = self.decrement(w, g, state)
+        left = self.checked[2] if reason == "tolerance" else self.decrement(w, g, state)
         return left if math.isfinite(left) else None
 
     def refuse_worse(self, first: Array, value: float) -> None:
