@@ -134,7 +134,8 @@ def automatic_optimizer(config: Config, shape: Shape) -> tuple[str, str]:
     if shape.p * shape.p > LARGEST_FACTOR:
         return "lbfgs", f"smooth loss, {d:,} columns are too many to factorise"
     if shape.k > 1 and not is_whole(shape.k, shape.p):
-        return "lbfgs", f"smooth loss, {shape.k:,} x {d:,} coefficients are too many to factorise"
+        name = "newton" if shape.k * shape.p * shape.p <= LARGEST_FACTOR else "lbfgs"
+        return name, f"smooth loss, {shape.k:,} x {d:,} coefficients are too many to factorise at once"
     return cheapest(shape), f"smooth loss, {d:,} columns"
 
 

@@ -59,7 +59,7 @@ class Optimality:
         tolerance = self._tolerance(value)
         if not self.with_statistics or not self.problem.objective.statistics.weight or self.config.tol > USUAL:
             return tolerance
-        dispersion = min(1.0, abs(value)) if FAMILIES[self.config.loss].dispersed else 1.0
+        dispersion = 2.0 * abs(value) if FAMILIES[self.config.loss].dispersed else 1.0
         return min(tolerance, STANDARD_ERRORS * dispersion / self.problem.objective.statistics.weight)
 
     def _tolerance(self, value: float) -> float:

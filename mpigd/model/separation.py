@@ -74,13 +74,7 @@ def explain(w: Array, g: Array, problem: Problem, config: Config) -> dict[str, A
     return None if found is None else as_values(found, loss, names, labels)
 
 
-def find(
-    w: Array,
-    g: Array,
-    objective: Objective,
-    reducer: Reducer,
-    step: Array | None = None,
-) -> Separation | None:
+def find(w: Array, g: Array, objective: Objective, reducer: Reducer, step: Array | None = None) -> Separation | None:
     """What separates the data, or None. Collective; its reads are not counted.
 
     w: where a run without penalty has ended; g: the gradient there; step: the Newton direction
@@ -122,9 +116,14 @@ def _find(w: Array, g: Array, objective: Objective, reducer: Reducer, step: Arra
 
 
 def _is_confident(w: Array, objective: Objective, comm: Comm) -> bool:
-    """Whether some row's loss at w (k * p,) is small, as those of separated rows become."""
+    """Whether some row's loss at w (k * p,) is small, as those of separated rows become; of several classes, whether some
+    class is as good as excluded for a row."""
     rows, z = objective.rows, objective.margins(w)
     r, l, c = np.empty_like(z), np.empty(z.shape[1]), np.ascontiguousarray(rows.c)
+    if objective.k > 1:
+        assert objective.loss.second is not None
+        objective.loss.second(z, rows.y, c, objective.parameter, r)
+        return _count((r < CONFIDENT).any(axis=0) & (c > 0.0), comm) > 0
     objective.loss.kernel(z, rows.y, c, objective.parameter, r, l)
     small, counted = CONFIDENT, c > 0.0
     if objective.loss.name == "poisson":  # whose losses are small of events that are expected, too

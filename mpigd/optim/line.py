@@ -33,17 +33,21 @@ def best_length(w: Array, s: Array, g: Array, oracle: LineOracle, penalty: Penal
         return 0.0
     line = oracle.line(w, w + s)
 
-    def slope(t: float) -> float:
+    def look(t: float) -> tuple[float, float]:
         value, change = line.at(t)
-        bent = g * 0.0
-        penalty.add_gradient(w + t * s, bent)
-        return change + dot(bent, s) if math.isfinite(value) else math.inf
+        if not math.isfinite(value):
+            return math.inf, math.inf
+        there, bent = w + t * s, g * 0.0
+        penalty.add_gradient(there, bent)
+        return value + penalty.value(there), change + dot(bent, s)
 
+    start = look(0.0)[0]
     low, high, at_low, at_high = 0.0, math.inf, first, math.inf
     t = 1.0
     for trial in range(MAX_TRIALS):
-        here = slope(t)
-        if abs(here) <= -MAX_END_SLOPE * first:
+        value, here = look(t)
+        # A slope may be small beyond the minimum too, where few rows make that at the start steep.
+        if abs(here) <= -MAX_END_SLOPE * first and (here <= 0.0 or value < start):
             return t
         if here > 0.0:
             high, at_high = t, here
