@@ -233,7 +233,9 @@ def _second_order(problem: Problem, config: Config) -> Optimizer:
     direct = Newton((), None, whole, direct=True, name="newton-cholesky")
     if config.optimizer == "newton-cholesky":
         return direct
-    return Then(lbfgs, direct, problem.shape.lbfgs_budget())
+    shape = problem.shape
+    last = direct if shape.direct() <= shape.sampled() else Newton(problem.samples, None, whole, name="newton")
+    return Then(lbfgs, last, shape.lbfgs_budget())
 
 
 def _hybrid(problem: Problem, config: Config) -> Hybrid:

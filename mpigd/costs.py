@@ -17,9 +17,13 @@ DENSE_ROW, DENSE_COLUMN, DENSE_PRODUCT = 50.0, 0.18, 0.0105  # of a Hessian: a r
 SPARSE_READ, WIDE_PRODUCT, MIXED_PRODUCT, SPARSE_PRODUCT, SPARSE_ELEMENT = 2.4, 0.011, 0.17, 1.0, 1.0
 FACTOR = 0.018  # of p^3 / 3, of a Cholesky factor
 DIRECT_STEPS, SAMPLED_READS, LBFGS_READS = 8.0, 12.0, 45.0  # usual numbers
+SPARSE_LBFGS_READS = 20.0  # columns that seldom meet are nearly orthogonal
 SAMPLE_HESSIANS, SAMPLE_READS = 5.0, 12.0  # of the first sample, and of the second
+# Before L-BFGS is given up: well conditioned problems need less than 25 steps, others some hundreds; with several outputs
+# Newton's method is so much dearer that those are waited for.
+PATIENCE, FEWEST_STEPS = 0.25, 25
 CHEAP = 1e8  # a tenth of a second for all Hessians: fewer reads are worth that
-WORTH = 2.0  # L-BFGS, whose number of reads hangs on the conditioning, has to promise so much
+WORTH = 2.0  # on dense rows, where its number of reads hangs on the conditioning, L-BFGS has to promise so much
 
 
 @dataclass(frozen=True)
@@ -67,16 +71,18 @@ class Shape:
         return on_samples + self.hessian(last) + (SAMPLE_HESSIANS + 1.0) * self.factor() + SAMPLED_READS * self.sweep(self.n)
 
     def lbfgs(self) -> float:
-        return LBFGS_READS * self.sweep(self.n)
+        return (LBFGS_READS if self.entries is None else SPARSE_LBFGS_READS) * self.sweep(self.n)
 
     def lbfgs_budget(self) -> int:
-        """Steps of L-BFGS before Newton's method takes over: the usual number, or half of what the whole of that costs."""
-        return max(int(LBFGS_READS), math.ceil(0.5 * self.direct() / self.sweep(self.n)))
+        """Steps of L-BFGS before Newton's method takes over: as many as cost a part of what that does, and a few at least."""
+        part = PATIENCE if self.k == 1 else 1.0
+        return max(FEWEST_STEPS, math.ceil(part * min(self.direct(), self.sampled()) / self.sweep(self.n)))
 
 
 def cheapest(shape: Shape) -> str:
     """newton-cholesky, newton or lbfgs-newton: a function of the data's shape."""
     direct, sampled, lbfgs = shape.direct(), shape.sampled(), shape.lbfgs()
+    worth = WORTH if shape.entries is None else 1.0
     if direct <= max(CHEAP, sampled):
-        return "newton-cholesky" if direct <= max(CHEAP, WORTH * lbfgs) else "lbfgs-newton"
-    return "newton" if sampled <= WORTH * lbfgs else "lbfgs-newton"
+        return "newton-cholesky" if direct <= max(CHEAP, worth * lbfgs) else "lbfgs-newton"
+    return "newton" if sampled <= worth * lbfgs else "lbfgs-newton"

@@ -25,6 +25,7 @@ from mpigd.optim.pairs import stored
 from mpigd.optim.preconditioner import Preconditioner, roots, with_penalty
 from mpigd.optim.sampled import SampleDescent
 
+INNER = 200  # most products of a step otherwise
 LOOSEST, TIGHTEST = 0.2, 1e-3  # inner tolerances
 NEVER_CHANGED = ("factor", "basis", "move", "change")  # arrays of the state that steps share
 SETTLED = 0.05  # a relative decrease of the objective up to which the diagonal is not made anew
@@ -75,7 +76,8 @@ class Newton:
         if kind == WHOLE:
             s = -M.solve(point.g)
         else:
-            s, spectrum, products = conjugate_gradients(point.g, M, second, penalty, dot, float(state["tolerance"][0]))
+            most = MAX_PRODUCTS + 1 if kind == SAMPLED and self.dense else INNER
+            s, spectrum, products = conjugate_gradients(point.g, M, second, penalty, dot, float(state["tolerance"][0]), most)
         slope = dot(point.g, s)
         new, length = move(point, s, second, penalty, dot, kind != SAMPLED)
         moved = new is not point

@@ -232,7 +232,7 @@ def test_auto_takes_what_the_shape_makes_cheapest() -> None:
     assert cheapest(Shape(600_000, 26, samples=(6_000, 60_000))) == "newton"
     assert cheapest(Shape(1_000_000, 129, samples=(10_000, 100_000))) == "newton"
     assert cheapest(Shape(1_500, 13)) == "newton-cholesky"
-    assert cheapest(Shape(300_000, 1_298, entries=20.0, wide=15, samples=(32_450,))) == "newton"
+    assert cheapest(Shape(300_000, 1_298, entries=20.0, wide=15, samples=(32_450,))) == "lbfgs-newton"
     assert cheapest(Shape(300_000, 3_900, entries=80.0)) == "lbfgs-newton"
     assert cheapest(Shape(1_797, 65, k=10)) == "lbfgs-newton"
 
