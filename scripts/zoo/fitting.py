@@ -193,7 +193,7 @@ def reads_bar(row: Row) -> Row:
     """
     arrived = {name: run for name, run in row["peers"].items() if run.get("excess", 1.0) <= COUNTS}
     reads = {name: run["reads"] for name, run in arrived.items()}
-    if not reads or row.get("reads") is None or not row.get("exists"):
+    if not reads or row.get("reads") is None or not row.get("exists", True):
         return {"best": None, "best_reads": None, "within": None}
     best = min(reads, key=lambda name: reads[name])
     return {
