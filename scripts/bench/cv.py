@@ -92,7 +92,7 @@ class Fold:
         goal.counter, goal._samples, goal._points, goal.reads = goal, {}, [], 0.0
         penalty = dataclasses.replace(self.whole.penalty, strength=l2)
         made = dataclasses.replace(self.whole, objective=goal, penalty=penalty, reducer=goal.reducer("exact", comm))
-        complete = build.complete(config.replace(l2=l2), goal.n, goal.rows.X.d)
+        complete = build.complete(config.replace(l2=l2), goal.n, goal.rows.X.d, made.shape)
         run = Run(made, complete, comm, Report(Progress(sys.stderr, quiet=True), complete, comm))
         spent = seconds(comm, run.train)
         z = margins(self.held.X, *goal.scaling.to_raw(run.w, 1), None)

@@ -14,7 +14,7 @@ from mpigd import cache
 from mpigd.comm import Comm
 from mpigd.world import connect
 
-STEPS, GOAL = 10, 1e-6  # far more reads than the targets
+STEPS, GOAL = 150, 1e-6  # far more reads than the targets
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def steps(data: str, comm: Comm, repeats: int, **options: Any) -> dict[str, Any]
 
     config = Config(**options, threads=1, tol=0.0, epochs=STEPS, quiet=True)
     shard = load([data], build.layout(config), comm)
-    config = build.complete(config, shard.n, shard.X.d)
+    config = build.complete(config, shard.n, shard.X.d, build.problem(shard, config, comm).shape)
 
     class Watch(Callback):
         """Reads and parameters after each step."""
