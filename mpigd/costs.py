@@ -1,4 +1,4 @@
-"""What the solvers of full mode are expected to cost, from the shape of the data alone: how `auto` chooses.
+"""Predicted costs of the solvers of full mode, from the shape of the data alone: `auto` chooses by them.
 
 Nanoseconds on one core of a machine that nobody runs: only their ratios matter, and they must not depend on the
 machine, the ranks or the threads, or the model would. Measured on made-up rows (float32); docs/performance.md.

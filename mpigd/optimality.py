@@ -1,4 +1,4 @@
-"""How far a run is from its optimum, at most or about, and whether that is near enough.
+"""The distance of a run from its optimum, at most or about, and whether that is near enough.
 
 The measure has no unit: what is left of the objective, over what there is to gain, the null model's
 objective minus the current one. What is left is bounded by a duality gap where the penalty allows one; an
@@ -55,7 +55,7 @@ class Optimality:
     checked: tuple[float, float, float] = (math.inf, 0.0, math.inf)
 
     def goal(self, value: float) -> float:
-        """What may be left of the objective at this value: where standard errors come, a thousandth of them."""
+        """The most that may be left of the objective at this value: where standard errors come, a thousandth of them."""
         tolerance = self._tolerance(value)
         if not self.with_statistics or not self.problem.objective.statistics.weight or self.config.tol > USUAL:
             return tolerance
@@ -80,7 +80,7 @@ class Optimality:
         return left is not None and left <= self.goal(step.value)
 
     def _left(self, step: Step) -> float | None:
-        """What is left, at most or about; infinite, and cheap, while it is clearly too much; None if nothing is known."""
+        """The distance left, at most or about; infinite, and cheap, while it is clearly too much; None if nothing is known."""
         penalty, state, goal = self.problem.penalty, step.state, self.goal(step.value)
         if "left" in state:
             return float(state["left"][0])
@@ -97,7 +97,7 @@ class Optimality:
         return duality_gap(step.w, g, self.problem.objective, penalty, self.comm)
 
     def _without_bound(self, step: Step, goal: float) -> float | None:
-        """Where no penalty bounds the distance: the Newton decrement, which optimisers with a Hessian know."""
+        """The distance left where no penalty bounds it: the Newton decrement, which optimisers with a Hessian know."""
         if "decrement" in step.state:
             return float(step.state["decrement"][0])
         square = step.gradient_norm * step.gradient_norm

@@ -1,4 +1,4 @@
-"""What a Newton step would gain: a measure, in the objective's own unit, of how far the optimum is."""
+"""The Newton decrement: a measure, in the objective's own unit, of how far the optimum is."""
 
 from __future__ import annotations
 

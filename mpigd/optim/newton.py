@@ -153,7 +153,7 @@ class Newton:
 
 
 def polished(w: Array, state: State) -> Array | None:
-    """Where the Newton step at w (p,) leads, if the state has the factor of the Hessian there."""
+    """The parameters after the Newton step at w (p,), if the state has the factor of the Hessian there."""
     if "factor" not in state or state["factor"].ndim == 1 or state["kind"][0] == SAMPLED:
         return None
     return w - Preconditioner.of(state, w.size).solve(state["gradient"])
