@@ -64,6 +64,8 @@ def factorise(H: Array, w: Array, oracle: Curved, penalty: Penalty, basis: Basis
         if basis.index.size > MAX_VECTORS:
             return Preconditioner(factors(H), trusted=False)
         bent = _changed(H, basis, oracle, penalty)
+    else:
+        U = factors(bent)
     return Preconditioner(U, basis=basis) if np.isfinite(U).all() else Preconditioner(factors(H), trusted=False)
 
 
