@@ -68,28 +68,20 @@ class Pulled:
         return g
 
 
-def pull(penalty: Penalty, w: Array, part: SecondOrderOracle, m: int, diagonal: Array) -> Pulled:
-    """The penalty for a sample of m rows, pulled towards w (p,); diagonal (p,): of about its Hessian there.
+def pull(penalty: Penalty, w: Array, part: SecondOrderOracle, m: int) -> Pulled:
+    """The penalty for a sample of m rows, pulled towards w (p,). Two reads of the sample.
 
     The pull on every coordinate is that of a small part of a row: it decides only what no row of the sample does, like
     the coefficient of a level whose rows there have no event, and leaves the small eigenvalues of correlated columns alone
     (with a whole row they were drowned: 23 reads in place of 14). Where a column's numbers are far smaller in the sample
-    than in all rows (a rare level), half of the missing curvature is added; only where the diagonal is uneven are they
-    measured, a read of the sample. The typical curvature is the mean of the diagonal.
+    than in all rows (a rare level), half of the missing curvature is added. The typical curvature is the mean of the
+    Hessian's diagonal at w.
     """
+    part.look_at(w)
+    diagonal, squares = part.hessian_diagonal(), part.column_squares()
     typical = vector.dot(diagonal, np.ones(w.size)) / max(1, np.count_nonzero(diagonal))
-    columns = np.zeros(w.size)
-    if ((diagonal > 0.0) & (diagonal < LEAST_SQUARE * typical)).any():
-        columns = typical * np.maximum(0.0, LEAST_SQUARE - part.column_squares()) * (diagonal > 0.0)
+    columns = typical * np.maximum(0.0, LEAST_SQUARE - squares) * (diagonal > 0.0)
     return Pulled(penalty, w, typical * PULL / m + columns, columns)
-
-
-def _diagonal(M: Preconditioner | None, w: Array, part: SecondOrderOracle) -> Array:
-    """About the diagonal of the Hessian (p,): that of the smaller sample's, which M has factorised, or the sample's own."""
-    if M is None:
-        part.look_at(w)
-        return part.hessian_diagonal()
-    return np.concatenate([np.array([vector.dot(u, u) for u in np.ascontiguousarray(U.T)]) for U in M.U])
 
 
 @dataclass(frozen=True)
@@ -138,14 +130,8 @@ class SampleDescent:
         the Hessian; with one they are conjugate gradients: a Hessian of many columns costs as much as many products.
         """
         direct = self.dense and self.whole and M is None
-        if direct:
-            value, g, H = part.derivatives(w)
-            own = pull(penalty, w0, part, m, H[0].diagonal().copy())
-            own.add_gradient(w, g)
-            point = Point(w, value + own.value(w), g, with_penalty(H, own, w.size))
-        else:
-            own = pull(penalty, w0, part, m, _diagonal(M, w, part))
-            point = stand(w, part, own, False)
+        own = pull(penalty, w0, part, m)
+        point = stand(w, part, own, direct)
         for _ in range(MAX_STEPS):
             if direct or M is None or not self.dense:
                 M = self._preconditioner(point, part, own)
