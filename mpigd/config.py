@@ -85,7 +85,7 @@ class Config:
     bounds: str | None = option(None, "LOW:HIGH, of every coefficient but the intercept; 0 within them; a side may be empty")
     seed: int = option(0, "of everything random", low=0)
     class_weight: str | None = option(
-        None, 'balanced, or LABEL=WEIGHT,... for the classes of a two- or k-class loss ("LABEL"=WEIGHT with a comma); may be repeated'
+        None, 'balanced, or LABEL=WEIGHT,... for classes; a label with a comma as "LABEL"=WEIGHT; may be repeated'
     )
     intercept: bool = option(True, "fit an intercept (never penalised)")
     standardize: bool = option(True, "penalise the coefficients of columns divided by their standard deviation")

@@ -1,4 +1,4 @@
-"""Quantities that options spell as texts."""
+"""Quantities that options spell as texts, and numbers as people read them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ from typing import Any, NamedTuple
 from mpigd.errors import UsageError
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def readable(value: float) -> str:
+    """A number for people: a whole one with separators, as counts have, another with six digits."""
+    if math.isfinite(value) and float(value).is_integer() and abs(value) < 2.0**53:
+        return f"{int(value):,}"
+    return f"{value:.6g}" if not 1e6 <= abs(value) < 1e15 else f"{value:,.1f}"
 
 
 def size_of(text: str) -> int:
