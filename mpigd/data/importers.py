@@ -15,7 +15,8 @@ from typing import Any
 import h5py
 
 from mpigd.data import hdf5, survey, svmlight, tables
-from mpigd.data.encoding import Encoder, Encoding, no_column
+from mpigd.data.encoder import Encoder
+from mpigd.data.encoding import Encoding, no_column
 from mpigd.data.levels import named_levels
 from mpigd.data.survey import Options
 from mpigd.data.tables import Source

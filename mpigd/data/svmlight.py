@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from mpigd.data.compressed import open_bytes, reading
 from mpigd.data.encoding import Encoding
 from mpigd.data.survey import choose_layout
-from mpigd.data.tables import Source, open_bytes, reading
+from mpigd.data.tables import Source
 from mpigd.errors import DataError
 
 Array = np.ndarray[Any, Any]
