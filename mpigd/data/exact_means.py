@@ -20,8 +20,8 @@ class ExactSums:
 
     A column is an integer in limbs of 32 bits, each kept in 64. A block's sums come first: values
     are cut at a power of two, so coarse that the upper parts add up without rounding in any order,
-    and what is cut off is added in the same way, until nothing is left (as in Rump, Ogita and Oishi,
-    Accurate floating-point summation, SIAM J. Sci. Comput. 31, 2008).
+    and what is cut off is added in the same way, until nothing is left (as in Rump, Ogita and
+    Oishi, Accurate floating-point summation, SIAM J. Sci. Comput. 31, 2008).
     """
 
     def __init__(self, p: int) -> None:

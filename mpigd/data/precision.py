@@ -21,14 +21,14 @@ class Spread:
     """What rounding to float32 does to p columns. A column is damaged if
 
     * a value that is not zero becomes zero, or a finite one infinite;
-    * its values (zeros aside, which often stand for nothing) lie within 2^10 steps of float32 at the
-      largest of them and not all are float32 numbers. Rounding then moves them by more than about a
-      thousandth of their spread;
+    * its values (zeros aside, which often stand for nothing) lie within 2^10 steps of float32 at
+      the largest of them and not all are float32 numbers. Rounding then moves them by more than
+      about a thousandth of their spread;
     * of the changes from one row to the next, more than half vanish. This sees the same where an
       outlier stretches the range.
 
     Differences below 2^-42 of the values are those of computing in float64 and count for nothing.
-    0.1 steps are lost only above 10^5 within a range of a few units; whole numbers up to 2^24 never.
+    Steps of 0.1 suffer above 10^5 alone, within a few units; whole numbers up to 2^24 never do.
     """
 
     def __init__(self, p: int) -> None:
@@ -48,7 +48,7 @@ class Spread:
     def damaged(self) -> list[bool]:
         """Which columns float32 damages."""
         lost = (self.vanished > 0) | (self.infinite > 0) | (2 * self.kept < self.changes)
-        return (lost | self._narrow()).tolist()
+        return [bool(one) for one in lost | self._narrow()]
 
     def why(self, column: int) -> str:
         """What float32 does to a damaged column, for a note."""
@@ -66,7 +66,8 @@ class Spread:
         with np.errstate(over="ignore", invalid="ignore"):
             step = np.spacing(np.where(known, largest, 1.0).astype(np.float32)).astype(np.float64)
             width = self.high - self.low
-            return known & self.rounded & (width < FEW_STEPS * step) & (width > NOISE * largest)
+            some = (width < FEW_STEPS * step) & (width > NOISE * largest)
+        return np.asarray(known & self.rounded & some)
 
     def _add(self, columns: slice, values: Array) -> None:
         """The slabs of a column come in the order of their rows."""
