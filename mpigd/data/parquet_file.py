@@ -23,11 +23,12 @@ def _kind(type: Any) -> str:
     from pyarrow import types
 
     if types.is_dictionary(type):
-        type = type.value_type
+        kind = _kind(type.value_type)
+        return "category" if kind == "string" else kind
     if types.is_integer(type) or types.is_floating(type) or types.is_decimal(type) or types.is_boolean(type):
         return "number"
     if str(type) in ("string", "large_string", "string_view"):
-        return "category"
+        return "string"
     if types.is_temporal(type):
         return "time"
     return str(type)

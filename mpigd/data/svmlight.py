@@ -158,7 +158,7 @@ def fit(sources: Sequence[Source], missing: str, dtype: str, tick: Callable[[int
     zero_based = low == 0
     width = high + 1 if zero_based else high
     return Encoding(
-        format="svmlight", features=width, missing=missing, dtype=dtype, zero_based=zero_based,
+        format="svmlight", features=width, missing=missing, dtype="float32" if dtype == "auto" else dtype, zero_based=zero_based,
         layout=choose_layout(nonzeros, rows, width),
     )  # fmt: skip
 

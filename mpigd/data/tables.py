@@ -11,7 +11,7 @@ import importlib.util
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -36,6 +36,13 @@ class Block:
     rows: int
     columns: Mapping[str, Any]
 
+    def first_rows(self, count: int) -> Block:
+        """The first `count` rows, or all."""
+        if count >= self.rows:
+            return self
+        columns = {name: array.slice(0, count) for name, array in self.columns.items()}
+        return Block(self.path, self.first, count, columns)
+
     def where(self, row: int) -> str:
         return f"{self.path} row {self.first + row}"
 
@@ -47,10 +54,14 @@ class Source:
     path: str
     format: str
     constants: Mapping[str, str] = field(default_factory=dict)
+    dialect: csv_file.Dialect = csv_file.USUAL
 
     def kinds(self) -> dict[str, str]:
         """Column -> "text" (CSV: to be found out), "number", "category", "time", "null" or another type's name."""
-        found = csv_file.kinds(self.path) if self.format == "csv" else parquet_file.kinds(self.path)
+        if self.format == "csv":
+            found = dict.fromkeys(csv_file.columns(self.path, self.dialect), "text")
+        else:
+            found = parquet_file.kinds(self.path)
         return found | dict.fromkeys(self.constants, "text")
 
     def blocks(self, wanted: Sequence[str]) -> Iterator[Block]:
@@ -59,13 +70,18 @@ class Source:
 
         stored = [name for name in wanted if name not in self.constants]
         first = 0
-        for batch in (csv_file if self.format == "csv" else parquet_file).batches(self.path, stored):
-            columns = {name: batch.column(name) for name in stored}
+        for batch in self._batches(stored):
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
             for name in (name for name in wanted if name in self.constants):
                 value = self.constants[name]
                 columns[name] = pa.array([None if value == HIVE_NULL else value] * batch.num_rows, pa.string())
             yield Block(self.path, first, batch.num_rows, columns)
             first += batch.num_rows
+
+    def _batches(self, stored: Sequence[str]) -> Iterator[Any]:
+        if self.format == "csv":
+            return csv_file.batches(self.path, stored, self.dialect)
+        return parquet_file.batches(self.path, stored)
 
 
 def format_of(path: str) -> str | None:
@@ -81,7 +97,7 @@ def format_of(path: str) -> str | None:
     return None if packed and known == "parquet" else known
 
 
-def expand(patterns: Sequence[str], format: str | None = None) -> list[Source]:
+def expand(patterns: Sequence[str], format: str | None = None, dialect: csv_file.Dialect = csv_file.USUAL) -> list[Source]:
     """The files that paths, globs and folders name: in the order given, a glob's or folder's by name."""
     if importlib.util.find_spec("pyarrow") is None:
         raise UsageError("reading raw tables needs pyarrow: pip install 'mpigd[import]'")
@@ -100,7 +116,7 @@ def expand(patterns: Sequence[str], format: str | None = None) -> list[Source]:
     kinds = {source.format: source.path for source in reversed(found)}
     if len(kinds) > 1:
         raise UsageError("one data set has one format: " + ", ".join(f"{path} is {kind}" for kind, path in kinds.items()))
-    return found
+    return [replace(source, dialect=dialect) for source in found]
 
 
 def _file(path: str, format: str | None, constants: Mapping[str, str] | None = None) -> Source:
