@@ -31,7 +31,8 @@ class Numbers:
         self._rows = 0
         self._missing, self._nonzeros = np.zeros(p, np.int64), np.zeros(p, np.int64)
         self._low, self._high = np.full(p, np.inf), np.full(p, -np.inf)
-        self._whole = np.ones(p, dtype=bool)
+        self._whole, self._counter = np.ones((2, p), dtype=bool)
+        self._last = np.full(p, np.nan)
         self._problems: dict[str, str] = {}
         self._distinct, self._sums, self._spread = Distinct(p), ExactSums(p), Spread(p)
 
@@ -57,6 +58,7 @@ class Numbers:
         self.names = [name for name, stays in zip(self.names, kept, strict=True) if stays]
         self._missing, self._nonzeros = self._missing[kept], self._nonzeros[kept]
         self._low, self._high, self._whole = self._low[kept], self._high[kept], self._whole[kept]
+        self._counter, self._last = self._counter[kept], self._last[kept]
         for part in (self._distinct, self._sums, self._spread):
             part.keep(kept)
 
@@ -71,6 +73,7 @@ class Numbers:
         self._low = np.fmin(self._low, np.fmin.reduce(values, axis=1))
         self._high = np.fmax(self._high, np.fmax.reduce(values, axis=1))
         self._codes(block, values, gone)
+        self._count_rows(values)
         self._distinct.add(values)
         self._sums.add(values)
         self._spread.add(values)
@@ -101,6 +104,15 @@ class Numbers:
                     self._code(block, j, at, "more digits than float64 holds")
                     break
 
+    def _count_rows(self, values: Array) -> None:
+        """Find columns that count the rows, each value one more than that before it."""
+        first = self._rows == 0
+        for j in np.flatnonzero(self._counter).tolist():
+            follows = first or values[j, 0] == self._last[j] + 1
+            # A few values settle it for nearly all columns.
+            self._counter[j] = follows and all(bool(np.all(np.diff(values[j, :many]) == 1)) for many in (8, None))
+        self._last = values[:, -1].copy()
+
     def _code(self, block: Block, j: int, row: int, why: str) -> None:
         name, shown = self.names[j], shlex.quote(self.names[j])
         text = block.columns[name][row].as_py()
@@ -120,7 +132,8 @@ class Numbers:
                 "number", self._rows, int(self._missing[j]), int(self._nonzeros[j]),
                 float(self._low[j]) if there else None, float(self._high[j]) if there else None,
                 int(self._distinct.count[j]), means[j],
-                damaged=self._spread.why(j) if damaged[j] else "", problem=self._problems.get(name, ""),
+                damaged=self._spread.why(j) if damaged[j] else "",
+                counter=bool(self._counter[j] and self._rows > 2), problem=self._problems.get(name, ""),
             )  # fmt: skip
         return found
 

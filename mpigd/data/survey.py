@@ -25,6 +25,7 @@ from mpigd.errors import DataError, UsageError
 
 Levels = Mapping[str, str]
 SPARSE, NARROW = 0.25, 16  # CSR below this share of non-zeros, if there are more columns than this
+UNNAMED = ""  # what a column is called if the header has nothing for it
 MOST_PROBLEMS = 5  # columns named in one message
 KNOWN = ("text", "string", "number", "category", "time", "null")
 
@@ -39,6 +40,7 @@ class Survey:
     kinds: Mapping[str, str]
     problems: Mapping[str, str]
     missing: Missing
+    empty: bool  # whether there is a column without name and values
 
     def encoding(self) -> tuple[Encoding, list[str]]:
         """The encoding of these data, and notes for the user. DataError if columns need an option or
@@ -57,6 +59,14 @@ class Survey:
         numbers = {name: facts[name] for name in features if self.kinds[name] == "number"}
         dtype, notes = _dtype(numbers, options.dtype)
         notes = [*describe(levels, options.drop_first), *notes]
+        notes += [
+            f"column {name!r} counts the rows ({facts[name].low:g} to {facts[name].high:g}): "
+            f"--drop {shlex.quote(name)} if it is no feature"
+            for name in numbers
+            if facts[name].counter
+        ]
+        if self.empty:
+            notes.append("a column without a name and without values is left out (a delimiter at the end of lines?)")
         notes += [note for name in facts for note in alike(name, facts[name].values)]
         return _encoding(features, facts, self.kinds, levels, replace(options, dtype=dtype)), notes
 
@@ -76,8 +86,12 @@ def survey(sources: Sequence[Source], options: Options, tick: Callable[[int], No
     kinds = {name: kind for name, kind in kinds.items() if name not in options.drop}
     plan = _plan(sources[0].path, kinds, options)
     facts, missing = look_through(sources, plan, tick, most)
+    empty = UNNAMED in facts and facts[UNNAMED].missing == facts[UNNAMED].rows and UNNAMED not in special
+    if empty:
+        del facts[UNNAMED]
+        missing.forget([UNNAMED])
     found, problems = _settle(facts, kinds, options)
-    return Survey(options, facts, found, problems, missing)
+    return Survey(options, facts, found, problems, missing, empty)
 
 
 def _plan(path: str, kinds: Mapping[str, str], options: Options) -> Plan:
@@ -107,6 +121,8 @@ def _settle(facts: Mapping[str, Facts], kinds: Mapping[str, str], options: Optio
             found[name] = "key"
         elif fact.kind == "text":
             found[name], problem = _text(name, fact, kinds[name], options)
+        if name == UNNAMED and fact.counter:
+            problem = "a column without a name counts the rows: leave it out with --drop '', or take it with --number ''"
         if problem and name not in options.number:
             problems[name] = problem
     return found, problems
