@@ -156,9 +156,9 @@ def _whole_row(text: bytes, dialect: Dialect) -> bytes:
     return b""
 
 
-def batches(path: str, wanted: Sequence[str], dialect: Dialect = USUAL) -> Iterator[Any]:
-    """The rows in order, of the columns `wanted` only, as text; null where missing."""
-    names = columns(path, dialect)
+def batches(path: str, names: list[str], wanted: Sequence[str], dialect: Dialect = USUAL) -> Iterator[Any]:
+    """The rows in order, as text, null where missing. names: those of all columns, as from
+    `columns`; wanted: those to be read."""
     after = [0]
     with reading(path, after), _texts(path, dialect) as (pieces, size):
         # Buffered, since pyarrow takes a short read for a whole block.

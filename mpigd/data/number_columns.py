@@ -28,6 +28,7 @@ class Numbers:
     def __init__(self, names: Sequence[str], plan: Plan) -> None:
         p = len(names)
         self.names, self._plan = list(names), plan
+        self._forms = [plan.form(name) for name in names]
         self._rows = 0
         self._missing, self._nonzeros = np.zeros(p, np.int64), np.zeros(p, np.int64)
         self._low, self._high = np.full(p, np.inf), np.full(p, -np.inf)
@@ -39,7 +40,7 @@ class Numbers:
     def add(self, block: Block, missing: Missing) -> dict[str, bool]:
         """Take in a block. Returns the columns that are no numbers, which are let go; and whether all
         their values before this block were missing."""
-        values, misfits = read_matrix(block, self.names, [self._plan.form(name) for name in self.names])
+        values, misfits = read_matrix(block, self.names, self._forms)
         lost = {}
         for j, row in misfits.items():
             if self._plan.kinds[self.names[j]] != "auto":
@@ -56,6 +57,7 @@ class Numbers:
 
     def _keep(self, kept: Array) -> None:
         self.names = [name for name, stays in zip(self.names, kept, strict=True) if stays]
+        self._forms = [self._plan.form(name) for name in self.names]
         self._missing, self._nonzeros = self._missing[kept], self._nonzeros[kept]
         self._low, self._high, self._whole = self._low[kept], self._high[kept], self._whole[kept]
         self._counter, self._last = self._counter[kept], self._last[kept]
@@ -107,10 +109,10 @@ class Numbers:
     def _count_rows(self, values: Array) -> None:
         """Find columns that count the rows, each value one more than that before it."""
         first = self._rows == 0
-        for j in np.flatnonzero(self._counter).tolist():
-            follows = first or values[j, 0] == self._last[j] + 1
-            # A few values settle it for nearly all columns.
-            self._counter[j] = follows and all(bool(np.all(np.diff(values[j, :many]) == 1)) for many in (8, None))
+        for many in (8, values.shape[1]):  # a few values settle it for nearly all columns
+            left = np.flatnonzero(self._counter)
+            self._counter[left] = np.all(np.diff(values[left, :many], axis=1) == 1, axis=1)
+        self._counter &= first | (values[:, 0] == self._last + 1)
         self._last = values[:, -1].copy()
 
     def _code(self, block: Block, j: int, row: int, why: str) -> None:

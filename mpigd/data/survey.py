@@ -209,7 +209,7 @@ def choose_layout(nonzeros: int, rows: int, width: int) -> str:
 def agree(sources: Sequence[Source]) -> dict[str, str]:
     """Column -> kind over all files; DataError that names file and column where one differs from the first file."""
     first = sources[0].path
-    known = sources[0].kinds()
+    known = dict(sources[0].kinds())
     for source in sources[1:]:
         kinds = source.kinds()
         for name in known:

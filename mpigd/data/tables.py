@@ -12,6 +12,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -56,13 +57,21 @@ class Source:
     constants: Mapping[str, str] = field(default_factory=dict)
     dialect: csv_file.Dialect = csv_file.USUAL
 
-    def kinds(self) -> dict[str, str]:
+    def kinds(self) -> Mapping[str, str]:
         """Column -> "text" (CSV: to be found out), "number", "category", "time", "null" or another type's name."""
+        return self._kinds
+
+    @cached_property
+    def _kinds(self) -> dict[str, str]:
         if self.format == "csv":
-            found = dict.fromkeys(csv_file.columns(self.path, self.dialect), "text")
+            found = dict.fromkeys(self._header, "text")
         else:
             found = parquet_file.kinds(self.path)
         return found | dict.fromkeys(self.constants, "text")
+
+    @cached_property
+    def _header(self) -> list[str]:
+        return csv_file.columns(self.path, self.dialect)
 
     def blocks(self, wanted: Sequence[str]) -> Iterator[Block]:
         """The file's rows in order, of the columns `wanted` only."""
@@ -80,7 +89,7 @@ class Source:
 
     def _batches(self, stored: Sequence[str]) -> Iterator[Any]:
         if self.format == "csv":
-            return csv_file.batches(self.path, stored, self.dialect)
+            return csv_file.batches(self.path, self._header, stored, self.dialect)
         return parquet_file.batches(self.path, stored)
 
 
