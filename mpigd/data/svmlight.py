@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from mpigd.data.compressed import open_bytes, reading
 from mpigd.data.encoding import Encoding
 from mpigd.data.survey import choose_layout
-from mpigd.data.tables import Source, open_bytes, reading
+from mpigd.data.tables import Source
 from mpigd.errors import DataError
 
 Array = np.ndarray[Any, Any]
@@ -157,7 +158,7 @@ def fit(sources: Sequence[Source], missing: str, dtype: str, tick: Callable[[int
     zero_based = low == 0
     width = high + 1 if zero_based else high
     return Encoding(
-        format="svmlight", features=width, missing=missing, dtype=dtype, zero_based=zero_based,
+        format="svmlight", features=width, missing=missing, dtype="float32" if dtype == "auto" else dtype, zero_based=zero_based,
         layout=choose_layout(nonzeros, rows, width),
     )  # fmt: skip
 

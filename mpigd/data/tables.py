@@ -1,39 +1,30 @@
 """Raw tables as streams of small blocks of columns, through pyarrow: CSV (zipped, gzipped) and Parquet.
 
 A CSV column is text here; what it means is decided over all its rows (importers.py), never by its first block. Rows
-in messages count the data rows of their file from 1.
+in messages are data rows of their file, from 0.
 """
 
 from __future__ import annotations
 
 import glob
-import gzip
 import importlib.util
-import io
 import os
-import sys
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import unquote
 
+from mpigd.data import csv_file, parquet_file
+from mpigd.data.compressed import PACKED, member, reading
 from mpigd.errors import DataError, UsageError
 
-BLOCK_BYTES = 1 << 22  # of a CSV file, or of decoded Parquet columns, held at once
 SUFFIXES = {
     ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet",
     ".svm": "svmlight", ".svmlight": "svmlight", ".libsvm": "svmlight",
 }  # fmt: skip
-PACKED = (".gz", ".zip")
-# What stands for a missing value in CSV: the list of pandas, spelled out so that it is the same with every pyarrow.
-MISSING = (
-    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
-    "NULL", "NaN", "None", "n/a", "nan", "null",
-)  # fmt: skip
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -46,6 +37,13 @@ class Block:
     rows: int
     columns: Mapping[str, Any]
 
+    def first_rows(self, count: int) -> Block:
+        """The first `count` rows, or all."""
+        if count >= self.rows:
+            return self
+        columns = {name: array.slice(0, count) for name, array in self.columns.items()}
+        return Block(self.path, self.first, count, columns)
+
     def where(self, row: int) -> str:
         return f"{self.path} row {self.first + row}"
 
@@ -57,25 +55,42 @@ class Source:
     path: str
     format: str
     constants: Mapping[str, str] = field(default_factory=dict)
+    dialect: csv_file.Dialect = csv_file.USUAL
 
-    def kinds(self) -> dict[str, str]:
+    def kinds(self) -> Mapping[str, str]:
         """Column -> "text" (CSV: to be found out), "number", "category", "time", "null" or another type's name."""
-        found = _csv_kinds(self.path) if self.format == "csv" else _parquet_kinds(self.path)
+        return self._kinds
+
+    @cached_property
+    def _kinds(self) -> dict[str, str]:
+        if self.format == "csv":
+            found = dict.fromkeys(self._header, "text")
+        else:
+            found = parquet_file.kinds(self.path)
         return found | dict.fromkeys(self.constants, "text")
+
+    @cached_property
+    def _header(self) -> list[str]:
+        return csv_file.columns(self.path, self.dialect)
 
     def blocks(self, wanted: Sequence[str]) -> Iterator[Block]:
         """The file's rows in order, of the columns `wanted` only."""
         import pyarrow as pa
 
         stored = [name for name in wanted if name not in self.constants]
-        first = 1
-        for batch in (_csv_batches if self.format == "csv" else _parquet_batches)(self.path, stored):
-            columns = {name: batch.column(name) for name in stored}
+        first = 0
+        for batch in self._batches(stored):
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
             for name in (name for name in wanted if name in self.constants):
                 value = self.constants[name]
                 columns[name] = pa.array([None if value == HIVE_NULL else value] * batch.num_rows, pa.string())
             yield Block(self.path, first, batch.num_rows, columns)
             first += batch.num_rows
+
+    def _batches(self, stored: Sequence[str]) -> Iterator[Any]:
+        if self.format == "csv":
+            return csv_file.batches(self.path, self._header, stored, self.dialect)
+        return parquet_file.batches(self.path, stored)
 
 
 def format_of(path: str) -> str | None:
@@ -87,11 +102,11 @@ def format_of(path: str) -> str | None:
     known = SUFFIXES.get(Path(name).suffix)
     if known is None and packed and zipfile.is_zipfile(path):
         with reading(path), zipfile.ZipFile(path) as archive:
-            return SUFFIXES.get(Path(_member(path, archive).lower()).suffix)
+            return SUFFIXES.get(Path(member(path, archive).lower()).suffix)
     return None if packed and known == "parquet" else known
 
 
-def expand(patterns: Sequence[str], format: str | None = None) -> list[Source]:
+def expand(patterns: Sequence[str], format: str | None = None, dialect: csv_file.Dialect = csv_file.USUAL) -> list[Source]:
     """The files that paths, globs and folders name: in the order given, a glob's or folder's by name."""
     if importlib.util.find_spec("pyarrow") is None:
         raise UsageError("reading raw tables needs pyarrow: pip install 'mpigd[import]'")
@@ -110,7 +125,7 @@ def expand(patterns: Sequence[str], format: str | None = None) -> list[Source]:
     kinds = {source.format: source.path for source in reversed(found)}
     if len(kinds) > 1:
         raise UsageError("one data set has one format: " + ", ".join(f"{path} is {kind}" for kind, path in kinds.items()))
-    return found
+    return [replace(source, dialect=dialect) for source in found]
 
 
 def _file(path: str, format: str | None, constants: Mapping[str, str] | None = None) -> Source:
@@ -141,129 +156,3 @@ def _folder(folder: str, format: str | None) -> list[Source]:
     if not found:
         raise DataError(f"{folder}: no CSV, Parquet or svmlight file in this folder")
     return found
-
-
-@contextmanager
-def reading(path: str, after: Sequence[int] = ()) -> Iterator[None]:
-    """Turn whatever a reader raises into one line that names the file and, from `after`, the rows read before it."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (OSError, EOFError, UnicodeError, zlib.error, zipfile.BadZipFile, NotImplementedError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        place = f"after row {after[0]}: " if after and after[0] else ""
-        raise DataError(f"{path}: cannot be read: {place}{reason[:300]}") from error
-
-
-@contextmanager
-def open_bytes(path: str) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked if its name ends in .gz or .zip."""
-    if path.lower().endswith(".zip"):
-        with zipfile.ZipFile(path) as archive, archive.open(_member(path, archive)) as member:
-            yield io.BufferedReader(member)  # type: ignore[type-var]
-        return
-    with gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb") as file:
-        yield file  # type: ignore[misc]
-
-
-def _member(path: str, archive: zipfile.ZipFile) -> str:
-    names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
-    if len(names) != 1:
-        raise DataError(f"{path}: holds {len(names)} files, expected one: unpack it and name them")
-    return names[0]
-
-
-@contextmanager
-def _csv(path: str, wanted: Sequence[str]) -> Iterator[Any]:
-    """A stream of record batches of text columns."""
-    import pyarrow as pa
-    import pyarrow.csv as pc
-
-    # One thread is as fast here, and only then does pyarrow know the row of what it refuses.
-    read = pc.ReadOptions(use_threads=False, block_size=BLOCK_BYTES)
-    parse = pc.ParseOptions(delimiter="\t" if ".tsv" in Path(path.lower()).suffixes else ",", newlines_in_values=True)
-    strings = dict.fromkeys(wanted, pa.string())
-    convert = pc.ConvertOptions(
-        column_types=strings, include_columns=list(wanted), null_values=list(MISSING), strings_can_be_null=True
-    )
-
-    def refuse(row: Any) -> str:
-        # pyarrow counts the header; `raise` would be lost inside its reader, so the message is kept for later.
-        wrong.append(f"row {row.number - 1} has {row.actual_columns} fields, expected {row.expected_columns}: {row.text[:60]!r}")
-        return "error"
-
-    wrong: list[str] = []
-    parse.invalid_row_handler = refuse
-    try:
-        with open_bytes(path) as file, _undecodable_rows_ignored(refuse):
-            yield pc.open_csv(file, read_options=read, parse_options=parse, convert_options=convert)
-    except pa.ArrowInvalid as error:
-        if wrong:
-            raise DataError(f"{path}: {wrong[0]}") from error
-        if "straddling" in str(error):
-            raise DataError(f"{path}: a row is longer than {BLOCK_BYTES} bytes (an unclosed quotation mark?)") from error
-        raise
-
-
-@contextmanager
-def _undecodable_rows_ignored(handler: Any) -> Iterator[None]:
-    """pyarrow decodes a row before it calls the handler, and would print a traceback for one that is not UTF-8."""
-    usual = sys.unraisablehook
-    sys.unraisablehook = lambda lost: None if lost.object is handler else usual(lost)
-    try:
-        yield
-    finally:
-        sys.unraisablehook = usual
-
-
-def _csv_kinds(path: str) -> dict[str, str]:
-    with reading(path), _csv(path, ()) as stream:
-        names = stream.schema.names
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"{path}: column {twice[0]!r} appears twice in the header")
-    return dict.fromkeys(names, "text")
-
-
-def _csv_batches(path: str, wanted: Sequence[str]) -> Iterator[Any]:
-    after = [0]
-    with reading(path, after), _csv(path, wanted) as stream:
-        for batch in stream:
-            yield batch
-            after[0] += batch.num_rows
-
-
-def _parquet_kinds(path: str) -> dict[str, str]:
-    import pyarrow.parquet as pq
-
-    with reading(path), pq.ParquetFile(path) as file:
-        schema = file.schema_arrow
-    names = [name for name in schema.names if not name.startswith("__index_level_")]  # pandas' row labels
-    return {name: _kind(schema.field(name).type) for name in names}
-
-
-def _kind(type: Any) -> str:
-    from pyarrow import types
-
-    if types.is_dictionary(type):
-        type = type.value_type
-    if types.is_integer(type) or types.is_floating(type) or types.is_decimal(type) or types.is_boolean(type):
-        return "number"
-    if str(type) in ("string", "large_string", "string_view"):
-        return "category"
-    if types.is_temporal(type):
-        return "time"
-    return str(type)
-
-
-def _parquet_batches(path: str, wanted: Sequence[str]) -> Iterator[Any]:
-    import pyarrow.parquet as pq
-
-    after = [0]
-    rows = max(1, BLOCK_BYTES // (8 * max(1, len(wanted))))
-    # pre_buffer would fetch a whole row group ahead, and Spark's are 128 MB packed.
-    with reading(path, after), pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-        for batch in file.iter_batches(batch_size=rows, columns=list(wanted), use_threads=False):
-            yield batch
-            after[0] += batch.num_rows

@@ -18,8 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpigd.data import hdf5, writer
-from mpigd.data.columns import ExactSum, first_misfit, read_numbers, stable_hash, to_keys, to_numbers, to_text
-from mpigd.data.encoding import Column, Encoder, Encoding, Target
+from mpigd.data.columns import ExactSum, first_misfit, stable_hash, to_keys, to_text
+from mpigd.data.encoder import Encoder
+from mpigd.data.encoding import Column, Encoding, Target
+from mpigd.data.number_text import read_numbers, to_numbers
 from mpigd.data.tables import Block
 from mpigd.errors import DataError
 
