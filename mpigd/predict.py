@@ -22,7 +22,7 @@ from mpigd.metrics import score
 from mpigd.model.fitted import Model
 from mpigd.model.losses import LOSSES, Loss
 from mpigd.model.response import margins, mean_response, predicted_class
-from mpigd.model.targets import Classes, check_codes, check_domain, check_numeric, check_same_names, check_weights
+from mpigd.model.targets import Classes, as_trained, check_codes, check_domain, check_numeric, check_weights
 from mpigd.predictions import Form, Slab, Targets, check_parquet, writing
 from mpigd.reduce import total
 
@@ -37,9 +37,7 @@ class Evaluator:
         assert shard.y is not None
         check_numeric(shard.name, shard.encoding, loss)
         check_domain(shard, loss, comm)
-        if classes:
-            check_same_names(shard.name, shard.encoding, classes)
-        self._y = classes.codes(shard.y) if classes else shard.y
+        self._y = classes.codes(as_trained(shard, classes, comm)) if classes else shard.y
         if classes:
             check_codes(self._y, shard, classes, comm)
         self._c = np.ones(shard.y.size) if shard.c is None else shard.c

@@ -120,17 +120,31 @@ def _check_number(name: str, classes: Classes, loss: Loss) -> None:
     )
 
 
-def check_same_names(name: str, encoding: Mapping[str, Any], classes: Classes) -> None:
-    """DataError, agreed, if y holds the positions of other class names than those the model was trained on."""
-    names = class_names(encoding)
-    if names is None or classes.names is None or tuple(names) == classes.names:
-        return
-    raise agreed(
-        DataError(
-            f"{name}: its classes ({_listed(names)}) are not those of the training data ({_listed(classes.names)}), and the "
-            "target holds their positions: import it anew, with --like and the model or the training data"
-        )
-    )
+def as_trained(shard: Shard, classes: Classes, comm: Comm) -> Array:
+    """y (m,) with the numbers that the names of its classes have in `classes`: each data set numbers its own.
+
+    Collective; DataError on all ranks, naming the row, for a name that is not among them.
+    """
+    assert shard.y is not None
+    own, known = shard.class_names, classes.names
+    if own is None or known == tuple(own):
+        return shard.y
+    if known is None:
+        error = DataError(f"{shard.name}: the target holds texts ({', '.join(own[:5])}), but the model was trained on numbers")
+        error.agreed = True
+        raise error
+    with together(comm):
+        place = {name: float(code) for code, name in enumerate(known)}
+        codes = np.array([place.get(name, -1.0) for name in own])
+        numbers = shard.y.astype(np.int64)
+        within = (numbers == shard.y) & (numbers >= 0) & (numbers < codes.size)
+        y = np.append(codes, -1.0)[np.where(within, numbers, codes.size)]
+        bad = np.flatnonzero(y < 0)
+        if bad.size:
+            row, at = shard.rows[bad[0]], bad[0]
+            name = own[numbers[at]] if within[at] else f"{shard.y[at]:g}"
+            raise DataError(f"{shard.where(row)}: label {name!r} is none of the model's classes ({', '.join(known[:10])})")
+    return y
 
 
 def check_weights(c: Array, codes: Array, shard: Shard, classes: Classes | None, comm: Comm) -> None:
