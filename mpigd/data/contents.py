@@ -105,6 +105,8 @@ def check(path: str, format: str, wide: bool = False) -> None:
         if not head:
             raise DataError(f"{path}: is empty")
         found, advice = _known(head)
+        if advice.startswith("."):
+            raise DataError(f"{path}: is packed twice: {UNPACKERS[packing]} '{path}' unpacks it once")
     if format in FIRST:
         if not head.startswith(FIRST[format]):
             known = f"holds {found}, " if found else ""

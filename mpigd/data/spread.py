@@ -226,21 +226,22 @@ def _vectors(array: Any, length: int) -> Any:
 
 
 def _plain(array: Any) -> Any:
-    """A column of a type that all of import knows: strings of one kind, durations as seconds."""
+    """A column of a type that all of import knows: strings of one kind, durations as seconds, and
+    decimals as text, since pyarrow's own way to float64 is not the nearest number."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from pyarrow import types
 
     if types.is_run_end_encoded(array.type):
         array = pc.run_end_decode(array)
-    if types.is_dictionary(array.type) and _kind(array.type) not in ("category", "number"):
-        array = array.dictionary_decode()
     if types.is_dictionary(array.type) and array.type.value_type != pa.string():
         array = array.dictionary_decode()
     if str(array.type) in STRINGS[1:]:
         return array.cast(pa.string())
     if types.is_float16(array.type):
         return array.cast(pa.float32())
+    if types.is_decimal(array.type):
+        return array.cast(pa.string())
     if types.is_duration(array.type):
         whole = array.cast(pa.int64())
         return pc.divide(whole.cast(pa.float64(), safe=False), SECONDS[array.type.unit])
