@@ -14,9 +14,14 @@ def import_arguments(sub: argparse.ArgumentParser) -> None:
         help="write nothing; print what would become of each column, from all rows or the first ROWS",
     )  # fmt: skip
     sub.add_argument("--like", metavar="FILE", help="encode as this imported file, or this model's data, was")
-    sub.add_argument("--format", choices=("csv", "parquet", "svmlight"), help="default: from the file name")
+    sub.add_argument("--format", choices=("csv", "parquet", "arrow", "orc", "svmlight"), help="default: from the file name")
+    sub.add_argument(
+        "--allow-duplicates", action="store_true", default=argparse.SUPPRESS,
+        help="read a file again that is named again",
+    )  # fmt: skip
     _roles(sub.add_argument_group("columns"))
     _values(sub.add_argument_group("values"))
+    _svmlight(sub.add_argument_group("svmlight files"))
     _csv(sub.add_argument_group("how CSV files are written"))
 
 
@@ -68,6 +73,13 @@ def _values(group: argparse._ArgumentGroup) -> None:
         "--dtype", choices=("auto", "float32", "float64"),
         help="of the stored numbers; auto: float32, unless a column needs more digits",
     )  # fmt: skip
+
+
+def _svmlight(group: argparse._ArgumentGroup) -> None:
+    add = Group(group).add
+    add("--features", type=int, metavar="N", help="how many there are; default: up to the highest index")
+    add("--zero-based", action="store_true", dest="zero_based", help="indices count from 0; default: from 1, unless one is 0")
+    add("--one-based", action="store_false", dest="zero_based", help="indices count from 1")
 
 
 def _csv(group: argparse._ArgumentGroup) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mpigd.data.compressed import open_bytes, reading
+from mpigd.data.names import rename_duplicates
 from mpigd.errors import DataError, UsageError
 
 BLOCK_BYTES = 1 << 22  # of a file held at once
@@ -99,20 +100,6 @@ def columns(path: str, dialect: Dialect = USUAL) -> list[str]:
         advice = "--rename-duplicates calls the others NAME.1, NAME.2, ..."
         raise DataError(f"{path}: column {twice[0]!r} appears twice in the header: {advice}")
     return rename_duplicates(names)
-
-
-def rename_duplicates(names: Sequence[str]) -> list[str]:
-    """Names of which the second, third, ... of a kind is NAME.1, NAME.2, ..., as far as these are free."""
-    taken, found, count = set(names), [], dict[str, int]()
-    seen: set[str] = set()
-    for name in names:
-        new = name
-        while new in seen or (new != name and new in taken):
-            count[name] = count.get(name, 0) + 1
-            new = f"{name}.{count[name]}"
-        seen.add(new)
-        found.append(new)
-    return found
 
 
 def _check_header(path: str, names: Sequence[str], dialect: Dialect) -> None:

@@ -18,12 +18,13 @@ from mpigd.data import hdf5, import_table, svmlight, tables
 from mpigd.data.csv_file import Dialect
 from mpigd.data.encoder import Encoder
 from mpigd.data.encoding import Encoding, no_column
-from mpigd.data.import_options import options_of
+from mpigd.data.import_options import Options, options_of
 from mpigd.data.survey import survey
 from mpigd.data.tables import Source
 from mpigd.data.writer import Writer
 from mpigd.errors import DataError, UsageError
 
+SVMLIGHT_OPTIONS = ("missing", "dtype", "features", "zero_based", "allow_duplicates")
 SECONDS = 1.0  # between two calls of `progress`
 Progress = Callable[[int], None]
 Pass = tuple[Encoder | svmlight.Encoder, Iterable[tuple[int, Any]], list[str]]  # encoder, (rows, block), vectors
@@ -75,20 +76,28 @@ def import_data(
     told = options_of(options)
     ticker = Ticker(progress)
     if like is not None:
-        told.refuse_columns(f"--like encodes as {like} was")
+        told.refuse(("missing", "dialect", "allow_duplicates"), f"--like encodes as {like} was")
         policy = None if told.missing == "refuse" else told.missing
         return encode_like(sources, output, read_encoding(like), missing=policy, format=format, progress=progress)
-    found = tables.expand(sources, format, told.dialect)
+    found = tables.expand(sources, format, told.dialect, allow_duplicates=told.allow_duplicates)
     with _output(found, output) as file:
         if found[0].format == "svmlight":
-            told.refuse_columns("svmlight has no named columns")
-            encoding, notes, table = svmlight.fit(found, told.missing, told.dtype, ticker), list[str](), ""
+            told.refuse(SVMLIGHT_OPTIONS, "svmlight has no named columns")
+            fitted = svmlight.fit(found, told.missing, told.dtype, ticker, told.features, told.zero_based)
+            encoding, notes, table = fitted, list[str](), ""
         else:
+            _refuse_indices(found, told)
             seen = survey(found, told, ticker)
             encoding, notes = seen.encoding()
             table = import_table.text(seen, encoding)
         hdf5.write_json(file, "encoding", encoding.to_dict())
         return replace(_write(found, file, output, encoding, ticker, notes), table=table)
+
+
+def _refuse_indices(found: Sequence[Source], told: Options) -> None:
+    if told.features is not None or told.zero_based is not None:
+        option = "--zero-based or --one-based" if told.features is None else "--features"
+        raise UsageError(f"{option} is for svmlight, and {found[0].path} is {found[0].format}")
 
 
 def preview(
@@ -97,7 +106,7 @@ def preview(
     """The table of what `import_data` would do, from all rows or the first `rows`; and the error that
     it would raise, if any."""
     told = options_of(options)
-    found = tables.expand(sources, format, told.dialect)
+    found = tables.expand(sources, format, told.dialect, allow_duplicates=told.allow_duplicates)
     if found[0].format == "svmlight":
         raise UsageError("--dry-run is for CSV and Parquet: svmlight has no columns to be looked at")
     seen = survey(found, told, lambda _: None, rows)

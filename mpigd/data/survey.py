@@ -41,6 +41,7 @@ class Survey:
     problems: Mapping[str, str]
     missing: Missing
     empty: bool  # whether there is a column without name and values
+    told: Sequence[str] = ()  # notes on the files
 
     def encoding(self) -> tuple[Encoding, list[str]]:
         """The encoding of these data, and notes for the user. DataError if columns need an option or
@@ -58,7 +59,7 @@ class Survey:
         self.missing.check_levels(options.missing, list(levels))
         numbers = {name: facts[name] for name in features if self.kinds[name] == "number"}
         dtype, notes = _dtype(numbers, options.dtype)
-        notes = [*describe(levels, options.drop_first), *notes]
+        notes = [*self.told, *describe(levels, options.drop_first), *notes]
         notes += [
             f"column {name!r} counts the rows ({facts[name].low:g} to {facts[name].high:g}): "
             f"--drop {shlex.quote(name)} if it is no feature"
@@ -79,6 +80,7 @@ def survey(sources: Sequence[Source], options: Options, tick: Callable[[int], No
     """Look through all rows of these files, or the first `most`. DataError or UsageError if they do
     not fit together or to the options."""
     kinds = agree(sources)
+    options, labels = _without_labels(sources[0], options, kinds)
     if options.target is None:
         raise UsageError(f"--target COLUMN is needed, or --like FILE for new data; the columns are {listed(list(kinds), 30)}")
     special = [options.target, *options.extras().values()]
@@ -91,7 +93,23 @@ def survey(sources: Sequence[Source], options: Options, tick: Callable[[int], No
         del facts[UNNAMED]
         missing.forget([UNNAMED])
     found, problems = _settle(facts, kinds, options)
-    return Survey(options, facts, found, problems, missing, empty)
+    told = [note for source in sources for note in source.notes] + labels
+    return Survey(options, facts, found, problems, missing, empty, told)
+
+
+def _without_labels(source: Source, options: Options, kinds: Mapping[str, str]) -> tuple[Options, list[str]]:
+    """Options in which a nested column is all its plain ones, and row labels of pandas that nobody
+    names are left out; and notes of these."""
+    groups = source.groups()
+
+    def flat(names: Sequence[str]) -> list[str]:
+        return [plain for name in names for plain in groups.get(name, [name])]
+
+    options = replace(options, drop=flat(options.drop), categorical=flat(options.categorical), number=flat(options.number))
+    named = [options.target, *options.extras().values(), *options.drop, *options.categorical, *options.number, *options.dates()]
+    labels = [name for name in source.index() if name in kinds and name not in named]
+    notes = [f"row labels of pandas are left out: {listed([repr(name) for name in labels])}"] if labels else []
+    return replace(options, drop=[*options.drop, *labels]), notes
 
 
 def _plan(path: str, kinds: Mapping[str, str], options: Options) -> Plan:
