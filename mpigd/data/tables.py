@@ -226,7 +226,7 @@ def _file(path: str, format: str | None) -> Source:
     known = format or format_of(path)
     if known is None:
         raise contents.unknown(path)
-    contents.check(path, known)
+    contents.check(path, known, wide=known == "csv")
     return Source(path, known, notes=_unused_keys(path))
 
 
@@ -251,7 +251,7 @@ def _folder(folder: str, format: str | None) -> list[Source]:
         elif known in contents.TEXT and os.path.getsize(path) == 0:
             empty.append(part)  # a part without rows, and without a header
         else:
-            contents.check(path, known)
+            contents.check(path, known, wide=known == "csv")
             found.append(Source(path, known, folders.keys(part)))
     if not found:
         if others:
