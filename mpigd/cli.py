@@ -18,6 +18,7 @@ from mpigd.errors import UsageError
 from mpigd.import_arguments import import_arguments
 from mpigd.launch import launched
 from mpigd.options import Parser, add_options
+from mpigd.quantities import readable
 from mpigd.world import connect
 
 
@@ -223,12 +224,19 @@ def _json(value: Any) -> str:
 
 
 def _score_table(scores: dict[str, Any]) -> str:
-    lines = [f"{name:18} {value:.6g}" for name, value in scores.items() if not isinstance(value, list)]
+    lines = [f"{name:18} {_score(value)}" for name, value in scores.items() if not isinstance(value, list)]
     for record in scores.get("classes", []):
-        lines.append(
-            "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in record.items())
-        )
+        label = str(record["class"])
+        shown = record | {"class": label if label.isprintable() else repr(label)}
+        lines.append("  ".join(f"{key} {_score(value, 4)}" for key, value in shown.items()))
     return "\n".join(lines)
+
+
+def _score(value: Any, digits: int = 6) -> str:
+    """Counts and other whole numbers with separators; the weight of a class is none where weights are not whole."""
+    if isinstance(value, str):
+        return value
+    return f"{value:.{digits}g}" if abs(value) < 1000 else readable(value)
 
 
 def info_command(arguments: argparse.Namespace) -> int:

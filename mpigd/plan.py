@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mpigd import build, choices
-from mpigd.comm import Comm, together
+from mpigd.comm import Comm, SelfComm, together
 from mpigd.config import Config
 from mpigd.config import to_dict as options_of
 from mpigd.costs import Shape
@@ -23,6 +23,7 @@ from mpigd.data import hdf5
 from mpigd.data.source import Info, expand, inspect
 from mpigd.errors import UsageError
 from mpigd.model.samples import sizes_for
+from mpigd.model.targets import check_target
 from mpigd.pace import Profile, cores_of, row_seconds, told_seconds
 from mpigd.quantities import size_of
 from mpigd_kernels import outputs
@@ -59,6 +60,7 @@ def plan(
     network: seconds a message and a byte; without it those of the profile. Without a profile this machine is measured.
     """
     choices.check(config)
+    check_target(infos[0], config.loss, SelfComm())
     n, d, known = sum(info.n for info in infos), infos[0].d, profile or {}
     alpha, beta = network or (known.get("alpha", NETWORK[0]), known.get("beta", NETWORK[1]))
     k = _outputs(infos, config)
@@ -154,6 +156,7 @@ def plan_only(data: Sequence[str], config: Config, comm: Comm) -> int:
     """Say what a run would do, from the files' metadata and the options alone. Collective; returns the exit code."""
     choices.check(config)
     infos = inspect(expand(data, comm), config.x, config.y, comm, config.allow_links)
+    check_target(infos[0], config.loss, comm)
     n = sum(info.n for info in infos)
     k = np.ones(1, dtype=np.int64)
     with together(comm):

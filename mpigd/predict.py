@@ -22,7 +22,7 @@ from mpigd.metrics import score
 from mpigd.model.fitted import Model
 from mpigd.model.losses import LOSSES, Loss
 from mpigd.model.response import margins, mean_response, predicted_class
-from mpigd.model.targets import Classes, check_codes, check_domain
+from mpigd.model.targets import Classes, check_codes, check_domain, check_numeric, check_same_names, check_weights
 from mpigd.reduce import total
 
 Array = np.ndarray[Any, Any]
@@ -34,11 +34,16 @@ class Evaluator:
 
     def __init__(self, shard: Shard, loss: Loss, parameter: float, classes: Classes | None, comm: Comm) -> None:
         assert shard.y is not None
+        check_numeric(shard.name, shard.encoding, loss)
         check_domain(shard, loss, comm)
+        if classes:
+            check_same_names(shard.name, shard.encoding, classes)
         self._y = classes.codes(shard.y) if classes else shard.y
         if classes:
             check_codes(self._y, shard, classes, comm)
         self._c = np.ones(shard.y.size) if shard.c is None else shard.c
+        if shard.c is not None:
+            check_weights(shard.c, self._y, shard, None, comm)
         self._shard, self._loss, self._parameter, self._classes, self._comm = shard, loss, parameter, classes, comm
 
     def scores(self, coef: Array, intercept: Array, penalty: float = 0.0) -> dict[str, Any]:

@@ -212,17 +212,18 @@ def _join(parts: Sequence[dict[str, Array]], segments: Sequence[Segment], X: Mat
         c=joined("sample_weight"),
         offset=joined("offset"),
         key=joined("key"),
-        encoding=_encoding(infos[0]),
+        encoding=encoding_of(infos[0]),
         files=tuple((info.path, info.n) for info in infos),
     )
 
 
 def _names(info: Info) -> list[str] | None:
-    names = _encoding(info).get("feature_names")
+    names = encoding_of(info).get("feature_names")
     return None if names is None else [str(name) for name in names]
 
 
-def _encoding(info: Info) -> dict[str, Any]:
+def encoding_of(info: Info) -> dict[str, Any]:
+    """How the file's raw columns were encoded, empty for one that was not imported."""
     with hdf5.open_read(info.path, info.links) as file:
         return dict(hdf5.read_json(file, "encoding")) if "encoding" in file else {}
 
