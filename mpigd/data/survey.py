@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from mpigd.data.columns import ExactSum, absent, first_misfit, to_text
-from mpigd.data.encoder import Missing
 from mpigd.data.encoding import Column, Encoding, Target, listed, no_column
 from mpigd.data.levels import describe, levels_of
+from mpigd.data.missing import Missing
 from mpigd.data.number_text import read_numbers
 from mpigd.data.tables import Block, Source
 from mpigd.errors import DataError, UsageError

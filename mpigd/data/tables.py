@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
+
 from mpigd.data import csv_file, parquet_file
 from mpigd.data.compressed import PACKED, member, reading
 from mpigd.errors import DataError, UsageError
@@ -35,6 +37,10 @@ class Block:
     first: int
     rows: int
     columns: Mapping[str, Any]
+
+    def numbers(self) -> Any:
+        """The data rows (m,) of the file that these are, int64."""
+        return np.arange(self.first, self.first + self.rows)
 
     def where(self, row: int) -> str:
         return f"{self.path} row {self.first + row}"
