@@ -36,6 +36,10 @@ class ExactSums:
             self.count[columns] += values.shape[1] - np.count_nonzero(gone, axis=1)
             self._add(np.arange(columns.start, columns.stop), np.where(gone, 0.0, values))
 
+    def keep(self, kept: Array) -> None:
+        """Forget all columns but those of a mask (p,)."""
+        self.count, self._limbs = self.count[kept], self._limbs[kept]
+
     def means(self) -> list[float | None]:
         """Each column's mean, rounded once; None without values."""
         totals = [0] * self.count.size

@@ -45,6 +45,11 @@ class Spread:
             for columns, rows in slabs(*matrix.shape):
                 self._add(columns, matrix[columns, rows])
 
+    def keep(self, kept: Array) -> None:
+        """Forget all columns but those of a mask (p,)."""
+        for name, values in vars(self).items():
+            setattr(self, name, values[kept])
+
     def damaged(self) -> list[bool]:
         """Which columns float32 damages."""
         lost = (self.vanished > 0) | (self.infinite > 0) | (2 * self.kept < self.changes)
