@@ -1,0 +1,105 @@
+"""Reading a dataset a bounded number of chunks at a time.
+
+HDF5 keeps some kilobytes for each chunk of a selection while it reads it. Where a chunk holds one row, a slab of some
+megabytes would take gigabytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import h5py
+import numpy as np
+
+from mpigd.data import shortage
+
+Array = np.ndarray[Any, Any]
+CHUNKS = 1024  # that one read may touch; more are no faster
+CHUNK_BYTES = 5 << 10  # bytes that HDF5 keeps for each of them meanwhile
+
+
+class Dataset(h5py.Dataset):  # type: ignore[misc]
+    """A dataset that has been looked at. Consecutive rows are read in pieces of at most CHUNKS chunks.
+
+    sources: what there is of each source of a virtual dataset, open as long as this is: HDF5 reads zeros from those that it
+    cannot open.
+    """
+
+    def __init__(self, bind: h5py.h5d.DatasetID, sources: Sequence[Sequence[Dataset]] = ()) -> None:
+        super().__init__(bind, readonly=True)
+        self.sources = [list(found) for found in sources]
+
+    def __getitem__(self, args: Any, new_dtype: Any = None) -> Any:
+        self._ready()
+        if new_dtype is not None or not self.ndim or (rows := self._rows(args)) is None or self._at_once(rows):
+            return super().__getitem__(args, new_dtype)
+        out = np.empty((rows.stop - rows.start, *self.shape[1:]), self.dtype)
+        self._read(out, rows)
+        return out
+
+    def read_direct(self, dest: Array, source_sel: Any = None, dest_sel: Any = None) -> None:
+        self._ready()
+        rows = None if dest_sel is not None or not self.ndim else self._rows(... if source_sel is None else source_sel)
+        if rows is None or self._at_once(rows) or dest.shape != (rows.stop - rows.start, *self.shape[1:]):
+            super().read_direct(dest, source_sel, dest_sel)
+        else:
+            self._read(dest, rows)
+
+    def chunk_count(self) -> int:
+        """How many chunks there may be, in those of all sources where it is virtual."""
+        if self.chunks is not None:
+            return math.prod(-(-length // chunk) for length, chunk in zip(self.shape, self.chunks, strict=True))
+        return sum(source.chunk_count() for found in self.sources for source in found[:1])
+
+    def reading_bytes(self, rows: int) -> int:
+        """Bytes that HDF5 takes besides the numbers to read so many rows: for chunks, and for what a filter makes of one."""
+        touched = min(CHUNKS, self.chunk_count(), -(-rows // self._band()[0] + 1) * self._band()[1])
+        largest = math.prod(self.chunks or (0,)) * self.dtype.itemsize
+        filtered = self.compression is not None or self.fletcher32 or self.shuffle or self.scaleoffset is not None
+        return touched * CHUNK_BYTES + (2 * largest if filtered else 0)
+
+    def _ready(self) -> None:
+        if self.sources:
+            shortage.check_descriptor(f"{self.file.filename}: {(self.name or '').strip('/')!r}")
+
+    def _rows(self, selection: Any) -> slice | None:
+        """The consecutive rows that a selection is, if it is no more than that."""
+        if selection is Ellipsis or (isinstance(selection, tuple) and not selection):
+            return slice(0, len(self))
+        if not isinstance(selection, slice) or selection.step not in (None, 1):
+            return None
+        start, stop, _ = selection.indices(len(self))
+        return slice(start, max(start, stop))
+
+    def _band(self) -> tuple[int, int]:
+        """Rows that lie in chunks side by side, and how many such chunks there are."""
+        if self.chunks is not None:
+            across = zip(self.shape[1:], self.chunks[1:], strict=True)
+            return self.chunks[0], math.prod(-(-length // chunk) for length, chunk in across)
+        each = self.chunk_count() / max(1, len(self))  # of a row, on the average
+        return (1, math.ceil(each)) if each > 1.0 else (max(1, int(1.0 / each)) if each else max(1, len(self)), 1)
+
+    def _at_once(self, rows: slice) -> bool:
+        band, across = self._band()
+        return (-(-rows.stop // band) - rows.start // band) * across <= CHUNKS
+
+    def _read(self, out: Array, rows: slice) -> None:
+        for part in self._cuts(rows):
+            inside = slice(part[0].start - rows.start, part[0].stop - rows.start)
+            super().read_direct(out, part, (inside, *part[1:]))
+
+    def _cuts(self, rows: slice) -> Iterator[tuple[slice, ...]]:
+        """Parts of the rows, and of their columns where they alone have too many chunks."""
+        band, across = self._band()
+        step = max(1, CHUNKS // across) * band
+        wide = self.chunks is not None and self.ndim == 2 and across > CHUNKS
+        width = CHUNKS * self.chunks[1] if wide else None
+        for start in range(rows.start - rows.start % band, rows.stop, step):
+            part = slice(max(start, rows.start), min(start + step, rows.stop))
+            if width is None:
+                yield (part,)
+                continue
+            for first in range(0, self.shape[1], width):
+                yield part, slice(first, min(first + width, self.shape[1]))
