@@ -226,7 +226,7 @@ def info_command(arguments: argparse.Namespace) -> int:
     if arguments.summary and not arguments.json:
         print(summary(arguments.file))
         return 0
-    about = describe(arguments.file, config.x, config.y, config.allow_links)
+    about = describe(arguments.file, config.x, config.y, config.allow_links, config.allow_unwritten)
     print(_json(about) if arguments.json else text(arguments.file, about))
     return 0
 
@@ -246,12 +246,11 @@ def plan_command(arguments: argparse.Namespace) -> int:
     cache.prepare()
     cache.import_lean()
     from mpigd.comm import SelfComm
-    from mpigd.data.source import expand, inspect
     from mpigd.pace import read_profile
-    from mpigd.plan import plan, text, to_dict
+    from mpigd.plan import plan, surveyed, text, to_dict
 
     profile = read_profile(arguments.profile) if arguments.profile else None
-    infos = inspect(expand(arguments.data, SelfComm()), config.x, config.y, SelfComm(), config.allow_links)
+    infos = surveyed(arguments.data, config, SelfComm())
     predicted = plan(infos, config, arguments.ranks, network, profile)
     print(_json(to_dict(predicted)) if arguments.json else text(predicted))
     return 0

@@ -150,10 +150,16 @@ def to_dict(predicted: Plan) -> dict[str, Any]:
     return asdict(predicted)
 
 
+def surveyed(data: Sequence[str], config: Config, comm: Comm) -> list[Info]:
+    """What lies in the files of the data set. Collective."""
+    paths = expand(data, comm, config.allow_duplicates)
+    return inspect(paths, config.x, config.y, comm, config.allow_links, config.allow_unwritten)
+
+
 def plan_only(data: Sequence[str], config: Config, comm: Comm) -> int:
     """Say what a run would do, from the files' metadata and the options alone. Collective; returns the exit code."""
     choices.check(config)
-    infos = inspect(expand(data, comm), config.x, config.y, comm, config.allow_links)
+    infos = surveyed(data, config, comm)
     n = sum(info.n for info in infos)
     k = np.ones(1, dtype=np.int64)
     with together(comm):

@@ -34,6 +34,7 @@ class Layout:
 
     max_memory: bytes of X that a rank may hold; more is read again at every pass, in pieces of `block` consecutive global
     rows where given. unstreamed: why such a run could not do that, if so. links: folders into which links may lead.
+    unwritten: what was never written is read as HDF5's fill value. duplicates: a file may be named twice.
     """
 
     x: str = "X"
@@ -45,6 +46,8 @@ class Layout:
     block: int | None = None
     unstreamed: str = ""
     links: tuple[str, ...] = ()
+    unwritten: bool = False
+    duplicates: bool = False
 
 
 def load(patterns: Sequence[str], layout: Layout, comm: Comm) -> Shard:
@@ -79,7 +82,8 @@ def passing(patterns: Sequence[str], layout: Layout, comm: Comm) -> tuple[Shard,
 
 def survey(patterns: Sequence[str], layout: Layout, comm: Comm) -> list[Info]:
     """What lies in the files that make up the data set. Collective; DataError on all ranks if they do not fit."""
-    infos = inspect(expand(patterns, comm), layout.x, layout.y, comm, layout.links)
+    paths = expand(patterns, comm, layout.duplicates)
+    infos = inspect(paths, layout.x, layout.y, comm, layout.links, layout.unwritten)
     if layout.need_y and not infos[0].has_y:
         raise agreed(DataError(f"{infos[0].path}: no target {layout.y!r} (name it with --y)"))
     return infos

@@ -43,7 +43,7 @@ class Dataset(h5py.Dataset):  # type: ignore[misc]
         self._ready()
         rows = None if dest_sel is not None or not self.ndim else self._rows(... if source_sel is None else source_sel)
         if rows is None or self._at_once(rows) or dest.shape != (rows.stop - rows.start, *self.shape[1:]):
-            super().read_direct(dest, source_sel, dest_sel)
+            super().read_direct(dest, *(part for part in (source_sel, dest_sel) if part is not None))
         else:
             self._read(dest, rows)
 
@@ -83,15 +83,18 @@ class Dataset(h5py.Dataset):  # type: ignore[misc]
 
     def _at_once(self, rows: slice) -> bool:
         band, across = self._band()
-        return (-(-rows.stop // band) - rows.start // band) * across <= CHUNKS
+        return bool((-(-rows.stop // band) - rows.start // band) * across <= CHUNKS)
 
     def _read(self, out: Array, rows: slice) -> None:
-        for part in self._cuts(rows):
-            inside = slice(part[0].start - rows.start, part[0].stop - rows.start)
-            super().read_direct(out, part, (inside, *part[1:]))
+        for part, columns in self._cuts(rows):
+            inside = out[part.start - rows.start : part.stop - rows.start]
+            if columns is None:
+                super().read_direct(inside, part)
+            else:
+                super().read_direct(inside, (part, columns), np.s_[:, columns])
 
-    def _cuts(self, rows: slice) -> Iterator[tuple[slice, ...]]:
-        """Parts of the rows, and of their columns where they alone have too many chunks."""
+    def _cuts(self, rows: slice) -> Iterator[tuple[slice, slice | None]]:
+        """Parts of the rows, and of their columns where one row has too many chunks."""
         band, across = self._band()
         step = max(1, CHUNKS // across) * band
         wide = self.chunks is not None and self.ndim == 2 and across > CHUNKS
@@ -99,7 +102,7 @@ class Dataset(h5py.Dataset):  # type: ignore[misc]
         for start in range(rows.start - rows.start % band, rows.stop, step):
             part = slice(max(start, rows.start), min(start + step, rows.stop))
             if width is None:
-                yield (part,)
+                yield part, None
                 continue
             for first in range(0, self.shape[1], width):
                 yield part, slice(first, min(first + width, self.shape[1]))

@@ -53,6 +53,8 @@ DOORS = {
         "mpigd.data.hdf5",
         "mpigd.data.source",
         "mpigd.data.importers",
+        "mpigd.data.pieces",
+        "mpigd.data.unwritten",
         "mpigd.data.writer",
         "mpigd.checkpoint",
         "mpigd.doctor",
