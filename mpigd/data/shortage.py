@@ -7,7 +7,7 @@ import os
 import re
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from mpigd.errors import LimitError
 
@@ -35,19 +35,30 @@ def _is_open(number: int) -> bool:
 
 
 def reserve(files: int, place: str) -> None:
-    """Have room for `files` more open files: the soft limit is raised as far as needed. LimitError if that is not enough.
+    """Have room for `files` more open files. LimitError if the system does not allow that.
 
     place: what needs them, for the message.
     """
-    needed = open_descriptors() + files + SPARE
+    if afford(files) < files:
+        needed, allowed = open_descriptors() + files + SPARE, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        raise LimitError(
+            f"{place} needs {needed:,} open files at once, and the system allows this process {allowed:,} (ulimit -n)"
+        )
+
+
+def afford(files: int) -> int:
+    """How many of `files` more files can be open at once; the process's soft limit is raised as far as that needs."""
+    used = open_descriptors() + SPARE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or needed <= soft:
-        return
-    highest = max(PLENTY, needed) if hard == resource.RLIM_INFINITY else min(hard, max(PLENTY, needed))
+    if soft == resource.RLIM_INFINITY or used + files <= soft:
+        return files
+    wanted = max(PLENTY, used + files)
+    highest = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
     if highest > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
-    if highest < needed:
-        raise LimitError(f"{place} needs {needed:,} open files at once, and the system allows this process {hard:,} (ulimit -n)")
+        with suppress(OSError, ValueError):  # some systems allow less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
+            soft = highest
+    return max(0, min(files, soft - used))
 
 
 def check_descriptor(place: str) -> None:

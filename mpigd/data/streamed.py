@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mpigd.data import shortage
 from mpigd.data.half import Half, Narrowing
 from mpigd.data.matrix import Columns, Dense, Into, Selection, Task
 from mpigd.data.partition import Segment
@@ -52,7 +53,8 @@ class Streamed:
         self.row_bytes, self.entries = self.d * dtype.itemsize, self.n * self.d
         self._unit = np.ones(self.d) if narrowing is None else narrowing.unit
         self._maps: dict[int, Map] = {}
-        self._mapped: Recent[Map] = Recent(MAPPED, self._unmap)
+        mapped = max(FEWEST, shortage.afford(FILES + MAPPED) - FILES)
+        self._mapped: Recent[Map] = Recent(mapped, self._unmap)
         self._pieces = list(self._cut(block))
         self._starts = np.concatenate([[0], np.cumsum([cut.stop - cut.start for _, cut in self._pieces])]).astype(np.int64)
         self._next = np.arange(1, len(self._pieces) + 1)  # which piece comes after each
