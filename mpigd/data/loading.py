@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mpigd.comm import Comm, together
-from mpigd.data import hdf5, partition
+from mpigd.data import hdf5, partition, shortage
 from mpigd.data.exchange import exchange
 from mpigd.data.half import Half, Narrowing
 from mpigd.data.matrix import CSR, Dense, Matrix
@@ -99,7 +99,7 @@ def read(infos: Sequence[Info], layout: Layout, comm: Comm) -> Shard:
         parts = [_read_vectors(infos[part.file], part, layout) for part in held]
     streams = _streams(infos, segments, layout, dtype, comm)
     X: Matrix = _stack(sparse, infos[0].d) if sparse else read_dense(infos, segments, layout, dtype, streams, comm)
-    with together(comm):
+    with together(comm), shortage.named(infos[0].path):
         shard = _join(parts, segments, X, infos)
     return exchange(shard, comm) if layout.partition == "hash" else shard
 
@@ -184,7 +184,7 @@ def read_dense(
                 dense.column_range(slab, low, high)
         narrowing = Narrowing(low, high, comm)
     X: Dense | Half | Streamed
-    with together(comm):
+    with together(comm), shortage.named(infos[0].path):
         if narrowing is not None:
             names = _names(infos[0])
         if streams:

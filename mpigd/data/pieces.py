@@ -18,6 +18,8 @@ from mpigd.data import shortage
 Array = np.ndarray[Any, Any]
 CHUNKS = 1024  # that one read may touch; more are no faster
 CHUNK_BYTES = 5 << 10  # bytes that HDF5 keeps for each of them meanwhile
+PLACE_BYTES = 32  # of a chunk in the index of all
+INDEX = 32 << 20  # bytes of the index that HDF5 keeps at most
 
 
 class Dataset(h5py.Dataset):  # type: ignore[misc]
@@ -53,12 +55,12 @@ class Dataset(h5py.Dataset):  # type: ignore[misc]
             return math.prod(-(-length // chunk) for length, chunk in zip(self.shape, self.chunks, strict=True))
         return sum(source.chunk_count() for found in self.sources for source in found[:1])
 
-    def reading_bytes(self, rows: int) -> int:
-        """Bytes that HDF5 takes besides the numbers to read so many rows: for chunks, and for what a filter makes of one."""
-        touched = min(CHUNKS, self.chunk_count(), -(-rows // self._band()[0] + 1) * self._band()[1])
+    def reading_bytes(self) -> int:
+        """Bytes that HDF5 takes, besides the numbers, to read it: for its chunks, for where they lie, and what filters make."""
+        chunks = self.chunk_count()
         largest = math.prod(self.chunks or (0,)) * self.dtype.itemsize
-        filtered = self.compression is not None or self.fletcher32 or self.shuffle or self.scaleoffset is not None
-        return touched * CHUNK_BYTES + (2 * largest if filtered else 0)
+        filtered = self.id.get_create_plist().get_nfilters() > 0
+        return min(CHUNKS, chunks) * CHUNK_BYTES + min(INDEX, chunks * PLACE_BYTES) + (2 * largest if filtered else 0)
 
     def _ready(self) -> None:
         if self.sources:
@@ -106,3 +108,12 @@ class Dataset(h5py.Dataset):  # type: ignore[misc]
                 continue
             for first in range(0, self.shape[1], width):
                 yield part, slice(first, min(first + width, self.shape[1]))
+
+
+def reading_bytes(found: Any) -> int:
+    """Bytes that HDF5 takes to read a dataset, or the largest one of a group."""
+    if isinstance(found, Dataset):
+        return found.reading_bytes()
+    if isinstance(found, h5py.Group):
+        return max((reading_bytes(found.get(name)) for name in ("data", "indices", "indptr")), default=0)
+    return 0

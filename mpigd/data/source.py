@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import h5py
@@ -14,6 +14,7 @@ import numpy as np
 from mpigd.comm import Comm, bcast_bytes, together
 from mpigd.data import declared, hdf5, order, unwritten
 from mpigd.data.partition import Extent
+from mpigd.data.pieces import reading_bytes
 from mpigd.errors import DataError
 
 FLOATS = ("float64", "float32")
@@ -36,6 +37,7 @@ class Info:
     names: str  # digest of the encoding, so that files encoded differently are not mixed
     halves: bool = False  # X is stored as float16
     links: tuple[str, ...] = ()  # folders into which the file's links may lead
+    reading: int = 0  # bytes that HDF5 takes besides the numbers while it reads them
 
     def extent(self) -> Extent:
         return Extent(self.n, self.chunk, self.nonzeros)
@@ -76,7 +78,7 @@ def inspect(
                 info = look(file, str(path), x, y, links)
                 if not allow_unwritten:
                     unwritten.check(file, [x, *([y] if info.has_y else []), *info.extras])
-                mine.append(asdict(info))
+                mine.append(asdict(replace(info, reading=reading_bytes(file.get(x)))))
     text = json.dumps(mine).encode()
     longest = np.array([len(text)], dtype=np.int64)
     comm.allreduce(longest, "max")
