@@ -69,7 +69,7 @@ def plan(
     steps = 1 if config.batch_size is None else -(-n // config.batch_size)
     here = min(ranks, cores_of(known))
     share = -(-n // ranks)
-    memory = _memory(share, row_bytes, k, d, config)
+    memory = _memory(share, row_bytes, k, d, config) + max(info.reading for info in infos)
     if infos[0].layout != "dense" and k > 1:
         memory += 16 * (outputs.width(k) - k) * d  # lie side by side, with room for whole vectors
     _check_memory(memory * here, known.get("memory") or _available())
@@ -152,10 +152,16 @@ def to_dict(predicted: Plan) -> dict[str, Any]:
     return asdict(predicted)
 
 
+def surveyed(data: Sequence[str], config: Config, comm: Comm) -> list[Info]:
+    """What lies in the files of the data set. Collective."""
+    paths = expand(data, comm, config.allow_duplicates)
+    return inspect(paths, config.x, config.y, comm, config.allow_links, config.allow_unwritten)
+
+
 def plan_only(data: Sequence[str], config: Config, comm: Comm) -> int:
     """Say what a run would do, from the files' metadata and the options alone. Collective; returns the exit code."""
     choices.check(config)
-    infos = inspect(expand(data, comm), config.x, config.y, comm, config.allow_links)
+    infos = surveyed(data, config, comm)
     check_target(infos[0], config.loss, comm)
     n = sum(info.n for info in infos)
     k = np.ones(1, dtype=np.int64)

@@ -137,10 +137,17 @@ def _encode(paths: Sequence[str], output: str, model: Model, need_y: bool) -> No
     encode_like(paths, output, Encoding.from_dict(model.encoding), missing=policy, need_y=need_y)
 
 
+def _layout(model: Model, config: Config, partition: str, need_y: bool = True) -> Layout:
+    links, unwritten, duplicates = config.allow_links, config.allow_unwritten, config.allow_duplicates
+    return Layout(
+        config.x, config.y, model.config.dtype, partition, need_y, links=links, unwritten=unwritten, duplicates=duplicates
+    )
+
+
 def evaluate(model: Model, paths: Sequence[str], config: Config, comm: Comm) -> dict[str, Any]:
     """Metrics of a model on a data set. Collective."""
     with encoded(paths, model, comm) as files:
-        layout = Layout(config.x, config.y, model.config.dtype, config.partition, links=config.allow_links)
+        layout = _layout(model, config, config.partition)
         shard, slabs = passing(files, layout, comm)
         check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names"))
         loss = LOSSES[model.config.loss]
@@ -157,7 +164,7 @@ def evaluate(model: Model, paths: Sequence[str], config: Config, comm: Comm) -> 
 def predict(model: Model, paths: Sequence[str], output: str, csv: str | None, config: Config, comm: Comm) -> int:
     """Write predictions for a data set in row order; returns the number of rows. Collective."""
     with encoded(paths, model, comm, need_y=False) as files:
-        shard = load(files, Layout(config.x, config.y, model.config.dtype, "range", need_y=False, links=config.allow_links), comm)
+        shard = load(files, _layout(model, config, "range", need_y=False), comm)
     check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names"))
     slabs = _in_order(lambda rows: _columns(model, shard, rows), shard, model, comm)
     if comm.rank == 0:

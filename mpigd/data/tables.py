@@ -24,7 +24,7 @@ from mpigd.data.columns import WORDS, to_text
 from mpigd.data.compressed import member, reading, unpacked_name
 from mpigd.data.encoding import listed
 from mpigd.data.folders import HIVE_NULL, parts
-from mpigd.data.order import natural
+from mpigd.data.order import check_once, natural
 from mpigd.data.parquet_file import FORMATS, Layout, Table
 from mpigd.errors import DataError, UsageError
 
@@ -209,21 +209,10 @@ def expand(
     if len(kinds) > 1:
         raise UsageError("one data set has one format: " + ", ".join(f"{path} is {kind}" for kind, path in kinds.items()))
     if not allow_duplicates:
-        _refuse_twice(found)
+        check_once([source.path for source in found])
     peers: list[Source] = []
     peers += [replace(source, dialect=dialect, peers=peers) for source in found]
     return peers
-
-
-def _refuse_twice(found: Sequence[Source]) -> None:
-    """DataError for a file that is there twice, under whatever names."""
-    seen: dict[tuple[int, int], str] = {}
-    for source in found:
-        status = os.stat(source.path)
-        first = seen.setdefault((status.st_dev, status.st_ino), source.path)
-        if first is not source.path:
-            also = "" if first == source.path else f" (also as {first})"
-            raise DataError(f"{source.path}: is named twice{also}: name it once, or --allow-duplicates reads it twice")
 
 
 def _file(path: str, format: str | None) -> Source:
