@@ -24,6 +24,7 @@ from mpigd.model.rounding import gradient_error
 from mpigd.optim.base import Optimizer, norm
 from mpigd.optimality import Optimality
 from mpigd.placement import crowded
+from mpigd.places import settled
 from mpigd.progress import Progress
 from mpigd.rehearsal import rehearse
 from mpigd.replicas import Replicas
@@ -31,6 +32,7 @@ from mpigd.report import Clock, Report
 from mpigd.supervise import supervise
 from mpigd.survive import Memory, survive
 from mpigd.survive import check as survivors
+from mpigd.world import adopt
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
@@ -41,6 +43,7 @@ def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progres
 
     Raises MpigdError (on all ranks) for data, options or numbers that cannot be used.
     """
+    comm = adopt(comm)
     clock, interruption = Clock(comm), Interruption(comm, config)
 
     def once(memory: Memory | None) -> Model:
@@ -67,7 +70,7 @@ def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progres
 
                 raise explained(error, run.first, run.w, run.schedule, run.problem, whole, comm, run.saver) from error
 
-    with interruption.listening():
+    with settled(), interruption.listening():
         return survive(once, config, comm, progress)
 
 
