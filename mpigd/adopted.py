@@ -22,10 +22,10 @@ def known(comm: Any) -> Comm | None:
 
     Raises UsageError for what is no communicator, or none whose processes can all reach each other.
     """
-    if isinstance(comm, Comm):
-        return comm
     mpi: Any = sys.modules.get("mpi4py.MPI")
     if mpi is None or not isinstance(comm, mpi.Comm):
+        if isinstance(comm, Comm):
+            return comm
         kind = type(comm).__name__
         raise UsageError(f"comm is of type {kind}: pass a communicator of mpi4py, like MPI.COMM_WORLD, or None for all ranks")
     if comm == mpi.COMM_NULL:

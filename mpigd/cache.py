@@ -6,6 +6,7 @@ hash of all that, and it must belong to this user and be closed to others. Call 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import platform
@@ -87,6 +88,8 @@ def make_private(folder: Path) -> str | None:
         if not _closed(holder.stat(), {os.getuid(), 0}):
             return f"this link lies in {holder}, where others may write: name the folder that it leads to, {real}"
         place = holder / os.readlink(place)
+    if os.path.lexists(real) and not os.path.isdir(real):  # a file, or links that lead in a circle
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), real)
     Path(real).mkdir(mode=0o700, parents=True, exist_ok=True)
     found = os.stat(real)
     if found.st_uid != os.getuid():
