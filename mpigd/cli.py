@@ -15,11 +15,12 @@ from mpigd import __version__, cache, submit
 from mpigd.comm import Comm, together
 from mpigd.config import FIELDS, Config, resolve
 from mpigd.errors import UsageError
-from mpigd.import_arguments import import_arguments
+from mpigd.import_command import import_arguments, import_command
 from mpigd.launch import launched
 from mpigd.options import Parser, add_options
 from mpigd.quantities import readable
-from mpigd.world import connect
+from mpigd.streams import put, say
+from mpigd.world import enter
 
 
 def parser() -> Parser:
@@ -82,9 +83,10 @@ def _cv_arguments(sub: argparse.ArgumentParser) -> None:
     add_options(sub, [name for name in FIELDS if name != "l2"])
 
 
-def _connect() -> Comm:
-    """The communicator, with the kernels' cache in place before anything imports numba."""
-    comm = connect()
+def _connect(arguments: argparse.Namespace, limit: float | None = None) -> Comm:
+    """The communicator, with the kernels' cache in place before anything imports numba. limit: seconds to wait for all ranks."""
+    cache.check()
+    comm = enter(None, f"mpigd {arguments.command}", limit)
     cache.prepare()
     cache.import_lean()
     return comm
@@ -94,46 +96,18 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(arguments).items() if name in FIELDS}
 
 
-def import_command(arguments: argparse.Namespace) -> int:
-    from mpigd.data.importers import import_data, preview
-
-    options = {
-        key: value for key, value in vars(arguments).items() if key not in ("command", "run", "source", "output", "dry_run")
-    }
-    if arguments.dry_run is not None:
-        del options["like"]
-        table, error = preview(arguments.source, arguments.dry_run or None, **options)
-        print(table)
-        if error is not None:
-            raise error
-        return 0
-    if arguments.output is None:
-        raise UsageError("-o FILE is needed: the HDF5 file to write (or --dry-run)")
-
-    def show(rows: int) -> None:
-        print(f"{rows:,} rows", file=sys.stderr, flush=True)
-
-    done = import_data(arguments.source, arguments.output, progress=show, **options)
-    if done.table:
-        print(done.table)
-    for note in done.notes:
-        print(f"note: {note}", file=sys.stderr)
-    dropped = f", {done.dropped:,} rows dropped" if done.dropped else ""
-    print(f"{done.path}: {done.rows:,} rows x {done.features:,} columns, {done.layout}{dropped}", file=sys.stderr)
-    return 0
-
-
 def train_command(arguments: argparse.Namespace) -> int:
     config, places = resolve(_options(arguments), arguments.config)
     data = arguments.data or places.get("data")
     output = arguments.output or places["output"]
     if not data:
         raise UsageError("no data given: mpigd train DATA.h5 ... (or data = [...] in the --config file)")
-    if not Path(output).absolute().parent.is_dir():
+    if not Path(output).parent.is_dir():
         raise UsageError(f"-o {output}: the folder does not exist")
-    comm = _connect()
+    comm = _connect(arguments, config.hang_timeout)
     from mpigd.data.hdf5 import check_target
     from mpigd.progress import Progress
+    from mpigd.supervise import newest, save
     from mpigd.trainer import train
 
     with together(comm):  # before the work that would be lost
@@ -144,10 +118,11 @@ def train_command(arguments: argparse.Namespace) -> int:
         from mpigd.plan import plan_only
 
         return plan_only([data] if isinstance(data, str) else data, config, comm)
+    before = newest(config)
     model = train(data, config, comm, progress)
     with together(comm):
         if comm.rank == 0:
-            model.save(output)
+            save(model.save, output, config, before)
     if comm.rank == 0:
         progress.note(f"{output}: digest {model.digest[:16]}")
     return 0
@@ -155,7 +130,7 @@ def train_command(arguments: argparse.Namespace) -> int:
 
 def cv_command(arguments: argparse.Namespace) -> int:
     config, _ = resolve(_options(arguments), arguments.config)
-    comm = _connect()
+    comm = _connect(arguments, config.hang_timeout)
     from mpigd.crossval import chart, check, cross_validate, penalties_of, table
     from mpigd.data.hdf5 import check_target
     from mpigd.progress import Progress
@@ -171,34 +146,35 @@ def cv_command(arguments: argparse.Namespace) -> int:
     found = cross_validate(arguments.data, config, penalties, arguments.folds, arguments.choose, comm, progress)
     with together(comm):
         if comm.rank == 0:
-            print(_json(found.plain()) if arguments.json else table(found))
             if arguments.output:
                 found.model.save(arguments.output)
             if arguments.chart:
                 chart(found, arguments.chart)
+    if comm.rank == 0:
+        put(_json(found.plain()) if arguments.json else table(found))
     return 0
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
     config, _ = resolve(_options(arguments))
-    comm = _connect()
+    comm = _connect(arguments)
     from mpigd.predict import evaluate
 
     scores = evaluate(_shared_model(arguments.model, comm), arguments.data, config, comm)
     if comm.rank == 0:
-        print(_json(scores) if arguments.json else _score_table(scores))
+        put(_json(scores) if arguments.json else _score_table(scores))
     return 0
 
 
 def predict_command(arguments: argparse.Namespace) -> int:
     config, _ = resolve(_options(arguments))
-    comm = _connect()
+    comm = _connect(arguments)
     from mpigd.predict import predict
 
     csv = str(Path(arguments.output).with_suffix(".csv")) if arguments.csv == "" else arguments.csv
     rows = predict(_shared_model(arguments.model, comm), arguments.data, arguments.output, csv, config, comm)
     if comm.rank == 0:
-        print(f"{arguments.output}: {rows:,} predictions", file=sys.stderr)
+        say(f"{arguments.output}: {rows:,} predictions\n")
     return 0
 
 
@@ -246,10 +222,10 @@ def info_command(arguments: argparse.Namespace) -> int:
     if _elsewhere():
         return 0
     if arguments.summary and not arguments.json:
-        print(summary(arguments.file))
+        put(summary(arguments.file))
         return 0
     about = describe(arguments.file, config.x, config.y, config.allow_links, config.allow_unwritten)
-    print(_json(about) if arguments.json else text(arguments.file, about))
+    put(_json(about) if arguments.json else text(arguments.file, about))
     return 0
 
 
@@ -274,7 +250,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
     profile = read_profile(arguments.profile) if arguments.profile else None
     infos = surveyed(arguments.data, config, SelfComm())
     predicted = plan(infos, config, arguments.ranks, network, profile)
-    print(_json(to_dict(predicted)) if arguments.json else text(predicted))
+    put(_json(to_dict(predicted)) if arguments.json else text(predicted))
     return 0
 
 
@@ -289,7 +265,7 @@ def _network(text: str | None) -> tuple[float, float] | None:
 
 
 def doctor_command(arguments: argparse.Namespace) -> int:
-    comm = _connect()
+    comm = _connect(arguments)
     from mpigd.doctor import run
 
     return int(run(comm))
@@ -299,5 +275,5 @@ def postmortem_command(arguments: argparse.Namespace) -> int:
     from mpigd.recorder import report
 
     if not _elsewhere():
-        print(report(arguments.folder))
+        put(report(arguments.folder))
     return 0

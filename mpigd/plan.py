@@ -26,6 +26,7 @@ from mpigd.model.samples import sizes_for
 from mpigd.model.targets import check_target
 from mpigd.pace import Profile, cores_of, row_seconds, told_seconds
 from mpigd.quantities import size_of
+from mpigd.streams import put
 from mpigd_kernels import outputs
 
 PROGRAM = 180e6  # bytes of a rank beside what grows with the data: Python, numpy, numba, the kernels, h5py, MPI, slabs
@@ -172,6 +173,6 @@ def plan_only(data: Sequence[str], config: Config, comm: Comm) -> int:
     config = build.complete(config, n, infos[0].d, _shape(infos, config, int(k[0])))
     if comm.rank == 0:
         steps = (config.epochs or 1) * (1 if config.batch_size is None else -(-n // config.batch_size))
-        print(f"{n:,} rows x {infos[0].d:,} columns ({infos[0].layout}) in {len(infos)} file(s), {comm.size} rank(s)")
-        print(f"up to {steps:,} steps; " + " ".join(f"{name}={value}" for name, value in options_of(config).items()))
+        put(f"{n:,} rows x {infos[0].d:,} columns ({infos[0].layout}) in {len(infos)} file(s), {comm.size} rank(s)")
+        put(f"up to {steps:,} steps; " + " ".join(f"{name}={value}" for name, value in options_of(config).items()))
     return 0

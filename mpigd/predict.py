@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from mpigd.model.losses import LOSSES, Loss
 from mpigd.model.response import margins, mean_response, predicted_class
 from mpigd.model.targets import Classes, check_codes, check_domain, check_numeric, check_same_names, check_weights
 from mpigd.reduce import total
+from mpigd.world import enter
 
 Array = np.ndarray[Any, Any]
 SLAB = 1 << 16  # rows that are scored, or travel to the writing rank, at once
@@ -114,8 +115,9 @@ def encoded(paths: Sequence[str], model: Model, comm: Comm, need_y: bool = True)
         raise
     finally:
         if comm.rank == 0:
-            Path(file).unlink(missing_ok=True)
-            Path(folder).rmdir()
+            with suppress(OSError):  # somebody has cleaned up already
+                Path(file).unlink(missing_ok=True)
+                Path(folder).rmdir()
 
 
 def _temporary_folder() -> str:
@@ -145,7 +147,8 @@ def _layout(model: Model, config: Config, partition: str, need_y: bool = True) -
 
 
 def evaluate(model: Model, paths: Sequence[str], config: Config, comm: Comm) -> dict[str, Any]:
-    """Metrics of a model on a data set. Collective."""
+    """Metrics of a model on a data set. comm: also one of mpi4py's. Collective."""
+    comm = enter(comm, "evaluate")
     with encoded(paths, model, comm) as files:
         layout = _layout(model, config, config.partition)
         shard, slabs = passing(files, layout, comm)
@@ -162,7 +165,8 @@ def evaluate(model: Model, paths: Sequence[str], config: Config, comm: Comm) -> 
 
 
 def predict(model: Model, paths: Sequence[str], output: str, csv: str | None, config: Config, comm: Comm) -> int:
-    """Write predictions for a data set in row order; returns the number of rows. Collective."""
+    """Write predictions for a data set in row order; returns the number of rows. comm: also one of mpi4py's. Collective."""
+    comm = enter(comm, "predict")
     with encoded(paths, model, comm, need_y=False) as files:
         shard = load(files, _layout(model, config, "range", need_y=False), comm)
     check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names"))
