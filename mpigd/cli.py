@@ -15,8 +15,9 @@ from mpigd import __version__, cache, submit
 from mpigd.comm import Comm, together
 from mpigd.config import FIELDS, Config, resolve
 from mpigd.errors import UsageError
+from mpigd.import_arguments import import_arguments
 from mpigd.launch import launched
-from mpigd.options import Parser, add_options, import_arguments
+from mpigd.options import Parser, add_options
 from mpigd.world import connect
 
 
@@ -93,14 +94,27 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def import_command(arguments: argparse.Namespace) -> int:
-    from mpigd.data.importers import import_data
+    from mpigd.data.importers import import_data, preview
 
-    options = {key: value for key, value in vars(arguments).items() if key not in ("command", "run", "source", "output")}
+    options = {
+        key: value for key, value in vars(arguments).items() if key not in ("command", "run", "source", "output", "dry_run")
+    }
+    if arguments.dry_run is not None:
+        del options["like"]
+        table, error = preview(arguments.source, arguments.dry_run or None, **options)
+        print(table)
+        if error is not None:
+            raise error
+        return 0
+    if arguments.output is None:
+        raise UsageError("-o FILE is needed: the HDF5 file to write (or --dry-run)")
 
     def show(rows: int) -> None:
         print(f"{rows:,} rows", file=sys.stderr, flush=True)
 
     done = import_data(arguments.source, arguments.output, progress=show, **options)
+    if done.table:
+        print(done.table)
     for note in done.notes:
         print(f"note: {note}", file=sys.stderr)
     dropped = f", {done.dropped:,} rows dropped" if done.dropped else ""

@@ -32,6 +32,11 @@ class Missing:
         """Take over the columns of another count."""
         self._found |= other._found
 
+    def forget(self, names: Sequence[str]) -> None:
+        """Drop what is known of these columns."""
+        for name in names:
+            self._found.pop(name, None)
+
     def count(self, name: str) -> int:
         return self._found.get(name, (0, ""))[0]
 

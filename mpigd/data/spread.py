@@ -32,7 +32,7 @@ class Misfit(Exception):
 
 def leaves(name: str, path: str, type: Any, lengths: Mapping[str, int], extension: str = "") -> list[tuple[str, str]]:
     """The plain columns that a column becomes: their names, which begin with `name`, and kinds
-    (number, category, time, null, or what it is that cannot be read).
+    (number, string, category, time, null, or what it is that cannot be read).
 
     path: the name that the column has in the file. lengths: those of lists without a fixed size, by
     `measure`; a column with a list of unknown length is all missing. extension: the name of an
@@ -77,12 +77,15 @@ def _leaves(name: str, path: str, type: Any, lengths: Mapping[str, int], extensi
 def _kind(type: Any) -> str:
     from pyarrow import types
 
-    if types.is_dictionary(type) or types.is_run_end_encoded(type):
+    if types.is_dictionary(type):
+        kind = _kind(type.value_type)
+        return "category" if kind == "string" else kind
+    if types.is_run_end_encoded(type):
         type = type.value_type
     if types.is_integer(type) or types.is_floating(type) or types.is_decimal(type) or types.is_boolean(type):
         return "number"
     if str(type) in STRINGS:
-        return "category"
+        return "string"
     if types.is_duration(type):
         return "number"
     if types.is_temporal(type):
@@ -99,7 +102,7 @@ def _is_unreadable(type: Any) -> bool:
         return _is_unreadable(_item(storage))
     if _is_struct(storage):
         return any(extension_of(f) not in ("", *TRANSPARENT) or _is_unreadable(f.type) for f in storage)
-    return _kind(storage) not in ("number", "category", "time", "null")
+    return _kind(storage) not in ("number", "string", "category", "time", "null")
 
 
 def measure(name: str, type: Any, array: Any, lengths: MutableMapping[str, int]) -> None:

@@ -196,7 +196,7 @@ def fit(
             for block in read(source.path):
                 _check_told(block, zero_based, features, width - 1)
     return Encoding(
-        format="svmlight", features=width, missing=missing, dtype=dtype, zero_based=zero_based,
+        format="svmlight", features=width, missing=missing, dtype="float32" if dtype == "auto" else dtype, zero_based=zero_based,
         layout=choose_layout(nonzeros, rows, width),
     )  # fmt: skip
 

@@ -22,12 +22,11 @@ from mpigd.data.columns import WORDS, to_text
 from mpigd.data.compressed import member, reading, unpacked_name
 from mpigd.data.encoding import listed
 from mpigd.data.folders import HIVE_NULL, parts
-from mpigd.data.names import rename_duplicates
 from mpigd.data.order import natural
 from mpigd.data.parquet_file import FORMATS, Layout, Table
 from mpigd.errors import DataError, UsageError
 
-__all__ = ["Block", "Source", "expand", "format_of", "parts", "rename_duplicates"]
+__all__ = ["Block", "Source", "expand", "format_of", "parts"]
 
 SUFFIXES = {
     ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet",
@@ -45,6 +44,13 @@ class Block:
     rows: int
     columns: Mapping[str, Any]
 
+    def first_rows(self, count: int) -> Block:
+        """The first `count` rows, or all."""
+        if count >= self.rows:
+            return self
+        columns = {name: array.slice(0, count) for name, array in self.columns.items()}
+        return Block(self.path, self.first, count, columns)
+
     def where(self, row: int) -> str:
         return f"{self.path} row {self.first + row}"
 
@@ -53,21 +59,21 @@ class Block:
 class Source:
     """One file of a data set.
 
-    constants: columns that Spark keeps in the names of folders. rename: whether columns with the
-    same name get names of their own. notes: for the user. peers: all files of the data set, of which
-    any may tell how long the lists of a column are.
+    constants: columns that Spark keeps in the names of folders. dialect: how CSV is written, and
+    whether columns with the same name (also of Parquet) get new ones. notes: for the user. peers: all
+    files of the data set, of which any may tell how long the lists of a column are.
     """
 
     path: str
     format: str
     constants: Mapping[str, str] = field(default_factory=dict)
-    rename: bool = False
+    dialect: csv_file.Dialect = csv_file.USUAL
     notes: tuple[str, ...] = ()
     peers: list[Source] = field(default_factory=list, repr=False, compare=False)
 
     @cached_property
     def _table(self) -> Table:
-        return Table(self.path, self.format, self.rename)
+        return Table(self.path, self.format, self.dialect.rename_duplicates)
 
     @cached_property
     def _own_lengths(self) -> dict[str, int]:
@@ -89,10 +95,13 @@ class Source:
 
     @cached_property
     def _stored(self) -> dict[str, str]:
-        return dict(self._layout.kinds) if self.format in FORMATS else csv_file.kinds(self.path)
+        if self.format in FORMATS:
+            return dict(self._layout.kinds)
+        return dict.fromkeys(csv_file.columns(self.path, self.dialect), "text")
 
     def kinds(self) -> dict[str, str]:
-        """Column -> "text" (CSV: to be found out), "number", "category", "time", "null" or another type's name."""
+        """Column -> "text" (CSV: to be found out), "string", "number", "category", "time", "null"
+        or another type's name."""
         keys = {name: "text" for name in self.constants if name not in self._stored}
         return self._stored | keys
 
@@ -122,8 +131,8 @@ class Source:
         if self.format in FORMATS:
             yield from self._table.blocks(wanted, self._layout, self._lengths)
             return
-        for batch in csv_file.batches(self.path, wanted):
-            yield {name: batch.column(name) for name in wanted}, batch.num_rows
+        for batch in csv_file.batches(self.path, wanted, self.dialect):
+            yield dict(zip(batch.schema.names, batch.columns, strict=True)), batch.num_rows
 
     def _add_key(self, block: Block, columns: dict[str, Any], name: str) -> None:
         """The column of a folder's name; DataError where the file has it too, with another value."""
@@ -151,6 +160,21 @@ def _is_same(found: str | None, value: str | None) -> bool:
         return found.lower() == value.lower() and value.lower() in WORDS
 
 
+def _is_same(found: str | None, value: str | None) -> bool:
+    """Whether two texts are the same value."""
+    if found == value or found is None or value is None:
+        return found == value
+    try:
+        return float(found) == float(value)
+    except ValueError:
+        return found.lower() == value.lower() and value.lower() in WORDS
+
+    def _batches(self, stored: Sequence[str]) -> Iterator[Any]:
+        if self.format == "csv":
+            return csv_file.batches(self.path, stored, self.dialect)
+        return parquet_file.batches(self.path, stored)
+
+
 def format_of(path: str) -> str | None:
     """csv, parquet, arrow, orc or svmlight by the name of a file (or pattern), None for all others."""
     name = unpacked_name(path.lower())
@@ -163,14 +187,13 @@ def format_of(path: str) -> str | None:
 
 
 def expand(
-    patterns: Sequence[str], format: str | None = None, *, rename_duplicates: bool = False,
+    patterns: Sequence[str], format: str | None = None, dialect: csv_file.Dialect = csv_file.USUAL,
     allow_duplicates: bool = False,
 ) -> list[Source]:  # fmt: skip
     """The files that paths, globs and folders name: in the order given, a glob's or folder's in
     natural order (part-2 before part-10).
 
-    rename_duplicates: whether columns with the same name get names of their own. allow_duplicates:
-    whether a file may be there twice.
+    allow_duplicates: whether a file may be there twice.
     """
     if importlib.util.find_spec("pyarrow") is None:
         raise UsageError("reading raw tables needs pyarrow: pip install 'mpigd[import]'")
@@ -183,7 +206,7 @@ def expand(
         if not hits:
             raise DataError(f"{pattern}: no file matches")
         for hit in hits:
-            found += _folder(hit, format) if os.path.isdir(hit) else [_file(hit, format)]
+            found += _folder(hit, format, dialect) if os.path.isdir(hit) else [_file(hit, format, dialect)]
     if not found:
         raise UsageError("no raw files given")
     kinds = {source.format: source.path for source in reversed(found)}
@@ -192,7 +215,7 @@ def expand(
     if not allow_duplicates:
         _refuse_twice(found)
     peers: list[Source] = []
-    peers += [replace(source, rename=rename_duplicates, peers=peers) for source in found]
+    peers += [replace(source, peers=peers) for source in found]
     return peers
 
 
@@ -207,14 +230,14 @@ def _refuse_twice(found: Sequence[Source]) -> None:
             raise DataError(f"{source.path}: is named twice{also}: name it once, or --allow-duplicates reads it twice")
 
 
-def _file(path: str, format: str | None) -> Source:
+def _file(path: str, format: str | None, dialect: csv_file.Dialect) -> Source:
     if not os.path.exists(path):
         raise DataError(f"{path}: no such file")
     known = format or format_of(path)
     if known is None:
         raise contents.unknown(path)
-    contents.check(path, known)
-    return Source(path, known, notes=_unused_keys(path))
+    contents.check(path, known, dialect.encoding)
+    return Source(path, known, dialect=dialect, notes=_unused_keys(path))
 
 
 def _unused_keys(path: str) -> tuple[str, ...]:
@@ -227,7 +250,7 @@ def _unused_keys(path: str) -> tuple[str, ...]:
     return (f"{above[first]} in the name of a folder is no column here: it is one if {whole} is imported",)
 
 
-def _folder(folder: str, format: str | None) -> list[Source]:
+def _folder(folder: str, format: str | None, dialect: csv_file.Dialect) -> list[Source]:
     folders.check_finished(folder)
     found, others, empty = [], [], []
     for part in parts(folder):
@@ -238,8 +261,8 @@ def _folder(folder: str, format: str | None) -> list[Source]:
         elif known in contents.TEXT and os.path.getsize(path) == 0:
             empty.append(part)  # a part without rows, and without a header
         else:
-            contents.check(path, known)
-            found.append(Source(path, known, folders.keys(part)))
+            contents.check(path, known, dialect.encoding)
+            found.append(Source(path, known, folders.keys(part), dialect))
     if not found:
         if others:
             raise contents.unknown(os.path.join(folder, others[0]))

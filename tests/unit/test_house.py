@@ -19,7 +19,16 @@ ROOT = Path(__file__).resolve().parents[2]
 # modules of a package that have no line of their own.
 FLOORS = [
     ["mpigd_kernels", "mpigd_kernels.*"],
-    ["mpigd.errors", "mpigd.config", "mpigd.launch", "mpigd.recorder", "mpigd.options", "mpigd.quantities", "mpigd.version"],
+    [
+        "mpigd.errors",
+        "mpigd.config",
+        "mpigd.launch",
+        "mpigd.recorder",
+        "mpigd.import_arguments",
+        "mpigd.options",
+        "mpigd.quantities",
+        "mpigd.version",
+    ],
     ["mpigd.comm", "mpigd.elastic", "mpigd.watch", "mpigd.cache"],
     ["mpigd.world", "mpigd.placement"],
     ["mpigd.data", "mpigd.data.*"],

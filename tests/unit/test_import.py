@@ -171,10 +171,12 @@ def test_types_are_decided_over_all_rows_and_blocks(tmp_path, out, monkeypatch):
     results = []
     for size in (csv_file.BLOCK_BYTES, 99, 999):
         monkeypatch.setattr(csv_file, "BLOCK_BYTES", size)
-        done = import_data(sources, out, target="x", missing="mean")
+        done = import_data(sources, out, target="x", missing="mean", categorical=["zip"])
         results.append((matrix(out).tobytes(), vector(out).tobytes(), encoding(out), done))
     assert results[0] == results[1] == results[2]
-    assert done.notes == (f"{sources[1]} row 250: column 'zip' is 'K1A': the column is read as categories",)
+    assert done.notes == ()
+    with pytest.raises(DataError, match=r"column 'zip' has numbers \('0', '1', '2', ...\) and other values: 'K1A': --na K1A if"):
+        import_data(sources, out, target="x", missing="mean")
     names = encoding(out)["feature_names"]
     assert names[:2] == ["id", "flag"] and {"zip=K1A", "zip=inf", "zip=899"} <= set(names)
     assert names[-3:] == ["memo=one", "memo=two\nlines, quoted", "late"] and len(names) == 905
@@ -197,10 +199,14 @@ def test_columns_by_role(tmp_path, out):
         import_data([write(tmp_path / "n.csv", "code,a\n9,4\n")], new, like=out)
 
 
-def test_rounded_whole_numbers_are_noted(tmp_path, out):
+def test_columns_that_float32_would_damage_make_the_data_float64(tmp_path, out):
     source = write(tmp_path / "a.csv", "day,x,t\n20130101,16777216,1\n20130102,0.1,2\n")
+    done = import_data([source], out, target="t", dtype="float32")
+    why = "column 'day': float32 rounds values between 20130101 and 20130102 to steps of 2"
+    assert done.notes == (f"{why}: --dtype float64 keeps them",)
+    assert matrix(out).dtype == np.float32
     done = import_data([source], out, target="t")
-    assert done.notes == ("column 'day' has whole numbers that float32 rounds: --dtype float64 keeps them",)
+    assert done.notes == (f"X is float64, because of {why}",) and matrix(out).dtype == np.float64
     assert import_data([source], out, target="t", dtype="float64").notes == ()
     assert matrix(out).tolist() == [[20130101, 16777216], [20130102, 0.1]]
 
