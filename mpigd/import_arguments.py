@@ -15,15 +15,17 @@ def import_arguments(sub: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     sub.add_argument("--like", metavar="FILE", help="encode as this imported file, or this model's data, was")
     sub.add_argument("--format", choices=("csv", "parquet", "arrow", "orc", "svmlight"), help="default: from the file name")
+    Group(sub).add("--allow-duplicates", action="store_true", help="read a file twice that is named twice")
     _roles(sub.add_argument_group("columns"))
     _values(sub.add_argument_group("values"))
     _csv(sub.add_argument_group("how CSV files are written"))
+    _svmlight(sub.add_argument_group("how svmlight files are written"))
 
 
 class Group:
     """Arguments that appear in the result only if they are given."""
 
-    def __init__(self, group: argparse._ArgumentGroup) -> None:
+    def __init__(self, group: argparse._ActionsContainer) -> None:
         self._group = group
 
     def add(self, *flags: str, **kind: object) -> None:
@@ -89,3 +91,10 @@ def _csv(group: argparse._ArgumentGroup) -> None:
     add("--no-header", action="store_false", dest="header", help="the first line is data; columns are c0, c1, ...")
     add("--header", action="store_true", dest="header", help="the first line has names, even if they are numbers")
     add("--rename-duplicates", action="store_true", help="a name that comes again becomes NAME.1, NAME.2, ...")
+
+
+def _svmlight(group: argparse._ArgumentGroup) -> None:
+    add = Group(group).add
+    add("--features", type=int, metavar="N", help="how many there are; default: as many as the highest index tells")
+    add("--zero-based", action="store_true", dest="zero_based", help="indices count from 0, even if none is 0")
+    add("--one-based", action="store_false", dest="zero_based", help="indices count from 1")

@@ -66,7 +66,8 @@ class Encoding:
     features: how many columns X has. extras: sample_weight, offset, key, id -> raw column.
     zero_based: svmlight only. unseen: what becomes of a category that the training data did not have.
     infinite: whether infinities count as missing. csv: how CSV files are written, as far as it is not
-    the usual way: options of mpigd.data.csv_file.Dialect.
+    the usual way: options of mpigd.data.csv_file.Dialect. lists: nested column -> how many plain
+    ones it became.
     """
 
     format: str  # "table" or "svmlight"
@@ -82,6 +83,7 @@ class Encoding:
     unseen: str = "error"
     infinite: bool = False
     csv: Mapping[str, Any] = field(default_factory=dict)
+    lists: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def feature_names(self) -> list[str] | None:
@@ -95,7 +97,7 @@ class Encoding:
         so that programs of before read whatever they can."""
         stored = asdict(self) | {"version": VERSION, "feature_names": self.feature_names}
         new = Encoding(format="", features=0)
-        for name in ("unseen", "infinite", "csv"):
+        for name in ("unseen", "infinite", "csv", "lists"):
             _leave_out(stored, name, getattr(new, name), stored, WITH_FORMS)
         for column in stored["columns"]:
             _leave_out(column, "reference", None, stored, WITH_REFERENCE)

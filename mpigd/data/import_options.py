@@ -38,6 +38,9 @@ class Options:
     dtype: str = "auto"
     drop_first: bool = False
     reference: Mapping[str, str] = field(default_factory=dict)
+    features: int | None = None
+    zero_based: bool | None = None
+    allow_duplicates: bool = False
 
     def __post_init__(self) -> None:
         if self.missing not in POLICIES:
@@ -54,10 +57,25 @@ class Options:
             option = "--drop-first" if self.drop_first else "--reference"
             raise UsageError(f"{option} does not go with --hash: hashed categories have no levels")
 
+        if self.features is not None and self.features < 1:
+            raise UsageError(f"--features {self.features}: expected at least 1")
+
+    def refuse_indices(self, why: str) -> None:
+        """UsageError if anything was said about the columns of svmlight."""
+        based = {True: "--zero-based", False: "--one-based", None: None}[self.zero_based]
+        for option in ("--features" if self.features is not None else None, based):
+            if option is not None:
+                raise UsageError(f"{why}, so {option} does not go with it")
+
     def extras(self) -> dict[str, str]:
         """Dataset -> raw column."""
         named = {"sample_weight": self.weight, "offset": self.offset, "key": self.key, "id": self.id}
         return {vector: name for vector, name in named.items() if name is not None}
+
+    def named(self) -> list[str]:
+        """The columns that have a use by name."""
+        forced = [*self.categorical, *self.number, *self.dates(), *self.reference]
+        return [*([self.target] if self.target else []), *self.extras().values(), *forced]
 
     def dates(self) -> dict[str, str | None]:
         """Column -> the form of its dates, from NAME or NAME=FORMAT; None for ISO 8601."""

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from mpigd.data.columns import WORDS, to_text
 from mpigd.data.compressed import member, reading, unpacked_name
 from mpigd.data.encoding import listed
 from mpigd.data.folders import HIVE_NULL, parts
-from mpigd.data.order import natural
+from mpigd.data.order import check_once, natural
 from mpigd.data.parquet_file import FORMATS, Layout, Table
 from mpigd.errors import DataError, UsageError
 
@@ -160,21 +161,6 @@ def _is_same(found: str | None, value: str | None) -> bool:
         return found.lower() == value.lower() and value.lower() in WORDS
 
 
-def _is_same(found: str | None, value: str | None) -> bool:
-    """Whether two texts are the same value."""
-    if found == value or found is None or value is None:
-        return found == value
-    try:
-        return float(found) == float(value)
-    except ValueError:
-        return found.lower() == value.lower() and value.lower() in WORDS
-
-    def _batches(self, stored: Sequence[str]) -> Iterator[Any]:
-        if self.format == "csv":
-            return csv_file.batches(self.path, stored, self.dialect)
-        return parquet_file.batches(self.path, stored)
-
-
 def format_of(path: str) -> str | None:
     """csv, parquet, arrow, orc or svmlight by the name of a file (or pattern), None for all others."""
     name = unpacked_name(path.lower())
@@ -213,21 +199,23 @@ def expand(
     if len(kinds) > 1:
         raise UsageError("one data set has one format: " + ", ".join(f"{path} is {kind}" for kind, path in kinds.items()))
     if not allow_duplicates:
-        _refuse_twice(found)
+        check_once([source.path for source in found])
     peers: list[Source] = []
     peers += [replace(source, peers=peers) for source in found]
     return peers
 
 
-def _refuse_twice(found: Sequence[Source]) -> None:
-    """DataError for a file that is there twice, under whatever names."""
-    seen: dict[tuple[int, int], str] = {}
-    for source in found:
-        status = os.stat(source.path)
-        first = seen.setdefault((status.st_dev, status.st_ino), source.path)
-        if first is not source.path:
-            also = "" if first == source.path else f" (also as {first})"
-            raise DataError(f"{source.path}: is named twice{also}: name it once, or --allow-duplicates reads it twice")
+@contextmanager
+def guarded(sources: Sequence[Source]) -> Iterator[None]:
+    """Turn what pyarrow raises over values that were read into one line that names the file."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except pa.ArrowException as error:
+        more = f" or one of {len(sources) - 1} more files" if len(sources) > 1 else ""
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"{sources[0].path}{more}: cannot be read: {reason}") from error
 
 
 def _file(path: str, format: str | None, dialect: csv_file.Dialect) -> Source:

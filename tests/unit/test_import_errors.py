@@ -137,7 +137,7 @@ def test_too_many_values_are_no_category(tmp_path, out, monkeypatch):
 def test_a_text_in_a_number_target_is_no_class(tmp_path, out):
     source = write(tmp_path / "a.csv", "x,t\n1,1\n2,2\n3,oops\n")
     with pytest.raises(
-        DataError, match="column 't' has numbers .* and other values: 'oops': --na oops if they are missing values, --text t if"
+        DataError, match=r"column 't' has numbers .* and other values: 'oops': --na oops if they are missing values, --text t if"
     ):
         import_data([source], out, target="t")
     import_data([source], out, target="t", categorical=["t"])
