@@ -15,9 +15,13 @@ def import_arguments(sub: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     sub.add_argument("--like", metavar="FILE", help="encode as this imported file, or this model's data, was")
     sub.add_argument("--format", choices=("csv", "parquet", "arrow", "orc", "svmlight"), help="default: from the file name")
-    Group(sub).add("--allow-duplicates", action="store_true", help="read a file twice that is named twice")
+    sub.add_argument(
+        "--allow-duplicates", action="store_true", default=argparse.SUPPRESS,
+        help="read a file again that is named again",
+    )  # fmt: skip
     _roles(sub.add_argument_group("columns"))
     _values(sub.add_argument_group("values"))
+    _svmlight(sub.add_argument_group("svmlight files"))
     _csv(sub.add_argument_group("how CSV files are written"))
     _svmlight(sub.add_argument_group("how svmlight files are written"))
 
@@ -72,6 +76,13 @@ def _values(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
 
 
+def _svmlight(group: argparse._ArgumentGroup) -> None:
+    add = Group(group).add
+    add("--features", type=int, metavar="N", help="how many there are; default: up to the highest index")
+    add("--zero-based", action="store_true", dest="zero_based", help="indices count from 0; default: from 1, unless one is 0")
+    add("--one-based", action="store_false", dest="zero_based", help="indices count from 1")
+
+
 def _csv(group: argparse._ArgumentGroup) -> None:
     add = Group(group).add
     add("--delimiter", metavar="MARK", help="between values; default a comma, in .tsv files a tab (or the word tab)")
@@ -91,10 +102,3 @@ def _csv(group: argparse._ArgumentGroup) -> None:
     add("--no-header", action="store_false", dest="header", help="the first line is data; columns are c0, c1, ...")
     add("--header", action="store_true", dest="header", help="the first line has names, even if they are numbers")
     add("--rename-duplicates", action="store_true", help="a name that comes again becomes NAME.1, NAME.2, ...")
-
-
-def _svmlight(group: argparse._ArgumentGroup) -> None:
-    add = Group(group).add
-    add("--features", type=int, metavar="N", help="how many there are; default: as many as the highest index tells")
-    add("--zero-based", action="store_true", dest="zero_based", help="indices count from 0, even if none is 0")
-    add("--one-based", action="store_false", dest="zero_based", help="indices count from 1")

@@ -104,13 +104,13 @@ def columns(path: str, dialect: Dialect = USUAL) -> list[str]:
 
 def _check_header(path: str, names: Sequence[str], dialect: Dialect) -> None:
     if len(names) == 1 and not dialect.delimiter:
-        for mark, shown in OTHER_DELIMITERS.items():
-            if mark in names[0]:
-                raise DataError(f"{path}: the header is one column, {names[0][:60]!r}: --delimiter {shown}")
         if re.fullmatch("sep=.?", names[0]):
             mark = names[0][4:] or ","
             advice = f"--delimiter {OTHER_DELIMITERS.get(mark, mark)} --comment sep="
             raise DataError(f"{path}: the first line is {names[0]!r}, not a header: {advice}")
+        for mark, shown in OTHER_DELIMITERS.items():
+            if mark in names[0]:
+                raise DataError(f"{path}: the header is one column, {names[0][:60]!r}: --delimiter {shown}")
     counted = [name.strip() for name in names] == [str(j) for j in range(len(names))]  # by pandas
     if dialect.header is None and not counted and all(NUMBER.fullmatch(name.strip()) for name in names):
         line = dialect.mark(path).join(names)[:60]
@@ -119,22 +119,45 @@ def _check_header(path: str, names: Sequence[str], dialect: Dialect) -> None:
 
 
 def _first_row(path: str, dialect: Dialect) -> list[str]:
-    with reading(path), _stream(path, (), dialect, None) as stream:
-        return [str(name) for name in stream.schema.names] if stream else []
+    """The values of the first row. Only its text is read, so that other rows have no say."""
+    with reading(path), _texts(path, dialect) as (pieces, _):
+        text = b""
+        for piece in pieces:
+            text += piece
+            row = _whole_row(text, dialect)
+            if row:
+                break
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty")
+    with reading(path), _stream(path, io.BytesIO(row or text), len(row or text) + 1, (), dialect, None) as stream:
+        return [str(name) for name in stream.schema.names]
 
 
-def batches(path: str, wanted: Sequence[str], dialect: Dialect = USUAL) -> Iterator[Any]:
-    """The rows in order, of the columns `wanted` only, as text; null where missing."""
-    names = columns(path, dialect)
+def _whole_row(text: bytes, dialect: Dialect) -> bytes:
+    """The bytes of the first row that is not blank, if all of them are here, else nothing."""
+    quote, at = dialect.quote.encode(), 0
+    start = len(text) - len(text.lstrip(b"\r\n"))
+    while (at := text.find(b"\n", max(at, start)) + 1) > 0:
+        if not quote or text.count(quote, start, at) % 2 == 0:
+            return text[:at]
+    return b""
+
+
+def batches(path: str, names: list[str], wanted: Sequence[str], dialect: Dialect = USUAL) -> Iterator[Any]:
+    """The rows in order, as text, null where missing. names: those of all columns, as from
+    `columns`; wanted: those to be read."""
     after = [0]
-    with reading(path, after), _stream(path, wanted, dialect, names) as stream:
-        for batch in stream:
-            yield batch
-            after[0] += batch.num_rows
+    with reading(path, after), _texts(path, dialect) as (pieces, size):
+        # Buffered, since pyarrow takes a short read for a whole block.
+        file = io.BufferedReader(Chunks(pieces), 1 << 20)
+        with _stream(path, file, size, wanted, dialect, names) as stream:
+            for batch in stream:
+                yield batch
+                after[0] += batch.num_rows
 
 
 @contextmanager
-def _stream(path: str, wanted: Sequence[str], dialect: Dialect, names: list[str] | None) -> Iterator[Any]:
+def _stream(path: str, file: Any, size: int, wanted: Sequence[str], dialect: Dialect, names: list[str] | None) -> Iterator[Any]:
     """A stream of record batches of text columns; names None: those that the first line has."""
     import pyarrow as pa
     import pyarrow.csv as pc
@@ -160,8 +183,7 @@ def _stream(path: str, wanted: Sequence[str], dialect: Dialect, names: list[str]
     wrong: list[str] = []
     parse.invalid_row_handler = refuse
     try:
-        with open_bytes(path) as packed, _undecodable_rows_ignored(refuse):
-            file, size = _decoded(path, packed, dialect)
+        with _undecodable_rows_ignored(refuse):
             # One thread is as fast here, and only then does pyarrow know the row of what it refuses.
             read = pc.ReadOptions(
                 use_threads=False, block_size=size, column_names=names,
@@ -177,8 +199,6 @@ def _stream(path: str, wanted: Sequence[str], dialect: Dialect, names: list[str]
         if "UTF8" in str(error):
             raise _other_encoding(path, "") from error
         raise
-    except UnicodeError as error:
-        raise _other_encoding(path, dialect.encoding) from error
 
 
 def _other_encoding(path: str, tried: str) -> DataError:
@@ -187,23 +207,27 @@ def _other_encoding(path: str, tried: str) -> DataError:
     return DataError(f"{path}: the text is not {tried}: say what it is with --encoding")
 
 
-def _decoded(path: str, file: BinaryIO, dialect: Dialect) -> tuple[io.BufferedReader, int]:
-    """The file as UTF-8 without comments, and the bytes of a block: some of its first lines, which
-    are long where there are many columns."""
-    start = file.read(4)
-    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) and dialect.encoding == "utf-8":
-        raise DataError(f"{path}: the text is not UTF-8: --encoding utf-16")
-    pieces = _filtered(_chunks(start, file), dialect)
-    held: list[bytes] = []
-    length = 0
-    for piece in pieces:
-        held.append(piece)
-        end = piece.find(b"\n")
-        length += len(piece) if end < 0 else end
-        if end >= 0 or b"\r" in piece or length > ROW_BYTES:
-            break
-    # Buffered, since pyarrow takes a short read for a whole block.
-    return io.BufferedReader(Chunks(chain(held, pieces)), 1 << 20), max(BLOCK_BYTES, LINES * length)
+@contextmanager
+def _texts(path: str, dialect: Dialect) -> Iterator[tuple[Iterator[bytes], int]]:
+    """The file's text as pieces of UTF-8 without comments, and how large a block is to be: some of its
+    first lines, which are long if there are many columns."""
+    try:
+        with open_bytes(path) as file:
+            start = file.read(4)
+            if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) and dialect.encoding == "utf-8":
+                raise DataError(f"{path}: the text is not UTF-8: --encoding utf-16")
+            pieces = _filtered(_chunks(start, file), dialect)
+            held: list[bytes] = []
+            length = 0
+            for piece in pieces:
+                held.append(piece)
+                end = piece.find(b"\n")
+                length += len(piece) if end < 0 else end
+                if end >= 0 or b"\r" in piece or length > ROW_BYTES:
+                    break
+            yield chain(held, pieces), max(BLOCK_BYTES, LINES * length)
+    except UnicodeError as error:
+        raise _other_encoding(path, dialect.encoding) from error
 
 
 def _chunks(start: bytes, file: BinaryIO) -> Iterator[bytes]:

@@ -64,22 +64,22 @@ def trimmed(array: Any) -> Any:
     return pc.if_else(pc.equal(text, ""), None, text)
 
 
-def read_text(array: Any, pattern: str) -> tuple[Array, int]:
-    """Values by a regular expression, each different text once."""
+def read_text(array: Any, pattern: str) -> tuple[Array, Array]:
+    """Times (m,) by a regular expression, each different text once; NaT where missing and where a
+    text is no date, which is the second array (m,) bool."""
     import pyarrow.compute as pc
 
     coded = trimmed(array).dictionary_encode()
+    missed = np.asarray(coded.indices.is_null().to_numpy(zero_copy_only=False))
+    if len(coded.dictionary) == 0:
+        return np.full(len(array), "NaT", UNIT), ~missed
     fields = pc.extract_regex(coded.dictionary, pattern)
     names = [fields.type.field(i).name for i in range(fields.type.num_fields)]
     fit = np.array(fields.is_valid().to_numpy(zero_copy_only=False))
     distinct = _assemble({name: fields.field(name) for name in names}, fit)
-    missed = np.asarray(coded.indices.is_null().to_numpy(zero_copy_only=False))
     which = coded.indices.fill_null(0).to_numpy(zero_copy_only=False)
-    if distinct.size == 0:
-        return np.full(len(array), "NaT", UNIT), -1
     values = np.where(missed, np.datetime64("NaT", "us"), distinct[which])
-    wrong = np.flatnonzero(np.isnat(values) & ~missed)
-    return (np.empty(0, UNIT), int(wrong[0])) if wrong.size else (values, -1)
+    return values, np.isnat(values) & ~missed
 
 
 def _assemble(groups: Mapping[str, Any], fit: Array) -> Array:

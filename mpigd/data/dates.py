@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mpigd.data import date_text
-from mpigd.data.columns import plain
+from mpigd.data.columns import absent, plain
 
 Array = np.ndarray[Any, Any]
 OF_DATE = ("year", "month", "day", "weekday")
@@ -70,8 +70,14 @@ def are_clocks(array: Any) -> bool:
 
 
 def read(array: Any, format: str | None = None) -> tuple[Array, int]:
-    """Times (m,) datetime64[us] of an Arrow array, NaT where missing; and the first row that is no
-    date, or -1 (the values are of no use then).
+    """Times (m,) as of `read_cells`; and the first row that is no date, or -1."""
+    values, wrong = read_cells(array, format)
+    return values, int(wrong.argmax()) if wrong is not None else -1
+
+
+def read_cells(array: Any, format: str | None = None) -> tuple[Array, Array | None]:
+    """Times (m,) datetime64[us] of an Arrow array, NaT where missing and where a value is no date; and
+    where that is, (m,) bool, or None if it is nowhere.
 
     Text is read as ISO 8601: a date, a date and a time after T or a blank, with a time zone or not,
     or times of day alone (all of them: the first decides). Or as `format` says, in the directives
@@ -80,20 +86,20 @@ def read(array: Any, format: str | None = None) -> tuple[Array, int]:
     import pyarrow as pa
 
     array = plain(array)
+    values, wrong = np.full(len(array), "NaT", date_text.UNIT), None
     if format is not None and (_is_text(array) or pa.types.is_integer(array.type)):
-        return date_text.read_text(array, date_text.pattern_of(format))
-    if pa.types.is_null(array.type):
-        return np.full(len(array), "NaT", date_text.UNIT), -1
-    if _is_text(array):
-        return _from_iso(array)
-    if pa.types.is_time(array.type):
+        values, wrong = date_text.read_text(array, date_text.pattern_of(format))
+    elif _is_text(array):
+        values, wrong = _from_iso(array)
+    elif pa.types.is_time(array.type):
         whole = pa.int32() if pa.types.is_time32(array.type) else pa.int64()
         stored = array.cast(whole).cast(pa.int64()).view(pa.timestamp(array.type.unit))
-        return _from_stored(stored), -1
-    if pa.types.is_date(array.type) or pa.types.is_timestamp(array.type):
-        return _from_stored(array), -1
-    first = _first_known(array)
-    return np.full(len(array), "NaT", date_text.UNIT), first if first < len(array) else -1
+        values = _from_stored(stored)
+    elif pa.types.is_date(array.type) or pa.types.is_timestamp(array.type):
+        values = _from_stored(array)
+    elif not pa.types.is_null(array.type):
+        wrong = ~absent(array)
+    return values, wrong if wrong is not None and wrong.any() else None
 
 
 def parts(values: Array, names: Sequence[str]) -> Array:
@@ -138,7 +144,7 @@ def _from_stored(array: Any) -> Array:
     return np.asarray(array.to_numpy(zero_copy_only=False)).astype(date_text.UNIT)
 
 
-def _from_iso(text: Any) -> tuple[Array, int]:
+def _from_iso(text: Any) -> tuple[Array, Array | None]:
     """The usual spellings at once; whatever else there is with care."""
     import pyarrow as pa
 
@@ -146,7 +152,7 @@ def _from_iso(text: Any) -> tuple[Array, int]:
         text = date_text.trimmed(text) if tidy else text
         for type in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
             try:
-                return _from_stored(text.cast(type)), -1
+                return _from_stored(text.cast(type)), None
             except pa.ArrowInvalid:
                 pass
     return date_text.read_text(text, date_text.CLOCK if are_clocks(text) else date_text.ISO)

@@ -30,6 +30,7 @@ class Facts:
     whole: bool = True
     damaged: str = ""  # what rounding to float32 does to it, if that is bad
     parts: tuple[str, ...] = ()  # of dates: what they can be told by
+    counter: bool = False  # whether its numbers count the rows
     problem: str = ""
 
 

@@ -8,7 +8,7 @@ from heapq import nsmallest
 from mpigd.data.distinct import LIMIT
 from mpigd.data.encoding import Encoding
 from mpigd.data.facts import Facts
-from mpigd.data.survey import Survey
+from mpigd.data.survey import UNNAMED, Survey
 
 HEAD = ("column", "type", "missing", "distinct", "values", "becomes")
 MOST_ROWS = 100  # of the table; columns that need an option are always shown
@@ -20,7 +20,9 @@ def rows(survey: Survey, encoding: Encoding | None) -> list[tuple[str, ...]]:
     made = {} if encoding is None else {column.name: len(column.feature_names()) for column in encoding.columns}
     roles = {name: vector for vector, name in survey.options.extras().items()} | {str(survey.options.target): "y"}
     found = [_row(name, fact, survey, roles.get(name), made) for name, fact in survey.facts.items()]
-    return [*found, *((name, "", "", "", "", "left out (--drop)") for name in survey.options.drop)]
+    if survey.empty:
+        found.append((UNNAMED, "", "", "", "", "left out (no name, no values)"))
+    return [*found, *((name, "", "", "", "", "left out") for name in survey.options.drop)]
 
 
 def _row(name: str, fact: Facts, survey: Survey, role: str | None, made: Mapping[str, int]) -> tuple[str, ...]:

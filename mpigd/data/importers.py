@@ -18,12 +18,13 @@ from mpigd.data import hdf5, import_table, svmlight, tables
 from mpigd.data.csv_file import Dialect
 from mpigd.data.encoder import Encoder
 from mpigd.data.encoding import Encoding, no_column
-from mpigd.data.import_options import options_of
+from mpigd.data.import_options import Options, options_of
 from mpigd.data.survey import survey
 from mpigd.data.tables import Source
 from mpigd.data.writer import Writer
 from mpigd.errors import DataError, UsageError
 
+SVMLIGHT_OPTIONS = ("missing", "dtype", "features", "zero_based", "allow_duplicates")
 SECONDS = 1.0  # between two calls of `progress`
 Progress = Callable[[int], None]
 Pass = tuple[Encoder | svmlight.Encoder, Iterable[tuple[int, Any]], list[str]]  # encoder, (rows, block), vectors
@@ -75,24 +76,29 @@ def import_data(
     told = options_of(options)
     ticker = Ticker(progress)
     if like is not None:
-        told.refuse_columns(f"--like encodes as {like} was")
-        told.refuse_indices(f"--like encodes as {like} was")
+        told.refuse(("missing", "dialect", "allow_duplicates"), f"--like encodes as {like} was")
         policy = None if told.missing == "refuse" else told.missing
         return encode_like(sources, output, read_encoding(like), missing=policy, format=format, progress=progress,
                            allow_duplicates=told.allow_duplicates)  # fmt: skip
-    found = tables.expand(sources, format, told.dialect, told.allow_duplicates)
+    found = tables.expand(sources, format, told.dialect, allow_duplicates=told.allow_duplicates)
     with _output(found, output) as file, tables.guarded(found):
         if found[0].format == "svmlight":
-            told.refuse_columns("svmlight has no named columns")
-            encoding = svmlight.fit(found, told.missing, told.dtype, ticker, told.features, told.zero_based)
-            notes, table = [note for source in found for note in source.notes], ""
+            told.refuse(SVMLIGHT_OPTIONS, "svmlight has no named columns")
+            fitted = svmlight.fit(found, told.missing, told.dtype, ticker, told.features, told.zero_based)
+            encoding, notes, table = fitted, [note for source in found for note in source.notes], ""
         else:
-            told.refuse_indices("only svmlight has columns without names")
+            _refuse_indices(found, told)
             seen = survey(found, told, ticker)
             encoding, notes = seen.encoding()
             table = import_table.text(seen, encoding)
         hdf5.write_json(file, "encoding", encoding.to_dict())
         return replace(_write(found, file, output, encoding, ticker, notes), table=table)
+
+
+def _refuse_indices(found: Sequence[Source], told: Options) -> None:
+    if told.features is not None or told.zero_based is not None:
+        option = "--zero-based or --one-based" if told.features is None else "--features"
+        raise UsageError(f"{option} is for svmlight, and {found[0].path} is {found[0].format}")
 
 
 def preview(
@@ -101,7 +107,7 @@ def preview(
     """The table of what `import_data` would do, from all rows or the first `rows`; and the error that
     it would raise, if any."""
     told = options_of(options)
-    found = tables.expand(sources, format, told.dialect, told.allow_duplicates)
+    found = tables.expand(sources, format, told.dialect, allow_duplicates=told.allow_duplicates)
     if found[0].format == "svmlight":
         raise UsageError("--dry-run is for CSV and Parquet: svmlight has no columns to be looked at")
     seen = survey(found, told, lambda _: None, rows)
@@ -129,7 +135,7 @@ def encode_like(
     too. Other columns that the encoding does not use are ignored. DataError names a column that is missing, or a category
     that is new.
     """
-    found = tables.expand(sources, format, Dialect.from_dict(encoding.csv), allow_duplicates)
+    found = tables.expand(sources, format, Dialect.from_dict(encoding.csv), allow_duplicates=allow_duplicates)
     if (found[0].format == "svmlight") != (encoding.format == "svmlight"):
         raise DataError(f"{found[0].path} is {found[0].format}, but the training data was not")
     policy = missing or encoding.missing

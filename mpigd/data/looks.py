@@ -77,8 +77,10 @@ def look(
 
 
 def _signs(values: Mapping[str, int], numbers: list[str], name: str, typed: bool) -> str:
+    if len(numbers) == len(values) and not typed:
+        return f"has numbers with a decimal point ({_some(values)}), which --decimal says is another mark"
     if len(numbers) == len(values):
-        return f"is text, but all its values are numbers ({_some(values)}): --number {name} reads them" if typed else ""
+        return f"is text, but all its values are numbers ({_some(values)}): --number {name} reads them"
     adorned = all(ADORNED.fullmatch(value) for value in values.keys() - set(numbers))
     comma = all(COMMA.fullmatch(value) for value in values.keys() - set(numbers))
     if not adorned and not comma:

@@ -28,17 +28,19 @@ class Numbers:
     def __init__(self, names: Sequence[str], plan: Plan) -> None:
         p = len(names)
         self.names, self._plan = list(names), plan
+        self._forms = [plan.form(name) for name in names]
         self._rows = 0
         self._missing, self._nonzeros = np.zeros(p, np.int64), np.zeros(p, np.int64)
         self._low, self._high = np.full(p, np.inf), np.full(p, -np.inf)
-        self._whole = np.ones(p, dtype=bool)
+        self._whole, self._counter = np.ones((2, p), dtype=bool)
+        self._last = np.full(p, np.nan)
         self._problems: dict[str, str] = {}
         self._distinct, self._sums, self._spread = Distinct(p), ExactSums(p), Spread(p)
 
     def add(self, block: Block, missing: Missing) -> dict[str, bool]:
         """Take in a block. Returns the columns that are no numbers, which are let go; and whether all
         their values before this block were missing."""
-        values, misfits = read_matrix(block, self.names, [self._plan.form(name) for name in self.names])
+        values, misfits = read_matrix(block, self.names, self._forms)
         lost = {}
         for j, row in misfits.items():
             if self._plan.kinds[self.names[j]] != "auto":
@@ -55,8 +57,10 @@ class Numbers:
 
     def _keep(self, kept: Array) -> None:
         self.names = [name for name, stays in zip(self.names, kept, strict=True) if stays]
+        self._forms = [self._plan.form(name) for name in self.names]
         self._missing, self._nonzeros = self._missing[kept], self._nonzeros[kept]
         self._low, self._high, self._whole = self._low[kept], self._high[kept], self._whole[kept]
+        self._counter, self._last = self._counter[kept], self._last[kept]
         for part in (self._distinct, self._sums, self._spread):
             part.keep(kept)
 
@@ -71,6 +75,7 @@ class Numbers:
         self._low = np.fmin(self._low, np.fmin.reduce(values, axis=1))
         self._high = np.fmax(self._high, np.fmax.reduce(values, axis=1))
         self._codes(block, values, gone)
+        self._count_rows(values)
         self._distinct.add(values)
         self._sums.add(values)
         self._spread.add(values)
@@ -101,6 +106,15 @@ class Numbers:
                     self._code(block, j, at, "more digits than float64 holds")
                     break
 
+    def _count_rows(self, values: Array) -> None:
+        """Find columns that count the rows, each value one more than that before it."""
+        first = self._rows == 0
+        for many in (8, values.shape[1]):  # a few values settle it for nearly all columns
+            left = np.flatnonzero(self._counter)
+            self._counter[left] = np.all(np.diff(values[left, :many], axis=1) == 1, axis=1)
+        self._counter &= first | (values[:, 0] == self._last + 1)
+        self._last = values[:, -1].copy()
+
     def _code(self, block: Block, j: int, row: int, why: str) -> None:
         name, shown = self.names[j], shlex.quote(self.names[j])
         text = block.columns[name][row].as_py()
@@ -120,7 +134,8 @@ class Numbers:
                 "number", self._rows, int(self._missing[j]), int(self._nonzeros[j]),
                 float(self._low[j]) if there else None, float(self._high[j]) if there else None,
                 int(self._distinct.count[j]), means[j],
-                damaged=self._spread.why(j) if damaged[j] else "", problem=self._problems.get(name, ""),
+                damaged=self._spread.why(j) if damaged[j] else "",
+                counter=bool(self._counter[j] and self._rows > 2), problem=self._problems.get(name, ""),
             )  # fmt: skip
         return found
 

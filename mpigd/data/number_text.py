@@ -1,18 +1,19 @@
 """Text becomes numbers: how numbers are written, and reading many columns of a block at once.
 
-A column that cannot be read as it stands is read once more with care: blanks around values, true
-and false, and what its NumberFormat allows besides digits.
+Columns that cannot be read as they stand are read once more with care: blanks around values, true
+and false, and what their NumberFormat allows besides digits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpigd.data.columns import WORDS, first_misfit, plain
+from mpigd.data.columns import WORDS, plain
 from mpigd.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 CURRENCY = "$€£¥₹"
+NO_NUMBER = "?"
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,12 @@ class NumberFormat:
         shape = rf"\d+({mark}\d*)?{rest}|{mark}\d+{rest}"
         if thousands:
             shape += rf"|\d{{1,3}}({_escaped(thousands)}\d{{3}})+({mark}\d*)?"
-        fits = pc.match_substring_regex(text, rf"^[+-]?({shape}|nan|inf|infinity)$", ignore_case=True)
+        fits = pc.match_substring_regex(text, rf"^[+-]?({shape}|nan(\(\w*\))?|inf|infinity)$", ignore_case=True)
         if thousands:
             text = pc.replace_substring(text, thousands, "")
         if self.decimal != ".":
             text = pc.replace_substring(text, self.decimal, ".")
-        return pc.if_else(fits, text, "?")
+        return pc.if_else(fits, text, NO_NUMBER)
 
 
 def _escaped(mark: str) -> str:
@@ -68,63 +70,76 @@ PLAIN = NumberFormat()
 def to_numbers(array: Any, form: NumberFormat = PLAIN) -> tuple[Array, int]:
     """float64 values (m,) of a pyarrow array, NaN where missing, true and false as 1 and 0; and the
     first row that is no number, or -1 (then there are no values)."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
+    values, wrong = _convert([array], form)
+    if wrong is None:
+        return values[0], -1
+    return np.empty(0), int(wrong[0].argmax())
 
-    array = plain(array)
-    if pa.types.is_boolean(array.type):
-        array = array.cast(pa.uint8())
-    if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
-        return _floats(array), -1
-    array = pc.utf8_trim_whitespace(array)
-    array = pc.if_else(pc.equal(array, ""), None, array)  # blanks alone are a missing value
-    if not form.is_plain():
-        array = form.simplify(array)
-    if first_misfit("number", array) >= 0:
-        small = pc.utf8_lower(array)
-        true, false = pc.equal(small, WORDS[0]), pc.equal(small, WORDS[1])
-        array = pc.if_else(true, "1", pc.if_else(false, "0", array))
-        bad = first_misfit("number", array)
-        if bad >= 0:
-            return np.empty(0), bad
-    return _floats(array), -1
+
+def read_cells(block: Block, names: Sequence[str], forms: Sequence[NumberFormat]) -> tuple[Array, Array | None]:
+    """Columns as float64 (p, m), NaN where missing and where a value is no number; and where that is,
+    (p, m) bool, or None if it is nowhere."""
+    values, wrong = np.empty((len(names), block.rows)), None
+    alike: dict[Any, list[int]] = {}
+    for j, name in enumerate(names):
+        alike.setdefault((block.columns[name].type, forms[j]), []).append(j)
+    for (_, form), which in alike.items():
+        found, unread = _convert([block.columns[names[j]] for j in which], form)
+        if len(which) == len(names):
+            return found, unread
+        values[which] = found
+        if unread is not None:
+            wrong = np.zeros(values.shape, dtype=bool) if wrong is None else wrong
+            wrong[which] = unread
+    return values, wrong
 
 
 def read_matrix(block: Block, names: Sequence[str], forms: Sequence[NumberFormat]) -> tuple[Array, dict[int, int]]:
     """Columns as float64 (p, m), NaN where missing; and, of columns that are no numbers (they are NaN),
     position -> first such row."""
-    values = np.empty((len(names), block.rows))
-    misfits: dict[int, int] = {}
-    arrays = [block.columns[name] for name in names]
-    fast: dict[Any, list[int]] = {}
-    for j, array in enumerate(arrays):
-        fast.setdefault(array.type if forms[j].is_plain() else j, []).append(j)
-    for which in fast.values():
-        _fill(arrays, forms, which, values, misfits)
+    values, wrong = read_cells(block, names, forms)
+    if wrong is None:
+        return values, {}
+    misfits = {int(j): int(wrong[j].argmax()) for j in np.flatnonzero(wrong.any(axis=1))}
+    values[list(misfits)] = np.nan
     return values, misfits
 
 
-def _fill(
-    arrays: Sequence[Any], forms: Sequence[NumberFormat], which: list[int], values: Array,
-    misfits: dict[int, int],
-) -> None:  # fmt: skip
-    """Columns of one type at once; where that fails, by halves: a call for each is slow for many."""
+def _convert(arrays: Sequence[Any], form: NumberFormat) -> tuple[Array, Array | None]:
+    """Arrays of one type as float64 (p, m), NaN where missing or no number, and where that is, or None.
+    All at once, since a call for each is slow for thousands."""
     import pyarrow as pa
 
-    if len(which) > 1:
-        try:
-            together = pa.chunked_array([arrays[j] for j in which]).cast(pa.float64())
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            half = len(which) // 2
-            _fill(arrays, forms, which[:half], values, misfits)
-            _fill(arrays, forms, which[half:], values, misfits)
-            return
-        values[which] = together.to_numpy().reshape(len(which), -1)
-        return
-    found, bad = to_numbers(arrays[which[0]], forms[which[0]])
-    if bad >= 0:
-        misfits[which[0]] = bad
-    values[which[0]] = found if bad < 0 else np.nan
+    shape = len(arrays), len(arrays[0])
+    together = pa.concat_arrays([plain(array) for array in arrays])
+    kind = together.type
+    if pa.types.is_boolean(kind):
+        together = together.cast(pa.uint8())
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return _from_text(together, form, shape)
+    return _floats(together).reshape(shape), None
+
+
+def _from_text(text: Any, form: NumberFormat, shape: tuple[int, int]) -> tuple[Array, Array | None]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if form.is_plain():
+        with suppress(pa.ArrowInvalid):
+            return _floats(text).reshape(shape), None
+    text = pc.utf8_trim_whitespace(text)
+    text = pc.if_else(pc.equal(text, ""), None, text)  # blanks alone are a missing value
+    simple = form.simplify(text)
+    unread = pc.equal(simple, NO_NUMBER)
+    if not pc.any(unread).as_py():
+        return _floats(simple).reshape(shape), None
+    for word, number in zip(WORDS, ("1", "0"), strict=True):
+        there = pc.match_substring_regex(text, f"^{word}$", ignore_case=True)
+        simple = pc.if_else(there, number, simple)
+    unread = pc.equal(simple, NO_NUMBER).fill_null(False)
+    values = _floats(pc.if_else(unread, None, simple)).reshape(shape)
+    wrong = np.array(unread.to_numpy(zero_copy_only=False)).reshape(shape)
+    return values, wrong if wrong.any() else None
 
 
 def read_numbers(block: Block, name: str, dtype: str, form: NumberFormat = PLAIN) -> Array:
@@ -156,5 +171,5 @@ def check_range(block: Block, name: str, values: Array, dtype: str) -> None:
 def _floats(array: Any) -> Array:
     import pyarrow as pa
 
-    values = array.cast(pa.float64(), safe=False).fill_null(np.nan)
-    return np.asarray(values.to_numpy(zero_copy_only=False))
+    values = array.cast(pa.float64(), safe=False)
+    return np.array((values.fill_null(np.nan) if values.null_count else values).to_numpy())

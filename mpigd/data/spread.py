@@ -77,10 +77,9 @@ def _leaves(name: str, path: str, type: Any, lengths: Mapping[str, int], extensi
 def _kind(type: Any) -> str:
     from pyarrow import types
 
-    if types.is_dictionary(type):
-        kind = _kind(type.value_type)
-        return "category" if kind == "string" else kind
-    if types.is_run_end_encoded(type):
+    if types.is_dictionary(type) and str(type.value_type) in STRINGS:
+        return "category"
+    if types.is_dictionary(type) or types.is_run_end_encoded(type):
         type = type.value_type
     if types.is_integer(type) or types.is_floating(type) or types.is_decimal(type) or types.is_boolean(type):
         return "number"

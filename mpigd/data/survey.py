@@ -25,6 +25,7 @@ from mpigd.errors import DataError, UsageError
 
 Levels = Mapping[str, str]
 SPARSE, NARROW = 0.25, 16  # CSR below this share of non-zeros, if there are more columns than this
+UNNAMED = ""  # what a column is called if the header has nothing for it
 MOST_PROBLEMS = 5  # columns named in one message
 KNOWN = ("text", "string", "number", "category", "time", "null")
 
@@ -40,7 +41,8 @@ class Survey:
     kinds: Mapping[str, str]
     problems: Mapping[str, str]
     missing: Missing
-    notes: Sequence[str] = ()
+    empty: bool  # whether there is a column without name and values
+    told: Sequence[str] = ()  # notes on the files
     lists: Mapping[str, int] = field(default_factory=dict)
 
     def encoding(self) -> tuple[Encoding, list[str]]:
@@ -59,7 +61,15 @@ class Survey:
         self.missing.check_levels(options.missing, list(levels))
         numbers = {name: facts[name] for name in features if self.kinds[name] == "number"}
         dtype, notes = _dtype(numbers, options.dtype)
-        notes = [*self.notes, *describe(levels, options.drop_first), *notes]
+        notes = [*self.told, *describe(levels, options.drop_first), *notes]
+        notes += [
+            f"column {name!r} counts the rows ({facts[name].low:g} to {facts[name].high:g}): "
+            f"--drop {shlex.quote(name)} if it is no feature"
+            for name in numbers
+            if facts[name].counter
+        ]
+        if self.empty:
+            notes.append("a column without a name and without values is left out (a delimiter at the end of lines?)")
         notes += [note for name in facts for note in alike(name, facts[name].values)]
         encoding = _encoding(features, facts, self.kinds, levels, replace(options, dtype=dtype))
         return replace(encoding, lists=self.lists), notes
@@ -72,7 +82,7 @@ class Survey:
 def survey(sources: Sequence[Source], options: Options, tick: Callable[[int], None], most: int | None = None) -> Survey:
     """Look through all rows of these files, or the first `most`. DataError or UsageError if they do
     not fit together or to the options."""
-    options = replace(options, drop=_with_parts(options.drop, sources[0].groups()))
+    options = _with_parts(options, sources[0].groups())
     kinds, notes = _without_labels(sources, options)
     if options.target is None:
         raise UsageError(f"--target COLUMN is needed, or --like FILE for new data; the columns are {listed(list(kinds), 30)}")
@@ -81,13 +91,21 @@ def survey(sources: Sequence[Source], options: Options, tick: Callable[[int], No
     kinds = {name: kind for name, kind in kinds.items() if name not in options.drop}
     plan = _plan(sources[0].path, kinds, options)
     facts, missing = look_through(sources, plan, tick, most)
+    empty = UNNAMED in facts and facts[UNNAMED].missing == facts[UNNAMED].rows and UNNAMED not in special
+    if empty:
+        del facts[UNNAMED]
+        missing.forget([UNNAMED])
     found, problems = _settle(facts, kinds, options)
-    return Survey(options, facts, found, problems, missing, notes, _lists(sources[0], found))
+    return Survey(options, facts, found, problems, missing, empty, notes, _lists(sources[0], found))
 
 
-def _with_parts(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:
-    """Names of columns, in place of a nested one those that it becomes."""
-    return [part for name in names for part in groups.get(name, [name])]
+def _with_parts(options: Options, groups: Mapping[str, Sequence[str]]) -> Options:
+    """Options in which a nested column is all the plain ones that it becomes."""
+
+    def flat(names: Sequence[str]) -> list[str]:
+        return [part for name in names for part in groups.get(name, [name])]
+
+    return replace(options, drop=flat(options.drop), categorical=flat(options.categorical), number=flat(options.number))
 
 
 def _lists(source: Source, used: Container[str]) -> dict[str, int]:
@@ -141,6 +159,8 @@ def _settle(facts: Mapping[str, Facts], kinds: Mapping[str, str], options: Optio
             found[name] = "key"
         elif fact.kind == "text":
             found[name], problem = _text(name, fact, kinds[name], options)
+        if name == UNNAMED and fact.counter:
+            problem = "a column without a name counts the rows: leave it out with --drop '', or take it with --number ''"
         if problem and name not in options.number:
             problems[name] = problem
     return found, problems

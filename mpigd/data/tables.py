@@ -96,9 +96,11 @@ class Source:
 
     @cached_property
     def _stored(self) -> dict[str, str]:
-        if self.format in FORMATS:
-            return dict(self._layout.kinds)
-        return dict.fromkeys(csv_file.columns(self.path, self.dialect), "text")
+        return dict(self._layout.kinds) if self.format in FORMATS else dict.fromkeys(self._header, "text")
+
+    @cached_property
+    def _header(self) -> list[str]:
+        return csv_file.columns(self.path, self.dialect)
 
     def kinds(self) -> dict[str, str]:
         """Column -> "text" (CSV: to be found out), "string", "number", "category", "time", "null"
@@ -132,7 +134,7 @@ class Source:
         if self.format in FORMATS:
             yield from self._table.blocks(wanted, self._layout, self._lengths)
             return
-        for batch in csv_file.batches(self.path, wanted, self.dialect):
+        for batch in csv_file.batches(self.path, self._header, wanted, self.dialect):
             yield dict(zip(batch.schema.names, batch.columns, strict=True)), batch.num_rows
 
     def _add_key(self, block: Block, columns: dict[str, Any], name: str) -> None:
@@ -173,13 +175,17 @@ def format_of(path: str) -> str | None:
 
 
 def expand(
-    patterns: Sequence[str], format: str | None = None, dialect: csv_file.Dialect = csv_file.USUAL,
+    patterns: Sequence[str],
+    format: str | None = None,
+    dialect: csv_file.Dialect = csv_file.USUAL,
+    *,
     allow_duplicates: bool = False,
-) -> list[Source]:  # fmt: skip
+) -> list[Source]:
     """The files that paths, globs and folders name: in the order given, a glob's or folder's in
     natural order (part-2 before part-10).
 
-    allow_duplicates: whether a file may be there twice.
+    dialect: how CSV files are written, and whether columns with the same name get names of their
+    own. allow_duplicates: whether a file may be there twice.
     """
     if importlib.util.find_spec("pyarrow") is None:
         raise UsageError("reading raw tables needs pyarrow: pip install 'mpigd[import]'")

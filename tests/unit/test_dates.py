@@ -106,6 +106,14 @@ def test_the_first_row_that_is_no_date(values, row):
     assert dates.read(texts(values))[1] == row
 
 
+def test_every_cell_that_is_no_date():
+    array = texts(["2020-01-01", "x", None, "", "2020-02-30", " 2021-01-01"])
+    values, wrong = dates.read_cells(array)
+    assert wrong.tolist() == [False, True, False, False, True, False]
+    assert np.isnat(values).tolist() == [False, True, True, True, True, False]
+    assert dates.read_cells(texts(["2020-01-01", None]))[1] is None
+
+
 @pytest.mark.parametrize("array", [pa.array([None, 3]), pa.array([None, 1.5]), pa.array([None, True])])
 def test_numbers_are_no_dates(array):
     assert dates.read(array)[1] == 1

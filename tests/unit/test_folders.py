@@ -67,7 +67,7 @@ def test_a_file_named_twice_is_refused(tmp_path, out):
 
 FRAME = pd.DataFrame(
     {
-        "x": np.arange(12.0), "y": np.tile([0.0, 1, 2], 4), "city": np.repeat(["A b/c=d%é", "C"], 6),
+        "x": np.arange(12.0) ** 2, "y": np.tile([0.0, 1, 2], 4), "city": np.repeat(["A b/c=d%é", "C"], 6),
         "year": np.tile(np.repeat([2013, 2014], 3), 2), "open": np.tile([True, False], 6),
     }
 )  # fmt: skip

@@ -174,7 +174,7 @@ def test_types_are_decided_over_all_rows_and_blocks(tmp_path, out, monkeypatch):
         done = import_data(sources, out, target="x", missing="mean", categorical=["zip"])
         results.append((matrix(out).tobytes(), vector(out).tobytes(), encoding(out), done))
     assert results[0] == results[1] == results[2]
-    assert done.notes == ()
+    assert done.notes == ("column 'id' counts the rows (0 to 899): --drop id if it is no feature",)
     with pytest.raises(DataError, match=r"column 'zip' has numbers \('0', '1', '2', ...\) and other values: 'K1A': --na K1A if"):
         import_data(sources, out, target="x", missing="mean")
     names = encoding(out)["feature_names"]

@@ -257,7 +257,7 @@ def test_all_other_formats_are_one_line(tmp_path, name):
 
 def test_a_pipe_is_refused_since_import_reads_twice(tmp_path):
     os.mkfifo(tmp_path / "a.csv")
-    with pytest.raises(DataError, match=r"a.csv: is no file but a pipe or device, and import reads twice: save it"):
+    with pytest.raises(DataError, match=r"a.csv: is no file but a pipe or device, and import reads twice: save it to a file"):
         import_data([str(tmp_path / "a.csv")], str(tmp_path / "o.h5"), target="y")
 
 

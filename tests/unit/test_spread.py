@@ -38,9 +38,9 @@ def table(folder, columns, name="a.parquet", **options):
     return path
 
 
-def read(path, wanted=None, **options):
+def read(path, wanted=None, rename=False):
     """Kinds, and the values of all plain columns as lists."""
-    (source,) = expand([path], **options)
+    (source,) = expand([path], None, Dialect(rename_duplicates=rename))
     kinds = source.kinds()
     wanted = list(kinds) if wanted is None else wanted
     found = {name: [] for name in wanted}
@@ -230,10 +230,10 @@ def test_columns_with_the_same_name(tmp_path):
         path = table(tmp_path, pairs, name)
         with pytest.raises(DataError, match=r"3 columns are named 'a': --rename-duplicates calls them a, a.1, a.2$"):
             read(path)
-        assert read(path, dialect=Dialect(rename_duplicates=True))[1] == {
+        assert read(path, rename=True)[1] == {
             "a": [1, 2], "b[0]": [1, 3], "b[1]": [2, 4], "a.1": ["x", "y"], "b[0].1": [5, 6], "a.2": [7, 8],
         }  # fmt: skip
-        assert read(path, ["a.2", "b[0].1"], dialect=Dialect(rename_duplicates=True))[1] == {"a.2": [7, 8], "b[0].1": [5, 6]}
+        assert read(path, ["a.2", "b[0].1"], rename=True)[1] == {"a.2": [7, 8], "b[0].1": [5, 6]}
 
 
 @pytest.mark.parametrize("names", [["a", "a", "a"], ["a", "a.1", "a"], ["a", "a", "a.1", "a"], ["b", "a.1", "a.1", "a", "a"]])
