@@ -21,6 +21,7 @@ WITH_REFERENCE = 2  # of encodings that a program of version 1 would take for th
 WITH_FORMS = 3  # of those that say more: how text is written, dates, what to do with unseen levels
 KINDS = ("number", "category", "hash", "date")
 UNSEEN = ("error", "zero", "other")
+OTHER = "<other>"  # the level of rare categories
 SHOWN = 6  # columns or categories listed in a message
 
 
@@ -31,7 +32,8 @@ class Column:
 
     reference: the category that has no column of its own. adorned: numbers with signs of currency or
     percent around them, which are left out. parts: of a date, by name ("year", "month", ...), one
-    feature each; format: how a date is written (as for strptime), None for ISO 8601.
+    feature each; format: how a date is written (as for strptime), None for ISO 8601. rare: the other
+    categories of the training data, which share one column, NAME=<other>; None without that column.
     """
 
     name: str
@@ -42,13 +44,15 @@ class Column:
     adorned: bool = False
     parts: tuple[str, ...] | None = None
     format: str | None = None
+    rare: tuple[str, ...] | None = None
 
     def feature_names(self) -> list[str]:
         if self.parts is not None:
             return [f"{self.name}.{part}" for part in self.parts]
         if self.categories is None:
             return [self.name]
-        return [f"{self.name}={value}" for value in self.categories if value != self.reference]
+        levels = [*self.categories, *([OTHER] if self.rare is not None else [])]
+        return [f"{self.name}={value}" for value in levels if value != self.reference]
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,24 @@ class Encoding:
     lists: Mapping[str, int] = field(default_factory=dict)
 
     @property
+    def hashed(self) -> bool:
+        """Whether some categories are hashed."""
+        return any(column.kind == "hash" for column in self.columns)
+
+    @property
     def feature_names(self) -> list[str] | None:
         """The d names, a category's as column=value; None where they are hashed or the file had none."""
-        if self.format == "svmlight" or any(column.kind == "hash" for column in self.columns):
+        if self.format == "svmlight" or self.hashed:
             return None
         return [name for column in self.columns for name in column.feature_names()]
+
+    def starts(self) -> tuple[list[int], int]:
+        """Where each column's features begin; and where the slots of hashed ones do, behind all."""
+        starts, width = [], 0
+        for column in self.columns:
+            starts.append(width)
+            width += len(column.feature_names()) if column.kind != "hash" else 0
+        return starts, width
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON. What has its default is left out where version 1 did not have it,
@@ -102,7 +119,7 @@ class Encoding:
         for column in stored["columns"]:
             _leave_out(column, "reference", None, stored, WITH_REFERENCE)
             _leave_out(column, "adorned", False, stored, WITH_FORMS)
-            for name in ("parts", "format"):
+            for name in ("parts", "format", "rare"):
                 _leave_out(column, name, None, stored, WITH_FORMS)
         return stored
 
@@ -116,7 +133,7 @@ class Encoding:
         plain = {key: value for key, value in stored.items() if key not in ("version", "feature_names")}
         try:
             target = plain.pop("target")
-            columns = tuple(Column(**_frozen(column, "categories", "parts")) for column in plain.pop("columns"))
+            columns = tuple(Column(**_frozen(column, "categories", "parts", "rare")) for column in plain.pop("columns"))
             if any(column.kind not in KINDS for column in columns):
                 raise KeyError("kind")
             for column in columns:

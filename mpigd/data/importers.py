@@ -157,7 +157,11 @@ def _write(
     writer = Writer(file, encoding.layout, encoding.features, encoding.dtype, vectors)
     read = 0
     for rows, block in blocks:
-        writer.append(*encoder.encode(block))
+        if isinstance(encoder, Encoder) and encoding.layout == "dense" and not encoding.hashed:
+            encoded = encoder.read(block)
+            writer.append_dense(encoder.dense(encoded), encoded.vectors)
+        else:
+            writer.append(*encoder.encode(block))
         read += rows
         ticker(read)
     encoder.check()

@@ -12,13 +12,13 @@ from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mpigd.data import first_pass
-from mpigd.data.encoder import Missing
 from mpigd.data.encoding import Column, Encoding, Target, listed, no_column
 from mpigd.data.facts import Facts, Plan
 from mpigd.data.first_pass import look_through
 from mpigd.data.import_options import Options
 from mpigd.data.levels import describe, levels_of
 from mpigd.data.looks import alike, look
+from mpigd.data.missing import Missing
 from mpigd.data.number_text import NumberFormat
 from mpigd.data.tables import Source
 from mpigd.errors import DataError, UsageError

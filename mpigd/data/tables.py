@@ -18,6 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mpigd.data import contents, csv_file, folders
 from mpigd.data.columns import WORDS, to_text
 from mpigd.data.compressed import member, reading, unpacked_name
@@ -44,6 +46,10 @@ class Block:
     first: int
     rows: int
     columns: Mapping[str, Any]
+
+    def numbers(self) -> Any:
+        """The data rows (m,) of the file that these are, int64."""
+        return np.arange(self.first, self.first + self.rows)
 
     def first_rows(self, count: int) -> Block:
         """The first `count` rows, or all."""

@@ -63,6 +63,8 @@ DOORS = {
         "mpigd.data.source",
         "mpigd.data.importers",
         "mpigd.data.writer",
+        "mpigd.data.stream",
+        "mpigd.data.ids",
         "mpigd.checkpoint",
         "mpigd.doctor",
     },

@@ -154,7 +154,7 @@ def test_missing_values(tmp_path, out, policy, kind):
 def test_a_missing_target_is_refused_unless_dropped(tmp_path, out):
     source = write(tmp_path / "t.csv", "a,t\n1,x\n2,\n3,NA\n4,y\n")
     for policy in ("refuse", "mean", "zero"):
-        with pytest.raises(DataError, match=r"column 't' 2 \(first: .*t.csv row 1\): --missing drop"):
+        with pytest.raises(DataError, match=r"column 't' 2 \(first: .*t.csv row 1\): use --missing drop"):
             import_data([source], out, target="t", missing=policy)
     assert import_data([source], out, target="t", missing="drop").dropped == 2
     assert vector(out).tolist() == [0, 1] and encoding(out)["target"] == {"name": "t", "classes": ["x", "y"]}
