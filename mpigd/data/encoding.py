@@ -31,7 +31,8 @@ class Column:
     or date.
 
     reference: the category that has no column of its own. adorned: numbers with signs of currency or
-    percent around them, which are left out. parts: of a date, by name ("year", "month", ...), one
+    percent around them, which are left out. by_meaning: whether hashed texts are those that
+    spelling.meaning gives. parts: of a date, by name ("year", "month", ...), one
     feature each; format: how a date is written (as for strptime), None for ISO 8601. rare: the other
     categories of the training data, which share one column, NAME=<other>; None without that column.
     """
@@ -42,6 +43,7 @@ class Column:
     mean: float | None = None  # of the values that are there, for --missing mean
     reference: str | None = None
     adorned: bool = False
+    by_meaning: bool = False
     parts: tuple[str, ...] | None = None
     format: str | None = None
     rare: tuple[str, ...] | None = None
@@ -118,7 +120,8 @@ class Encoding:
             _leave_out(stored, name, getattr(new, name), stored, WITH_FORMS)
         for column in stored["columns"]:
             _leave_out(column, "reference", None, stored, WITH_REFERENCE)
-            _leave_out(column, "adorned", False, stored, WITH_FORMS)
+            for name in ("adorned", "by_meaning"):
+                _leave_out(column, name, False, stored, WITH_FORMS)
             for name in ("parts", "format", "rare"):
                 _leave_out(column, name, None, stored, WITH_FORMS)
         return stored

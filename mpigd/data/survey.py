@@ -20,6 +20,7 @@ from mpigd.data.levels import describe, levels_of
 from mpigd.data.looks import alike, look
 from mpigd.data.missing import Missing
 from mpigd.data.number_text import NumberFormat
+from mpigd.data.spelling import merged
 from mpigd.data.tables import Source
 from mpigd.errors import DataError, UsageError
 
@@ -179,6 +180,7 @@ def _text(name: str, fact: Facts, kind: str, options: Options) -> tuple[str, str
             f"hash them with --hash BITS, or leave it out with --drop {shown}"
         )
     if declared or kind == "category":
+        fact.values = merged(fact.values)
         return "category", ""
     seen = look(name, fact.values, typed=kind == "string", hashed=hashed, target=name == options.target)
     if seen.kind == "number" and fact.values:
@@ -229,7 +231,7 @@ def _column(name: str, fact: Facts, kind: str, reference: str | None, options: O
     if kind == "date":
         return Column(name, "date", parts=fact.parts, format=options.dates()[name])
     if options.hash_bits is not None:
-        return Column(name, "hash")
+        return Column(name, "hash", by_meaning=True)
     return Column(name, "category", categories=tuple(sorted(fact.values)), reference=reference)
 
 
