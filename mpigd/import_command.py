@@ -24,14 +24,14 @@ def import_arguments(sub: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     _roles(sub.add_argument_group("columns"))
     _values(sub.add_argument_group("values"))
-    _svmlight(sub.add_argument_group("svmlight files"))
     _csv(sub.add_argument_group("how CSV files are written"))
+    _svmlight(sub.add_argument_group("how svmlight files are written"))
 
 
 class Group:
     """Arguments that appear in the result only if they are given."""
 
-    def __init__(self, group: argparse._ArgumentGroup) -> None:
+    def __init__(self, group: argparse._ActionsContainer) -> None:
         self._group = group
 
     def add(self, *flags: str, **kind: object) -> None:

@@ -7,34 +7,24 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.data.columns import WORDS, absent, to_text
+from mpigd.data.columns import absent, to_text
+from mpigd.data.spelling import Meanings
 
 Array = np.ndarray[Any, Any]
 MOST_CELLS = 1 << 22  # of a table of columns x texts
 UNSEEN, GONE = -1, -2
 
 
-def with_spellings(positions: Mapping[str, int]) -> dict[str, int]:
-    """The same, and true and false as other programs spell them (true, True, TRUE), where a column
-    has them in one way only: they are one value in CSV and in Parquet."""
-    found = dict(positions)
-    for word in WORDS:
-        spellings = (word, word.capitalize(), word.upper())
-        known = {positions[text] for text in spellings if text in positions}
-        if len(known) == 1:
-            found |= dict.fromkeys(spellings, known.pop())
-    return found
-
-
 class Codes:
     """The known texts of C columns. One look-up of every value among the texts of all columns, and one
-    of its column in a table: thousands of columns cost no call each."""
+    of its column in a table: thousands of columns cost no call each. Texts that are not known are
+    looked up by what they mean (spelling.py)."""
 
     def __init__(self, positions: Sequence[Mapping[str, int]]) -> None:
         """positions: each column's texts and what they stand for, at least 0."""
         import pyarrow as pa
 
-        known = [with_spellings(one) for one in positions]
+        known, self._meanings = positions, [Meanings(one) for one in positions]
         texts = sorted({text for one in known for text in one})
         place = {text: i for i, text in enumerate(texts)}
         self._texts, self._width = pa.array(texts, pa.string()), len(texts) + 1
@@ -65,4 +55,7 @@ class Codes:
             codes = np.where(self._keys[at] == keys, self._codes[at], UNSEEN)
         if text.null_count:
             codes[absent(text).reshape(codes.shape)] = GONE
+        for j in map(int, np.flatnonzero(np.any(codes == UNSEEN, axis=1))):
+            rows = np.flatnonzero(codes[j] == UNSEEN)
+            codes[j, rows] = self._meanings[j].look_up(arrays[j], rows)
         return np.asarray(codes)

@@ -78,13 +78,14 @@ def import_data(
     if like is not None:
         told.refuse(("missing", "dialect", "allow_duplicates"), f"--like encodes as {like} was")
         policy = None if told.missing == "refuse" else told.missing
-        return encode_like(sources, output, read_encoding(like), missing=policy, format=format, progress=progress)
+        return encode_like(sources, output, read_encoding(like), missing=policy, format=format, progress=progress,
+                           allow_duplicates=told.allow_duplicates)  # fmt: skip
     found = tables.expand(sources, format, told.dialect, allow_duplicates=told.allow_duplicates)
-    with _output(found, output) as file:
+    with _output(found, output) as file, tables.guarded(found):
         if found[0].format == "svmlight":
             told.refuse(SVMLIGHT_OPTIONS, "svmlight has no named columns")
             fitted = svmlight.fit(found, told.missing, told.dtype, ticker, told.features, told.zero_based)
-            encoding, notes, table = fitted, list[str](), ""
+            encoding, notes, table = fitted, [note for source in found for note in source.notes], ""
         else:
             _refuse_indices(found, told)
             seen = survey(found, told, ticker)
@@ -126,6 +127,7 @@ def encode_like(
     format: str | None = None,
     progress: Progress | None = None,
     need_y: bool = False,
+    allow_duplicates: bool = False,
 ) -> Summary:
     """Encode new raw files as `encoding` says, in one pass; `missing` replaces its policy for missing values.
 
@@ -133,7 +135,7 @@ def encode_like(
     too. Other columns that the encoding does not use are ignored. DataError names a column that is missing, or a category
     that is new.
     """
-    found = tables.expand(sources, format, Dialect.from_dict(encoding.csv))
+    found = tables.expand(sources, format, Dialect.from_dict(encoding.csv), allow_duplicates=allow_duplicates)
     if (found[0].format == "svmlight") != (encoding.format == "svmlight"):
         raise DataError(f"{found[0].path} is {found[0].format}, but the training data was not")
     policy = missing or encoding.missing
@@ -142,7 +144,7 @@ def encode_like(
     unlabelled = encoding.target is not None and encoding.target.name not in found[0].kinds()
     if missing is None and policy == "drop" and unlabelled:
         policy = "refuse"  # predictions would no longer stand beside their rows
-    with _output(found, output) as file:
+    with _output(found, output) as file, tables.guarded(found):
         hdf5.write_json(file, "encoding", encoding.to_dict())
         return _write(found, file, output, replace(encoding, missing=policy), Ticker(progress), [])
 
@@ -193,6 +195,10 @@ def _wanted(found: Sequence[Source], encoding: Encoding) -> tuple[list[str], lis
     numbers = {column.name for column in encoding.columns if column.kind == "number"}
     for source in found:
         kinds = source.kinds()
+        for name, parts in source.groups().items():
+            known = encoding.lists.get(name, len(parts))
+            if len(parts) != known:
+                raise DataError(f"{source.path}: column {name!r} has {len(parts)} parts, but {known} in the training data")
         for name in wanted:
             if name not in kinds:
                 raise DataError(no_column(source.path, name, list(kinds), ", which the training data had"))
