@@ -107,7 +107,10 @@ def layout(config: Config, need_y: bool = True) -> Layout:
         why = "a hash partition moves rows between ranks"
     limit = None if config.max_memory is None else size_of(config.max_memory)
     block = BLOCK if blocks else None
-    return Layout(config.x, config.y, config.dtype, config.partition, need_y, limit, block, why, config.allow_links)
+    return Layout(
+        config.x, config.y, config.dtype, config.partition, need_y, limit, block, why,
+        config.allow_links, config.allow_unwritten, config.allow_duplicates,
+    )  # fmt: skip
 
 
 def problem(shard: Shard, config: Config, comm: Comm) -> Problem:

@@ -15,11 +15,12 @@ from mpigd import __version__, cache, submit
 from mpigd.comm import Comm, together
 from mpigd.config import FIELDS, Config, resolve
 from mpigd.errors import UsageError
-from mpigd.import_arguments import import_arguments
+from mpigd.import_command import import_arguments, import_command
 from mpigd.launch import launched
 from mpigd.options import Parser, add_options
 from mpigd.predict_arguments import evaluate_arguments, predict_arguments
-from mpigd.world import connect
+from mpigd.streams import put, say
+from mpigd.world import enter
 
 
 def parser() -> Parser:
@@ -45,7 +46,7 @@ def parser() -> Parser:
     info.add_argument("file")
     info.add_argument("--json", action="store_true", help="everything, for machines")
     info.add_argument("--summary", action="store_true", help="a model's coefficients with standard errors and tests")
-    add_options(info, ["x", "y", "allow_links"])
+    add_options(info, ["x", "y", "allow_links", "allow_unwritten"])
     plan = command("plan", "predict memory and times of a run, without MPI", plan_command)
     plan.add_argument("data", nargs="+", help="HDF5 files or globs: one data set, in this order")
     plan.add_argument("--ranks", type=int, default=1, help="how many ranks the run will have")
@@ -73,9 +74,10 @@ def _cv_arguments(sub: argparse.ArgumentParser) -> None:
     add_options(sub, [name for name in FIELDS if name != "l2"])
 
 
-def _connect() -> Comm:
-    """The communicator, with the kernels' cache in place before anything imports numba."""
-    comm = connect()
+def _connect(arguments: argparse.Namespace, limit: float | None = None) -> Comm:
+    """The communicator, with the kernels' cache in place before anything imports numba. limit: seconds to wait for all ranks."""
+    cache.check()
+    comm = enter(None, f"mpigd {arguments.command}", limit)
     cache.prepare()
     cache.import_lean()
     return comm
@@ -85,46 +87,18 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(arguments).items() if name in FIELDS}
 
 
-def import_command(arguments: argparse.Namespace) -> int:
-    from mpigd.data.importers import import_data, preview
-
-    options = {
-        key: value for key, value in vars(arguments).items() if key not in ("command", "run", "source", "output", "dry_run")
-    }
-    if arguments.dry_run is not None:
-        del options["like"]
-        table, error = preview(arguments.source, arguments.dry_run or None, **options)
-        print(table)
-        if error is not None:
-            raise error
-        return 0
-    if arguments.output is None:
-        raise UsageError("-o FILE is needed: the HDF5 file to write (or --dry-run)")
-
-    def show(rows: int) -> None:
-        print(f"{rows:,} rows", file=sys.stderr, flush=True)
-
-    done = import_data(arguments.source, arguments.output, progress=show, **options)
-    if done.table:
-        print(done.table)
-    for note in done.notes:
-        print(f"note: {note}", file=sys.stderr)
-    dropped = f", {done.dropped:,} rows dropped" if done.dropped else ""
-    print(f"{done.path}: {done.rows:,} rows x {done.features:,} columns, {done.layout}{dropped}", file=sys.stderr)
-    return 0
-
-
 def train_command(arguments: argparse.Namespace) -> int:
     config, places = resolve(_options(arguments), arguments.config)
     data = arguments.data or places.get("data")
     output = arguments.output or places["output"]
     if not data:
         raise UsageError("no data given: mpigd train DATA.h5 ... (or data = [...] in the --config file)")
-    if not Path(output).absolute().parent.is_dir():
+    if not Path(output).parent.is_dir():
         raise UsageError(f"-o {output}: the folder does not exist")
-    comm = _connect()
+    comm = _connect(arguments, config.hang_timeout)
     from mpigd.data.hdf5 import check_target
     from mpigd.progress import Progress
+    from mpigd.supervise import newest, save
     from mpigd.trainer import train
 
     with together(comm):  # before the work that would be lost
@@ -135,10 +109,11 @@ def train_command(arguments: argparse.Namespace) -> int:
         from mpigd.plan import plan_only
 
         return plan_only([data] if isinstance(data, str) else data, config, comm)
+    before = newest(config)
     model = train(data, config, comm, progress)
     with together(comm):
         if comm.rank == 0:
-            model.save(output)
+            save(model.save, output, config, before)
     if comm.rank == 0:
         progress.note(f"{output}: digest {model.digest[:16]}")
     return 0
@@ -146,7 +121,7 @@ def train_command(arguments: argparse.Namespace) -> int:
 
 def cv_command(arguments: argparse.Namespace) -> int:
     config, _ = resolve(_options(arguments), arguments.config)
-    comm = _connect()
+    comm = _connect(arguments, config.hang_timeout)
     from mpigd.crossval import chart, check, cross_validate, penalties_of, table
     from mpigd.data.hdf5 import check_target
     from mpigd.progress import Progress
@@ -162,40 +137,41 @@ def cv_command(arguments: argparse.Namespace) -> int:
     found = cross_validate(arguments.data, config, penalties, arguments.folds, arguments.choose, comm, progress)
     with together(comm):
         if comm.rank == 0:
-            print(_json(found.plain()) if arguments.json else table(found))
             if arguments.output:
                 found.model.save(arguments.output)
             if arguments.chart:
                 chart(found, arguments.chart)
+    if comm.rank == 0:
+        put(_json(found.plain()) if arguments.json else table(found))
     return 0
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
     config, _ = resolve(_options(arguments))
-    comm = _connect()
+    comm = _connect(arguments)
     from mpigd.metrics import score_table
     from mpigd.predict import evaluate
 
     scores = evaluate(_shared_model(arguments.model, comm), arguments.data, config, comm)
     if comm.rank == 0:
-        print(_json(scores) if arguments.json else score_table(scores))
+        put(_json(scores) if arguments.json else score_table(scores))
     return 0
 
 
 def predict_command(arguments: argparse.Namespace) -> int:
     config, _ = resolve(_options(arguments))
-    comm = _connect()
+    comm = _connect(arguments)
     from mpigd.predict import predict
     from mpigd.predictions import targets_of
 
     def note(text: str) -> None:
-        print(f"note: {text}", file=sys.stderr)
+        say(f"note: {text}\n")
 
     targets = targets_of(arguments.output, arguments.csv, arguments.parquet)
     model = _shared_model(arguments.model, comm)
     rows = predict(model, arguments.data, targets, config, comm, arguments.with_source, note, [arguments.model])
     if comm.rank == 0:
-        print(f"{arguments.output}: {rows:,} predictions", file=sys.stderr)
+        say(f"{arguments.output}: {rows:,} predictions\n")
     return 0
 
 
@@ -227,10 +203,10 @@ def info_command(arguments: argparse.Namespace) -> int:
     if _elsewhere():
         return 0
     if arguments.summary and not arguments.json:
-        print(summary(arguments.file))
+        put(summary(arguments.file))
         return 0
-    about = describe(arguments.file, config.x, config.y, config.allow_links)
-    print(_json(about) if arguments.json else text(arguments.file, about))
+    about = describe(arguments.file, config.x, config.y, config.allow_links, config.allow_unwritten)
+    put(_json(about) if arguments.json else text(arguments.file, about))
     return 0
 
 
@@ -249,14 +225,13 @@ def plan_command(arguments: argparse.Namespace) -> int:
     cache.prepare()
     cache.import_lean()
     from mpigd.comm import SelfComm
-    from mpigd.data.source import expand, inspect
     from mpigd.pace import read_profile
-    from mpigd.plan import plan, text, to_dict
+    from mpigd.plan import plan, surveyed, text, to_dict
 
     profile = read_profile(arguments.profile) if arguments.profile else None
-    infos = inspect(expand(arguments.data, SelfComm()), config.x, config.y, SelfComm(), config.allow_links)
+    infos = surveyed(arguments.data, config, SelfComm())
     predicted = plan(infos, config, arguments.ranks, network, profile)
-    print(_json(to_dict(predicted)) if arguments.json else text(predicted))
+    put(_json(to_dict(predicted)) if arguments.json else text(predicted))
     return 0
 
 
@@ -271,7 +246,7 @@ def _network(text: str | None) -> tuple[float, float] | None:
 
 
 def doctor_command(arguments: argparse.Namespace) -> int:
-    comm = _connect()
+    comm = _connect(arguments)
     from mpigd.doctor import run
 
     return int(run(comm))
@@ -281,5 +256,5 @@ def postmortem_command(arguments: argparse.Namespace) -> int:
     from mpigd.recorder import report
 
     if not _elsewhere():
-        print(report(arguments.folder))
+        put(report(arguments.folder))
     return 0

@@ -98,6 +98,8 @@ class Config:
     shuffle: str = option("rows", "minibatch: permute all rows, or blocks of 4096 and the rows in them", ("rows", "blocks"))
     max_memory: str | None = option(None, "of a rank's rows, like 2GB; what does not fit is read again every epoch", model=False)
     allow_links: tuple[str, ...] = option((), "folders with other files that data files may refer to", model=False)
+    allow_unwritten: bool = option(False, "take rows that were never written to their files for zeros", model=False)
+    allow_duplicates: bool = option(False, "let a file that is named twice count twice", model=False)
     threads: int | None = option(None, "per rank; default: the rank's cores", low=1, model=False)
     reduce: str = option("exact", "exact: the same bits on any machine; native: plain sums", ("exact", "native"))
     tol: float = option(1e-6, "full mode stops at this relative accuracy; 0 runs all epochs", low=0, fixed=False)

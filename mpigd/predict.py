@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from mpigd.model.response import margins, mean_response, predicted_class
 from mpigd.model.targets import Classes, as_trained, check_codes, check_domain, check_numeric, check_weights
 from mpigd.predictions import Form, Slab, Targets, check_parquet, writing
 from mpigd.reduce import total
+from mpigd.world import enter
 
 Array = np.ndarray[Any, Any]
 SLAB = 1 << 16  # rows that are scored, or travel to the writing rank, at once
@@ -113,8 +114,9 @@ def encoded(paths: Sequence[str], model: Model, comm: Comm, need_y: bool = True)
         raise
     finally:
         if comm.rank == 0:
-            Path(file).unlink(missing_ok=True)
-            Path(folder).rmdir()
+            with suppress(OSError):  # somebody has cleaned up already
+                Path(file).unlink(missing_ok=True)
+                Path(folder).rmdir()
 
 
 def _temporary_folder() -> str:
@@ -136,10 +138,18 @@ def _encode(paths: Sequence[str], output: str, model: Model, need_y: bool) -> No
     encode_like(paths, output, Encoding.from_dict(model.encoding), missing=policy, need_y=need_y)
 
 
+def _layout(model: Model, config: Config, partition: str, need_y: bool = True) -> Layout:
+    links, unwritten, duplicates = config.allow_links, config.allow_unwritten, config.allow_duplicates
+    return Layout(
+        config.x, config.y, model.config.dtype, partition, need_y, links=links, unwritten=unwritten, duplicates=duplicates
+    )
+
+
 def evaluate(model: Model, paths: Sequence[str], config: Config, comm: Comm) -> dict[str, Any]:
-    """Metrics of a model on a data set. Collective."""
+    """Metrics of a model on a data set. comm: also one of mpi4py's. Collective."""
+    comm = enter(comm, "evaluate")
     with encoded(paths, model, comm) as files:
-        layout = Layout(config.x, config.y, model.config.dtype, config.partition, links=config.allow_links)
+        layout = _layout(model, config, config.partition)
         shard, slabs = passing(files, layout, comm)
         shard = named(shard, comm) if files != list(paths) else shard
         check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names"))
@@ -164,18 +174,19 @@ def predict(
     note: Callable[[str], None] = lambda text: None,
     models: Sequence[str] = (),
 ) -> int:
-    """Write predictions for a data set in row order; returns the number of rows. Collective.
+    """Write predictions for a data set in row order; returns the number of rows. comm: also one of mpi4py's. Collective.
 
     with_source: the file and the row, from 0, that each comes from. Ids that the data have are written too. note: takes what the
     user should know. models: files that are not to be replaced, beside those of the data.
     """
+    comm = enter(comm, "predict")
     if targets.parquet is not None:
         check_parquet()
     with together(comm):
         if comm.rank == 0:
             targets.check([*paths, *models])
     with encoded(paths, model, comm, need_y=False) as files:
-        shard = load(files, Layout(config.x, config.y, model.config.dtype, "range", need_y=False, links=config.allow_links), comm)
+        shard = load(files, _layout(model, config, "range", need_y=False), comm)
         check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names"))
         found = beside(shard, config.allow_links, comm)
         slabs = _in_order(lambda rows: _columns(model, shard, rows), shard, model, comm)

@@ -6,6 +6,7 @@ import argparse
 
 from mpigd.options import add_options
 
+ALLOWED = ("allow_links", "allow_unwritten", "allow_duplicates")
 DATA = "HDF5 files, or raw tables encoded like the training data"
 
 
@@ -14,7 +15,7 @@ def evaluate_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("model")
     sub.add_argument("data", nargs="+", help=DATA)
     sub.add_argument("--json", action="store_true", help="one JSON object with the metrics")
-    add_options(sub, ["x", "y", "partition", "allow_links"])
+    add_options(sub, ["x", "y", "partition", *ALLOWED])
 
 
 def predict_arguments(sub: argparse.ArgumentParser) -> None:
@@ -25,4 +26,4 @@ def predict_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--csv", nargs="?", const="", default=None, metavar="FILE", help="also as CSV")
     sub.add_argument("--parquet", nargs="?", const="", default=None, metavar="FILE", help="also as Parquet; needs pyarrow")
     sub.add_argument("--with-source", action="store_true", help="the file of each row, and its data row there, from 0")
-    add_options(sub, ["x", "y", "allow_links"])
+    add_options(sub, ["x", "y", *ALLOWED])

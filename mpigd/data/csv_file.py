@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mpigd.data.compressed import open_bytes, reading
+from mpigd.data.names import rename_duplicates
 from mpigd.errors import DataError, UsageError
 
 BLOCK_BYTES = 1 << 22  # of a file held at once
@@ -25,6 +26,11 @@ MISSING = (
     "NULL", "NaN", "None", "n/a", "nan", "null",
 )  # fmt: skip
 NAMED = {"tab": "\t", "\\t": "\t", "space": " ", "none": ""}
+# First bytes of text of more than a byte a character, with a mark or without.
+WIDE = {
+    b"\xff\xfe\0\0|\0\0\xfe\xff": "utf-32", b"\xff\xfe|\xfe\xff": "utf-16",
+    b"[^\0]\0[^\0]\0": "utf-16-le", b"\0[^\0]\0[^\0]": "utf-16-be",
+}  # fmt: skip
 OTHER_DELIMITERS = {";": "';'", "\t": "tab", "|": "'|'"}
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -99,20 +105,6 @@ def columns(path: str, dialect: Dialect = USUAL) -> list[str]:
         advice = "--rename-duplicates calls the others NAME.1, NAME.2, ..."
         raise DataError(f"{path}: column {twice[0]!r} appears twice in the header: {advice}")
     return rename_duplicates(names)
-
-
-def rename_duplicates(names: Sequence[str]) -> list[str]:
-    """Names of which the second, third, ... of a kind is NAME.1, NAME.2, ..., as far as these are free."""
-    taken, found, count = set(names), [], dict[str, int]()
-    seen: set[str] = set()
-    for name in names:
-        new = name
-        while new in seen or (new != name and new in taken):
-            count[name] = count.get(name, 0) + 1
-            new = f"{name}.{count[name]}"
-        seen.add(new)
-        found.append(new)
-    return found
 
 
 def _check_header(path: str, names: Sequence[str], dialect: Dialect) -> None:
@@ -227,8 +219,9 @@ def _texts(path: str, dialect: Dialect) -> Iterator[tuple[Iterator[bytes], int]]
     try:
         with open_bytes(path) as file:
             start = file.read(4)
-            if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) and dialect.encoding == "utf-8":
-                raise DataError(f"{path}: the text is not UTF-8: --encoding utf-16")
+            wide = next((name for mark, name in WIDE.items() if re.match(mark, start, re.DOTALL)), None)
+            if wide and dialect.encoding == "utf-8":
+                raise DataError(f"{path}: the text is not UTF-8: --encoding {wide}")
             pieces = _filtered(_chunks(start, file), dialect)
             held: list[bytes] = []
             length = 0

@@ -21,6 +21,7 @@ WITH_REFERENCE = 2  # of encodings that a program of version 1 would take for th
 WITH_FORMS = 3  # of those that say more: how text is written, dates, what to do with unseen levels
 KINDS = ("number", "category", "hash", "date")
 UNSEEN = ("error", "zero", "other")
+OTHER = "<other>"  # the level of rare categories
 SHOWN = 6  # columns or categories listed in a message
 
 
@@ -30,8 +31,10 @@ class Column:
     or date.
 
     reference: the category that has no column of its own. adorned: numbers with signs of currency or
-    percent around them, which are left out. parts: of a date, by name ("year", "month", ...), one
-    feature each; format: how a date is written (as for strptime), None for ISO 8601.
+    percent around them, which are left out. by_meaning: whether hashed texts are those that
+    spelling.meaning gives. parts: of a date, by name ("year", "month", ...), one
+    feature each; format: how a date is written (as for strptime), None for ISO 8601. rare: the other
+    categories of the training data, which share one column, NAME=<other>; None without that column.
     """
 
     name: str
@@ -40,15 +43,18 @@ class Column:
     mean: float | None = None  # of the values that are there, for --missing mean
     reference: str | None = None
     adorned: bool = False
+    by_meaning: bool = False
     parts: tuple[str, ...] | None = None
     format: str | None = None
+    rare: tuple[str, ...] | None = None
 
     def feature_names(self) -> list[str]:
         if self.parts is not None:
             return [f"{self.name}.{part}" for part in self.parts]
         if self.categories is None:
             return [self.name]
-        return [f"{self.name}={value}" for value in self.categories if value != self.reference]
+        levels = [*self.categories, *([OTHER] if self.rare is not None else [])]
+        return [f"{self.name}={value}" for value in levels if value != self.reference]
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,8 @@ class Encoding:
     features: how many columns X has. extras: sample_weight, offset, key, id -> raw column.
     zero_based: svmlight only. unseen: what becomes of a category that the training data did not have.
     infinite: whether infinities count as missing. csv: how CSV files are written, as far as it is not
-    the usual way: options of mpigd.data.csv_file.Dialect.
+    the usual way: options of mpigd.data.csv_file.Dialect. lists: nested column -> how many plain
+    ones it became.
     """
 
     format: str  # "table" or "svmlight"
@@ -82,25 +89,40 @@ class Encoding:
     unseen: str = "error"
     infinite: bool = False
     csv: Mapping[str, Any] = field(default_factory=dict)
+    lists: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def hashed(self) -> bool:
+        """Whether some categories are hashed."""
+        return any(column.kind == "hash" for column in self.columns)
 
     @property
     def feature_names(self) -> list[str] | None:
         """The d names, a category's as column=value; None where they are hashed or the file had none."""
-        if self.format == "svmlight" or any(column.kind == "hash" for column in self.columns):
+        if self.format == "svmlight" or self.hashed:
             return None
         return [name for column in self.columns for name in column.feature_names()]
+
+    def starts(self) -> tuple[list[int], int]:
+        """Where each column's features begin; and where the slots of hashed ones do, behind all."""
+        starts, width = [], 0
+        for column in self.columns:
+            starts.append(width)
+            width += len(column.feature_names()) if column.kind != "hash" else 0
+        return starts, width
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON. What has its default is left out where version 1 did not have it,
         so that programs of before read whatever they can."""
         stored = asdict(self) | {"version": VERSION, "feature_names": self.feature_names}
         new = Encoding(format="", features=0)
-        for name in ("unseen", "infinite", "csv"):
+        for name in ("unseen", "infinite", "csv", "lists"):
             _leave_out(stored, name, getattr(new, name), stored, WITH_FORMS)
         for column in stored["columns"]:
             _leave_out(column, "reference", None, stored, WITH_REFERENCE)
-            _leave_out(column, "adorned", False, stored, WITH_FORMS)
-            for name in ("parts", "format"):
+            for name in ("adorned", "by_meaning"):
+                _leave_out(column, name, False, stored, WITH_FORMS)
+            for name in ("parts", "format", "rare"):
                 _leave_out(column, name, None, stored, WITH_FORMS)
         return stored
 
@@ -114,7 +136,7 @@ class Encoding:
         plain = {key: value for key, value in stored.items() if key not in ("version", "feature_names")}
         try:
             target = plain.pop("target")
-            columns = tuple(Column(**_frozen(column, "categories", "parts")) for column in plain.pop("columns"))
+            columns = tuple(Column(**_frozen(column, "categories", "parts", "rare")) for column in plain.pop("columns"))
             if any(column.kind not in KINDS for column in columns):
                 raise KeyError("kind")
             for column in columns:

@@ -14,8 +14,8 @@ import numpy as np
 from mpigd.data import dates
 from mpigd.data.ahead import ahead
 from mpigd.data.columns import absent, to_text
-from mpigd.data.encoder import Missing
 from mpigd.data.facts import Facts, Plan
+from mpigd.data.missing import Missing
 from mpigd.data.number_columns import Numbers
 from mpigd.data.tables import Block, Source
 from mpigd.errors import DataError

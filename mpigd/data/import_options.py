@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from mpigd.data.csv_file import USUAL, Dialect
@@ -14,6 +14,8 @@ from mpigd.errors import UsageError
 POLICIES = ("refuse", "mean", "zero", "drop")
 UNSEEN = ("error", "zero", "other")
 MOST_BITS = 30
+MOST_FEATURES = 1 << 40
+FLAGS = {"hash_bits": "--hash", "categorical": "--text", "zero_based": "--zero-based or --one-based"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,9 @@ class Options:
     dtype: str = "auto"
     drop_first: bool = False
     reference: Mapping[str, str] = field(default_factory=dict)
+    allow_duplicates: bool = False
+    features: int | None = None
+    zero_based: bool | None = None
 
     def __post_init__(self) -> None:
         if self.missing not in POLICIES:
@@ -59,23 +64,28 @@ class Options:
         named = {"sample_weight": self.weight, "offset": self.offset, "key": self.key, "id": self.id}
         return {vector: name for vector, name in named.items() if name is not None}
 
+    def named(self) -> list[str]:
+        """The columns that have a use by name."""
+        forced = [*self.categorical, *self.number, *self.dates(), *self.reference]
+        return [*([self.target] if self.target else []), *self.extras().values(), *forced]
+
     def dates(self) -> dict[str, str | None]:
         """Column -> the form of its dates, from NAME or NAME=FORMAT; None for ISO 8601."""
         pairs = [text.partition("=") for text in self.date]
         return {name: form or None for name, _, form in pairs}
 
-    def refuse_columns(self, why: str) -> None:
-        """UsageError if anything was said about columns."""
-        said = {
-            "--target": self.target, "--hash": self.hash_bits, "--weight": self.weight, "--offset": self.offset,
-            "--key": self.key, "--drop": self.drop or None, "--categorical": self.categorical or None,
-            **{f"--{name}": value for name, value in self.dialect.to_dict().items()},
-            "--number": self.number or None, "--date": self.date or None, "--id": self.id,
-            "--drop-first": self.drop_first or None, "--reference": self.reference or None,
-        }  # fmt: skip
-        for name, value in said.items():
-            if value is not None:
-                raise UsageError(f"{why}, so {name} does not go with it")
+    def refuse(self, allowed: Collection[str], why: str) -> None:
+        """UsageError for an option that was given, unless it is allowed."""
+        for own in fields(self):
+            if own.name not in allowed and getattr(self, own.name) not in (_usual(own), []):
+                flag = FLAGS.get(own.name, f"--{own.name.replace('_', '-')}")
+                if own.name == "dialect":
+                    flag = ", ".join(f"--{name.replace('_', '-')}" for name in self.dialect.to_dict())
+                raise UsageError(f"{why}, so {flag} does not go with it")
+
+
+def _usual(own: Field[Any]) -> Any:
+    return own.default if own.default_factory is MISSING else own.default_factory()
 
 
 def options_of(given: Mapping[str, Any]) -> Options:
@@ -87,6 +97,8 @@ def options_of(given: Mapping[str, Any]) -> Options:
             near = difflib.get_close_matches(name, own | marks, 1)
             raise UsageError(f"import has no option {name}" + (f": did you mean {near[0]}?" if near else ""))
     told = {name: value for name, value in given.items() if name in own}
+    if told.get("features") is not None and not 0 < told["features"] <= MOST_FEATURES:
+        raise UsageError(f"--features {told['features']}: expected 1 to 2**40")
     told["reference"] = named_levels(told.get("reference", ()))
     for name in ("drop", "categorical", "number", "date"):
         told[name] = _several(name, told.get(name, ()))

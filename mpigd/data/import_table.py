@@ -22,7 +22,7 @@ def rows(survey: Survey, encoding: Encoding | None) -> list[tuple[str, ...]]:
     found = [_row(name, fact, survey, roles.get(name), made) for name, fact in survey.facts.items()]
     if survey.empty:
         found.append((UNNAMED, "", "", "", "", "left out (no name, no values)"))
-    return [*found, *((name, "", "", "", "", "left out (--drop)") for name in survey.options.drop)]
+    return [*found, *((name, "", "", "", "", "left out") for name in survey.options.drop)]
 
 
 def _row(name: str, fact: Facts, survey: Survey, role: str | None, made: Mapping[str, int]) -> tuple[str, ...]:

@@ -18,12 +18,13 @@ from mpigd.data import hdf5, import_table, svmlight, tables
 from mpigd.data.csv_file import Dialect
 from mpigd.data.encoder import Encoder
 from mpigd.data.encoding import Encoding, no_column
-from mpigd.data.import_options import options_of
+from mpigd.data.import_options import Options, options_of
 from mpigd.data.survey import survey
 from mpigd.data.tables import Source
 from mpigd.data.writer import Writer
 from mpigd.errors import DataError, UsageError
 
+SVMLIGHT_OPTIONS = ("missing", "dtype", "features", "zero_based", "allow_duplicates")
 SECONDS = 1.0  # between two calls of `progress`
 Progress = Callable[[int], None]
 Pass = tuple[Encoder | svmlight.Encoder, Iterable[tuple[int, Any]], list[str]]  # encoder, (rows, block), vectors
@@ -75,20 +76,29 @@ def import_data(
     told = options_of(options)
     ticker = Ticker(progress)
     if like is not None:
-        told.refuse_columns(f"--like encodes as {like} was")
+        told.refuse(("missing", "dialect", "allow_duplicates"), f"--like encodes as {like} was")
         policy = None if told.missing == "refuse" else told.missing
-        return encode_like(sources, output, read_encoding(like), missing=policy, format=format, progress=progress)
-    found = tables.expand(sources, format, told.dialect)
-    with _output(found, output) as file:
+        return encode_like(sources, output, read_encoding(like), missing=policy, format=format, progress=progress,
+                           allow_duplicates=told.allow_duplicates)  # fmt: skip
+    found = tables.expand(sources, format, told.dialect, allow_duplicates=told.allow_duplicates)
+    with _output(found, output) as file, tables.guarded(found):
         if found[0].format == "svmlight":
-            told.refuse_columns("svmlight has no named columns")
-            encoding, notes, table = svmlight.fit(found, told.missing, told.dtype, ticker), list[str](), ""
+            told.refuse(SVMLIGHT_OPTIONS, "svmlight has no named columns")
+            fitted = svmlight.fit(found, told.missing, told.dtype, ticker, told.features, told.zero_based)
+            encoding, notes, table = fitted, [note for source in found for note in source.notes], ""
         else:
+            _refuse_indices(found, told)
             seen = survey(found, told, ticker)
             encoding, notes = seen.encoding()
             table = import_table.text(seen, encoding)
         hdf5.write_json(file, "encoding", encoding.to_dict())
         return replace(_write(found, file, output, encoding, ticker, notes), table=table)
+
+
+def _refuse_indices(found: Sequence[Source], told: Options) -> None:
+    if told.features is not None or told.zero_based is not None:
+        option = "--zero-based or --one-based" if told.features is None else "--features"
+        raise UsageError(f"{option} is for svmlight, and {found[0].path} is {found[0].format}")
 
 
 def preview(
@@ -97,7 +107,7 @@ def preview(
     """The table of what `import_data` would do, from all rows or the first `rows`; and the error that
     it would raise, if any."""
     told = options_of(options)
-    found = tables.expand(sources, format, told.dialect)
+    found = tables.expand(sources, format, told.dialect, allow_duplicates=told.allow_duplicates)
     if found[0].format == "svmlight":
         raise UsageError("--dry-run is for CSV and Parquet: svmlight has no columns to be looked at")
     seen = survey(found, told, lambda _: None, rows)
@@ -117,6 +127,7 @@ def encode_like(
     format: str | None = None,
     progress: Progress | None = None,
     need_y: bool = False,
+    allow_duplicates: bool = False,
 ) -> Summary:
     """Encode new raw files as `encoding` says, in one pass; `missing` replaces its policy for missing values.
 
@@ -124,7 +135,7 @@ def encode_like(
     too. Other columns that the encoding does not use are ignored. DataError names a column that is missing, or a category
     that is new.
     """
-    found = tables.expand(sources, format, Dialect.from_dict(encoding.csv))
+    found = tables.expand(sources, format, Dialect.from_dict(encoding.csv), allow_duplicates=allow_duplicates)
     if (found[0].format == "svmlight") != (encoding.format == "svmlight"):
         raise DataError(f"{found[0].path} is {found[0].format}, but the training data was not")
     policy = missing or encoding.missing
@@ -133,7 +144,7 @@ def encode_like(
     unlabelled = encoding.target is not None and encoding.target.name not in found[0].kinds()
     if missing is None and policy == "drop" and unlabelled:
         policy = "refuse"  # predictions would no longer stand beside their rows
-    with _output(found, output) as file:
+    with _output(found, output) as file, tables.guarded(found):
         hdf5.write_json(file, "encoding", encoding.to_dict())
         return _write(found, file, output, replace(encoding, missing=policy), Ticker(progress), [])
 
@@ -146,7 +157,11 @@ def _write(
     writer = Writer(file, encoding.layout, encoding.features, encoding.dtype, vectors)
     read = 0
     for rows, block in blocks:
-        writer.append(*encoder.encode(block))
+        if isinstance(encoder, Encoder) and encoding.layout == "dense" and not encoding.hashed:
+            encoded = encoder.read(block)
+            writer.append_dense(encoder.dense(encoded), encoded.vectors)
+        else:
+            writer.append(*encoder.encode(block))
         read += rows
         ticker(read)
     encoder.check()
@@ -180,6 +195,10 @@ def _wanted(found: Sequence[Source], encoding: Encoding) -> tuple[list[str], lis
     numbers = {column.name for column in encoding.columns if column.kind == "number"}
     for source in found:
         kinds = source.kinds()
+        for name, parts in source.groups().items():
+            known = encoding.lists.get(name, len(parts))
+            if len(parts) != known:
+                raise DataError(f"{source.path}: column {name!r} has {len(parts)} parts, but {known} in the training data")
         for name in wanted:
             if name not in kinds:
                 raise DataError(no_column(source.path, name, list(kinds), ", which the training data had"))

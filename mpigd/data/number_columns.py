@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from mpigd.data.distinct import Distinct
-from mpigd.data.encoder import Missing
 from mpigd.data.exact_means import ExactSums
 from mpigd.data.facts import Facts, Plan
+from mpigd.data.missing import Missing
 from mpigd.data.number_text import not_a_number, read_matrix
 from mpigd.data.precision import Spread
 from mpigd.data.tables import Block

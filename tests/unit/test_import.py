@@ -154,7 +154,7 @@ def test_missing_values(tmp_path, out, policy, kind):
 def test_a_missing_target_is_refused_unless_dropped(tmp_path, out):
     source = write(tmp_path / "t.csv", "a,t\n1,x\n2,\n3,NA\n4,y\n")
     for policy in ("refuse", "mean", "zero"):
-        with pytest.raises(DataError, match=r"column 't' 2 \(first: .*t.csv row 1\): --missing drop"):
+        with pytest.raises(DataError, match=r"column 't' 2 \(first: .*t.csv row 1\): use --missing drop"):
             import_data([source], out, target="t", missing=policy)
     assert import_data([source], out, target="t", missing="drop").dropped == 2
     assert vector(out).tolist() == [0, 1] and encoding(out)["target"] == {"name": "t", "classes": ["x", "y"]}
@@ -174,7 +174,7 @@ def test_types_are_decided_over_all_rows_and_blocks(tmp_path, out, monkeypatch):
         done = import_data(sources, out, target="x", missing="mean", categorical=["zip"])
         results.append((matrix(out).tobytes(), vector(out).tobytes(), encoding(out), done))
     assert results[0] == results[1] == results[2]
-    assert done.notes == ()
+    assert done.notes == ("column 'id' counts the rows (0 to 899): --drop id if it is no feature",)
     with pytest.raises(DataError, match=r"column 'zip' has numbers \('0', '1', '2', ...\) and other values: 'K1A': --na K1A if"):
         import_data(sources, out, target="x", missing="mean")
     names = encoding(out)["feature_names"]

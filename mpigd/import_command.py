@@ -1,8 +1,11 @@
-"""What `mpigd import` takes on the command line."""
+"""`mpigd import`: its arguments, and what it does with them."""
 
 from __future__ import annotations
 
 import argparse
+
+from mpigd.errors import UsageError
+from mpigd.streams import put, say
 
 
 def import_arguments(sub: argparse.ArgumentParser) -> None:
@@ -14,16 +17,21 @@ def import_arguments(sub: argparse.ArgumentParser) -> None:
         help="write nothing; print what would become of each column, from all rows or the first ROWS",
     )  # fmt: skip
     sub.add_argument("--like", metavar="FILE", help="encode as this imported file, or this model's data, was")
-    sub.add_argument("--format", choices=("csv", "parquet", "svmlight"), help="default: from the file name")
+    sub.add_argument("--format", choices=("csv", "parquet", "arrow", "orc", "svmlight"), help="default: from the file name")
+    sub.add_argument(
+        "--allow-duplicates", action="store_true", default=argparse.SUPPRESS,
+        help="read a file again that is named again",
+    )  # fmt: skip
     _roles(sub.add_argument_group("columns"))
     _values(sub.add_argument_group("values"))
     _csv(sub.add_argument_group("how CSV files are written"))
+    _svmlight(sub.add_argument_group("how svmlight files are written"))
 
 
 class Group:
     """Arguments that appear in the result only if they are given."""
 
-    def __init__(self, group: argparse._ArgumentGroup) -> None:
+    def __init__(self, group: argparse._ActionsContainer) -> None:
         self._group = group
 
     def add(self, *flags: str, **kind: object) -> None:
@@ -70,6 +78,13 @@ def _values(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
 
 
+def _svmlight(group: argparse._ArgumentGroup) -> None:
+    add = Group(group).add
+    add("--features", type=int, metavar="N", help="how many there are; default: up to the highest index")
+    add("--zero-based", action="store_true", dest="zero_based", help="indices count from 0; default: from 1, unless one is 0")
+    add("--one-based", action="store_false", dest="zero_based", help="indices count from 1")
+
+
 def _csv(group: argparse._ArgumentGroup) -> None:
     add = Group(group).add
     add("--delimiter", metavar="MARK", help="between values; default a comma, in .tsv files a tab (or the word tab)")
@@ -89,3 +104,32 @@ def _csv(group: argparse._ArgumentGroup) -> None:
     add("--no-header", action="store_false", dest="header", help="the first line is data; columns are c0, c1, ...")
     add("--header", action="store_true", dest="header", help="the first line has names, even if they are numbers")
     add("--rename-duplicates", action="store_true", help="a name that comes again becomes NAME.1, NAME.2, ...")
+
+
+def import_command(arguments: argparse.Namespace) -> int:
+    from mpigd.data.importers import import_data, preview
+
+    options = {
+        key: value for key, value in vars(arguments).items() if key not in ("command", "run", "source", "output", "dry_run")
+    }
+    if arguments.dry_run is not None:
+        del options["like"]
+        table, error = preview(arguments.source, arguments.dry_run or None, **options)
+        put(table)
+        if error is not None:
+            raise error
+        return 0
+    if arguments.output is None:
+        raise UsageError("-o FILE is needed: the HDF5 file to write (or --dry-run)")
+
+    def show(rows: int) -> None:
+        say(f"{rows:,} rows\n")
+
+    done = import_data(arguments.source, arguments.output, progress=show, **options)
+    if done.table:
+        put(done.table)
+    for note in done.notes:
+        say(f"note: {note}\n")
+    dropped = f", {done.dropped:,} rows dropped" if done.dropped else ""
+    say(f"{done.path}: {done.rows:,} rows x {done.features:,} columns, {done.layout}{dropped}\n")
+    return 0
