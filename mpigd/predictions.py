@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import importlib.util
 import os
 import shlex
@@ -43,11 +44,19 @@ class Targets:
             if real in seen:
                 raise UsageError(f"{option} {path} is the file of {seen[real]} as well")
             seen[real] = option
-            if any(os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other) for other in read):
+            if os.path.exists(path) and any(_is_of(path, other) for other in read):
                 raise UsageError(f"{option} {path} would replace a file that is read")
         suffix = os.path.splitext(self.hdf5)[1].lower()
         if suffix in (".csv", ".parquet"):
             raise UsageError(f"-o {self.hdf5} would be an HDF5 file: use --{suffix[1:]} {shlex.quote(self.hdf5)}")
+
+
+def _is_of(path: str, data: str) -> bool:
+    """Whether an existing file is one of those that a path, a glob or a folder names."""
+    if os.path.isdir(data):
+        return os.path.commonpath([os.path.realpath(data), os.path.realpath(path)]) == os.path.realpath(data)
+    found = [data] if os.path.exists(data) else glob.glob(data)
+    return any(os.path.samefile(path, hit) for hit in found)
 
 
 def targets_of(output: str, csv: str | None, parquet: str | None) -> Targets:

@@ -262,6 +262,7 @@ def test_files_that_would_be_replaced(tmp_path: Path, monkeypatch: pytest.Monkey
             predict(model, given.data, writers.targets_of(given.output, given.csv, given.parquet), Config(), SelfComm(),
                     models=["model.h5"])  # fmt: skip
         assert main(["predict", "model.h5", "part0.h5", *words]) == 2
+        assert main(["predict", "model.h5", "part*.h5", *words]) == 2
     assert Path(files[0]).read_bytes() == before
 
 
@@ -269,6 +270,21 @@ def main_arguments(words: list[str]) -> Any:
     from mpigd.cli import parser
 
     return parser().parse_args(words)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_raw_table_is_not_replaced(folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`-o test.h5 --csv` would have written predictions over test.csv."""
+    monkeypatch.chdir(tmp_path)
+    Path("d").mkdir()
+    Path("d/test.csv").write_text("x,y\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(40)), encoding="utf-8")
+    before = Path("d/test.csv").read_bytes()
+    assert main(["import", "d/test.csv", "-o", "train.h5", "--target", "y"]) == 0
+    assert main(["train", "train.h5", "-o", "model.h5", "--loss", "logistic", "--l2", "1"]) == 0
+    assert main(["predict", "model.h5", "d" if folder else "d/test.csv", "-o", "d/test.h5", "--csv"]) == 2
+    assert Path("d/test.csv").read_bytes() == before
+    assert main(["predict", "model.h5", "d" if folder else "d/test.csv", "-o", "d/p.h5", "--csv"]) == 0
+    assert len(read_csv("d/p.csv")["prediction"]) == 40
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
