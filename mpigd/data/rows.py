@@ -26,6 +26,8 @@ class Rows:
 
     def begin(self, block: Block) -> None:
         self._block, self._dropped = block, np.zeros(block.rows, dtype=bool)
+        for line in block.lost:
+            self.bad.name(line)
 
     def end(self) -> Array | None:
         """The rows (m,) to keep; None for all. DataError about the first bad row, unless such rows
