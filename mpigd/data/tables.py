@@ -25,7 +25,7 @@ from mpigd.data.compressed import member, reading, unpacked_name
 from mpigd.data.encoding import listed
 from mpigd.data.folders import HIVE_NULL, parts
 from mpigd.data.lost_rows import Lost
-from mpigd.data.order import natural
+from mpigd.data.order import check_once, natural
 from mpigd.data.parquet_file import FORMATS, Layout, Table
 from mpigd.errors import DataError, UsageError
 
@@ -221,21 +221,10 @@ def expand(
     if len(kinds) > 1:
         raise UsageError("one data set has one format: " + ", ".join(f"{path} is {kind}" for kind, path in kinds.items()))
     if not allow_duplicates:
-        _refuse_twice(found)
+        check_once([source.path for source in found])
     peers: list[Source] = []
     peers += [replace(source, dialect=dialect, peers=peers) for source in found]
     return peers
-
-
-def _refuse_twice(found: Sequence[Source]) -> None:
-    """DataError for a file that is there twice, under whatever names."""
-    seen: dict[tuple[int, int], str] = {}
-    for source in found:
-        status = os.stat(source.path)
-        first = seen.setdefault((status.st_dev, status.st_ino), source.path)
-        if first is not source.path:
-            also = "" if first == source.path else f" (also as {first})"
-            raise DataError(f"{source.path}: is named twice{also}: name it once, or --allow-duplicates reads it twice")
 
 
 def _file(path: str, format: str | None) -> Source:
@@ -244,7 +233,7 @@ def _file(path: str, format: str | None) -> Source:
     known = format or format_of(path)
     if known is None:
         raise contents.unknown(path)
-    contents.check(path, known)
+    contents.check(path, known, wide=known == "csv")
     return Source(path, known, notes=_unused_keys(path))
 
 
@@ -269,7 +258,7 @@ def _folder(folder: str, format: str | None) -> list[Source]:
         elif known in contents.TEXT and os.path.getsize(path) == 0:
             empty.append(part)  # a part without rows, and without a header
         else:
-            contents.check(path, known)
+            contents.check(path, known, wide=known == "csv")
             found.append(Source(path, known, folders.keys(part)))
     if not found:
         if others:
