@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mpigd.data.columns import absent, is_number, to_text
-from mpigd.data.spelling import meaning
+from mpigd.data.columns import absent, to_text
+from mpigd.data.spelling import Meanings
 
 Array = np.ndarray[Any, Any]
 MOST_CELLS = 1 << 22  # of a table of columns x texts
@@ -18,15 +17,14 @@ UNSEEN, GONE = -1, -2
 
 class Codes:
     """The known texts of C columns. One look-up of every value among the texts of all columns, and one
-    of its column in a table: thousands of columns cost no call each. What is not known as it is
-    written is looked up by what it means (spelling.py)."""
+    of its column in a table: thousands of columns cost no call each. Texts that are not known are
+    looked up by what they mean (spelling.py)."""
 
     def __init__(self, positions: Sequence[Mapping[str, int]]) -> None:
         """positions: each column's texts and what they stand for, at least 0."""
         import pyarrow as pa
 
-        known = self._known = [dict(one) for one in positions]
-        self._meanings: dict[tuple[int, bool], dict[str, int]] = {}
+        known, self._meanings = positions, [Meanings(one) for one in positions]
         texts = sorted({text for one in known for text in one})
         place = {text: i for i, text in enumerate(texts)}
         self._texts, self._width = pa.array(texts, pa.string()), len(texts) + 1
@@ -46,8 +44,7 @@ class Codes:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        texts = [to_text(array) for array in arrays]
-        text = pa.concat_arrays(texts)
+        text = pa.concat_arrays([to_text(array) for array in arrays])
         place = pc.index_in(text, value_set=self._texts).fill_null(self._width - 1)
         keys = place.to_numpy(zero_copy_only=False).reshape(len(arrays), -1).astype(np.int64)
         keys += np.arange(len(arrays))[:, None] * self._width
@@ -58,26 +55,7 @@ class Codes:
             codes = np.where(self._keys[at] == keys, self._codes[at], UNSEEN)
         if text.null_count:
             codes[absent(text).reshape(codes.shape)] = GONE
-        for j in map(int, np.flatnonzero((codes == UNSEEN).any(axis=1))):
-            codes[j] = self._by_meaning(j, codes[j], texts[j], is_number(arrays[j]))
+        for j in map(int, np.flatnonzero(np.any(codes == UNSEEN, axis=1))):
+            rows = np.flatnonzero(codes[j] == UNSEEN)
+            codes[j, rows] = self._meanings[j].look_up(arrays[j], rows)
         return np.asarray(codes)
-
-    def _by_meaning(self, j: int, codes: Array, text: Any, number: bool) -> Array:
-        """The codes (m,) of a column, with those that no text has as it is written."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        others = text.filter(pa.array(codes == UNSEEN)).unique()
-        if (j, number) not in self._meanings:
-            self._meanings[j, number] = _meanings(self._known[j], number)
-        known = self._meanings[j, number]
-        found = np.array([known.get(meaning(one, number), UNSEEN) for one in others.to_pylist()])
-        place = pc.index_in(text, value_set=others).fill_null(0).to_numpy(zero_copy_only=False)
-        return np.where(codes == UNSEEN, found[place], codes)
-
-
-def _meanings(positions: Mapping[str, int], number: bool) -> dict[str, int]:
-    """What the known texts mean, if one of them alone means that."""
-    found = [(meaning(text, number), code) for text, code in positions.items()]
-    count = Counter(one for one, _ in found)
-    return {one: code for one, code in found if count[one] == 1}

@@ -81,14 +81,6 @@ def to_keys(array: Any) -> Array:
     return keys
 
 
-def is_number(array: Any) -> bool:
-    """Whether a pyarrow array holds numbers."""
-    from pyarrow import types
-
-    kind = array.type.value_type if types.is_dictionary(array.type) else array.type
-    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind))
-
-
 def plain(array: Any) -> Any:
     """The values of a dictionary array; any other array as it is."""
     import pyarrow as pa

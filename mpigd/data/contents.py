@@ -81,10 +81,10 @@ def unknown(path: str) -> Exception:
     return UsageError(f"{path}: the name does not tell the format: say --format csv, parquet, arrow, orc or svmlight")
 
 
-def check(path: str, format: str, wide: bool = False) -> None:
+def check(path: str, format: str, encoding: str = "utf-8") -> None:
     """DataError if a file is not what its name or --format says, by its first bytes.
 
-    wide: whether UTF-16 and UTF-32 are all right.
+    encoding: that of CSV; only text in UTF-8 is told from other text.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise DataError(f"{path}: is no file but a pipe or device, and import reads twice: save it to a file first")
@@ -114,7 +114,7 @@ def check(path: str, format: str, wide: bool = False) -> None:
     elif found:
         raise DataError(f"{path}: holds {found}, not {'text' if format == 'csv' else format}: {_way_out(path, advice)}")
     else:
-        _check_text(path, head, wide)
+        _check_text(path, head, format, encoding)
 
 
 def _way_out(path: str, advice: str) -> str:
@@ -133,7 +133,7 @@ def _known(head: bytes) -> tuple[str, str]:
     return "", ""
 
 
-def _check_text(path: str, head: bytes, wide: bool) -> None:
+def _check_text(path: str, head: bytes, format: str, encoding: str) -> None:
     """DataError for what is no table in UTF-8 or in another encoding that keeps ASCII."""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
@@ -142,14 +142,17 @@ def _check_text(path: str, head: bytes, wide: bool) -> None:
         raise DataError(f"{path}: holds JSON, not a table: call it {path}.json, and import says how to make CSV of it")
     if start.startswith(b"version https://git-lfs"):
         raise DataError(f"{path}: holds a pointer of Git LFS, not the file: git lfs pull brings it")
-    wide_name = next((name for mark, name in WIDE.items() if head.startswith(mark)), None)
-    if wide_name is None and b"\0" in head:
+    if encoding.lower() not in ("utf-8", "utf8", "utf-8-sig"):
+        return
+    wide = next((name for mark, name in WIDE.items() if head.startswith(mark)), None)
+    if wide is None and b"\0" in head:
         even, odd = head[::2].count(0), head[1::2].count(0)
-        wide_name = "UTF-16LE" if odd > 4 * even else "UTF-16BE" if even > 4 * odd else None
-        if wide_name is None:
+        wide = "UTF-16LE" if odd > 4 * even else "UTF-16BE" if even > 4 * odd else None
+        if wide is None:
             raise DataError(f"{path}: holds bytes that are no text")
-    if wide_name is not None and not wide:
-        raise DataError(f"{path}: is {wide_name} text: iconv -f {wide_name} -t UTF-8 '{path}' > NEW makes UTF-8 of it")
+    if wide is not None:
+        advice = f"--encoding {wide.lower()}" if format == "csv" else f"iconv -f {wide} -t UTF-8 '{path}' > NEW makes UTF-8 of it"
+        raise DataError(f"{path}: the text is not UTF-8: {advice}")
 
 
 WIDE = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}

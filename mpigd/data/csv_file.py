@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mpigd.data.chunks import Chunks
 from mpigd.data.compressed import open_bytes, reading
 from mpigd.data.lost_rows import Lost
 from mpigd.data.names import rename_duplicates
@@ -271,27 +272,6 @@ def _decoding(chunks: Iterator[bytes], decoder: codecs.IncrementalDecoder) -> It
     for chunk in chunks:
         yield decoder.decode(chunk)
     yield decoder.decode(b"", True)
-
-
-class Chunks(io.RawIOBase):
-    """Pieces of bytes as a file."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces, self._rest = pieces, memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._rest = memoryview(piece)
-        count = min(len(buffer), len(self._rest))
-        buffer[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
 
 
 @contextmanager

@@ -31,7 +31,8 @@ class Column:
     or date.
 
     reference: the category that has no column of its own. adorned: numbers with signs of currency or
-    percent around them, which are left out. parts: of a date, by name ("year", "month", ...), one
+    percent around them, which are left out. by_meaning: whether hashed texts are those that
+    spelling.meaning gives. parts: of a date, by name ("year", "month", ...), one
     feature each; format: how a date is written (as for strptime), None for ISO 8601. rare: the other
     categories of the training data, which share one column, NAME=<other>; None without that column.
     """
@@ -42,6 +43,7 @@ class Column:
     mean: float | None = None  # of the values that are there, for --missing mean
     reference: str | None = None
     adorned: bool = False
+    by_meaning: bool = False
     parts: tuple[str, ...] | None = None
     format: str | None = None
     rare: tuple[str, ...] | None = None
@@ -70,7 +72,8 @@ class Encoding:
     features: how many columns X has. extras: sample_weight, offset, key, id -> raw column.
     zero_based: svmlight only. unseen: what becomes of a category that the training data did not have.
     infinite: whether infinities count as missing. csv: how CSV files are written, as far as it is not
-    the usual way: options of mpigd.data.csv_file.Dialect.
+    the usual way: options of mpigd.data.csv_file.Dialect. lists: nested column -> how many plain
+    ones it became.
     """
 
     format: str  # "table" or "svmlight"
@@ -86,6 +89,7 @@ class Encoding:
     unseen: str = "error"
     infinite: bool = False
     csv: Mapping[str, Any] = field(default_factory=dict)
+    lists: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def hashed(self) -> bool:
@@ -112,11 +116,12 @@ class Encoding:
         so that programs of before read whatever they can."""
         stored = asdict(self) | {"version": VERSION, "feature_names": self.feature_names}
         new = Encoding(format="", features=0)
-        for name in ("unseen", "infinite", "csv"):
+        for name in ("unseen", "infinite", "csv", "lists"):
             _leave_out(stored, name, getattr(new, name), stored, WITH_FORMS)
         for column in stored["columns"]:
             _leave_out(column, "reference", None, stored, WITH_REFERENCE)
-            _leave_out(column, "adorned", False, stored, WITH_FORMS)
+            for name in ("adorned", "by_meaning"):
+                _leave_out(column, name, False, stored, WITH_FORMS)
             for name in ("parts", "format", "rare"):
                 _leave_out(column, name, None, stored, WITH_FORMS)
         return stored

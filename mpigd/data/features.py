@@ -13,6 +13,7 @@ from mpigd.data.columns import absent, stable_hash, to_text
 from mpigd.data.encoding import Column, Encoding, listed
 from mpigd.data.number_text import NumberFormat, read_cells
 from mpigd.data.rows import Rows
+from mpigd.data.spelling import meaning
 from mpigd.data.tables import Block
 from mpigd.errors import DataError
 
@@ -186,6 +187,7 @@ class Hashes:
 
     def __init__(self, placed: Placed, first: int, bits: int) -> None:
         self._names = [column.name for column, _ in placed]
+        self._by_meaning = [column.by_meaning for column, _ in placed]
         self._first, self._mask = first, np.uint64((1 << bits) - 1)
 
     def read(self, block: Block, rows: Rows) -> tuple[Array, Array]:
@@ -195,7 +197,10 @@ class Hashes:
         for j, name in enumerate(self._names):
             text = to_text(block.columns[name])
             distinct = text.dictionary_encode()  # each different text is hashed once
-            hashes = stable_hash(f"{name}={known}" for known in distinct.dictionary.to_pylist())
+            known = distinct.dictionary.to_pylist()
+            if self._by_meaning[j]:
+                known = [meaning(text) for text in known]
+            hashes = stable_hash(f"{name}={text}" for text in known)
             gone = absent(text)
             rows.missing(name, gone)
             bits = hashes[distinct.indices.drop_null().to_numpy()]

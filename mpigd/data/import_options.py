@@ -69,6 +69,11 @@ class Options:
         named = {"sample_weight": self.weight, "offset": self.offset, "key": self.key, "id": self.id}
         return {vector: name for vector, name in named.items() if name is not None}
 
+    def named(self) -> list[str]:
+        """The columns that have a use by name."""
+        forced = [*self.categorical, *self.number, *self.dates(), *self.reference]
+        return [*([self.target] if self.target else []), *self.extras().values(), *forced]
+
     def dates(self) -> dict[str, str | None]:
         """Column -> the form of its dates, from NAME or NAME=FORMAT; None for ISO 8601."""
         pairs = [text.partition("=") for text in self.date]

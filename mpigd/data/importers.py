@@ -60,13 +60,14 @@ def import_data(
         policies = Policies(
             None if told.missing == "refuse" else told.missing, None if told.unseen == "error" else told.unseen
         )  # fmt: skip
-        return encode_like(sources, output, read_encoding(like), policies, format=format, progress=progress)
+        return encode_like(sources, output, read_encoding(like), policies, format=format, progress=progress,
+                           allow_duplicates=told.allow_duplicates)  # fmt: skip
     found = tables.expand(sources, format, told.dialect, allow_duplicates=told.allow_duplicates)
-    with _output(found, output) as file:
+    with _output(found, output) as file, tables.guarded(found):
         if found[0].format == "svmlight":
             told.refuse(SVMLIGHT_OPTIONS, "svmlight has no named columns")
             fitted = svmlight.fit(found, told.missing, told.dtype, ticker, told.features, told.zero_based)
-            encoding, notes, table = fitted, list[str](), ""
+            encoding, notes, table = fitted, [note for source in found for note in source.notes], ""
         else:
             _refuse_indices(found, told)
             seen = survey(found, told, ticker)
@@ -109,6 +110,7 @@ def encode_like(
     format: str | None = None,
     progress: Progress | None = None,
     need_y: bool = False,
+    allow_duplicates: bool = False,
 ) -> Summary:
     """Encode new raw files as `encoding` says, in one pass; `policies` replace its own.
 
@@ -120,7 +122,7 @@ def encode_like(
     and the first row that cannot be encoded, or all rows if none can.
     """
     policies = policies or Policies()
-    found = tables.expand(sources, format, Dialect.from_dict(encoding.csv))
+    found = tables.expand(sources, format, Dialect.from_dict(encoding.csv), allow_duplicates=allow_duplicates)
     if (found[0].format == "svmlight") != (encoding.format == "svmlight"):
         raise DataError(f"{found[0].path} is {found[0].format}, but the training data was not")
     if policies.skips and encoding.format == "svmlight":
@@ -129,7 +131,7 @@ def encode_like(
         _require(found, encoding.target.name)
     labelled = encoding.target is None or encoding.target.name in found[0].kinds()
     job = Job(found, policies.settle(encoding, labelled), policies)
-    with _output(found, output) as file:
+    with _output(found, output) as file, tables.guarded(found):
         hdf5.write_json(file, "encoding", encoding.to_dict())
         done = write_all(job, file, output, Ticker(progress), [])
         if job.traced:

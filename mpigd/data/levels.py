@@ -56,11 +56,16 @@ def levels_of(values: Values, drop_first: bool, named: Mapping[str, str]) -> dic
     return found
 
 
-def gather(
+def gather(counts: Mapping[str, Mapping[str, int]], fewest: int, named: Mapping[str, str]) -> Groups:
+    """Category -> the levels that keep a column of their own, ascending, and those of fewer than
+    `fewest` rows, which share one; None if there are none. counts: category -> level -> rows.
+    UsageError if a named reference level is rare."""
+    return {name: _gather(name, levels, fewest, named.get(name)) for name, levels in counts.items()}
+
+
+def _gather(
     name: str, counts: Mapping[str, int], fewest: int, reference: str | None = None
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """The levels of a column that keep one of their own, ascending, and those of fewer than `fewest`
-    rows, which share one; None if there are none. UsageError if the reference level is rare."""
     rare = tuple(sorted(level for level, count in counts.items() if count < fewest))
     if not rare:
         return tuple(sorted(counts)), None

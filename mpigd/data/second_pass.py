@@ -152,6 +152,10 @@ def _wanted(job: Job) -> tuple[list[str], list[str], list[str]]:
     numbers = {column.name for column in encoding.columns if column.kind == "number"}
     for source in found:
         kinds = source.kinds()
+        for name, parts in source.groups().items():
+            known = encoding.lists.get(name, len(parts))
+            if len(parts) != known:
+                raise DataError(f"{source.path}: column {name!r} has {len(parts)} parts, but {known} in the training data")
         for name in wanted:
             if name not in kinds:
                 raise DataError(no_column(source.path, name, list(kinds), ", which the training data had"))

@@ -32,7 +32,7 @@ class Misfit(Exception):
 
 def leaves(name: str, path: str, type: Any, lengths: Mapping[str, int], extension: str = "") -> list[tuple[str, str]]:
     """The plain columns that a column becomes: their names, which begin with `name`, and kinds
-    (number, category, time, null, or what it is that cannot be read).
+    (number, string, category, time, null, or what it is that cannot be read).
 
     path: the name that the column has in the file. lengths: those of lists without a fixed size, by
     `measure`; a column with a list of unknown length is all missing. extension: the name of an

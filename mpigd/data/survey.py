@@ -8,8 +8,8 @@ name, with the options that settle it.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from mpigd.data import first_pass
 from mpigd.data.encoding import Column, Encoding, Target, listed, no_column
@@ -20,6 +20,7 @@ from mpigd.data.levels import Groups, check_unseen, describe, describe_rare, gat
 from mpigd.data.looks import alike, look
 from mpigd.data.missing import Missing
 from mpigd.data.number_text import NumberFormat
+from mpigd.data.spelling import merged
 from mpigd.data.tables import Source
 from mpigd.errors import DataError, UsageError
 
@@ -33,7 +34,8 @@ KNOWN = ("text", "string", "number", "category", "time", "null")
 @dataclass(frozen=True)
 class Survey:
     """What the first pass found: the facts of each column; what it is ("number", "category", "date" or
-    "key"); why a column needs an option, and what all miss."""
+    "key"); why a column needs an option, and what all miss; notes for the user, and how many columns
+    each nested one became."""
 
     options: Options
     facts: Mapping[str, Facts]
@@ -42,6 +44,7 @@ class Survey:
     missing: Missing
     empty: bool  # whether there is a column without name and values
     told: Sequence[str] = ()  # notes on the files
+    lists: Mapping[str, int] = field(default_factory=dict)
 
     def encoding(self) -> tuple[Encoding, list[str]]:
         """The encoding of these data, and notes for the user. DataError if columns need an option or
@@ -54,7 +57,8 @@ class Survey:
         features = [name for name in facts if name not in special]
         if not features:
             raise UsageError(f"no column is left besides {listed(special)}")
-        groups = self._groups(features)
+        counts = {name: facts[name].values for name in features if self.kinds[name] == "category"}
+        groups = gather(counts, options.min_count or 0, options.reference)
         values = {name: groups[name][0] if name in groups else None for name in features}
         levels = levels_of(values, options.drop_first, options.reference)
         check_unseen(options.unseen, options.min_count, levels, groups)
@@ -71,16 +75,8 @@ class Survey:
         if self.empty:
             notes.append("a column without a name and without values is left out (a delimiter at the end of lines?)")
         notes += [note for name in facts for note in alike(name, facts[name].values)]
-        return _encoding(features, facts, self.kinds, levels, groups, replace(options, dtype=dtype)), notes
-
-    def _groups(self, features: Sequence[str]) -> Groups:
-        """Category -> the levels that keep a column, and those that share one."""
-        fewest, named = self.options.min_count or 0, self.options.reference
-        return {
-            name: gather(name, self.facts[name].values, fewest, named.get(name))
-            for name in features
-            if self.kinds[name] == "category"
-        }
+        encoding = _encoding(features, facts, self.kinds, levels, groups, replace(options, dtype=dtype))
+        return replace(encoding, lists=self.lists), notes
 
     def _more(self) -> str:
         more = len(self.problems) - MOST_PROBLEMS
@@ -90,8 +86,8 @@ class Survey:
 def survey(sources: Sequence[Source], options: Options, tick: Callable[[int], None], most: int | None = None) -> Survey:
     """Look through all rows of these files, or the first `most`. DataError or UsageError if they do
     not fit together or to the options."""
-    kinds = agree(sources)
-    options, labels = _without_labels(sources[0], options, kinds)
+    options = _with_parts(options, sources[0].groups())
+    kinds, notes = _without_labels(sources, options)
     if options.target is None:
         raise UsageError(f"--target COLUMN is needed, or --like FILE for new data; the columns are {listed(list(kinds), 30)}")
     special = [options.target, *options.extras().values()]
@@ -104,23 +100,40 @@ def survey(sources: Sequence[Source], options: Options, tick: Callable[[int], No
         del facts[UNNAMED]
         missing.forget([UNNAMED])
     found, problems = _settle(facts, kinds, options)
-    told = [note for source in sources for note in source.notes] + labels
-    return Survey(options, facts, found, problems, missing, empty, told)
+    return Survey(options, facts, found, problems, missing, empty, notes, _lists(sources[0], found))
 
 
-def _without_labels(source: Source, options: Options, kinds: Mapping[str, str]) -> tuple[Options, list[str]]:
-    """Options in which a nested column is all its plain ones, and row labels of pandas that nobody
-    names are left out; and notes of these."""
-    groups = source.groups()
+def _with_parts(options: Options, groups: Mapping[str, Sequence[str]]) -> Options:
+    """Options in which a nested column is all the plain ones that it becomes."""
 
     def flat(names: Sequence[str]) -> list[str]:
-        return [plain for name in names for plain in groups.get(name, [name])]
+        return [part for name in names for part in groups.get(name, [name])]
 
-    options = replace(options, drop=flat(options.drop), categorical=flat(options.categorical), number=flat(options.number))
-    named = [options.target, *options.extras().values(), *options.drop, *options.categorical, *options.number, *options.dates()]
-    labels = [name for name in source.index() if name in kinds and name not in named]
-    notes = [f"row labels of pandas are left out: {listed([repr(name) for name in labels])}"] if labels else []
-    return replace(options, drop=[*options.drop, *labels]), notes
+    return replace(options, drop=flat(options.drop), categorical=flat(options.categorical), number=flat(options.number))
+
+
+def _lists(source: Source, used: Container[str]) -> dict[str, int]:
+    """How many columns each nested one becomes, of those that are used."""
+    return {name: len(parts) for name, parts in source.groups().items() if any(part in used for part in parts)}
+
+
+def _without_labels(sources: Sequence[Source], options: Options) -> tuple[dict[str, str], list[str]]:
+    """The columns of these files and their kinds, without row labels of pandas that nothing names; and
+    notes for the user."""
+    named = {*options.named(), *options.drop}
+    labels: dict[str, str] = {}
+    for source in sources:
+        labels |= {name: source.path for name in reversed(source.index()) if name not in labels}
+    # In files where it is no label, a column is one like the others.
+    stray = {name for source in sources for name in labels if name in source.kinds() and name not in source.index()}
+    left_out = [name for name in labels if name not in named | stray]
+    notes = [
+        f"column {name!r} of {labels[name]} has the row labels of pandas and is left out: "
+        f"--number {shlex.quote(name)} or --text {shlex.quote(name)} makes it a feature"
+        for name in left_out
+    ]
+    notes += [note for source in sources for note in source.notes]
+    return agree(sources, left_out), notes
 
 
 def _plan(path: str, kinds: Mapping[str, str], options: Options) -> Plan:
@@ -170,6 +183,7 @@ def _text(name: str, fact: Facts, kind: str, options: Options) -> tuple[str, str
             f"hash them with --hash BITS, or leave it out with --drop {shown}"
         )
     if declared or kind == "category":
+        fact.values = merged(fact.values)
         return "category", ""
     seen = look(name, fact.values, typed=kind == "string", hashed=hashed, target=name == options.target)
     if seen.kind == "number" and fact.values:
@@ -223,7 +237,7 @@ def _column(
     if kind == "date":
         return Column(name, "date", parts=fact.parts, format=options.dates()[name])
     if options.hash_bits is not None:
-        return Column(name, "hash")
+        return Column(name, "hash", by_meaning=True)
     categories, rare = groups[name]
     return Column(name, "category", categories=categories, reference=reference, rare=rare)
 
@@ -239,12 +253,12 @@ def choose_layout(nonzeros: int, rows: int, width: int) -> str:
     return "csr" if width > NARROW and nonzeros < SPARSE * rows * width else "dense"
 
 
-def agree(sources: Sequence[Source]) -> dict[str, str]:
+def agree(sources: Sequence[Source], left_out: Collection[str] = ()) -> dict[str, str]:
     """Column -> kind over all files; DataError that names file and column where one differs from the first file."""
     first = sources[0].path
-    known = dict(sources[0].kinds())
+    known = {name: kind for name, kind in sources[0].kinds().items() if name not in left_out}
     for source in sources[1:]:
-        kinds = source.kinds()
+        kinds = {name: kind for name, kind in source.kinds().items() if name not in left_out}
         for name in known:
             if name not in kinds:
                 raise DataError(no_column(source.path, name, list(kinds), f" as in {first}"))

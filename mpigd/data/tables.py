@@ -12,6 +12,7 @@ import importlib.util
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -72,9 +73,9 @@ class Block:
 class Source:
     """One file of a data set.
 
-    constants: columns that Spark keeps in the names of folders. dialect: how CSV files are written,
-    and whether columns with the same name get names of their own. notes: for the user. peers: all files of the data set, of which
-    any may tell how long the lists of a column are.
+    constants: columns that Spark keeps in the names of folders. dialect: how CSV is written, and
+    whether columns with the same name (also of Parquet) get new ones. notes: for the user. peers: all
+    files of the data set, of which any may tell how long the lists of a column are.
     """
 
     path: str
@@ -115,7 +116,8 @@ class Source:
         return csv_file.columns(self.path, self.dialect)
 
     def kinds(self) -> dict[str, str]:
-        """Column -> "text" (CSV: to be found out), "number", "category", "time", "null" or another type's name."""
+        """Column -> "text" (CSV: to be found out), "string", "number", "category", "time", "null"
+        or another type's name."""
         keys = {name: "text" for name in self.constants if name not in self._stored}
         return self._stored | keys
 
@@ -214,7 +216,7 @@ def expand(
         if not hits:
             raise DataError(f"{pattern}: no file matches")
         for hit in hits:
-            found += _folder(hit, format) if os.path.isdir(hit) else [_file(hit, format)]
+            found += _folder(hit, format, dialect) if os.path.isdir(hit) else [_file(hit, format, dialect)]
     if not found:
         raise UsageError("no raw files given")
     kinds = {source.format: source.path for source in reversed(found)}
@@ -223,18 +225,31 @@ def expand(
     if not allow_duplicates:
         check_once([source.path for source in found])
     peers: list[Source] = []
-    peers += [replace(source, dialect=dialect, peers=peers) for source in found]
+    peers += [replace(source, peers=peers) for source in found]
     return peers
 
 
-def _file(path: str, format: str | None) -> Source:
+@contextmanager
+def guarded(sources: Sequence[Source]) -> Iterator[None]:
+    """Turn what pyarrow raises over values that were read into one line that names the file."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except pa.ArrowException as error:
+        more = f" or one of {len(sources) - 1} more files" if len(sources) > 1 else ""
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"{sources[0].path}{more}: cannot be read: {reason}") from error
+
+
+def _file(path: str, format: str | None, dialect: csv_file.Dialect) -> Source:
     if not os.path.exists(path):
         raise DataError(f"{path}: no such file")
     known = format or format_of(path)
     if known is None:
         raise contents.unknown(path)
-    contents.check(path, known, wide=known == "csv")
-    return Source(path, known, notes=_unused_keys(path))
+    contents.check(path, known, dialect.encoding)
+    return Source(path, known, dialect=dialect, notes=_unused_keys(path))
 
 
 def _unused_keys(path: str) -> tuple[str, ...]:
@@ -247,7 +262,7 @@ def _unused_keys(path: str) -> tuple[str, ...]:
     return (f"{above[first]} in the name of a folder is no column here: it is one if {whole} is imported",)
 
 
-def _folder(folder: str, format: str | None) -> list[Source]:
+def _folder(folder: str, format: str | None, dialect: csv_file.Dialect) -> list[Source]:
     folders.check_finished(folder)
     found, others, empty = [], [], []
     for part in parts(folder):
@@ -258,8 +273,8 @@ def _folder(folder: str, format: str | None) -> list[Source]:
         elif known in contents.TEXT and os.path.getsize(path) == 0:
             empty.append(part)  # a part without rows, and without a header
         else:
-            contents.check(path, known, wide=known == "csv")
-            found.append(Source(path, known, folders.keys(part)))
+            contents.check(path, known, dialect.encoding)
+            found.append(Source(path, known, folders.keys(part), dialect))
     if not found:
         if others:
             raise contents.unknown(os.path.join(folder, others[0]))

@@ -159,8 +159,10 @@ WRONG = {
     "empty": ("a.csv", b"", "is empty"),
     "empty parquet": ("a.parquet", b"", "is empty"),
     "empty in gz": ("a.csv.gz", gzip.compress(b""), "is empty"),
-    "utf-16": ("a.svm", "1 1:2\n".encode("utf-16"), "is UTF-16 text: iconv -f UTF-16 .*"),
-    "utf-16 without mark": ("a.svm", "1 1:2\n2 2:2\n".encode("utf-16-be"), "is UTF-16BE text: iconv -f UTF-16BE .*"),
+    "utf-16 csv": ("a.csv", TEXT.decode().encode("utf-16"), "the text is not UTF-8: --encoding utf-16"),
+    "utf-16 csv without mark": ("a.csv", TEXT.decode().encode("utf-16-le"), "the text is not UTF-8: --encoding utf-16le"),
+    "utf-16": ("a.svm", "1 1:2\n".encode("utf-16"), "the text is not UTF-8: iconv -f UTF-16 .*"),
+    "utf-16 without mark": ("a.svm", "1 1:2\n2 2:2\n".encode("utf-16-be"), "the text is not UTF-8: iconv -f UTF-16BE .*"),
 }
 
 
@@ -183,6 +185,8 @@ def _follow(message, path, folder):
         path = found[1]
     elif found := re.search(r"--format (\w+)", message):
         options = {"format": found[1]}
+    elif found := re.search(r"--encoding (\S+)", message):
+        options = {"encoding": found[1]}
     elif found := re.search(r"iconv .*", message):
         new = str(folder / "new.svm")
         command = found[0].replace(" makes UTF-8 of it", "").replace("NEW", shlex.quote(new))
