@@ -125,7 +125,7 @@ def _blocks(
     encoding, read = job.encoding, 0
     encoder = Encoder(encoding, vectors, job.policies, [source.path for source in job.found])
     in_place = encoding.layout == "dense" and not encoding.hashed
-    for block in ahead(block for source in job.found for block in source.blocks(wanted, job.policies.skips)):
+    for block in ahead(block for source in job.found for block in source.blocks(wanted, job.traced)):
         encoded = encoder.read(block)
         if in_place:
             writer.append_dense(encoder.dense(encoded), encoded.vectors)

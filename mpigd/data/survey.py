@@ -53,7 +53,6 @@ class Survey:
         if self.problems:
             raise DataError("; ".join(list(self.problems.values())[:MOST_PROBLEMS]) + self._more())
         special = [str(options.target), *options.extras().values()]
-        self.missing.check(options.missing, special)
         features = [name for name in facts if name not in special]
         if not features:
             raise UsageError(f"no column is left besides {listed(special)}")
@@ -62,6 +61,8 @@ class Survey:
         values = {name: groups[name][0] if name in groups else None for name in features}
         levels = levels_of(values, options.drop_first, options.reference)
         check_unseen(options.unseen, options.min_count, levels, groups)
+        dates = [name for name in features if self.kinds[name] == "date"]
+        self.missing.check(options.missing, special, dates=dates, with_reference=levels)
         self.missing.check_levels(options.missing, list(levels))
         numbers = {name: facts[name] for name in features if self.kinds[name] == "number"}
         dtype, notes = _dtype(numbers, options.dtype)
