@@ -63,6 +63,11 @@ def _values(group: argparse._ArgumentGroup) -> None:
         help="missing values: refuse, fill in the mean or zero, or drop the row",
     )
     add("--infinite", choices=("refuse", "missing"), help="infinities: refuse, or take them for missing values")
+    add(
+        "--unseen", choices=("error", "zero", "other"),
+        help="levels of categories that only later data have: refuse, no column (zeros), or that of rare levels",
+    )  # fmt: skip
+    add("--min-count", type=int, metavar="N", help="levels of fewer than N rows share one column, NAME=<other>")
     add("--hash", type=int, dest="hash_bits", metavar="BITS", help="hash categories into 2**BITS columns")
     add(
         "--drop-first", action="store_true",

@@ -130,12 +130,12 @@ def _temporary_folder() -> str:
 def _encode(paths: Sequence[str], output: str, model: Model, need_y: bool) -> None:
     from mpigd.data.encoding import Encoding
     from mpigd.data.importers import encode_like
+    from mpigd.data.policies import Policies
 
     if not model.encoding:
         raise DataError(f"{paths[0]} is a raw table, but the model was not trained on imported data")
-    # A dropped row would shift all predictions after it: those rows are refused here.
-    policy = None if model.encoding.get("missing") != "drop" else "refuse"
-    encode_like(paths, output, Encoding.from_dict(model.encoding), missing=policy, need_y=need_y)
+    policies = Policies(command="evaluate" if need_y else "predict")
+    encode_like(paths, output, Encoding.from_dict(model.encoding), policies, need_y=need_y)
 
 
 def _layout(model: Model, config: Config, partition: str, need_y: bool = True) -> Layout:

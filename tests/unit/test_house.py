@@ -77,6 +77,7 @@ DOORS = {
         "mpigd.data.writer",
         "mpigd.data.stream",
         "mpigd.data.ids",
+        "mpigd.data.second_pass",
         "mpigd.checkpoint",
         "mpigd.doctor",
     },
