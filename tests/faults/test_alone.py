@@ -49,7 +49,7 @@ def test_one_rank_alone_trains(what: str, flavour: str) -> None:
 
 
 def test_another_command_alone(place: Place) -> None:
-    """As where one rank's command line has a mistake that ends it: no, that ends the job; it does something else."""
+    """The other process never starts MPI: the wait is within its start."""
     words = [*place.train("another", None)]
     done = mpiexec(1, *words, ":", "-n", "1", sys.executable, "-c", "import time; time.sleep(60)", timeout=40)
     assert done.returncode == 70, done.stderr
