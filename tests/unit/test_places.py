@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,10 @@ from mpigd import cache, launch, places
 from mpigd.cache import make_private
 from mpigd.config import Config
 from mpigd.errors import StorageError, Unfinished, UsageError
+from mpigd.model import fitted
 from mpigd.supervise import claim, newest, save
+from tests.launch import environment
+from tests.scenarios import generate, write
 
 
 def silent(text: str) -> None:
@@ -215,3 +219,28 @@ def test_a_fork_is_no_process_of_the_launcher(monkeypatch: pytest.MonkeyPatch) -
     assert not launch.child()
     monkeypatch.setattr(launch, "STARTED", os.getpid() + 1)
     assert launch.child()
+
+
+def limited(kilobytes: int, words: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """`mpigd WORDS` where no file may become larger."""
+    shell = f"ulimit -f {kilobytes}; exec {sys.executable} -m mpigd {words}"
+    return subprocess.run(
+        ["bash", "-c", shell], cwd=folder, env=environment(env), timeout=200, check=False, capture_output=True, text=True
+    )
+
+
+def test_compiled_code_that_cannot_be_kept(tmp_path: Path) -> None:
+    """A full disk, a quota: the run takes longer, and gives the same model."""
+    (path,) = write(generate("logistic", n=60, d=3), tmp_path)
+    fine = limited(10_000, f"train {path} --loss logistic --quiet -o fine.h5", tmp_path)
+    assert fine.returncode == 0, fine.stderr
+    none = limited(16, f"train {path} --loss logistic --quiet -o none.h5", tmp_path, MPIGD_CACHE_DIR=str(tmp_path / "kernels"))
+    assert none.returncode == 0, none.stderr
+    assert none.stderr == ""
+    assert fitted.load(str(tmp_path / "none.h5")).digest == fitted.load(str(tmp_path / "fine.h5")).digest
+
+
+def test_a_model_larger_than_a_file_may_be(tmp_path: Path) -> None:
+    (path,) = write(generate("logistic", n=60, d=3), tmp_path)
+    done = limited(2, f"train {path} --loss logistic --quiet", tmp_path)
+    assert (done.returncode, done.stderr) == (74, "mpigd: model.h5: cannot be written: File too large\n")
