@@ -86,7 +86,7 @@ FORBIDDEN = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "mu
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 PICKLING = {"read_pickle", "to_pickle", "np.load", "numpy.load", "np.lib.format.read_array", "torch.load", "joblib.load"}
 HEAVY = {"pyarrow", "scipy", "pandas", "sklearn", "matplotlib", "hdf5plugin"}  # imported late, inside functions
-GROUND = {"__future__", "collections", "math", "operator", "typing", "numpy", "numba", "llvmlite", "mpigd_kernels"}
+GROUND = {"__future__", "collections", "contextlib", "math", "operator", "typing", "numpy", "numba", "llvmlite", "mpigd_kernels"}
 FILE_LINES, FUNCTION_LINES = 300, 50
 
 
