@@ -30,10 +30,11 @@ def _data(file: hdf5.Group, path: str, x: str, y: str) -> dict[str, Any]:
     info = look(file, path, x, y)
     encoding = hdf5.read_json(file, "encoding") if "encoding" in file else {}
     names = encoding.get("feature_names")
+    classes = info.classes or (encoding.get("target") or {}).get("classes")
     return {
         "rows": info.n, "columns": info.d, "layout": info.layout, "dtype": info.dtype, "nonzeros": info.nonzeros,
         "rows_per_chunk": info.chunk, "target": ((encoding.get("target") or {}).get("name") or y) if info.has_y else None,
-        "classes": (encoding.get("target") or {}).get("classes"), "extras": list(info.extras), "feature_names": names,
+        "classes": classes and list(classes), "extras": list(info.extras), "feature_names": names,
         "reference": references(encoding) or None,
     }  # fmt: skip
 

@@ -65,16 +65,20 @@ class Group(h5py.Group):  # type: ignore[misc]
         found = _follow(self, _text(name, self), _Budget(self._links))
         return default if found is None else found
 
+    def raw(self, name: str) -> Any:
+        """The group or the dataset, or None. A dataset may hold anything here: texts, records, references."""
+        return _follow(self, _text(name, self), _Budget(self._links, numbers=False))
+
 
 class Attributes(h5py.AttributeManager):  # type: ignore[misc]
-    """A group's attributes: numbers and texts of fixed length, none larger than ATTRIBUTE.
+    """Attributes of a group or a dataset: numbers and texts of fixed length, none larger than ATTRIBUTE.
 
     Texts of variable length lie in HDF5's global heap, and one flipped bit there has the library loop for ever.
     """
 
-    def __init__(self, parent: Group) -> None:
+    def __init__(self, parent: h5py.Group | h5py.Dataset) -> None:
         super().__init__(parent)
-        self._place = f"{parent.filename}: "
+        self._place = f"{parent.file.filename}: "
 
     def __getitem__(self, name: str) -> Any:
         if name not in self:
@@ -98,11 +102,11 @@ class Attributes(h5py.AttributeManager):  # type: ignore[misc]
 
 
 class _Budget:
-    """The folders that links may lead into, and how many links may still be followed."""
+    """The folders that links may lead into, how many links may still be followed, and whether datasets must hold numbers."""
 
-    def __init__(self, folders: Sequence[str], left: int = LINKS) -> None:
+    def __init__(self, folders: Sequence[str], left: int = LINKS, numbers: bool = True) -> None:
         self._folders, self._left = [os.path.realpath(folder) for folder in folders], left
-        self.folders = tuple(folders)
+        self.folders, self.numbers = tuple(folders), numbers
 
     def take(self, place: str) -> None:
         self._left -= 1
@@ -191,7 +195,8 @@ def look(found: Any, budget: _Budget) -> Any:
         return Group(found.id, budget.folders)
     if isinstance(found, h5py.Dataset):
         with _unreadable(found):
-            declared.check_type(found)
+            if budget.numbers:
+                declared.check_type(found)
             declared.check_size(found, _elsewhere(found, budget))
             declared.check_filters(found)
     return found

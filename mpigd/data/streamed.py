@@ -64,7 +64,7 @@ class Streamed:
         """(segment, rows of its file) of each piece."""
         for number, segment in enumerate(self._segments):
             with reading(self._infos[segment.file], segment) as file:
-                source = Slabs(file, self._x, self._read_as)
+                source = Slabs(file, self._x, self._read_as, self._infos[segment.file].y)
                 if self._narrowing is None and (mapped := source.map()) is not None:
                     self._maps[number] = mapped
                 cuts = list(source.cuts(segment))
@@ -139,7 +139,7 @@ class Streamed:
             stack = ExitStack()
             place = self._segments[segment]
             file = stack.enter_context(reading(self._infos[place.file], place))
-            self._open = segment, stack, Slabs(file, self._x, self._read_as)
+            self._open = segment, stack, Slabs(file, self._x, self._read_as, self._infos[place.file].y)
         return self._open[2]
 
     def _matrix(self, values: Array) -> Dense | Half:
