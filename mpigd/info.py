@@ -7,7 +7,7 @@ from typing import Any
 
 from mpigd import checkpoint
 from mpigd.config import to_dict
-from mpigd.data import hdf5
+from mpigd.data import hdf5, marks
 from mpigd.data.encoding import references
 from mpigd.data.source import look
 from mpigd.model import fitted
@@ -35,7 +35,7 @@ def _data(file: hdf5.Group, path: str, x: str, y: str) -> dict[str, Any]:
         "rows": info.n, "columns": info.d, "layout": info.layout, "dtype": info.dtype, "nonzeros": info.nonzeros,
         "rows_per_chunk": info.chunk, "target": ((encoding.get("target") or {}).get("name") or y) if info.has_y else None,
         "classes": classes and list(classes), "extras": list(info.extras), "feature_names": names,
-        "reference": references(encoding) or None,
+        "reference": references(encoding) or None, "read_as": marks.words(file[x]) or None if info.layout == "dense" else None,
     }  # fmt: skip
 
 

@@ -221,6 +221,15 @@ class View:
         return self.marks.numbers(self.stored(slice(row, row + 1)))[0, column]
 
 
+def words(data: h5py.Dataset) -> list[str]:
+    """What is done to the stored numbers of a matrix when they are read."""
+    found, by = of(data), transposed(data)
+    told = [f"transposed, as {by} stores it"] if by else []
+    told += ["unsigned"] if found.unsigned else []
+    told += [f"times {found.scale:g} plus {found.offset:g}"] if found.scaled else []
+    return told + [f"{value:g} is missing ({name})" for name, value in found.fills]
+
+
 def matrix(data: h5py.Dataset, x: str, y: str) -> Any:
     """A dense dataset as rows and columns of numbers: itself, or a View where another program stored it in its own way.
 

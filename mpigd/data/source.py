@@ -144,7 +144,7 @@ def look(file: hdf5.Group, path: str, x: str, y: str, links: Sequence[str] = ())
         _check_turned(found, (n, d), path, x, y)
     names = hdf5.content_digest(file, "encoding") if "encoding" in file else ""
     halves = dtype.name == "float16"
-    kind = _stored(dtype)
+    kind = stored_type(dtype)
     return Info(
         path, int(n), int(d), layout, kind, int(chunk), nonzeros, has_y, extras, names, halves, tuple(links), x, y, classes
     )
@@ -182,7 +182,7 @@ def _check_turned(data: h5py.Dataset, shape: tuple[int, int], path: str, x: str,
         )
 
 
-def _stored(dtype: np.dtype[Any]) -> str:
+def stored_type(dtype: np.dtype[Any]) -> str:
     """The training type of a stored type: floats stay, all else becomes float64 where float32 would lose digits."""
     if dtype.name in FLOATS:
         return str(dtype.name)
@@ -201,7 +201,7 @@ def _look_csr(group: hdf5.Group, path: str, x: str, y: str) -> tuple[int, int, i
     shape = stored.tolist()
     if stored.dtype.kind not in "iu" or stored.shape != (2,) or shape[1] < 0:
         raise DataError(f"{path}: {x!r}: shape {shape} is none of rows and columns")
-    encoding = _encoding_of(group, shape, parts["indptr"].shape)
+    encoding = encoding_of(group, shape, parts["indptr"].shape)
     if encoding != "csr_matrix":
         advice = f": {marks.command(path, x, y)} turns it" if encoding == "csc_matrix" else " with a shape"
         raise DataError(f"{path}: group {x!r} has encoding-type {encoding!r}, expected 'csr_matrix'{advice}")
@@ -222,7 +222,7 @@ def sparse_shape(group: hdf5.Group) -> Any:
     return group.attrs[name] if name and told else None
 
 
-def _encoding_of(group: hdf5.Group, shape: list[int], indptr: tuple[int, ...]) -> Any:
+def encoding_of(group: hdf5.Group, shape: list[int], indptr: tuple[int, ...]) -> Any:
     """AnnData's encoding-type. It is a text of variable length, which nobody should read from a damaged file: the length of
     indptr says it as well, unless the matrix is square.
     """
