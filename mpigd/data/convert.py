@@ -107,7 +107,7 @@ class Sparse:
             if told is None or np.shape(told) != (2,) or np.asarray(told).dtype.kind not in "iu":
                 raise DataError(f"{self.place} has no encoding-type and shape, expected a sparse matrix with both")
             stored = np.asarray(told).tolist()
-            by_rows = source.encoding_of(group, stored, indptr.shape) == "csr_matrix"
+            by_rows = source.sparse_encoding(group, stored, indptr.shape) == "csr_matrix"
         lines, others = stored if by_rows else reversed(stored)
         self._indptr = np.asarray(indptr[...]).astype(np.int64)
         if indptr.shape != (lines + 1,) or self._indices.dtype.kind not in "iu" or self._indices.shape != self._data.shape:

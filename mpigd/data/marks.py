@@ -53,7 +53,7 @@ def command(path: str, x: str, y: str, *options: str) -> str:
     """The `mpigd convert` that is a way out, as a shell takes it."""
     names = [*([] if x == "X" else ["--x", x]), *([] if y == "y" else ["--y", y])]
     target = Path(path).with_suffix(".h5").name
-    target = f"converted-{target}" if os.path.exists(target) or target == path else target
+    target = f"converted-{target}" if os.path.exists(target) or target == Path(path).name else target
     return f"`mpigd convert {shlex.join([path, '-o', target, *names, *options])}`"
 
 
@@ -112,7 +112,7 @@ def of(data: h5py.Dataset) -> Marks:
     if data.dtype.kind not in "fiu":
         return Marks()
     given = {name: _number(data, name) for name in NUMBERS}
-    unsigned = data.dtype.kind == "i" and str(attribute(data, "_Unsigned")).lower() == "true"
+    unsigned = data.dtype.kind == "i" and _unsigned(data)
     kind = np.dtype(f"u{data.dtype.itemsize}") if unsigned else data.dtype
     fills = [(f"its {name}", value) for name in ("_FillValue", "missing_value") for value in _as(given[name], kind, unsigned)]
     default = NETCDF_FILLS.get(f"{kind.kind}{kind.itemsize}")
@@ -127,6 +127,23 @@ def of(data: h5py.Dataset) -> Marks:
     return Marks(tuple(fills), low, high, unsigned, scale, offset)
 
 
+def _unsigned(data: h5py.Dataset) -> bool:
+    if "_Unsigned" not in Attributes(data):
+        return False
+    found = attribute(data, "_Unsigned")
+    if not isinstance(found, str):
+        raise DataError(
+            f"{declared.named(data)}: its attribute _Unsigned is no text of fixed length: {_without(data, '_Unsigned')}"
+        )
+    return found.lower() == "true"
+
+
+def _without(data: h5py.Dataset, name: str) -> str:
+    """The way out of an attribute that is not understood."""
+    code = f"import h5py; del h5py.File({str(data.file.filename)!r}, 'r+')[{str(data.name)!r}].attrs[{name!r}]"
+    return f'remove it with `python -c "{code}"`'
+
+
 def _factor(found: Array | None, default: float) -> float:
     return default if found is None else float(found[0])
 
@@ -137,10 +154,7 @@ def _number(data: h5py.Dataset, name: str) -> Array | None:
         return None
     found = attribute(data, name)
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu" or found.size == 0:
-        raise DataError(
-            f"{declared.named(data)}: its attribute {name} is no number: remove it with "
-            f"`python -c \"import h5py; del h5py.File({data.file.filename!r}, 'r+')[{data.name!r}].attrs[{name!r}]\"`"
-        )
+        raise DataError(f"{declared.named(data)}: its attribute {name} is no number: {_without(data, name)}")
     return found.reshape(-1)
 
 
@@ -174,7 +188,7 @@ def _filled_with(data: h5py.Dataset, default: float) -> bool:
 
 def transposed(data: h5py.Dataset) -> str:
     """The program that stored a matrix (n, d) as (d, n), as far as the file says so for certain; an empty text otherwise."""
-    if attribute(data, "MATLAB_class") is not None:
+    if "MATLAB_class" in Attributes(data):
         return "MATLAB"
     return "Julia" if header(data.file).startswith(JULIA) else ""
 

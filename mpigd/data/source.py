@@ -201,7 +201,7 @@ def _look_csr(group: hdf5.Group, path: str, x: str, y: str) -> tuple[int, int, i
     shape = stored.tolist()
     if stored.dtype.kind not in "iu" or stored.shape != (2,) or shape[1] < 0:
         raise DataError(f"{path}: {x!r}: shape {shape} is none of rows and columns")
-    encoding = encoding_of(group, shape, parts["indptr"].shape)
+    encoding = sparse_encoding(group, shape, parts["indptr"].shape)
     if encoding != "csr_matrix":
         advice = f": {marks.command(path, x, y)} turns it" if encoding == "csc_matrix" else " with a shape"
         raise DataError(f"{path}: group {x!r} has encoding-type {encoding!r}, expected 'csr_matrix'{advice}")
@@ -222,7 +222,7 @@ def sparse_shape(group: hdf5.Group) -> Any:
     return group.attrs[name] if name and told else None
 
 
-def encoding_of(group: hdf5.Group, shape: list[int], indptr: tuple[int, ...]) -> Any:
+def sparse_encoding(group: hdf5.Group, shape: list[int], indptr: tuple[int, ...]) -> Any:
     """AnnData's encoding-type. It is a text of variable length, which nobody should read from a damaged file: the length of
     indptr says it as well, unless the matrix is square.
     """
