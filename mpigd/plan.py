@@ -19,7 +19,7 @@ from mpigd.comm import Comm, together
 from mpigd.config import Config
 from mpigd.config import to_dict as options_of
 from mpigd.costs import Shape
-from mpigd.data import hdf5, vectors
+from mpigd.data import file_vectors, hdf5
 from mpigd.data.source import Info, expand, inspect
 from mpigd.errors import UsageError
 from mpigd.model.samples import sizes_for
@@ -97,7 +97,7 @@ def _outputs(infos: list[Info], config: Config) -> int:
     with hdf5.open_read(infos[0].path, infos[0].links) as file:
         encoding = hdf5.read_json(file, "encoding") if "encoding" in file else {}
         names = (encoding.get("target") or {}).get("classes")
-        return len(names) if names else max(2, np.unique(vectors.find(file, config.y).read(0, LOOKED_AT)[0]).size)
+        return len(names) if names else max(2, np.unique(file_vectors.find(file, config.y).read(0, LOOKED_AT)[0]).size)
 
 
 def _memory(share: int, row_bytes: float, k: int, d: int, config: Config) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mpigd.data import declared, foreign, hdf5, marks, source, vectors
+from mpigd.data import declared, file_vectors, foreign, hdf5, marks, source
 from mpigd.data.writer import VECTORS, Stream, Writer
 from mpigd.errors import DataError, UsageError
 
@@ -202,12 +202,12 @@ def _matrix(file: hdf5.Group, x: str, y: str, transpose: bool) -> Dense | Sparse
     return Dense(found, x, y, transpose)
 
 
-def _vectors(file: hdf5.Group, y: str, n: int) -> dict[str, vectors.Vector]:
+def _vectors(file: hdf5.Group, y: str, n: int) -> dict[str, file_vectors.Vector]:
     """The vectors of n rows, by the names that they will have."""
-    found: dict[str, vectors.Vector] = {}
+    found: dict[str, file_vectors.Vector] = {}
     for name in (*source.EXTRAS, y):
-        if vectors.there(file, name):
-            found["y" if name == y else name] = vector = vectors.find(file, name)
+        if file_vectors.there(file, name):
+            found["y" if name == y else name] = vector = file_vectors.find(file, name)
             if vector.shape not in ((n,), (n, 1), (1, n)):
                 raise DataError(f"{vector.place} has shape {vector.shape}, expected ({n},)")
         elif name == y != "y":
@@ -223,7 +223,7 @@ def _nan(values: Array) -> Array:
 class _Output:
     """The new file: X and the vectors, which grow by slabs."""
 
-    def __init__(self, out: h5py.File, matrix: Dense | Sparse, beside: dict[str, vectors.Vector]) -> None:
+    def __init__(self, out: h5py.File, matrix: Dense | Sparse, beside: dict[str, file_vectors.Vector]) -> None:
         d, dtype = matrix.shape[1], source.stored_type(matrix.dtype)
         self._beside = beside
         self._classes = {name: vector.classes() for name, vector in beside.items()}
@@ -254,7 +254,9 @@ class _Output:
                 stream.close()
 
 
-def _write(out: h5py.File, matrix: Dense | Sparse, beside: dict[str, vectors.Vector], missing: str, path: str) -> tuple[int, int]:
+def _write(
+    out: h5py.File, matrix: Dense | Sparse, beside: dict[str, file_vectors.Vector], missing: str, path: str
+) -> tuple[int, int]:
     """Write all rows that are to be kept; how many they are, and how many others there were."""
     output, rows, dropped = _Output(out, matrix, beside), 0, 0
     for slab in matrix.slabs():

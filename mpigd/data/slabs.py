@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.data import hdf5, marks, plain, vectors
+from mpigd.data import file_vectors, hdf5, marks, plain
 from mpigd.data.half import Half
 from mpigd.data.matrix import CSR, Dense, Matrix
 from mpigd.data.partition import Segment
@@ -176,7 +176,7 @@ def read_csr(file: hdf5.Group, name: str, segment: Segment, dtype: np.dtype[Any]
 
 def read_vector(file: hdf5.Group, name: str, segment: Segment, info: Info) -> Array:
     """The rows of `segment` of a vector: float64, but a key int64; the target's texts are positions in the info's classes."""
-    source = vectors.find(file, name)
+    source = file_vectors.find(file, name)
     stored, gone = source.read(segment.start, segment.stop, info.classes)
     if gone.any():
         row = segment.start + int(np.argmax(gone))

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from mpigd.comm import Comm, bcast_bytes, together
-from mpigd.data import declared, foreign, hdf5, marks, vectors
+from mpigd.data import declared, file_vectors, foreign, hdf5, marks
 from mpigd.data.guard import Attributes
 from mpigd.data.partition import Extent
 from mpigd.errors import DataError
@@ -131,14 +131,14 @@ def look(file: hdf5.Group, path: str, x: str, y: str, links: Sequence[str] = ())
         dtype, chunk = matrix.dtype, matrix.chunks[0] if matrix.chunks else 1
     else:
         raise DataError(f"{path}: no dataset {x!r}; it has {', '.join(sorted(file)) or 'nothing'} (name it with --x)")
-    extras = tuple(name for name in EXTRAS if vectors.there(file, name))
-    has_y, classes = vectors.there(file, y), None
+    extras = tuple(name for name in EXTRAS if file_vectors.there(file, name))
+    has_y, classes = file_vectors.there(file, y), None
     for name in (*extras, *([y] if has_y else [])):
-        vector = vectors.find(file, name)
+        vector = file_vectors.find(file, name)
         _check_length(vector, name, (n, d), path, x, y)
         if name == y:
             classes = vector.classes()
-        elif not isinstance(vector, vectors.Numbers):
+        elif not isinstance(vector, file_vectors.Numbers):
             raise DataError(f"{path}: {name!r} holds text, expected numbers")
     if has_y and layout == "dense":
         _check_turned(found, (n, d), path, x, y)
@@ -158,7 +158,7 @@ def _look_dense(data: h5py.Dataset, path: str, x: str, y: str) -> Any:
     return marks.matrix(data, x, y)
 
 
-def _check_length(vector: vectors.Vector, name: str, shape: tuple[int, int], path: str, x: str, y: str) -> None:
+def _check_length(vector: file_vectors.Vector, name: str, shape: tuple[int, int], path: str, x: str, y: str) -> None:
     """DataError unless a vector is one of n rows: (n,), or (n, 1) or (1, n), as programs store it that know only matrices."""
     n, d = shape
     if vector.shape in ((n,), (n, 1), (1, n)):

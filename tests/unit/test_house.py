@@ -56,7 +56,7 @@ DOORS = {
         "mpigd.data.marks",
         "mpigd.data.source",
         "mpigd.data.texts",
-        "mpigd.data.vectors",
+        "mpigd.data.file_vectors",
         "mpigd.data.importers",
         "mpigd.data.writer",
         "mpigd.checkpoint",
