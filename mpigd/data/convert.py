@@ -14,8 +14,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mpigd.data import declared, file_vectors, foreign, hdf5, marks, source
-from mpigd.data.writer import VECTORS, Stream, Writer
+from mpigd.data import declared, file_vectors, foreign, hdf5, marks, source, unwritten
+from mpigd.data.stream import Stream
+from mpigd.data.writer import VECTORS, Writer
 from mpigd.errors import DataError, UsageError
 
 Array = np.ndarray[Any, Any]
@@ -176,7 +177,14 @@ class Sparse:
 
 
 def convert(
-    path: str, output: str, x: str, y: str, transpose: bool = False, missing: str = "refuse", links: Sequence[str] = ()
+    path: str,
+    output: str,
+    x: str,
+    y: str,
+    transpose: bool = False,
+    missing: str = "refuse",
+    links: Sequence[str] = (),
+    allow_unwritten: bool = False,
 ) -> Done:
     """Write X and the vectors beside it, of one file, to a new one. DataError for what cannot be used."""
     if missing not in POLICIES:
@@ -186,6 +194,8 @@ def convert(
     with hdf5.open_read(path, links) as file:
         matrix = _matrix(file, x, y, transpose)
         beside = _vectors(file, y, matrix.shape[0])
+        if not allow_unwritten:
+            unwritten.check(file, [x, *(y if name == "y" else name for name in beside)])
         with hdf5.create(output) as out:
             done = _write(out, matrix, beside, missing, path)
             if "encoding" in file and not transpose:

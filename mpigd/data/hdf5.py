@@ -21,9 +21,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mpigd.data import guard, trailer
+from mpigd.data import guard, shortage, trailer
 from mpigd.data.guard import Group as Group
 from mpigd.errors import DataError, StorageError
+from mpigd.places import located
 
 Array = np.ndarray[Any, Any]
 CHECKSUM = "sha256"
@@ -37,13 +38,15 @@ def open_read(path: str | os.PathLike[str], links: Sequence[str] = (), sealed: b
     DataError if the file is missing or not HDF5, or when reading it fails.
     """
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
+        there = located(path)
+        if os.path.exists(there) and not os.path.isfile(there):
             raise OSError("no regular file")  # a pipe would be waited for without end
-        trailer.check(path, sealed)
-        file = guard.open_file(path)
+        trailer.check(there, sealed)
+        file = guard.open_file(there)
     except OSError as error:
-        raise DataError(f"{path}: {_open_reason(path, error)}") from error
-    with file, readable(path):
+        shortage.raise_if_lacking(path, error)
+        raise DataError(f"{path}: {_open_reason(there, error)}") from error
+    with file, shortage.named(path), readable(path):
         yield Group(h5py.h5g.open(file.id, b"/"), links)
 
 
@@ -55,6 +58,7 @@ def readable(path: str | os.PathLike[str]) -> Iterator[None]:
     except Exception as error:
         if not _from_hdf5(error):
             raise
+        shortage.raise_if_lacking(path, error)
         raise DataError(f"{path}: damaged: {_words(error)}") from error
 
 
@@ -108,7 +112,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
 
     Raises StorageError (exit code 74) naming the file when the file system refuses.
     """
-    target = Path(path)
+    target = Path(located(path))
     check_target(target)
     temporary = None
     try:

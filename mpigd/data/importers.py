@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import h5py
 
-from mpigd.data import hdf5, survey, svmlight, tables
-from mpigd.data.encoding import Encoder, Encoding, no_column
-from mpigd.data.levels import named_levels
-from mpigd.data.survey import Options
+from mpigd.data import hdf5, import_table, svmlight, tables
+from mpigd.data.csv_file import Dialect
+from mpigd.data.encoder import Encoder
+from mpigd.data.encoding import Encoding, no_column
+from mpigd.data.import_options import Options, options_of
+from mpigd.data.survey import survey
 from mpigd.data.tables import Source
 from mpigd.data.writer import Writer
 from mpigd.errors import DataError, UsageError
 
+SVMLIGHT_OPTIONS = ("missing", "dtype", "features", "zero_based", "allow_duplicates")
 SECONDS = 1.0  # between two calls of `progress`
 Progress = Callable[[int], None]
 Pass = tuple[Encoder | svmlight.Encoder, Iterable[tuple[int, Any]], list[str]]  # encoder, (rows, block), vectors
@@ -29,7 +32,10 @@ Pass = tuple[Encoder | svmlight.Encoder, Iterable[tuple[int, Any]], list[str]]  
 
 @dataclass(frozen=True)
 class Summary:
-    """What was written: rows x features, how many are not zero, rows left out, dense or csr; notes are for the user."""
+    """What was written: rows x features, how many are not zero, rows left out, dense or csr.
+
+    notes and table (of the columns) are for the user.
+    """
 
     rows: int
     features: int
@@ -38,65 +44,78 @@ class Summary:
     layout: str
     path: str
     notes: tuple[str, ...] = ()
+    table: str = ""
 
 
 def import_data(
     sources: Sequence[str],
     output: str,
     *,
-    target: str | None = None,
     like: str | None = None,
-    missing: str = "refuse",
-    hash_bits: int | None = None,
-    weight: str | None = None,
-    offset: str | None = None,
-    key: str | None = None,
-    drop: Sequence[str] = (),
-    categorical: Sequence[str] = (),
-    drop_first: bool = False,
-    reference: Mapping[str, Any] | Sequence[str] = (),
-    dtype: str = "float32",
     format: str | None = None,
     progress: Progress | None = None,
+    **options: Any,
 ) -> Summary:
     """Turn raw tables into an HDF5 data set: X (n, d) dense or CSR, y (n,), the vectors asked for,
     and the encoding.
 
-    sources: CSV (also .gz, .zip), Parquet or svmlight files, folders, globs: one data set, in order.
-    target, weight, offset, key: raw columns. drop: those to leave out; categorical: of numbers.
-    like: an imported file or a model whose encoding is used; the other options then come from
-    there, except that missing, when not "refuse", replaces its policy. missing: "refuse", "mean",
-    "zero" or "drop" (the row).
-    drop_first: the first level of every category, by its text, gets no column; reference: column ->
-    the level that gets none (or "COLUMN=LEVEL", ...), in place of the first. A level that the data
-    did not have is refused as ever; a missing one is refused too, unless its row is dropped.
-    hash_bits: hash categories into 2**hash_bits columns. dtype: "float32" or "float64", of X.
+    sources: CSV (also packed), Parquet or svmlight files, folders, globs: one data set, in order.
+    like: an imported file or a model whose encoding is used; options then come from there, except
+    that `missing`, when not "refuse", replaces its policy.
     format: "csv", "parquet", "svmlight", by default from the names. progress: called about once a
     second with the rows read in this pass.
+
+    options, each as of `mpigd import`: target, weight, offset, key, id: raw columns. drop: those to
+    leave out. categorical, number, date: columns to be taken for that, whatever they look like; date as
+    NAME or NAME=FORMAT, or a mapping. missing: "refuse", "mean", "zero" or "drop" (the row). infinite:
+    "refuse" or "missing". hash_bits: hash categories into 2**hash_bits columns. drop_first, reference
+    (column -> level): levels without a column. dtype of X: "auto" (float32, unless a column needs more),
+    "float32" or "float64". And how CSV files are written: the fields of mpigd.data.csv_file.Dialect.
     Raises UsageError for options that do not fit, DataError for the data, StorageError for `output`.
     """
-    options = Options(
-        target=target, missing=missing, hash_bits=hash_bits, weight=weight, offset=offset, key=key, drop=drop,
-        categorical=categorical, dtype=dtype,
-        drop_first=drop_first, reference=named_levels(reference),
-    )  # fmt: skip
-    if like is not None:
-        options.refuse_columns(f"--like encodes as {like} was")
-        policy = None if missing == "refuse" else missing
-        return encode_like(sources, output, read_encoding(like), missing=policy, format=format, progress=progress)
-    found = tables.expand(sources, format)
+    told = options_of(options)
     ticker = Ticker(progress)
-    with _output(found, output) as file:
-        encoding, notes = _fit(found, options, ticker)
+    if like is not None:
+        told.refuse(("missing", "dialect", "allow_duplicates"), f"--like encodes as {like} was")
+        policy = None if told.missing == "refuse" else told.missing
+        return encode_like(sources, output, read_encoding(like), missing=policy, format=format, progress=progress,
+                           allow_duplicates=told.allow_duplicates)  # fmt: skip
+    found = tables.expand(sources, format, told.dialect, allow_duplicates=told.allow_duplicates)
+    with _output(found, output) as file, tables.guarded(found):
+        if found[0].format == "svmlight":
+            told.refuse(SVMLIGHT_OPTIONS, "svmlight has no named columns")
+            fitted = svmlight.fit(found, told.missing, told.dtype, ticker, told.features, told.zero_based)
+            encoding, notes, table = fitted, [note for source in found for note in source.notes], ""
+        else:
+            _refuse_indices(found, told)
+            seen = survey(found, told, ticker)
+            encoding, notes = seen.encoding()
+            table = import_table.text(seen, encoding)
         hdf5.write_json(file, "encoding", encoding.to_dict())
-        return _write(found, file, output, encoding, ticker, notes)
+        return replace(_write(found, file, output, encoding, ticker, notes), table=table)
 
 
-def _fit(found: Sequence[Source], options: Options, ticker: Ticker) -> tuple[Encoding, list[str]]:
-    if found[0].format != "svmlight":
-        return survey.fit(found, options, ticker)
-    options.refuse_columns("svmlight has no named columns")
-    return svmlight.fit(found, options.missing, options.dtype, ticker), []
+def _refuse_indices(found: Sequence[Source], told: Options) -> None:
+    if told.features is not None or told.zero_based is not None:
+        option = "--zero-based or --one-based" if told.features is None else "--features"
+        raise UsageError(f"{option} is for svmlight, and {found[0].path} is {found[0].format}")
+
+
+def preview(
+    sources: Sequence[str], rows: int | None = None, *, format: str | None = None, **options: Any
+) -> tuple[str, Exception | None]:
+    """The table of what `import_data` would do, from all rows or the first `rows`; and the error that
+    it would raise, if any."""
+    told = options_of(options)
+    found = tables.expand(sources, format, told.dialect, allow_duplicates=told.allow_duplicates)
+    if found[0].format == "svmlight":
+        raise UsageError("--dry-run is for CSV and Parquet: svmlight has no columns to be looked at")
+    seen = survey(found, told, lambda _: None, rows)
+    try:
+        encoding, notes = seen.encoding()
+    except (DataError, UsageError) as error:
+        return import_table.text(seen, None), error
+    return "\n".join([import_table.text(seen, encoding), *(f"note: {note}" for note in notes)]), None
 
 
 def encode_like(
@@ -108,6 +127,7 @@ def encode_like(
     format: str | None = None,
     progress: Progress | None = None,
     need_y: bool = False,
+    allow_duplicates: bool = False,
 ) -> Summary:
     """Encode new raw files as `encoding` says, in one pass; `missing` replaces its policy for missing values.
 
@@ -115,7 +135,7 @@ def encode_like(
     too. Other columns that the encoding does not use are ignored. DataError names a column that is missing, or a category
     that is new.
     """
-    found = tables.expand(sources, format)
+    found = tables.expand(sources, format, Dialect.from_dict(encoding.csv), allow_duplicates=allow_duplicates)
     if (found[0].format == "svmlight") != (encoding.format == "svmlight"):
         raise DataError(f"{found[0].path} is {found[0].format}, but the training data was not")
     policy = missing or encoding.missing
@@ -124,7 +144,7 @@ def encode_like(
     unlabelled = encoding.target is not None and encoding.target.name not in found[0].kinds()
     if missing is None and policy == "drop" and unlabelled:
         policy = "refuse"  # predictions would no longer stand beside their rows
-    with _output(found, output) as file:
+    with _output(found, output) as file, tables.guarded(found):
         hdf5.write_json(file, "encoding", encoding.to_dict())
         return _write(found, file, output, replace(encoding, missing=policy), Ticker(progress), [])
 
@@ -137,7 +157,11 @@ def _write(
     writer = Writer(file, encoding.layout, encoding.features, encoding.dtype, vectors)
     read = 0
     for rows, block in blocks:
-        writer.append(*encoder.encode(block))
+        if isinstance(encoder, Encoder) and encoding.layout == "dense" and not encoding.hashed:
+            encoded = encoder.read(block)
+            writer.append_dense(encoder.dense(encoded), encoded.vectors)
+        else:
+            writer.append(*encoder.encode(block))
         read += rows
         ticker(read)
     encoder.check()
@@ -171,10 +195,14 @@ def _wanted(found: Sequence[Source], encoding: Encoding) -> tuple[list[str], lis
     numbers = {column.name for column in encoding.columns if column.kind == "number"}
     for source in found:
         kinds = source.kinds()
+        for name, parts in source.groups().items():
+            known = encoding.lists.get(name, len(parts))
+            if len(parts) != known:
+                raise DataError(f"{source.path}: column {name!r} has {len(parts)} parts, but {known} in the training data")
         for name in wanted:
             if name not in kinds:
                 raise DataError(no_column(source.path, name, list(kinds), ", which the training data had"))
-            if name in numbers and kinds[name] not in ("text", "number", "category", "null"):
+            if name in numbers and kinds[name] not in ("text", "string", "number", "category", "null"):
                 raise DataError(f"{source.path}: column {name!r} holds {kinds[name]}, but numbers in the training data")
     return vectors, wanted
 

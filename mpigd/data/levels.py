@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from mpigd.data.encoding import listed
+from mpigd.data.encoding import OTHER, listed
 from mpigd.errors import UsageError
 
 Values = Mapping[str, Collection[str] | None]
@@ -53,6 +53,22 @@ def levels_of(values: Values, drop_first: bool, named: Mapping[str, str]) -> dic
         elif level is not None or (drop_first and present):
             found[name] = min(present) if level is None else level
     return found
+
+
+def gather(
+    name: str, counts: Mapping[str, int], fewest: int, reference: str | None = None
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """The levels of a column that keep one of their own, ascending, and those of fewer than `fewest`
+    rows, which share one; None if there are none. UsageError if the reference level is rare."""
+    rare = tuple(sorted(level for level, count in counts.items() if count < fewest))
+    if not rare:
+        return tuple(sorted(counts)), None
+    if OTHER in counts:
+        raise UsageError(f"--min-count {fewest}: column {name!r} has a level {OTHER!r} of its own")
+    if reference in rare:
+        why = f"--min-count {fewest} gathers it: it has {counts[str(reference)]:,} rows"
+        raise UsageError(f"--reference {name}={reference}: {why}")
+    return tuple(sorted(set(counts).difference(rare))), rare
 
 
 def describe(levels: Mapping[str, str], drop_first: bool) -> list[str]:

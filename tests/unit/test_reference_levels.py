@@ -129,14 +129,14 @@ def test_unseen_and_missing_levels_are_never_the_reference(tmp_path, out):
         new = write(tmp_path / "b.csv", "c,x,t\nzz,1,5\n")
         with pytest.raises(
             DataError,
-            match=r"b.csv row 1: column 'c' is 'zz', which the training data did not have",
+            match=r"b.csv row 0: column 'c' is 'zz', which the training data did not have",
         ):
             import_data([new], str(tmp_path / "b.h5"), like=out)
         new = write(tmp_path / "b.csv", "c,x,t\nu,,1\n,1,5\n")
         for policy in ("zero", "mean"):
             with pytest.raises(
                 DataError,
-                match=r"column 'c' 1 \(first: .*b.csv row 2\): .* taken for the reference level",
+                match=r"column 'c' 1 \(first: .*b.csv row 1\): .* taken for the reference level",
             ):
                 import_data([new], str(tmp_path / "b.h5"), like=out, missing=policy)
         kept = write(tmp_path / "b.csv", "c,x,t\nu,2,1\n,1,5\n")
