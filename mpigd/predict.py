@@ -132,7 +132,7 @@ def _encode(paths: Sequence[str], output: str, model: Model, need_y: bool) -> No
     from mpigd.data.importers import encode_like
     from mpigd.data.policies import Policies
 
-    if not model.encoding:
+    if not model.encoding.get("format"):  # only names of classes
         raise DataError(f"{paths[0]} is a raw table, but the model was not trained on imported data")
     policies = Policies(command="evaluate" if need_y else "predict")
     encode_like(paths, output, Encoding.from_dict(model.encoding), policies, need_y=need_y)
