@@ -29,7 +29,7 @@ from mpigd.model.rounding import needs_fine
 from mpigd.model.samples import sizes as _samples
 from mpigd.model.scaling import Scaling, make_scaling
 from mpigd.model.sparse_outer import Split
-from mpigd.model.targets import Classes, check_domain, check_size, class_weights, find_classes
+from mpigd.model.targets import Classes, check_domain, check_numeric, check_size, check_weights, class_weights, find_classes
 from mpigd.optim import curvature
 from mpigd.optim.accelerated import Accelerated
 from mpigd.optim.base import Optimizer
@@ -107,13 +107,17 @@ def layout(config: Config, need_y: bool = True) -> Layout:
         why = "a hash partition moves rows between ranks"
     limit = None if config.max_memory is None else size_of(config.max_memory)
     block = BLOCK if blocks else None
-    return Layout(config.x, config.y, config.dtype, config.partition, need_y, limit, block, why, config.allow_links)
+    return Layout(
+        config.x, config.y, config.dtype, config.partition, need_y, limit, block, why,
+        config.allow_links, config.allow_unwritten, config.allow_duplicates,
+    )  # fmt: skip
 
 
 def problem(shard: Shard, config: Config, comm: Comm) -> Problem:
     """Check the target, agree on classes and weights, measure the columns. Collective; DataError on all ranks together."""
     loss = LOSSES[config.loss]
     assert shard.y is not None
+    check_numeric(shard.name, shard.encoding, loss)
     check_domain(shard, loss, comm)
     if not loss.classifies:
         check_size(shard, comm)
@@ -123,6 +127,8 @@ def problem(shard: Shard, config: Config, comm: Comm) -> Problem:
     weights = class_weights(config.class_weight, y, c, classes, comm)
     if weights is not None:
         c = c * weights[y.astype(np.int64)]
+    if shard.c is not None or weights is not None:
+        check_weights(c, y, shard, classes, comm)
     mark = fingerprint(shard, comm)
     X, statistics, shift, stored = centred(shard.X, c, shard.n, config.intercept, comm)
     few = warning(stored, shard.X.dtype, shard.feature_names) if config.intercept else None

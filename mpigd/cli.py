@@ -18,6 +18,7 @@ from mpigd.errors import UsageError
 from mpigd.import_arguments import import_arguments
 from mpigd.launch import launched
 from mpigd.options import Parser, add_options
+from mpigd.quantities import readable
 from mpigd.world import connect
 
 
@@ -42,18 +43,18 @@ def parser() -> Parser:
     evaluate.add_argument("model")
     evaluate.add_argument("data", nargs="+", help="HDF5 files, or raw tables encoded like the training data")
     evaluate.add_argument("--json", action="store_true", help="one JSON object with the metrics")
-    add_options(evaluate, ["x", "y", "partition", "allow_links"])
+    add_options(evaluate, ["x", "y", "partition", "allow_links", "allow_unwritten", "allow_duplicates"])
     predict = command("predict", "write predictions in row order", predict_command)
     predict.add_argument("model")
     predict.add_argument("data", nargs="+", help="HDF5 files, or raw tables encoded like the training data")
     predict.add_argument("-o", "--output", default="predictions.h5")
     predict.add_argument("--csv", nargs="?", const="", default=None, metavar="FILE", help="also as CSV")
-    add_options(predict, ["x", "y", "allow_links"])
+    add_options(predict, ["x", "y", "allow_links", "allow_unwritten", "allow_duplicates"])
     info = command("info", "describe a data set, a model or a checkpoint", info_command)
     info.add_argument("file")
     info.add_argument("--json", action="store_true", help="everything, for machines")
     info.add_argument("--summary", action="store_true", help="a model's coefficients with standard errors and tests")
-    add_options(info, ["x", "y", "allow_links"])
+    add_options(info, ["x", "y", "allow_links", "allow_unwritten"])
     plan = command("plan", "predict memory and times of a run, without MPI", plan_command)
     plan.add_argument("data", nargs="+", help="HDF5 files or globs: one data set, in this order")
     plan.add_argument("--ranks", type=int, default=1, help="how many ranks the run will have")
@@ -223,12 +224,19 @@ def _json(value: Any) -> str:
 
 
 def _score_table(scores: dict[str, Any]) -> str:
-    lines = [f"{name:18} {value:.6g}" for name, value in scores.items() if not isinstance(value, list)]
+    lines = [f"{name:18} {_score(value)}" for name, value in scores.items() if not isinstance(value, list)]
     for record in scores.get("classes", []):
-        lines.append(
-            "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in record.items())
-        )
+        label = str(record["class"])
+        shown = record | {"class": label if label.isprintable() else repr(label)}
+        lines.append("  ".join(f"{key} {_score(value, 4)}" for key, value in shown.items()))
     return "\n".join(lines)
+
+
+def _score(value: Any, digits: int = 6) -> str:
+    """Counts and other whole numbers with separators; the weight of a class is none where weights are not whole."""
+    if isinstance(value, str):
+        return value
+    return f"{value:.{digits}g}" if abs(value) < 1000 else readable(value)
 
 
 def info_command(arguments: argparse.Namespace) -> int:
@@ -240,7 +248,7 @@ def info_command(arguments: argparse.Namespace) -> int:
     if arguments.summary and not arguments.json:
         print(summary(arguments.file))
         return 0
-    about = describe(arguments.file, config.x, config.y, config.allow_links)
+    about = describe(arguments.file, config.x, config.y, config.allow_links, config.allow_unwritten)
     print(_json(about) if arguments.json else text(arguments.file, about))
     return 0
 
@@ -260,12 +268,11 @@ def plan_command(arguments: argparse.Namespace) -> int:
     cache.prepare()
     cache.import_lean()
     from mpigd.comm import SelfComm
-    from mpigd.data.source import expand, inspect
     from mpigd.pace import read_profile
-    from mpigd.plan import plan, text, to_dict
+    from mpigd.plan import plan, surveyed, text, to_dict
 
     profile = read_profile(arguments.profile) if arguments.profile else None
-    infos = inspect(expand(arguments.data, SelfComm()), config.x, config.y, SelfComm(), config.allow_links)
+    infos = surveyed(arguments.data, config, SelfComm())
     predicted = plan(infos, config, arguments.ranks, network, profile)
     print(_json(to_dict(predicted)) if arguments.json else text(predicted))
     return 0

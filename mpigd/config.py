@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from mpigd.errors import UsageError
-from mpigd.quantities import limits_of, seconds_of, size_of
+from mpigd.quantities import class_weights_of, class_weights_text, limits_of, seconds_of, size_of
 
 PREFIX = "MPIGD_"
 # Environment variables with the prefix that are no training options.
@@ -84,7 +84,9 @@ class Config:
     nonnegative: bool = option(False, "no coefficient below 0: --bounds 0:")
     bounds: str | None = option(None, "LOW:HIGH, of every coefficient but the intercept; 0 within them; a side may be empty")
     seed: int = option(0, "of everything random", low=0)
-    class_weight: str | None = option(None, "balanced, or LABEL=WEIGHT,... for the classes of a two- or k-class loss")
+    class_weight: str | None = option(
+        None, 'balanced, or LABEL=WEIGHT,... for classes; a label with a comma as "LABEL"=WEIGHT; may be repeated'
+    )
     intercept: bool = option(True, "fit an intercept (never penalised)")
     standardize: bool = option(True, "penalise the coefficients of columns divided by their standard deviation")
     delta: float = option(1.35, "where the Huber loss turns linear", above=0)
@@ -96,6 +98,8 @@ class Config:
     shuffle: str = option("rows", "minibatch: permute all rows, or blocks of 4096 and the rows in them", ("rows", "blocks"))
     max_memory: str | None = option(None, "of a rank's rows, like 2GB; what does not fit is read again every epoch", model=False)
     allow_links: tuple[str, ...] = option((), "folders with other files that data files may refer to", model=False)
+    allow_unwritten: bool = option(False, "take rows that were never written to their files for zeros", model=False)
+    allow_duplicates: bool = option(False, "let a file that is named twice count twice", model=False)
     threads: int | None = option(None, "per rank; default: the rank's cores", low=1, model=False)
     reduce: str = option("exact", "exact: the same bits on any machine; native: plain sums", ("exact", "native"))
     tol: float = option(1e-6, "full mode stops at this relative accuracy; 0 runs all epochs", low=0, fixed=False)
@@ -135,6 +139,8 @@ class Config:
             raise UsageError("--nonnegative is --bounds 0: and does not go with other bounds")
         if self.bounds is not None:
             limits_of(self.bounds)
+        if self.class_weight is not None and self.class_weight != "balanced":
+            class_weights_of(self.class_weight)
         if self.max_time is not None:
             seconds_of(self.max_time)
             if self.checkpoint is None:
@@ -204,6 +210,10 @@ def convert(name: str, value: Any) -> Any:
     kind = kinds[0]
     if value is None and types.NoneType in kinds:
         return None
+    if name == "class_weight" and isinstance(value, Mapping):
+        return class_weights_text(value)
+    if name == "class_weight" and isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+        return ",".join(value)  # the option was repeated
     if kind == tuple[str, ...]:
         if isinstance(value, str):
             return (value,)

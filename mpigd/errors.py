@@ -33,6 +33,10 @@ class LaunchError(MpigdError):
     code = 69
 
 
+class LimitError(LaunchError):
+    """The system gives this process too little: file descriptors or memory. Input is not to blame."""
+
+
 class NumericalError(MpigdError):
     """Training met a value that is not finite."""
 

@@ -23,7 +23,6 @@ def import_arguments(sub: argparse.ArgumentParser) -> None:
     _values(sub.add_argument_group("values"))
     _svmlight(sub.add_argument_group("svmlight files"))
     _csv(sub.add_argument_group("how CSV files are written"))
-    _svmlight(sub.add_argument_group("how svmlight files are written"))
 
 
 class Group:

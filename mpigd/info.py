@@ -7,7 +7,7 @@ from typing import Any
 
 from mpigd import checkpoint
 from mpigd.config import to_dict
-from mpigd.data import hdf5
+from mpigd.data import hdf5, unwritten
 from mpigd.data.encoding import references
 from mpigd.data.source import look
 from mpigd.model import fitted
@@ -17,17 +17,19 @@ from mpigd.summary import text as summary_text
 SHOWN = 12  # coefficients and columns listed for people
 
 
-def describe(path: str, x: str = "X", y: str = "y", links: Sequence[str] = ()) -> dict[str, Any]:
+def describe(path: str, x: str = "X", y: str = "y", links: Sequence[str] = (), allow_unwritten: bool = False) -> dict[str, Any]:
     """Everything about a model, a checkpoint or a data set, as plain values. DataError if it is none of these."""
     with hdf5.open_read(path, links) as file:
         form = hdf5.read_text(file, "format")
         if form not in (fitted.FORMAT, checkpoint.FORMAT):
-            return {"kind": "data", **_data(file, path, x, y)}
+            return {"kind": "data", **_data(file, path, x, y, allow_unwritten)}
     return {"kind": "model", **_model(path)} if form == fitted.FORMAT else {"kind": "checkpoint", **_checkpoint(path)}
 
 
-def _data(file: hdf5.Group, path: str, x: str, y: str) -> dict[str, Any]:
+def _data(file: hdf5.Group, path: str, x: str, y: str, allow_unwritten: bool) -> dict[str, Any]:
     info = look(file, path, x, y)
+    if not allow_unwritten:
+        unwritten.check(file, [x, *([y] if info.has_y else []), *info.extras])
     encoding = hdf5.read_json(file, "encoding") if "encoding" in file else {}
     names = encoding.get("feature_names")
     return {

@@ -41,4 +41,6 @@ def add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
         flags = [f"--{spelling}", *([f"--{limits['alias']}"] if limits["alias"] else [])]
         many: dict[str, Any] = {"nargs": "+"} if kinds[0] == tuple[str, ...] else {}
         shown = "{" + ",".join(limits["choices"]) + "}" if limits["choices"] else spelling.upper().replace("-", "_")
+        if name == "class_weight":
+            many = {"action": "append"}
         parser.add_argument(*flags, metavar=shown, **many, **common)

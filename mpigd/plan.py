@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mpigd import build, choices
-from mpigd.comm import Comm, together
+from mpigd.comm import Comm, SelfComm, together
 from mpigd.config import Config
 from mpigd.config import to_dict as options_of
 from mpigd.costs import Shape
@@ -23,6 +23,7 @@ from mpigd.data import hdf5
 from mpigd.data.source import Info, expand, inspect
 from mpigd.errors import UsageError
 from mpigd.model.samples import sizes_for
+from mpigd.model.targets import check_target
 from mpigd.pace import Profile, cores_of, row_seconds, told_seconds
 from mpigd.quantities import size_of
 from mpigd_kernels import outputs
@@ -59,6 +60,7 @@ def plan(
     network: seconds a message and a byte; without it those of the profile. Without a profile this machine is measured.
     """
     choices.check(config)
+    check_target(infos[0], config.loss, SelfComm())
     n, d, known = sum(info.n for info in infos), infos[0].d, profile or {}
     alpha, beta = network or (known.get("alpha", NETWORK[0]), known.get("beta", NETWORK[1]))
     k = _outputs(infos, config)
@@ -67,7 +69,7 @@ def plan(
     steps = 1 if config.batch_size is None else -(-n // config.batch_size)
     here = min(ranks, cores_of(known))
     share = -(-n // ranks)
-    memory = _memory(share, row_bytes, k, d, config)
+    memory = _memory(share, row_bytes, k, d, config) + max(info.reading for info in infos)
     if infos[0].layout != "dense" and k > 1:
         memory += 16 * (outputs.width(k) - k) * d  # lie side by side, with room for whole vectors
     _check_memory(memory * here, known.get("memory") or _available())
@@ -150,10 +152,17 @@ def to_dict(predicted: Plan) -> dict[str, Any]:
     return asdict(predicted)
 
 
+def surveyed(data: Sequence[str], config: Config, comm: Comm) -> list[Info]:
+    """What lies in the files of the data set. Collective."""
+    paths = expand(data, comm, config.allow_duplicates)
+    return inspect(paths, config.x, config.y, comm, config.allow_links, config.allow_unwritten)
+
+
 def plan_only(data: Sequence[str], config: Config, comm: Comm) -> int:
     """Say what a run would do, from the files' metadata and the options alone. Collective; returns the exit code."""
     choices.check(config)
-    infos = inspect(expand(data, comm), config.x, config.y, comm, config.allow_links)
+    infos = surveyed(data, config, comm)
+    check_target(infos[0], config.loss, comm)
     n = sum(info.n for info in infos)
     k = np.ones(1, dtype=np.int64)
     with together(comm):

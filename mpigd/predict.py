@@ -22,7 +22,7 @@ from mpigd.metrics import score
 from mpigd.model.fitted import Model
 from mpigd.model.losses import LOSSES, Loss
 from mpigd.model.response import margins, mean_response, predicted_class
-from mpigd.model.targets import Classes, check_codes, check_domain
+from mpigd.model.targets import Classes, check_codes, check_domain, check_numeric, check_same_names, check_weights
 from mpigd.reduce import total
 
 Array = np.ndarray[Any, Any]
@@ -34,11 +34,16 @@ class Evaluator:
 
     def __init__(self, shard: Shard, loss: Loss, parameter: float, classes: Classes | None, comm: Comm) -> None:
         assert shard.y is not None
+        check_numeric(shard.name, shard.encoding, loss)
         check_domain(shard, loss, comm)
+        if classes:
+            check_same_names(shard.name, shard.encoding, classes)
         self._y = classes.codes(shard.y) if classes else shard.y
         if classes:
             check_codes(self._y, shard, classes, comm)
         self._c = np.ones(shard.y.size) if shard.c is None else shard.c
+        if shard.c is not None:
+            check_weights(shard.c, self._y, shard, None, comm)
         self._shard, self._loss, self._parameter, self._classes, self._comm = shard, loss, parameter, classes, comm
 
     def scores(self, coef: Array, intercept: Array, penalty: float = 0.0) -> dict[str, Any]:
@@ -132,10 +137,17 @@ def _encode(paths: Sequence[str], output: str, model: Model, need_y: bool) -> No
     encode_like(paths, output, Encoding.from_dict(model.encoding), missing=policy, need_y=need_y)
 
 
+def _layout(model: Model, config: Config, partition: str, need_y: bool = True) -> Layout:
+    links, unwritten, duplicates = config.allow_links, config.allow_unwritten, config.allow_duplicates
+    return Layout(
+        config.x, config.y, model.config.dtype, partition, need_y, links=links, unwritten=unwritten, duplicates=duplicates
+    )
+
+
 def evaluate(model: Model, paths: Sequence[str], config: Config, comm: Comm) -> dict[str, Any]:
     """Metrics of a model on a data set. Collective."""
     with encoded(paths, model, comm) as files:
-        layout = Layout(config.x, config.y, model.config.dtype, config.partition, links=config.allow_links)
+        layout = _layout(model, config, config.partition)
         shard, slabs = passing(files, layout, comm)
         check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names"))
         loss = LOSSES[model.config.loss]
@@ -152,7 +164,7 @@ def evaluate(model: Model, paths: Sequence[str], config: Config, comm: Comm) -> 
 def predict(model: Model, paths: Sequence[str], output: str, csv: str | None, config: Config, comm: Comm) -> int:
     """Write predictions for a data set in row order; returns the number of rows. Collective."""
     with encoded(paths, model, comm, need_y=False) as files:
-        shard = load(files, Layout(config.x, config.y, model.config.dtype, "range", need_y=False, links=config.allow_links), comm)
+        shard = load(files, _layout(model, config, "range", need_y=False), comm)
     check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names"))
     slabs = _in_order(lambda rows: _columns(model, shard, rows), shard, model, comm)
     if comm.rank == 0:

@@ -21,6 +21,7 @@ from mpigd.interrupt import REASONS, Interruption
 from mpigd.model import fitted, inference, separation
 from mpigd.model.fitted import Model
 from mpigd.model.rounding import gradient_error
+from mpigd.model.targets import check_target
 from mpigd.optim.base import Optimizer, norm
 from mpigd.optimality import Optimality
 from mpigd.placement import crowded
@@ -75,6 +76,7 @@ def load_rows(data: Sequence[str], config: Config, comm: Comm) -> Shard:
     """Read the files, after one rank of each host has compiled what the run needs, if it has not yet. Collective."""
     layout = build.layout(config)
     infos = survey(data, layout, comm)
+    check_target(infos[0], config.loss, comm)
     if comm.size > 1 and not comm.epoch:
         rehearse(train, config, infos[0].layout, config.dtype or infos[0].dtype, "offset" in infos[0].extras, comm)
     return read(infos, layout, comm)

@@ -23,5 +23,5 @@ def early_stop(problem: build.Problem, config: Config, comm: Comm, epoch: int, h
     def score(w: Array) -> dict[str, Any]:
         return evaluator.scores(*scaling.coefficients(w, k))
 
-    higher, every = METRICS[metric][0] == "higher", config.validate_every or epoch
+    higher, every = METRICS[metric] == "higher", config.validate_every or epoch
     return EarlyStop(score, metric, higher, every, config.patience, history.records), fingerprint(shard, comm)

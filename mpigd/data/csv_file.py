@@ -26,6 +26,11 @@ MISSING = (
     "NULL", "NaN", "None", "n/a", "nan", "null",
 )  # fmt: skip
 NAMED = {"tab": "\t", "\\t": "\t", "space": " ", "none": ""}
+# First bytes of text of more than a byte a character, with a mark or without.
+WIDE = {
+    b"\xff\xfe\0\0|\0\0\xfe\xff": "utf-32", b"\xff\xfe|\xfe\xff": "utf-16",
+    b"[^\0]\0[^\0]\0": "utf-16-le", b"\0[^\0]\0[^\0]": "utf-16-be",
+}  # fmt: skip
 OTHER_DELIMITERS = {";": "';'", "\t": "tab", "|": "'|'"}
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -214,8 +219,9 @@ def _texts(path: str, dialect: Dialect) -> Iterator[tuple[Iterator[bytes], int]]
     try:
         with open_bytes(path) as file:
             start = file.read(4)
-            if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) and dialect.encoding == "utf-8":
-                raise DataError(f"{path}: the text is not UTF-8: --encoding utf-16")
+            wide = next((name for mark, name in WIDE.items() if re.match(mark, start, re.DOTALL)), None)
+            if wide and dialect.encoding == "utf-8":
+                raise DataError(f"{path}: the text is not UTF-8: --encoding {wide}")
             pieces = _filtered(_chunks(start, file), dialect)
             held: list[bytes] = []
             length = 0

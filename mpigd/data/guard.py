@@ -6,6 +6,7 @@ file declares, and asks plugins for filters that it does not know. Here every ob
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +18,14 @@ os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
 
 import h5py
 
-from mpigd.data import declared
+from mpigd.data import declared, shortage
+from mpigd.data.pieces import Dataset
 from mpigd.errors import DataError
 
 ATTRIBUTE = 1 << 16  # bytes of an attribute
 LINKS = 16  # that are followed for one name
+NESTED = 16  # virtual datasets that are made of virtual datasets
+SOURCES = 1 << 16  # of a virtual dataset, with those that its sources are made of
 
 
 class Missing(DataError, KeyError):
@@ -98,16 +102,34 @@ class Attributes(h5py.AttributeManager):  # type: ignore[misc]
 
 
 class _Budget:
-    """The folders that links may lead into, and how many links may still be followed."""
+    """What may still be followed for one name: folders that links may lead into, links in a row, virtual datasets within
+    each other, and sources side by side, each of which is looked at once.
+    """
 
-    def __init__(self, folders: Sequence[str], left: int = LINKS) -> None:
-        self._folders, self._left = [os.path.realpath(folder) for folder in folders], left
+    def __init__(self, folders: Sequence[str]) -> None:
+        self._folders = [os.path.realpath(folder) for folder in folders]
         self.folders = tuple(folders)
+        self._links, self._nested, self._sources = LINKS, NESTED, [SOURCES]
+        self._direct = False  # no links at all
+        self.known: dict[tuple[str, str], Any] = {}  # what was found in which file, by the source's name
 
     def take(self, place: str) -> None:
-        self._left -= 1
-        if self._left < 0:
+        if self._direct:
+            raise DataError(f"{place} is a link, and HDF5 would follow it by itself: virtual datasets must name the dataset")
+        self._links -= 1
+        if self._links < 0:
             raise DataError(f"{place}: one link leads to another, more than {LINKS} times")
+
+    def sources(self, count: int, place: str) -> _Budget:
+        """What is left for `count` sources of one virtual dataset: HDF5 would follow links to them by itself."""
+        inner = copy.copy(self)
+        inner._direct, inner._nested = True, self._nested - 1
+        if inner._nested < 0:
+            raise DataError(f"{place}: one virtual dataset leads to another, more than {NESTED} times")
+        self._sources[0] -= count
+        if self._sources[0] < 0:
+            raise DataError(f"{place}: it is made of more than {SOURCES} sources")
+        return inner
 
     def allow(self, target: str, place: str) -> str:
         """The real path of the file `target`, or a DataError unless it lies in an allowed folder."""
@@ -170,6 +192,7 @@ def _root(path: str, place: str) -> h5py.Group:
     try:
         return h5py.Group(h5py.h5g.open(open_file(path).id, b"/"))
     except OSError as error:
+        shortage.raise_if_lacking(f"{place} leads to {path}, which", error)
         raise DataError(f"{place} leads to {path}, which cannot be opened: {error}") from error
 
 
@@ -189,12 +212,14 @@ def look(found: Any, budget: _Budget) -> Any:
     """A group that looks at what it holds, or the dataset, if it can be read; DataError, naming it, otherwise."""
     if isinstance(found, h5py.Group):
         return Group(found.id, budget.folders)
-    if isinstance(found, h5py.Dataset):
-        with _unreadable(found):
-            declared.check_type(found)
-            declared.check_size(found, _elsewhere(found, budget))
-            declared.check_filters(found)
-    return found
+    if not isinstance(found, h5py.Dataset):
+        return found
+    with _unreadable(found):
+        declared.check_type(found)
+        others, sources = _elsewhere(found, budget)
+        declared.check_size(found, others)
+        declared.check_filters(found)
+        return Dataset(found.id, sources)
 
 
 @contextmanager
@@ -206,33 +231,50 @@ def _unreadable(data: h5py.Dataset) -> Iterator[None]:
         raise DataError(f"{declared.named(data)} cannot be read: {error}") from error
 
 
-def _elsewhere(data: h5py.Dataset, budget: _Budget) -> int:
-    """The size of the other files from which HDF5 will read the dataset: all of them must be allowed."""
+def _elsewhere(data: h5py.Dataset, budget: _Budget) -> tuple[int, list[list[Dataset]]]:
+    """The size of the other files from which HDF5 will read the dataset: all of them must be allowed. And what is there for
+    each source of a virtual dataset, open: HDF5 takes zeros for what it cannot open.
+    """
     place = declared.named(data)
     if not data.is_virtual:
-        return sum(os.path.getsize(budget.allow(name, place)) for name, _, _ in data.external or ())
-    size = 0
-    for source in data.virtual_sources():
+        return sum(_size(budget.allow(name, place), place) for name, _, _ in data.external or ()), []
+    wanted = data.virtual_sources()
+    for source in wanted:
         if not budget.folders:
             raise DataError(f"{place} is a virtual dataset, of {source.file_name} (--allow-links FOLDER allows a folder's)")
         if "%" in source.file_name + source.dset_name:
             raise DataError(f"{place} is a virtual dataset of files named by a pattern, {source.file_name}")
-        size += _check_source(data, source, budget, place)
-    return size
+    inner = budget.sources(len(wanted), place)
+    shortage.reserve(len({source.file_name for source in wanted}), place)
+    sizes: dict[str, int] = {}
+    sources = [_source(data, source, inner, place, sizes) for source in wanted]
+    return sum(sizes.values()), sources
 
 
-def _check_source(data: h5py.Dataset, source: Any, budget: _Budget, place: str) -> int:
-    """HDF5 looks for a source beside the file, in this folder, and at its last name there: what it may find must be allowed."""
-    budget.take(place)
+def _size(path: str, place: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError as error:
+        raise DataError(f"{place} leads to {path}: {error.strerror}") from error
+
+
+def _source(data: h5py.Dataset, source: Any, budget: _Budget, place: str, sizes: dict[str, int]) -> list[Dataset]:
+    """HDF5 looks for a source beside the file, in this folder, and at its last name there: what it may find must be allowed.
+
+    Returns the datasets found, none if there is none; their files' sizes go into `sizes`.
+    """
     own, name = data.file.filename, source.file_name
-    if name == ".":
-        _follow(_root(own, place), source.dset_name, _Budget(budget.folders, 0))
-        return 0
-    beside = os.path.dirname(os.path.realpath(own))
-    tried = {os.path.join(folder, part) for folder in (beside, "") for part in (name, os.path.basename(name))}
-    there = {budget.allow(path, place) for path in tried if os.path.exists(path)}
-    if not there:
-        raise DataError(f"{place} leads to {name}, which is not there")
-    for path in there:  # by hard links alone: HDF5 would follow others by itself
-        _follow(_root(path, place), source.dset_name, _Budget(budget.folders, 0))
-    return sum(map(os.path.getsize, there))
+    there = {own} if name == "." else set()
+    if name != ".":
+        beside = os.path.dirname(os.path.realpath(own))
+        tried = {os.path.join(folder, part) for folder in (beside, "") for part in (name, os.path.basename(name))}
+        there = {budget.allow(path, place) for path in tried if os.path.exists(path)}
+        sizes.update((path, _size(path, place)) for path in there)
+    found = []
+    for path in sorted(there):
+        key = path, source.dset_name
+        if key not in budget.known:  # by hard links alone: HDF5 would follow others by itself
+            budget.known[key] = _follow(_root(path, place), source.dset_name, budget)
+        if isinstance(budget.known[key], Dataset):
+            found.append(budget.known[key])
+    return found

@@ -21,7 +21,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mpigd.data import guard, trailer
+from mpigd.data import guard, shortage, trailer
 from mpigd.data.guard import Group as Group
 from mpigd.errors import DataError, StorageError
 
@@ -42,8 +42,9 @@ def open_read(path: str | os.PathLike[str], links: Sequence[str] = (), sealed: b
         trailer.check(path, sealed)
         file = guard.open_file(path)
     except OSError as error:
+        shortage.raise_if_lacking(path, error)
         raise DataError(f"{path}: {_open_reason(path, error)}") from error
-    with file, readable(path):
+    with file, shortage.named(path), readable(path):
         yield Group(h5py.h5g.open(file.id, b"/"), links)
 
 
@@ -55,6 +56,7 @@ def readable(path: str | os.PathLike[str]) -> Iterator[None]:
     except Exception as error:
         if not _from_hdf5(error):
             raise
+        shortage.raise_if_lacking(path, error)
         raise DataError(f"{path}: damaged: {_words(error)}") from error
 
 

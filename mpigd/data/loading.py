@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mpigd.comm import Comm, together
-from mpigd.data import hdf5, partition
+from mpigd.data import hdf5, partition, shortage
 from mpigd.data.exchange import exchange
 from mpigd.data.half import Half, Narrowing
 from mpigd.data.matrix import CSR, Dense, Matrix
@@ -34,6 +34,7 @@ class Layout:
 
     max_memory: bytes of X that a rank may hold; more is read again at every pass, in pieces of `block` consecutive global
     rows where given. unstreamed: why such a run could not do that, if so. links: folders into which links may lead.
+    unwritten: what was never written is read as HDF5's fill value. duplicates: a file may be named twice.
     """
 
     x: str = "X"
@@ -45,6 +46,8 @@ class Layout:
     block: int | None = None
     unstreamed: str = ""
     links: tuple[str, ...] = ()
+    unwritten: bool = False
+    duplicates: bool = False
 
 
 def load(patterns: Sequence[str], layout: Layout, comm: Comm) -> Shard:
@@ -79,7 +82,8 @@ def passing(patterns: Sequence[str], layout: Layout, comm: Comm) -> tuple[Shard,
 
 def survey(patterns: Sequence[str], layout: Layout, comm: Comm) -> list[Info]:
     """What lies in the files that make up the data set. Collective; DataError on all ranks if they do not fit."""
-    infos = inspect(expand(patterns, comm), layout.x, layout.y, comm, layout.links)
+    paths = expand(patterns, comm, layout.duplicates)
+    infos = inspect(paths, layout.x, layout.y, comm, layout.links, layout.unwritten)
     if layout.need_y and not infos[0].has_y:
         raise agreed(DataError(f"{infos[0].path}: no target {layout.y!r} (name it with --y)"))
     return infos
@@ -95,7 +99,7 @@ def read(infos: Sequence[Info], layout: Layout, comm: Comm) -> Shard:
         parts = [_read_vectors(infos[part.file], part, layout) for part in held]
     streams = _streams(infos, segments, layout, dtype, comm)
     X: Matrix = _stack(sparse, infos[0].d) if sparse else read_dense(infos, segments, layout, dtype, streams, comm)
-    with together(comm):
+    with together(comm), shortage.named(infos[0].path):
         shard = _join(parts, segments, X, infos)
     return exchange(shard, comm) if layout.partition == "hash" else shard
 
@@ -180,7 +184,7 @@ def read_dense(
                 dense.column_range(slab, low, high)
         narrowing = Narrowing(low, high, comm)
     X: Dense | Half | Streamed
-    with together(comm):
+    with together(comm), shortage.named(infos[0].path):
         if narrowing is not None:
             names = _names(infos[0])
         if streams:
@@ -212,17 +216,18 @@ def _join(parts: Sequence[dict[str, Array]], segments: Sequence[Segment], X: Mat
         c=joined("sample_weight"),
         offset=joined("offset"),
         key=joined("key"),
-        encoding=_encoding(infos[0]),
+        encoding=encoding_of(infos[0]),
         files=tuple((info.path, info.n) for info in infos),
     )
 
 
 def _names(info: Info) -> list[str] | None:
-    names = _encoding(info).get("feature_names")
+    names = encoding_of(info).get("feature_names")
     return None if names is None else [str(name) for name in names]
 
 
-def _encoding(info: Info) -> dict[str, Any]:
+def encoding_of(info: Info) -> dict[str, Any]:
+    """How the file's raw columns were encoded, empty for one that was not imported."""
     with hdf5.open_read(info.path, info.links) as file:
         return dict(hdf5.read_json(file, "encoding")) if "encoding" in file else {}
 

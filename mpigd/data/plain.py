@@ -6,12 +6,16 @@ what cannot be used cost next to nothing, and mapped rows need no copy at all.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from mpigd.data import shortage
+from mpigd.errors import DataError
 
 if TYPE_CHECKING:
     import h5py
@@ -54,23 +58,51 @@ def read(source: int, place: int, out: Array) -> Iterator[Array]:
 class Map:
     """The rows (n, d) of a dataset, straight from the system's page cache. Private: writing would never reach the file.
 
+    The file is open while it is mapped, from `open` to `close`, and as long as somebody has rows of it.
     A writable array although nobody writes: kernels would be compiled a second time for one that is not.
     """
 
     def __init__(self, source: h5py.Dataset, place: int, dtype: np.dtype[Any]) -> None:
-        self._place, self._map = place, mmap.mmap(handle(source), 0, access=mmap.ACCESS_COPY)
-        self.rows: Array = np.frombuffer(self._map, dtype, source.size, place).reshape(source.shape)
+        self._path, self._identity = os.path.realpath(source.file.filename), _identity(handle(source))
+        self._place, self._dtype, self._shape = place, dtype, source.shape
+        self._map: mmap.mmap | None = None
+        self._rows: Array | None = None
+
+    def open(self) -> Map:
+        """Map the file. DataError if it is another one than before."""
+        with shortage.named(self._path):
+            file = os.open(self._path, os.O_RDONLY)
+        try:
+            if _identity(file) != self._identity:
+                raise DataError(f"{self._path}: the file has been changed or replaced since this run began")
+            with shortage.named(self._path):
+                self._map = mmap.mmap(file, 0, access=mmap.ACCESS_COPY)
+        finally:
+            os.close(file)
+        self._rows = np.frombuffer(self._map, self._dtype, math.prod(self._shape), self._place).reshape(self._shape)
+        return self
+
+    def close(self) -> None:
+        """Give the file back, once nobody has rows of it."""
+        self._map = self._rows = None
 
     def fetch(self, rows: slice) -> Array:
         """The rows, once they are in memory: a number of every page was looked at, which waits without the interpreter."""
-        found = self.rows[rows]
+        assert self._rows is not None
+        found = self._rows[rows]
         found.reshape(-1)[:: PAGE // found.itemsize].max(initial=0)
         return found
 
     def release(self, rows: slice) -> None:
         """The rows count no longer as this process's memory; asked for again, they are found in the page cache, or read."""
-        row_bytes = self.rows.strides[0]
+        held, row_bytes = self._map, math.prod(self._shape[1:]) * self._dtype.itemsize
         first, last = (self._place + row * row_bytes for row in (rows.start, rows.stop))
         first, last = -(-first // PAGE) * PAGE, last // PAGE * PAGE
-        if first < last:
-            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+        if first < last and held is not None:
+            held.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def _identity(file: int) -> tuple[int, ...]:
+    """What tells an open file from another one, or from what it was."""
+    status = os.fstat(file)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -5,15 +5,16 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import h5py
 import numpy as np
 
 from mpigd.comm import Comm, bcast_bytes, together
-from mpigd.data import declared, hdf5
+from mpigd.data import declared, hdf5, order, unwritten
 from mpigd.data.partition import Extent
+from mpigd.data.pieces import reading_bytes
 from mpigd.errors import DataError
 
 FLOATS = ("float64", "float32")
@@ -36,23 +37,29 @@ class Info:
     names: str  # digest of the encoding, so that files encoded differently are not mixed
     halves: bool = False  # X is stored as float16
     links: tuple[str, ...] = ()  # folders into which the file's links may lead
+    reading: int = 0  # bytes that HDF5 takes besides the numbers while it reads them
 
     def extent(self) -> Extent:
         return Extent(self.n, self.chunk, self.nonzeros)
 
 
-def expand(patterns: Sequence[str], comm: Comm) -> list[str]:
-    """The files that the paths and globs name, in the order given (a glob's sorted): rank 0 looks, all know."""
+def expand(patterns: Sequence[str], comm: Comm, duplicates: bool = False) -> list[str]:
+    """The files that the paths and globs name, in the order given (a glob's in natural order): rank 0 looks, all know.
+
+    duplicates: a file may be named more than once.
+    """
     found: list[str] = []
     with together(comm):
         if comm.rank == 0:
             for pattern in patterns:
-                hits = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+                hits = sorted(glob.glob(pattern), key=order.natural) if glob.has_magic(pattern) else [pattern]
                 if not hits:
                     raise DataError(f"{pattern}: no file matches")
                 found += hits
             if not found:
                 raise DataError("no data given")
+            if not duplicates:
+                order.check_once(found)
     return list(_share_json(comm, found))
 
 
@@ -60,13 +67,18 @@ def _share_json(comm: Comm, value: Any) -> Any:
     return json.loads(bcast_bytes(comm, json.dumps(value).encode()))
 
 
-def inspect(paths: Sequence[str], x: str, y: str, comm: Comm, links: Sequence[str] = ()) -> list[Info]:
+def inspect(
+    paths: Sequence[str], x: str, y: str, comm: Comm, links: Sequence[str] = (), allow_unwritten: bool = False
+) -> list[Info]:
     """Look at every file, each rank at its share of them; DataError on all ranks if they do not fit together."""
     mine: list[dict[str, Any]] = []
     with together(comm):
         for path in paths[comm.rank :: comm.size]:
             with hdf5.open_read(path, links) as file:
-                mine.append(asdict(look(file, str(path), x, y, links)))
+                info = look(file, str(path), x, y, links)
+                if not allow_unwritten:
+                    unwritten.check(file, [x, *([y] if info.has_y else []), *info.extras])
+                mine.append(asdict(replace(info, reading=reading_bytes(file.get(x)))))
     text = json.dumps(mine).encode()
     longest = np.array([len(text)], dtype=np.int64)
     comm.allreduce(longest, "max")

@@ -5,21 +5,25 @@ from __future__ import annotations
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
+from mpigd.data import shortage
 from mpigd.data.half import Half, Narrowing
 from mpigd.data.matrix import Columns, Dense, Into, Selection, Task
 from mpigd.data.partition import Segment
 from mpigd.data.plain import Map
+from mpigd.data.recent import Recent
 from mpigd.data.slabs import Slabs, reading, usable, wide
 from mpigd.data.source import Info
 
 Array = np.ndarray[Any, Any]
+FILES = 8  # that HDF5 has open at once
+MAPPED = 64  # files that are mapped at once: each is an open one too
 FEWEST = 4  # pieces that are kept: the one in use and the next, and two for a batch that lies in two blocks
 
 
@@ -49,6 +53,8 @@ class Streamed:
         self.row_bytes, self.entries = self.d * dtype.itemsize, self.n * self.d
         self._unit = np.ones(self.d) if narrowing is None else narrowing.unit
         self._maps: dict[int, Map] = {}
+        mapped = max(FEWEST, shortage.afford(FILES + MAPPED) - FILES)
+        self._mapped: Recent[Map] = Recent(mapped, self._unmap)
         self._pieces = list(self._cut(block))
         self._starts = np.concatenate([[0], np.cumsum([cut.stop - cut.start for _, cut in self._pieces])]).astype(np.int64)
         self._next = np.arange(1, len(self._pieces) + 1)  # which piece comes after each
@@ -57,7 +63,7 @@ class Streamed:
         self._held: OrderedDict[int, Future[Array]] = OrderedDict()
         self._lock = threading.Lock()
         self._reader = ThreadPoolExecutor(1, "mpigd-read")
-        self._open: tuple[int, ExitStack, Slabs] | None = None
+        self._open: Recent[tuple[ExitStack, Slabs]] = Recent(FILES, lambda _, opened: opened[0].close())
         self._shift: Array | None = None
 
     def _cut(self, block: int | None) -> Iterator[tuple[int, slice]]:
@@ -114,7 +120,8 @@ class Streamed:
 
     def _read(self, number: int) -> Array:
         segment, cut = self._pieces[number]
-        if (mapped := self._maps.get(segment)) is not None:
+        if (known := self._maps.get(segment)) is not None:
+            mapped = self._mapped.get(segment, known.open)
             return mapped.fetch(cut).view(np.uint16 if self._kept == np.float16 else self._kept)
         values = np.empty((cut.stop - cut.start, self.d), self._read_as)
         if self._read_as == np.float16:
@@ -131,16 +138,24 @@ class Streamed:
         if (mapped := self._maps.get(segment)) is not None:
             mapped.release(cut)
 
+    def _unmap(self, segment: Hashable, mapped: Map) -> None:
+        """Close a mapped file; the pieces that were kept of it are views of it."""
+        with self._lock:
+            for number in [number for number in self._held if self._pieces[number][0] == segment]:
+                if self._held[number].done():
+                    del self._held[number]
+        mapped.close()
+
     def _source(self, segment: int) -> Slabs:
-        """The open dataset of a segment; files stay open until another one is needed."""
-        if self._open is None or self._open[0] != segment:
-            if self._open is not None:
-                self._open[1].close()
+        """The open dataset of a segment."""
+        place = self._segments[segment]
+
+        def opened() -> tuple[ExitStack, Slabs]:
             stack = ExitStack()
-            place = self._segments[segment]
             file = stack.enter_context(reading(self._infos[place.file], place))
-            self._open = segment, stack, Slabs(file, self._x, self._read_as)
-        return self._open[2]
+            return stack, Slabs(file, self._x, self._read_as)
+
+        return self._open.get(segment, opened)[1]
 
     def _matrix(self, values: Array) -> Dense | Half:
         if self._kept == np.float16:

@@ -62,6 +62,8 @@ DOORS = {
         "mpigd.data.hdf5",
         "mpigd.data.source",
         "mpigd.data.importers",
+        "mpigd.data.pieces",
+        "mpigd.data.unwritten",
         "mpigd.data.writer",
         "mpigd.data.stream",
         "mpigd.data.ids",
