@@ -227,11 +227,13 @@ def plan_command(arguments: argparse.Namespace) -> int:
     cache.prepare()
     cache.import_lean()
     from mpigd.comm import SelfComm
+    from mpigd.model.targets import check_target
     from mpigd.pace import read_profile
     from mpigd.plan import plan, surveyed, text, to_dict
 
     profile = read_profile(arguments.profile) if arguments.profile else None
     infos = surveyed(arguments.data, config, SelfComm())
+    check_target(infos[0], config.loss, SelfComm())
     predicted = plan(infos, config, arguments.ranks, network, profile)
     put(_json(to_dict(predicted)) if arguments.json else text(predicted))
     return 0

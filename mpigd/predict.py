@@ -204,7 +204,7 @@ def _write(slabs: Iterator[Array], form: Form, found: Beside, targets: Targets, 
     """Write the predictions that come in, with what stands beside them."""
     wild, first = 0, ""
     with found.reading() as take, writing(targets, form) as sinks:
-        for values in slabs:
+        for values in _even(slabs):
             ids, files, rows = take(values.shape[0])
             slab = Slab(values, ids, files, rows) if form.files is not None else Slab(values, ids)
             for sink in sinks:
@@ -216,6 +216,22 @@ def _write(slabs: Iterator[Array], form: Form, found: Beside, targets: Targets, 
                 wild += int(np.count_nonzero(~finite))
     if wild:
         note(f"predictions of {wild:,} rows are not finite (first: {first}): their numbers are far outside the training data's")
+
+
+def _even(slabs: Iterator[Array]) -> Iterator[Array]:
+    """The same rows in slabs of SLAB, but for the last: row groups and chunks do not depend on the number of ranks."""
+    waiting: list[Array] = []
+    held = 0
+    for slab in slabs:
+        waiting.append(slab)
+        held += slab.shape[0]
+        if held >= SLAB:
+            rows = np.concatenate(waiting)
+            whole = held // SLAB * SLAB
+            yield from np.split(rows[:whole], held // SLAB)
+            waiting, held = [rows[whole:]], held - whole
+    if held:
+        yield np.concatenate(waiting)
 
 
 def _columns(model: Model, shard: Shard, rows: slice) -> Array:
