@@ -14,6 +14,7 @@ from typing import Any
 from mpigd import __version__, cache, submit
 from mpigd.comm import Comm, together
 from mpigd.config import FIELDS, Config, resolve
+from mpigd.convert_command import convert_arguments, convert_command
 from mpigd.errors import UsageError
 from mpigd.import_command import import_arguments, import_command
 from mpigd.launch import launched
@@ -34,6 +35,7 @@ def parser() -> Parser:
         return sub
 
     import_arguments(command("import", "turn CSV, Parquet or svmlight into HDF5", import_command))
+    convert_arguments(command("convert", "rewrite HDF5 of another program as data for training", convert_command))
     train = command("train", "fit a model", train_command)
     train.add_argument("data", nargs="*", help="HDF5 files or globs: one data set, in this order")
     train.add_argument("-o", "--output", default=None, help="the model file (default model.h5)")

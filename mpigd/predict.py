@@ -146,7 +146,7 @@ def _encode(
     from mpigd.data.encoding import Encoding
     from mpigd.data.importers import encode_like
 
-    if not model.encoding:
+    if not model.encoding.get("format"):  # only names of classes
         raise DataError(f"{paths[0]} is a raw table, but the model was not trained on imported data")
     encoding, need_y = Encoding.from_dict(model.encoding), policies.command == "evaluate"
     done = encode_like(paths, output, encoding, policies, need_y=need_y, allow_duplicates=allow_duplicates)

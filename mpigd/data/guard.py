@@ -75,14 +75,14 @@ class Group(h5py.Group):  # type: ignore[misc]
 
 
 class Attributes(h5py.AttributeManager):  # type: ignore[misc]
-    """A group's attributes: numbers and texts of fixed length, none larger than ATTRIBUTE.
+    """Attributes of a group or a dataset: numbers and texts of fixed length, none larger than ATTRIBUTE.
 
     Texts of variable length lie in HDF5's global heap, and one flipped bit there has the library loop for ever.
     """
 
-    def __init__(self, parent: Group) -> None:
+    def __init__(self, parent: h5py.Group | h5py.Dataset) -> None:
         super().__init__(parent)
-        self._place = f"{parent.filename}: "
+        self._place = f"{parent.file.filename}: "
 
     def __getitem__(self, name: str) -> Any:
         if name not in self:

@@ -130,7 +130,7 @@ def as_trained(shard: Shard, classes: Classes, comm: Comm) -> Array:
     if own is None or known == tuple(own):
         return shard.y
     if known is None:
-        error = DataError(f"{shard.name}: the target holds texts ({', '.join(own[:5])}), but the model was trained on numbers")
+        error = DataError(f"{shard.name}: the target holds texts ({_listed(own, 5)}), but the model was trained on numbers")
         error.agreed = True
         raise error
     with together(comm):
@@ -143,7 +143,7 @@ def as_trained(shard: Shard, classes: Classes, comm: Comm) -> Array:
         if bad.size:
             row, at = shard.rows[bad[0]], bad[0]
             name = own[numbers[at]] if within[at] else f"{shard.y[at]:g}"
-            raise DataError(f"{shard.where(row)}: label {name!r} is none of the model's classes ({', '.join(known[:10])})")
+            raise DataError(f"{shard.where(row)}: label {name!r} is none of the model's classes ({_listed(known)})")
     return y
 
 
@@ -161,8 +161,11 @@ def check_weights(c: Array, codes: Array, shard: Shard, classes: Classes | None,
 
 
 def _listed(labels: Sequence[Any], most: int = SHOWN) -> str:
-    """Some of the classes, for a message."""
-    return ", ".join(str(label) for label in labels[:most]) + (", ..." if len(labels) > most else "")
+    """Some of the classes, for a message; with quotes where a name could be taken for several."""
+    texts = [str(label) for label in labels[:most]]
+    if any(not text.isprintable() or "," in text or text != text.strip() for text in texts):
+        texts = [repr(text) for text in texts]
+    return ", ".join(texts) + (", ..." if len(labels) > most else "")
 
 
 def check_domain(shard: Shard, loss: Loss, comm: Comm) -> None:

@@ -59,7 +59,7 @@ FLOORS = [
     ["mpigd.optimality"],
     ["mpigd.diagnosis", "mpigd.trainer", "mpigd.rehearsal", "mpigd.pace", "mpigd.plan", "mpigd.crossval"],
     ["mpigd"],  # the Python interface
-    ["mpigd.cli", "mpigd.import_command", "mpigd.doctor", "mpigd.submit", "mpigd.__main__"],
+    ["mpigd.cli", "mpigd.convert_command", "mpigd.import_command", "mpigd.doctor", "mpigd.submit", "mpigd.__main__"],
 ]
 # Libraries with one door: where they may be imported.
 DOORS = {
@@ -67,10 +67,15 @@ DOORS = {
     "numba": {"mpigd_kernels.*"},
     "llvmlite": {"mpigd_kernels.*"},
     "h5py": {
+        "mpigd.data.convert",
         "mpigd.data.declared",
+        "mpigd.data.foreign",
         "mpigd.data.guard",
         "mpigd.data.hdf5",
+        "mpigd.data.marks",
         "mpigd.data.source",
+        "mpigd.data.texts",
+        "mpigd.data.file_vectors",
         "mpigd.data.importers",
         "mpigd.data.pieces",
         "mpigd.data.unwritten",
@@ -86,7 +91,7 @@ FORBIDDEN = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "mu
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 PICKLING = {"read_pickle", "to_pickle", "np.load", "numpy.load", "np.lib.format.read_array", "torch.load", "joblib.load"}
 HEAVY = {"pyarrow", "scipy", "pandas", "sklearn", "matplotlib", "hdf5plugin"}  # imported late, inside functions
-GROUND = {"__future__", "collections", "math", "operator", "typing", "numpy", "numba", "llvmlite", "mpigd_kernels"}
+GROUND = {"__future__", "collections", "contextlib", "math", "operator", "typing", "numpy", "numba", "llvmlite", "mpigd_kernels"}
 FILE_LINES, FUNCTION_LINES = 300, 50
 
 

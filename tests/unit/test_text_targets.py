@@ -97,7 +97,7 @@ def test_three_classes_are_for_softmax(loss: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         mpigd.train(path, loss=loss)
     assert str(caught.value) == (
-        f"{path}: the {loss} loss needs exactly two different values in the target, found 3: high, low, mid, or so: "
+        f"{path}: the {loss} loss needs exactly two different values in the target, found 3: 'high', 'low', 'mid, or so': "
         "--loss softmax takes more than two classes"
     )
     assert mpigd.train(path, loss="softmax", l2=1e-3).labels() == ["high", "low", "mid, or so"]
