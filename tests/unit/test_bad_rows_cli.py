@@ -11,6 +11,14 @@ import numpy as np
 import pytest
 
 from mpigd.__main__ import main
+from mpigd.comm import Comm
+from mpigd.config import Config
+from mpigd.data.policies import Policies
+from mpigd.errors import UsageError
+from mpigd.model.fitted import load
+from mpigd.predict import evaluate, predict
+from mpigd.predictions import Targets
+from tests.threadcomm import run
 
 TRAIN = "a,city,t\n" + "".join(f"{i % 7},{'rome' if i % 3 else 'oslo'},{i % 7 + 2 * (i % 3 > 0)}\n" for i in range(60))
 NEW = ["1,rome,3", ",oslo,2", "2,kiel,4", "x,oslo,1", "inf,rome,1", "3,rome,5", "4,rome", "5,oslo,5"]
@@ -68,6 +76,28 @@ def test_the_advice_is_followed(model: str, capfd: pytest.CaptureFixture[str], c
             assert main([command, model, source, *policy, *option.split()]) == 0, option
             told = capfd.readouterr().err
             assert ("one.csv row 1" in told) == (option == "--on-bad-row skip")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_any_number_of_ranks_leaves_out_the_same_rows(model: str, size: int) -> None:
+    source, fitted = table("new.csv", NEW * 5), load(model)
+    for command in ("predict", "evaluate"):
+        notes: list[str] = []
+        policies = Policies(on_bad_row="skip", command=command)
+
+        def each(comm: Comm, command: str = command, notes: list[str] = notes, policies: Policies = policies) -> float:
+            if command == "evaluate":
+                return float(evaluate(fitted, [source], Config(), comm, policies, notes.append)["rows"])
+            targets = Targets("out.h5")
+            return float(predict(fitted, [source], targets, Config(), comm, note=notes.append, policies=policies))
+
+        assert run(size, each) == [20.0] * size
+        assert notes[0] == "20 rows were left out (--on-bad-row skip)"
+        assert len(notes) == 12  # said once, by one rank
+    with h5py.File("out.h5") as file:
+        assert file["row"][...].tolist() == [8 * i + j for i in range(5) for j in (0, 1, 5, 7)]
+    with pytest.raises(UsageError, match="--unseen zero: for raw tables"):
+        run(size, lambda comm: evaluate(fitted, ["train.h5"], Config(), comm, Policies(unseen="zero", command="evaluate")))
 
 
 def test_only_bad_rows(model: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -136,7 +136,7 @@ def test_missing_values_by_policy(tmp_path):
     assert matrix(zero.path)[0].tolist() == [[1, 0], [3, 0], [0, 4]]
     drop = import_data([path], str(tmp_path / "drop.h5"), missing="drop")
     assert matrix(drop.path)[0].tolist() == [[3, 0]] and drop.dropped == 2
-    with pytest.raises(UsageError, match="zero or drop"):
+    with pytest.raises(UsageError, match="use --missing zero or --missing drop"):
         import_data([path], str(tmp_path / "o.h5"), missing="mean")
 
 
