@@ -14,12 +14,14 @@ from typing import Any
 from mpigd import __version__, cache, submit
 from mpigd.comm import Comm, together
 from mpigd.config import FIELDS, Config, resolve
+from mpigd.convert_command import convert_arguments, convert_command
 from mpigd.errors import UsageError
-from mpigd.import_arguments import import_arguments
+from mpigd.import_command import import_arguments, import_command
 from mpigd.launch import launched
 from mpigd.options import Parser, add_options
-from mpigd.quantities import readable
-from mpigd.world import connect
+from mpigd.predict_arguments import evaluate_arguments, predict_arguments
+from mpigd.streams import put, say
+from mpigd.world import enter
 
 
 def parser() -> Parser:
@@ -33,23 +35,15 @@ def parser() -> Parser:
         return sub
 
     import_arguments(command("import", "turn CSV, Parquet or svmlight into HDF5", import_command))
+    convert_arguments(command("convert", "rewrite HDF5 of another program as data for training", convert_command))
     train = command("train", "fit a model", train_command)
     train.add_argument("data", nargs="*", help="HDF5 files or globs: one data set, in this order")
     train.add_argument("-o", "--output", default=None, help="the model file (default model.h5)")
     train.add_argument("--config", default=None, help="a TOML file with the same options")
     add_options(train, list(FIELDS))
     _cv_arguments(command("cv", "choose the ridge penalty by cross-validation, all folds in one pass", cv_command))
-    evaluate = command("evaluate", "score a model on data", evaluate_command)
-    evaluate.add_argument("model")
-    evaluate.add_argument("data", nargs="+", help="HDF5 files, or raw tables encoded like the training data")
-    evaluate.add_argument("--json", action="store_true", help="one JSON object with the metrics")
-    add_options(evaluate, ["x", "y", "partition", "allow_links", "allow_unwritten", "allow_duplicates"])
-    predict = command("predict", "write predictions in row order", predict_command)
-    predict.add_argument("model")
-    predict.add_argument("data", nargs="+", help="HDF5 files, or raw tables encoded like the training data")
-    predict.add_argument("-o", "--output", default="predictions.h5")
-    predict.add_argument("--csv", nargs="?", const="", default=None, metavar="FILE", help="also as CSV")
-    add_options(predict, ["x", "y", "allow_links", "allow_unwritten", "allow_duplicates"])
+    evaluate_arguments(command("evaluate", "score a model on data", evaluate_command))
+    predict_arguments(command("predict", "write predictions in row order", predict_command))
     info = command("info", "describe a data set, a model or a checkpoint", info_command)
     info.add_argument("file")
     info.add_argument("--json", action="store_true", help="everything, for machines")
@@ -82,9 +76,10 @@ def _cv_arguments(sub: argparse.ArgumentParser) -> None:
     add_options(sub, [name for name in FIELDS if name != "l2"])
 
 
-def _connect() -> Comm:
-    """The communicator, with the kernels' cache in place before anything imports numba."""
-    comm = connect()
+def _connect(arguments: argparse.Namespace, limit: float | None = None) -> Comm:
+    """The communicator, with the kernels' cache in place before anything imports numba. limit: seconds to wait for all ranks."""
+    cache.check()
+    comm = enter(None, f"mpigd {arguments.command}", limit)
     cache.prepare()
     cache.import_lean()
     return comm
@@ -94,46 +89,18 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(arguments).items() if name in FIELDS}
 
 
-def import_command(arguments: argparse.Namespace) -> int:
-    from mpigd.data.importers import import_data, preview
-
-    options = {
-        key: value for key, value in vars(arguments).items() if key not in ("command", "run", "source", "output", "dry_run")
-    }
-    if arguments.dry_run is not None:
-        del options["like"]
-        table, error = preview(arguments.source, arguments.dry_run or None, **options)
-        print(table)
-        if error is not None:
-            raise error
-        return 0
-    if arguments.output is None:
-        raise UsageError("-o FILE is needed: the HDF5 file to write (or --dry-run)")
-
-    def show(rows: int) -> None:
-        print(f"{rows:,} rows", file=sys.stderr, flush=True)
-
-    done = import_data(arguments.source, arguments.output, progress=show, **options)
-    if done.table:
-        print(done.table)
-    for note in done.notes:
-        print(f"note: {note}", file=sys.stderr)
-    dropped = f", {done.dropped:,} rows dropped" if done.dropped else ""
-    print(f"{done.path}: {done.rows:,} rows x {done.features:,} columns, {done.layout}{dropped}", file=sys.stderr)
-    return 0
-
-
 def train_command(arguments: argparse.Namespace) -> int:
     config, places = resolve(_options(arguments), arguments.config)
     data = arguments.data or places.get("data")
     output = arguments.output or places["output"]
     if not data:
         raise UsageError("no data given: mpigd train DATA.h5 ... (or data = [...] in the --config file)")
-    if not Path(output).absolute().parent.is_dir():
+    if not Path(output).parent.is_dir():
         raise UsageError(f"-o {output}: the folder does not exist")
-    comm = _connect()
+    comm = _connect(arguments, config.hang_timeout)
     from mpigd.data.hdf5 import check_target
     from mpigd.progress import Progress
+    from mpigd.supervise import newest, save
     from mpigd.trainer import train
 
     with together(comm):  # before the work that would be lost
@@ -144,10 +111,11 @@ def train_command(arguments: argparse.Namespace) -> int:
         from mpigd.plan import plan_only
 
         return plan_only([data] if isinstance(data, str) else data, config, comm)
+    before = newest(config)
     model = train(data, config, comm, progress)
     with together(comm):
         if comm.rank == 0:
-            model.save(output)
+            save(model.save, output, config, before)
     if comm.rank == 0:
         progress.note(f"{output}: digest {model.digest[:16]}")
     return 0
@@ -155,7 +123,7 @@ def train_command(arguments: argparse.Namespace) -> int:
 
 def cv_command(arguments: argparse.Namespace) -> int:
     config, _ = resolve(_options(arguments), arguments.config)
-    comm = _connect()
+    comm = _connect(arguments, config.hang_timeout)
     from mpigd.crossval import chart, check, cross_validate, penalties_of, table
     from mpigd.data.hdf5 import check_target
     from mpigd.progress import Progress
@@ -171,34 +139,41 @@ def cv_command(arguments: argparse.Namespace) -> int:
     found = cross_validate(arguments.data, config, penalties, arguments.folds, arguments.choose, comm, progress)
     with together(comm):
         if comm.rank == 0:
-            print(_json(found.plain()) if arguments.json else table(found))
             if arguments.output:
                 found.model.save(arguments.output)
             if arguments.chart:
                 chart(found, arguments.chart)
+    if comm.rank == 0:
+        put(_json(found.plain()) if arguments.json else table(found))
     return 0
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
     config, _ = resolve(_options(arguments))
-    comm = _connect()
+    comm = _connect(arguments)
+    from mpigd.metrics import score_table
     from mpigd.predict import evaluate
 
     scores = evaluate(_shared_model(arguments.model, comm), arguments.data, config, comm)
     if comm.rank == 0:
-        print(_json(scores) if arguments.json else _score_table(scores))
+        put(_json(scores) if arguments.json else score_table(scores))
     return 0
 
 
 def predict_command(arguments: argparse.Namespace) -> int:
     config, _ = resolve(_options(arguments))
-    comm = _connect()
+    comm = _connect(arguments)
     from mpigd.predict import predict
+    from mpigd.predictions import targets_of
 
-    csv = str(Path(arguments.output).with_suffix(".csv")) if arguments.csv == "" else arguments.csv
-    rows = predict(_shared_model(arguments.model, comm), arguments.data, arguments.output, csv, config, comm)
+    def note(text: str) -> None:
+        say(f"note: {text}\n")
+
+    targets = targets_of(arguments.output, arguments.csv, arguments.parquet)
+    model = _shared_model(arguments.model, comm)
+    rows = predict(model, arguments.data, targets, config, comm, arguments.with_source, note, [arguments.model])
     if comm.rank == 0:
-        print(f"{arguments.output}: {rows:,} predictions", file=sys.stderr)
+        say(f"{arguments.output}: {rows:,} predictions\n")
     return 0
 
 
@@ -223,22 +198,6 @@ def _json(value: Any) -> str:
     return json.dumps(plain(value), allow_nan=False)
 
 
-def _score_table(scores: dict[str, Any]) -> str:
-    lines = [f"{name:18} {_score(value)}" for name, value in scores.items() if not isinstance(value, list)]
-    for record in scores.get("classes", []):
-        label = str(record["class"])
-        shown = record | {"class": label if label.isprintable() else repr(label)}
-        lines.append("  ".join(f"{key} {_score(value, 4)}" for key, value in shown.items()))
-    return "\n".join(lines)
-
-
-def _score(value: Any, digits: int = 6) -> str:
-    """Counts and other whole numbers with separators; the weight of a class is none where weights are not whole."""
-    if isinstance(value, str):
-        return value
-    return f"{value:.{digits}g}" if abs(value) < 1000 else readable(value)
-
-
 def info_command(arguments: argparse.Namespace) -> int:
     config: Config = resolve(_options(arguments))[0]
     from mpigd.info import describe, summary, text
@@ -246,10 +205,10 @@ def info_command(arguments: argparse.Namespace) -> int:
     if _elsewhere():
         return 0
     if arguments.summary and not arguments.json:
-        print(summary(arguments.file))
+        put(summary(arguments.file))
         return 0
     about = describe(arguments.file, config.x, config.y, config.allow_links, config.allow_unwritten)
-    print(_json(about) if arguments.json else text(arguments.file, about))
+    put(_json(about) if arguments.json else text(arguments.file, about))
     return 0
 
 
@@ -274,7 +233,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
     profile = read_profile(arguments.profile) if arguments.profile else None
     infos = surveyed(arguments.data, config, SelfComm())
     predicted = plan(infos, config, arguments.ranks, network, profile)
-    print(_json(to_dict(predicted)) if arguments.json else text(predicted))
+    put(_json(to_dict(predicted)) if arguments.json else text(predicted))
     return 0
 
 
@@ -289,7 +248,7 @@ def _network(text: str | None) -> tuple[float, float] | None:
 
 
 def doctor_command(arguments: argparse.Namespace) -> int:
-    comm = _connect()
+    comm = _connect(arguments)
     from mpigd.doctor import run
 
     return int(run(comm))
@@ -299,5 +258,5 @@ def postmortem_command(arguments: argparse.Namespace) -> int:
     from mpigd.recorder import report
 
     if not _elsewhere():
-        print(report(arguments.folder))
+        put(report(arguments.folder))
     return 0

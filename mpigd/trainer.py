@@ -25,6 +25,7 @@ from mpigd.model.targets import check_target
 from mpigd.optim.base import Optimizer, norm
 from mpigd.optimality import Optimality
 from mpigd.placement import crowded
+from mpigd.places import settled
 from mpigd.progress import Progress
 from mpigd.rehearsal import rehearse
 from mpigd.replicas import Replicas
@@ -32,6 +33,7 @@ from mpigd.report import Clock, Report
 from mpigd.supervise import supervise
 from mpigd.survive import Memory, survive
 from mpigd.survive import check as survivors
+from mpigd.world import adopt
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
@@ -42,6 +44,7 @@ def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progres
 
     Raises MpigdError (on all ranks) for data, options or numbers that cannot be used.
     """
+    comm = adopt(comm)
     clock, interruption = Clock(comm), Interruption(comm, config)
 
     def once(memory: Memory | None) -> Model:
@@ -68,7 +71,7 @@ def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progres
 
                 raise explained(error, run.first, run.w, run.schedule, run.problem, whole, comm, run.saver) from error
 
-    with interruption.listening():
+    with settled(), interruption.listening():
         return survive(once, config, comm, progress)
 
 

@@ -26,7 +26,7 @@ Row = Callable[[int], str]  # what an index along the first axis is called
 def check(file: hdf5.Group, names: Sequence[str]) -> None:
     """DataError if a dataset, or one in a group, of these names has numbers that were never written."""
     for name in names:
-        for data, row in _datasets(file.get(name)):
+        for data, row in _datasets(file.raw(name)):
             _check(data, row)
 
 

@@ -51,7 +51,8 @@ FAULTS = {
     "nan in y": (spoil("y", 5, np.nan), "part2.h5: 'y' row 5 is nan: not a finite number"),
     "infinite weight": (spoil("sample_weight", 27, np.inf), "part2.h5: 'sample_weight' row 27 is inf: not a finite number"),
     "negative weight": (spoil("sample_weight", 5, -2), "part2.h5: 'sample_weight' row 5 is -2.0: weights are at least 0"),
-    "text": (put("y", np.array([b"yes"] * 28)), "part2.h5: 'y' holds text, expected numbers (`mpigd import`"),
+    "text in one file": (put("y", np.array([b"yes"] * 28)), "part0.h5: 'y' holds numbers, but in "),
+    "text": (put("sample_weight", np.array([b"yes"] * 28)), "part2.h5: 'sample_weight' holds text, expected numbers"),
     "short y": (put("y", np.zeros(27)), "part2.h5: 'y' has shape (27,), expected (28,)"),
     "square y": (put("y", np.zeros((28, 2))), "part2.h5: 'y' has shape (28, 2), expected (28,)"),
     "flat X": (put("X", np.zeros(28)), "part2.h5: 'X' has shape (28,), expected (rows, columns)"),
@@ -141,8 +142,8 @@ def test_half_a_file(size: int, tmp_path: Path) -> None:
 
 
 def test_numbers_too_large_for_float32(tmp_path: Path) -> None:
-    paths = damaged(spoil("X", (3, 1), 1e300), tmp_path)
-    refused(paths, 2, "part2.h5: 'X' row 3 column 1: 1e+300 does not fit float32 (use --dtype float64)", dtype="float32")
+    paths = damaged(spoil("X", (3, 1), 1e100), tmp_path)
+    refused(paths, 2, "part2.h5: 'X' row 3 column 1: 1e+100 does not fit float32 (use --dtype float64)", dtype="float32")
 
 
 KEPT: dict[str, dict[str, Any]] = {

@@ -1,8 +1,11 @@
-"""What `mpigd import` takes on the command line."""
+"""`mpigd import`: its arguments, and what it does with them."""
 
 from __future__ import annotations
 
 import argparse
+
+from mpigd.errors import UsageError
+from mpigd.streams import put, say
 
 
 def import_arguments(sub: argparse.ArgumentParser) -> None:
@@ -21,7 +24,6 @@ def import_arguments(sub: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     _roles(sub.add_argument_group("columns"))
     _values(sub.add_argument_group("values"))
-    _svmlight(sub.add_argument_group("svmlight files"))
     _csv(sub.add_argument_group("how CSV files are written"))
 
 
@@ -60,6 +62,11 @@ def _values(group: argparse._ArgumentGroup) -> None:
         help="missing values: refuse, fill in the mean or zero, or drop the row",
     )
     add("--infinite", choices=("refuse", "missing"), help="infinities: refuse, or take them for missing values")
+    add(
+        "--unseen", choices=("error", "zero", "other"),
+        help="levels of categories that only later data have: refuse, no column (zeros), or that of rare levels",
+    )  # fmt: skip
+    add("--min-count", type=int, metavar="N", help="levels of fewer than N rows share one column, NAME=<other>")
     add("--hash", type=int, dest="hash_bits", metavar="BITS", help="hash categories into 2**BITS columns")
     add(
         "--drop-first", action="store_true",
@@ -101,3 +108,32 @@ def _csv(group: argparse._ArgumentGroup) -> None:
     add("--no-header", action="store_false", dest="header", help="the first line is data; columns are c0, c1, ...")
     add("--header", action="store_true", dest="header", help="the first line has names, even if they are numbers")
     add("--rename-duplicates", action="store_true", help="a name that comes again becomes NAME.1, NAME.2, ...")
+
+
+def import_command(arguments: argparse.Namespace) -> int:
+    from mpigd.data.importers import import_data, preview
+
+    options = {
+        key: value for key, value in vars(arguments).items() if key not in ("command", "run", "source", "output", "dry_run")
+    }
+    if arguments.dry_run is not None:
+        del options["like"]
+        table, error = preview(arguments.source, arguments.dry_run or None, **options)
+        put(table)
+        if error is not None:
+            raise error
+        return 0
+    if arguments.output is None:
+        raise UsageError("-o FILE is needed: the HDF5 file to write (or --dry-run)")
+
+    def show(rows: int) -> None:
+        say(f"{rows:,} rows\n")
+
+    done = import_data(arguments.source, arguments.output, progress=show, **options)
+    if done.table:
+        put(done.table)
+    for note in done.notes:
+        say(f"note: {note}\n")
+    dropped = f", {done.dropped:,} rows dropped" if done.dropped else ""
+    say(f"{done.path}: {done.rows:,} rows x {done.features:,} columns, {done.layout}{dropped}\n")
+    return 0
