@@ -19,7 +19,8 @@ from mpigd.data.names import rename_duplicates
 from mpigd.errors import DataError
 
 BLOCK_BYTES = 1 << 22  # of decoded columns held at once
-FEWEST_ROWS = 64  # of a block: each costs time for every column, so wide files have larger blocks
+# Each block costs time for every column, so those of wide files have as many rows, if they fit.
+FEWEST_ROWS, WIDE_BYTES = 512, 1 << 26
 FORMATS = ("parquet", "arrow", "orc")
 Arrays = dict[str, Any]
 
@@ -40,13 +41,13 @@ class Table:
         with reading(path), _opened(path, format) as file:
             self._schema = file.schema
             self._index = _pandas_index(self._schema)
-        names = list(self._schema.names)
-        self.names = rename_duplicates(names) if rename else names
+        self._stored = list(self._schema.names)
+        self.names = rename_duplicates(self._stored) if rename else self._stored
 
     @property
     def index(self) -> list[str]:
         """The columns that are row labels of pandas."""
-        return [name for name, stored in zip(self.names, self._schema.names, strict=True) if stored in self._index]
+        return [name for name, stored in zip(self.names, self._stored, strict=True) if stored in self._index]
 
     def lengths(self) -> dict[str, int]:
         """The lengths of lists without a fixed size, by spread.measure; none where there is no list."""
@@ -87,12 +88,16 @@ class Table:
         which = set(wanted)
         columns = [j for j, parts in enumerate(layout.parts) if which.intersection(parts)]
         width = sum(len(layout.parts[j]) for j in columns)
+        ready = {j for j in columns if spread.is_ready(self._schema.field(j))}
         first = 0
-        for arrays, rows in self._batches(columns, max(FEWEST_ROWS, BLOCK_BYTES // (8 * max(1, width)))):
+        for arrays, rows in self._batches(columns, _rows_of_a_block(width)):
             found: Arrays = {}
             for j, array in zip(columns, arrays, strict=True):
+                if j in ready:
+                    found[layout.parts[j][0]] = array
+                    continue
                 try:
-                    plain = spread.arrays(self._schema.names[j], array, lengths)
+                    plain = spread.arrays(self._stored[j], array, lengths)
                 except spread.Misfit as error:
                     where = f"{self.path} row {first + error.row}: column {self.names[j]!r}"
                     raise DataError(f"{where} {error.reason}: leave it out with --drop {self.names[j]}") from None
@@ -102,7 +107,7 @@ class Table:
 
     def _batches(self, columns: Sequence[int], rows: int) -> Iterator[tuple[list[Any], int]]:
         """The stored columns at these positions, and how many rows they have; at most `rows` at once."""
-        names = self._schema.names
+        names = self._stored
         nth = [names[:j].count(names[j]) for j in columns] if len(set(names)) < len(names) else [0] * len(columns)
         asked = list(dict.fromkeys(names[j] for j in columns))
         after = [0]
@@ -114,6 +119,11 @@ class Table:
                     places.setdefault(name, []).append(place)
                 yield [batch.column(places[names[j]][n]) for j, n in zip(columns, nth, strict=True)], batch.num_rows
                 after[0] += batch.num_rows
+
+
+def _rows_of_a_block(width: int) -> int:
+    row = 8 * max(1, width)
+    return max(BLOCK_BYTES // row, min(FEWEST_ROWS, WIDE_BYTES // row), 1)
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,16 @@ def unmeasured(name: str, type: Any, lengths: Mapping[str, int]) -> bool:
     return False
 
 
+def is_ready(field: Any) -> bool:
+    """Whether the arrays of a field are plain columns as they are."""
+    from pyarrow import types
+
+    type = field.type
+    if types.is_float16(type) or types.is_decimal(type) or types.is_duration(type) or extension_of(field):
+        return False
+    return bool(types.is_primitive(type) or types.is_string(type) or types.is_null(type))
+
+
 def arrays(path: str, array: Any, lengths: Mapping[str, int]) -> list[Any]:
     """The plain pyarrow arrays of a column, in the order of `leaves`. Misfit names a row whose list
     has another length."""
