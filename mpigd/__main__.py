@@ -15,6 +15,13 @@ PIPE_CLOSED = 141  # what a shell reports of a program that SIGPIPE ended
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`; returns the exit code. An error that one rank alone knows of ends the whole job."""
     streams.prepare()
+    try:
+        return _run(argv)
+    finally:
+        streams.end()
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = None
     try:
         arguments = parser().parse_args(argv)

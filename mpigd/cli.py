@@ -19,7 +19,7 @@ from mpigd.errors import UsageError
 from mpigd.import_command import import_arguments, import_command
 from mpigd.launch import launched
 from mpigd.options import Parser, add_options
-from mpigd.quantities import readable
+from mpigd.predict_arguments import evaluate_arguments, predict_arguments
 from mpigd.streams import put, say
 from mpigd.world import enter
 
@@ -42,17 +42,8 @@ def parser() -> Parser:
     train.add_argument("--config", default=None, help="a TOML file with the same options")
     add_options(train, list(FIELDS))
     _cv_arguments(command("cv", "choose the ridge penalty by cross-validation, all folds in one pass", cv_command))
-    evaluate = command("evaluate", "score a model on data", evaluate_command)
-    evaluate.add_argument("model")
-    evaluate.add_argument("data", nargs="+", help="HDF5 files, or raw tables encoded like the training data")
-    evaluate.add_argument("--json", action="store_true", help="one JSON object with the metrics")
-    add_options(evaluate, ["x", "y", "partition", "allow_links", "allow_unwritten", "allow_duplicates"])
-    predict = command("predict", "write predictions in row order", predict_command)
-    predict.add_argument("model")
-    predict.add_argument("data", nargs="+", help="HDF5 files, or raw tables encoded like the training data")
-    predict.add_argument("-o", "--output", default="predictions.h5")
-    predict.add_argument("--csv", nargs="?", const="", default=None, metavar="FILE", help="also as CSV")
-    add_options(predict, ["x", "y", "allow_links", "allow_unwritten", "allow_duplicates"])
+    evaluate_arguments(command("evaluate", "score a model on data", evaluate_command))
+    predict_arguments(command("predict", "write predictions in row order", predict_command))
     info = command("info", "describe a data set, a model or a checkpoint", info_command)
     info.add_argument("file")
     info.add_argument("--json", action="store_true", help="everything, for machines")
@@ -160,11 +151,12 @@ def cv_command(arguments: argparse.Namespace) -> int:
 def evaluate_command(arguments: argparse.Namespace) -> int:
     config, _ = resolve(_options(arguments))
     comm = _connect(arguments)
+    from mpigd.metrics import score_table
     from mpigd.predict import evaluate
 
     scores = evaluate(_shared_model(arguments.model, comm), arguments.data, config, comm)
     if comm.rank == 0:
-        put(_json(scores) if arguments.json else _score_table(scores))
+        put(_json(scores) if arguments.json else score_table(scores))
     return 0
 
 
@@ -172,9 +164,14 @@ def predict_command(arguments: argparse.Namespace) -> int:
     config, _ = resolve(_options(arguments))
     comm = _connect(arguments)
     from mpigd.predict import predict
+    from mpigd.predictions import targets_of
 
-    csv = str(Path(arguments.output).with_suffix(".csv")) if arguments.csv == "" else arguments.csv
-    rows = predict(_shared_model(arguments.model, comm), arguments.data, arguments.output, csv, config, comm)
+    def note(text: str) -> None:
+        say(f"note: {text}\n")
+
+    targets = targets_of(arguments.output, arguments.csv, arguments.parquet)
+    model = _shared_model(arguments.model, comm)
+    rows = predict(model, arguments.data, targets, config, comm, arguments.with_source, note, [arguments.model])
     if comm.rank == 0:
         say(f"{arguments.output}: {rows:,} predictions\n")
     return 0
@@ -199,22 +196,6 @@ def _json(value: Any) -> str:
         return None if isinstance(item, float) and not math.isfinite(item) else item
 
     return json.dumps(plain(value), allow_nan=False)
-
-
-def _score_table(scores: dict[str, Any]) -> str:
-    lines = [f"{name:18} {_score(value)}" for name, value in scores.items() if not isinstance(value, list)]
-    for record in scores.get("classes", []):
-        label = str(record["class"])
-        shown = record | {"class": label if label.isprintable() else repr(label)}
-        lines.append("  ".join(f"{key} {_score(value, 4)}" for key, value in shown.items()))
-    return "\n".join(lines)
-
-
-def _score(value: Any, digits: int = 6) -> str:
-    """Counts and other whole numbers with separators; the weight of a class is none where weights are not whole."""
-    if isinstance(value, str):
-        return value
-    return f"{value:.{digits}g}" if abs(value) < 1000 else readable(value)
 
 
 def info_command(arguments: argparse.Namespace) -> int:

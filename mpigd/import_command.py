@@ -25,7 +25,6 @@ def import_arguments(sub: argparse.ArgumentParser) -> None:
     _roles(sub.add_argument_group("columns"))
     _values(sub.add_argument_group("values"))
     _csv(sub.add_argument_group("how CSV files are written"))
-    _svmlight(sub.add_argument_group("how svmlight files are written"))
 
 
 class Group:
@@ -63,6 +62,11 @@ def _values(group: argparse._ArgumentGroup) -> None:
         help="missing values: refuse, fill in the mean or zero, or drop the row",
     )
     add("--infinite", choices=("refuse", "missing"), help="infinities: refuse, or take them for missing values")
+    add(
+        "--unseen", choices=("error", "zero", "other"),
+        help="levels of categories that only later data have: refuse, no column (zeros), or that of rare levels",
+    )  # fmt: skip
+    add("--min-count", type=int, metavar="N", help="levels of fewer than N rows share one column, NAME=<other>")
     add("--hash", type=int, dest="hash_bits", metavar="BITS", help="hash categories into 2**BITS columns")
     add(
         "--drop-first", action="store_true",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from mpigd.comm import Comm, bcast_bytes, together
 from mpigd.config import Config
-from mpigd.data import hdf5
+from mpigd.data.beside import Beside, beside, named
 from mpigd.data.loading import Layout, load, passing
 from mpigd.data.shard import Shard
 from mpigd.data.source import agreed
@@ -23,6 +23,7 @@ from mpigd.model.fitted import Model
 from mpigd.model.losses import LOSSES, Loss
 from mpigd.model.response import margins, mean_response, predicted_class
 from mpigd.model.targets import Classes, as_trained, check_codes, check_domain, check_numeric, check_weights
+from mpigd.predictions import Form, Slab, Targets, check_parquet, writing
 from mpigd.reduce import total
 from mpigd.world import enter
 
@@ -129,12 +130,12 @@ def _temporary_folder() -> str:
 def _encode(paths: Sequence[str], output: str, model: Model, need_y: bool) -> None:
     from mpigd.data.encoding import Encoding
     from mpigd.data.importers import encode_like
+    from mpigd.data.policies import Policies
 
     if not model.encoding.get("format"):  # only names of classes
         raise DataError(f"{paths[0]} is a raw table, but the model was not trained on imported data")
-    # A dropped row would shift all predictions after it: those rows are refused here.
-    policy = None if model.encoding.get("missing") != "drop" else "refuse"
-    encode_like(paths, output, Encoding.from_dict(model.encoding), missing=policy, need_y=need_y)
+    policies = Policies(command="evaluate" if need_y else "predict")
+    encode_like(paths, output, Encoding.from_dict(model.encoding), policies, need_y=need_y)
 
 
 def _layout(model: Model, config: Config, partition: str, need_y: bool = True) -> Layout:
@@ -150,6 +151,7 @@ def evaluate(model: Model, paths: Sequence[str], config: Config, comm: Comm) -> 
     with encoded(paths, model, comm) as files:
         layout = _layout(model, config, config.partition)
         shard, slabs = passing(files, layout, comm)
+        shard = named(shard, comm) if files != list(paths) else shard
         check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names"))
         loss = LOSSES[model.config.loss]
         evaluator = Evaluator(shard, loss, loss.parameter(model.config), model_classes(model), comm)
@@ -162,19 +164,58 @@ def evaluate(model: Model, paths: Sequence[str], config: Config, comm: Comm) -> 
     return scores | {"rows": shard.n}
 
 
-def predict(model: Model, paths: Sequence[str], output: str, csv: str | None, config: Config, comm: Comm) -> int:
-    """Write predictions for a data set in row order; returns the number of rows. comm: also one of mpi4py's. Collective."""
+def predict(
+    model: Model,
+    paths: Sequence[str],
+    targets: Targets,
+    config: Config,
+    comm: Comm,
+    with_source: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+    models: Sequence[str] = (),
+) -> int:
+    """Write predictions for a data set in row order; returns the number of rows. comm: also one of mpi4py's. Collective.
+
+    with_source: the file and the row, from 0, that each comes from. Ids that the data have are written too. note: takes what the
+    user should know. models: files that are not to be replaced, beside those of the data.
+    """
     comm = enter(comm, "predict")
+    if targets.parquet is not None:
+        check_parquet()
+    with together(comm):
+        if comm.rank == 0:
+            targets.check([*paths, *models])
     with encoded(paths, model, comm, need_y=False) as files:
         shard = load(files, _layout(model, config, "range", need_y=False), comm)
-    check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names"))
-    slabs = _in_order(lambda rows: _columns(model, shard, rows), shard, model, comm)
-    if comm.rank == 0:
-        _write(slabs, shard.n, model, output, csv)
-    else:
-        for _ in slabs:
-            pass
+        check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names"))
+        found = beside(shard, config.allow_links, comm)
+        slabs = _in_order(lambda rows: _columns(model, shard, rows), shard, model, comm)
+        if found is not None:
+            if found.note:
+                note(found.note)
+            _write(slabs, Form.of(model, shard.n, found.ids, found.names if with_source else None), found, targets, note)
+        else:
+            for _ in slabs:
+                pass
     return shard.n
+
+
+def _write(slabs: Iterator[Array], form: Form, found: Beside, targets: Targets, note: Callable[[str], None]) -> None:
+    """Write the predictions that come in, with what stands beside them."""
+    wild, first = 0, ""
+    with found.reading() as take, writing(targets, form) as sinks:
+        for values in slabs:
+            ids, files, rows = take(values.shape[0])
+            slab = Slab(values, ids, files, rows) if form.files is not None else Slab(values, ids)
+            for sink in sinks:
+                sink.append(slab)
+            finite = np.isfinite(values).all(axis=1)
+            if not finite.all():
+                at = int(finite.argmin())
+                first = first or f"{found.names[files[at]]} row {rows[at]}"
+                wild += int(np.count_nonzero(~finite))
+    if wild:
+        note(f"predictions of {wild:,} rows are not finite (first: {first}): their numbers are far outside the training data's")
 
 
 def _columns(model: Model, shard: Shard, rows: slice) -> Array:
@@ -206,58 +247,3 @@ def _in_order(columns: Any, shard: Shard, model: Model, comm: Comm) -> Iterator[
                 slab = np.empty((rows.stop - rows.start, width))
                 comm.recv(slab, rank)
                 yield slab
-
-
-def _write(slabs: Iterator[Array], n: int, model: Model, output: str, csv: str | None) -> None:
-    loss, labels = LOSSES[model.config.loss], model.labels()
-    k = model.coef.shape[0]
-    second = {"regression": "", "margin": "margin"}.get(loss.kind, "probability")
-    with hdf5.create(output) as file, _table(csv) as table:
-        chunk = (min(max(n, 1), SLAB),)
-        stored = _stored_labels(model)
-        kind = np.dtype(np.float64) if stored is None else stored.dtype
-        values = file.create_dataset("prediction", (n,), kind, chunks=chunk, fletcher32=True)
-        extra = None
-        if second:
-            shape = (n,) if k == 1 else (n, k)
-            extra = file.create_dataset(second, shape, np.float64, chunks=chunk + shape[1:], fletcher32=True)
-        if table:
-            table.write(",".join(["prediction", *_headers(second, labels, k)]) + "\n")
-        at = 0
-        for slab in slabs:
-            rows = slice(at, at + slab.shape[0])
-            values[rows] = slab[:, 0] if stored is None else stored[slab[:, 0].astype(np.int64)]
-            if extra is not None:
-                extra[rows] = slab[:, 1:] if k > 1 else slab[:, 1]
-            if table:
-                _write_lines(table, slab, labels)
-            at = rows.stop
-
-
-def _stored_labels(model: Model) -> Array | None:
-    """The labels (k,) as an HDF5 file holds them: the values of y, or texts of fixed length in UTF-8; None for numbers."""
-    if model.classes is None:
-        return None
-    labels = model.labels() or []
-    return hdf5.texts(labels) if any(isinstance(label, str) for label in labels) else model.classes
-
-
-def _headers(second: str, labels: list[Any] | None, k: int) -> list[str]:
-    if not second:
-        return []
-    return [second] if k == 1 else [f"{second}_{label}" for label in labels or []]
-
-
-@contextmanager
-def _table(path: str | None) -> Iterator[Any]:
-    if path is None:
-        yield None
-        return
-    with hdf5.atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", opener=hdf5.no_link) as table:
-        yield table
-
-
-def _write_lines(table: Any, slab: Array, labels: list[Any] | None) -> None:
-    for row in slab:
-        first = repr(float(row[0])) if labels is None else str(labels[int(row[0])])
-        table.write(",".join([first, *(repr(float(value)) for value in row[1:])]) + "\n")

@@ -42,7 +42,7 @@ def quantity(number: float) -> str:
 
 
 class Progress:
-    """Shows a run on `stream`; nothing but warnings if `quiet`, nothing at all where there is none (sys.stderr may be None).
+    """Shows a run on `stream`; nothing but warnings if `quiet`. sys.stderr may be None, or closed: then nothing is shown.
 
     stream: text, usually stderr. every: seconds between two lines where the stream is no terminal. clock: seconds, monotonic.
     """
@@ -50,7 +50,7 @@ class Progress:
     def __init__(
         self, stream: TextIO | None, quiet: bool = False, every: float = 2.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        quiet = quiet or stream is None
+        quiet = quiet or stream is None or stream.closed
         self._stream, self.quiet, self._clock = stream or io.StringIO(), quiet, clock
         self._live = not quiet and self._stream.isatty()
         self._every = min(every, TERMINAL_SECONDS) if self._live else every

@@ -82,6 +82,15 @@ def flush() -> None:
             stream.flush()
 
 
+def end() -> None:
+    """Pass on the rest, or forget it: Python would try again at its end, and exit with 120. For a program of our own."""
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            silence(number)
+
+
 def say(text: str) -> None:
     """Write to stderr, at once; nothing where that cannot be."""
     with suppress(OSError, ValueError, AttributeError):

@@ -14,7 +14,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mpigd.data.chunks import Chunks
 from mpigd.data.compressed import open_bytes, reading
+from mpigd.data.lost_rows import Lost
 from mpigd.data.names import rename_duplicates
 from mpigd.errors import DataError, UsageError
 
@@ -148,21 +150,26 @@ def _whole_row(text: bytes, dialect: Dialect) -> bytes:
     return b""
 
 
-def batches(path: str, names: list[str], wanted: Sequence[str], dialect: Dialect = USUAL) -> Iterator[Any]:
+def batches(
+    path: str, names: list[str], wanted: Sequence[str], dialect: Dialect = USUAL, lost: Lost | None = None
+) -> Iterator[Any]:
     """The rows in order, as text, null where missing. names: those of all columns, as from
-    `columns`; wanted: those to be read."""
+    `columns`; wanted: those to be read; lost: takes rows with too many or too few fields, which are an
+    error without it."""
     after = [0]
     with reading(path, after), _texts(path, dialect) as (pieces, size):
         # Buffered, since pyarrow takes a short read for a whole block.
         file = io.BufferedReader(Chunks(pieces), 1 << 20)
-        with _stream(path, file, size, wanted, dialect, names) as stream:
+        with _stream(path, file, size, wanted, dialect, names, lost) as stream:
             for batch in stream:
                 yield batch
                 after[0] += batch.num_rows
 
 
 @contextmanager
-def _stream(path: str, file: Any, size: int, wanted: Sequence[str], dialect: Dialect, names: list[str] | None) -> Iterator[Any]:
+def _stream(
+    path: str, file: Any, size: int, wanted: Sequence[str], dialect: Dialect, names: list[str] | None, lost: Lost | None = None
+) -> Iterator[Any]:
     """A stream of record batches of text columns; names None: those that the first line has."""
     import pyarrow as pa
     import pyarrow.csv as pc
@@ -182,7 +189,11 @@ def _stream(path: str, file: Any, size: int, wanted: Sequence[str], dialect: Dia
         # pyarrow counts from 1, and the header; `raise` would be lost inside its reader, so the
         # message is kept for later.
         number = row.number - 1 - header
-        wrong.append(f"row {number} has {row.actual_columns} fields, expected {row.expected_columns}: {row.text[:60]!r}")
+        line = f"row {number} has {row.actual_columns} fields, expected {row.expected_columns}: {row.text[:60]!r}"
+        if lost is not None:
+            lost.rows[number] = line
+            return "skip"
+        wrong.append(line)
         return "error"
 
     wrong: list[str] = []
@@ -261,27 +272,6 @@ def _decoding(chunks: Iterator[bytes], decoder: codecs.IncrementalDecoder) -> It
     for chunk in chunks:
         yield decoder.decode(chunk)
     yield decoder.decode(b"", True)
-
-
-class Chunks(io.RawIOBase):
-    """Pieces of bytes as a file."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces, self._rest = pieces, memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._rest = memoryview(piece)
-        count = min(len(buffer), len(self._rest))
-        buffer[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,14 @@ class Encoder:
         rest = order.size + np.arange(len(of_kind["hash"]))
         self._order = np.concatenate([order, rest])
 
+    @cached_property
+    def _none(self) -> Encoded:
+        counts = self._fixed.size, self._categories.first.size, self._order.size
+        hashed = counts[2] - counts[0] - counts[1]
+        places = np.empty((counts[1], 0), dtype=np.int64)
+        slots = np.empty((hashed, 0), dtype=np.int64)
+        return Encoded(np.empty((counts[0], 0)), places, slots, np.empty((hashed, 0)), self._vectors.none())
+
     @property
     def bad(self) -> Any:
         """The rows left out because they could not be encoded (BadRows)."""
@@ -83,6 +92,8 @@ class Encoder:
     def read(self, block: Block) -> Encoded:
         """The rows of a block; some may be dropped, or left out because they are bad."""
         self._rows.begin(block)
+        if not block.rows:  # nothing but lost ones
+            return self._none
         numbers = self._numbers.read(block, self._rows)
         if self._dates.fixed.size:
             numbers = np.concatenate([numbers, self._dates.read(block, self._rows)])

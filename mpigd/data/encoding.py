@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from mpigd.errors import DataError
@@ -114,7 +114,9 @@ class Encoding:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON. What has its default is left out where version 1 did not have it,
         so that programs of before read whatever they can."""
-        stored = asdict(self) | {"version": VERSION, "feature_names": self.feature_names}
+        stored = dict(vars(self)) | {"version": VERSION, "feature_names": self.feature_names}
+        stored["columns"] = [dict(vars(column)) for column in self.columns]
+        stored["target"] = self.target and dict(vars(self.target))
         new = Encoding(format="", features=0)
         for name in ("unseen", "infinite", "csv", "lists"):
             _leave_out(stored, name, getattr(new, name), stored, WITH_FORMS)

@@ -36,7 +36,8 @@ class Numbers:
         self.fixed = np.array([start for _, start in placed], dtype=np.int64)
         self._columns = [column for column, _ in placed]
         self._names = [column.name for column in self._columns]
-        self._forms = [number_format(encoding, column.adorned) for column in self._columns]
+        formats = number_format(encoding), number_format(encoding, True)
+        self._forms = [formats[column.adorned] for column in self._columns]
         self._dtype, self._infinite = encoding.dtype, encoding.infinite
 
     def read(self, block: Block, rows: Rows) -> Array:

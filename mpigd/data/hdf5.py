@@ -230,7 +230,13 @@ def read_text(group: Group, name: str) -> str:
 def texts(values: Sequence[str]) -> Array:
     """Texts (m,) as an array of fixed length in UTF-8, which h5py reads as text with `.asstr()`; see write_text."""
     encoded = [text.encode() for text in values]
-    return np.array(encoded, dtype=h5py.string_dtype("utf-8", max(1, max(map(len, encoded), default=1))))
+    return np.array(encoded, dtype=text_type(max(map(len, encoded), default=1)))
+
+
+def text_type(size: int) -> np.dtype[Any]:
+    """The type of texts of that many bytes in UTF-8."""
+    kind: np.dtype[Any] = h5py.string_dtype("utf-8", max(1, size))
+    return kind
 
 
 def write_json(group: h5py.Group, name: str, value: Any) -> None:

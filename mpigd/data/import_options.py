@@ -53,6 +53,11 @@ class Options:
             raise UsageError(f"--infinite {self.infinite}: expected refuse or missing")
         if self.unseen not in UNSEEN:
             raise UsageError(f"--unseen {self.unseen}: expected {', '.join(UNSEEN)}")
+        if self.min_count is not None and self.min_count < 2:
+            raise UsageError(f"--min-count {self.min_count}: expected at least 2")
+        if self.hash_bits is not None and (self.min_count is not None or self.unseen != "error"):
+            option = "--unseen" if self.min_count is None else "--min-count"
+            raise UsageError(f"{option} does not go with --hash: any level has a slot")
         if self.hash_bits is not None and not 1 <= self.hash_bits <= MOST_BITS:
             raise UsageError(f"--hash {self.hash_bits}: expected 1 to {MOST_BITS} bits")
         if self.hash_bits is not None and (self.drop_first or self.reference):

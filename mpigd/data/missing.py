@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,21 +40,29 @@ class Missing:
     def count(self, name: str) -> int:
         return self._found.get(name, (0, ""))[0]
 
-    def check(self, policy: str, required: Sequence[str], told: Policies = FIRST) -> None:
+    def check(
+        self, policy: str, required: Collection[str], told: Policies = FIRST, dates: Collection[str] = (),
+        with_reference: Collection[str] = (),
+    ) -> None:  # fmt: skip
         """DataError for what `policy` does not cover; of the columns `required` (target, weight, ...)
-        only drop does."""
+        only drop does, and of dates no mean. with_reference: columns with a reference level, which
+        zeros would be."""
         if policy == "drop":
             return
-        self._refuse([name for name in self._found if name in required], told.of_missing(False))
+        if policy == "mean":
+            required = {*required, *dates}
+        self._refuse([name for name in self._found if name in required], told.of_missing(()))
         if policy == "refuse":
-            self._refuse(list(self._found), told.of_missing(True))
+            fills = [] if any(name in self._found for name in with_reference) else ["mean", "zero"]
+            fills = [fill for fill in fills if fill == "zero" or not any(name in self._found for name in dates)]
+            self._refuse(list(self._found), told.of_missing(fills))
 
     def check_levels(self, policy: str, with_reference: Sequence[str], told: Policies = FIRST) -> None:
         """DataError if one of these columns misses values that `policy` would make its reference
         level."""
         if policy in ("mean", "zero"):
             why = "a missing category would be taken for the reference level"
-            advice = f"{why}: {told.of_missing(False)}"
+            advice = f"{why}: {told.of_missing(())}"
             advice += ", or keep that column's levels" if told.command == "import" else ""
             self._refuse([name for name in self._found if name in with_reference], advice)
 

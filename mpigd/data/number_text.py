@@ -80,11 +80,12 @@ def read_cells(block: Block, names: Sequence[str], forms: Sequence[NumberFormat]
     """Columns as float64 (p, m), NaN where missing and where a value is no number; and where that is,
     (p, m) bool, or None if it is nowhere."""
     values, wrong = np.empty((len(names), block.rows)), None
+    arrays = [block.columns[name] for name in names]
     alike: dict[Any, list[int]] = {}
-    for j, name in enumerate(names):
-        alike.setdefault((block.columns[name].type, forms[j]), []).append(j)
+    for j, (array, form) in enumerate(zip(arrays, forms, strict=True)):
+        alike.setdefault((array.type, form), []).append(j)
     for (_, form), which in alike.items():
-        found, unread = _convert([block.columns[names[j]] for j in which], form)
+        found, unread = _convert([arrays[j] for j in which], form)
         if len(which) == len(names):
             return found, unread
         values[which] = found
@@ -111,7 +112,8 @@ def _convert(arrays: Sequence[Any], form: NumberFormat) -> tuple[Array, Array | 
     import pyarrow as pa
 
     shape = len(arrays), len(arrays[0])
-    together = pa.concat_arrays([plain(array) for array in arrays])
+    coded = pa.types.is_dictionary(arrays[0].type)
+    together = pa.concat_arrays([plain(array) for array in arrays] if coded else arrays)
     kind = together.type
     if pa.types.is_boolean(kind):
         together = together.cast(pa.uint8())

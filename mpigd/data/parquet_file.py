@@ -135,7 +135,8 @@ def _parquet(path: str) -> Iterator[_File]:
     import pyarrow.parquet as pq
 
     # pre_buffer would fetch a whole row group ahead, and Spark's are 128 MB packed.
-    with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+    checked = dict(page_checksum_verification=True)  # of pages that have one, as Spark writes them
+    with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, **checked) as file:
         yield _File(
             file.schema_arrow,
             lambda names, rows: file.iter_batches(batch_size=rows, columns=list(names), use_threads=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mpigd.data.encoding import UNSEEN, Encoding
@@ -61,17 +62,16 @@ class Policies:
             options = (*options, "--on-bad-row skip")
         return "correct it" + (f", or use {_either(options)}" if options else "")
 
-    def of_missing(self, fillable: bool) -> str:
-        """What to do about missing values; fillable: whether something can stand for them."""
-        options = ["mean", "zero"] if fillable else []
-        options += [] if self.command == "predict" else ["drop"]
+    def of_missing(self, fills: Sequence[str]) -> str:
+        """What to do about missing values; fills: the policies that put something in their place."""
+        options = [*fills, *([] if self.command == "predict" else ["drop"])]
         spelled = [f"--missing {option}" for option in options]
         if self.command in ("evaluate", "predict"):
             spelled.append("--on-bad-row skip")
-        if self.command == "import" and fillable:
-            spelled.append("leave columns out with --drop")
+        if self.command == "import" and fills:
+            return f"use --missing {_either(options)}, or leave columns out with --drop"
         return "use " + _either(spelled)
 
 
-def _either(options: tuple[str, ...] | list[str]) -> str:
+def _either(options: Sequence[str]) -> str:
     return " or ".join([", ".join(options[:-1]), options[-1]] if len(options) > 1 else options)

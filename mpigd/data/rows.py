@@ -12,6 +12,7 @@ from mpigd.data.encoding import Encoding
 from mpigd.data.missing import Missing
 from mpigd.data.policies import Policies
 from mpigd.data.tables import Block
+from mpigd.errors import DataError
 
 Array = np.ndarray[Any, Any]
 
@@ -25,7 +26,12 @@ class Rows:
         self._missing = Missing()
 
     def begin(self, block: Block) -> None:
+        """A new block. DataError if rows of it were lost, unless bad rows are skipped."""
         self._block, self._dropped = block, np.zeros(block.rows, dtype=bool)
+        for line in block.lost:
+            if not self.told.skips:
+                raise DataError(f"{line}: {self.told.advice()}")
+            self.bad.name(line)
 
     def end(self) -> Array | None:
         """The rows (m,) to keep; None for all. DataError about the first bad row, unless such rows
@@ -59,12 +65,10 @@ class Rows:
     def check(self, required: Sequence[str]) -> None:
         """DataError if values are missing that the policy does not cover. required: columns for which
         nothing can be filled in, such as the target."""
-        names = list(required)
-        if self._policy == "mean":
-            names += [column.name for column in self._columns if column.kind == "date"]
-        self._missing.check(self._policy, names, self.told)
-        with_reference = [column.name for column in self._columns if column.reference is not None]
-        self._missing.check_levels(self._policy, with_reference, self.told)
+        dates = [column.name for column in self._columns if column.kind == "date"]
+        levels = [column.name for column in self._columns if column.reference is not None]
+        self._missing.check(self._policy, required, self.told, dates, levels)
+        self._missing.check_levels(self._policy, levels, self.told)
 
     @property
     def fills_means(self) -> bool:

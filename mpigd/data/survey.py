@@ -16,7 +16,7 @@ from mpigd.data.encoding import Column, Encoding, Target, listed, no_column
 from mpigd.data.facts import Facts, Plan
 from mpigd.data.first_pass import look_through
 from mpigd.data.import_options import Options
-from mpigd.data.levels import describe, levels_of
+from mpigd.data.levels import Groups, check_unseen, describe, describe_rare, gather, levels_of
 from mpigd.data.looks import alike, look
 from mpigd.data.missing import Missing
 from mpigd.data.number_text import NumberFormat
@@ -53,16 +53,20 @@ class Survey:
         if self.problems:
             raise DataError("; ".join(list(self.problems.values())[:MOST_PROBLEMS]) + self._more())
         special = [str(options.target), *options.extras().values()]
-        self.missing.check(options.missing, special)
         features = [name for name in facts if name not in special]
         if not features:
             raise UsageError(f"no column is left besides {listed(special)}")
-        values = {name: facts[name].values if self.kinds[name] == "category" else None for name in features}
+        counts = {name: facts[name].values for name in features if self.kinds[name] == "category"}
+        groups = gather(counts, options.min_count or 0, options.reference)
+        values = {name: groups[name][0] if name in groups else None for name in features}
         levels = levels_of(values, options.drop_first, options.reference)
+        check_unseen(options.unseen, options.min_count, levels, groups)
+        dates = [name for name in features if self.kinds[name] == "date"]
+        self.missing.check(options.missing, special, dates=dates, with_reference=levels)
         self.missing.check_levels(options.missing, list(levels))
         numbers = {name: facts[name] for name in features if self.kinds[name] == "number"}
         dtype, notes = _dtype(numbers, options.dtype)
-        notes = [*self.told, *describe(levels, options.drop_first), *notes]
+        notes = [*self.told, *describe(levels, options.drop_first), *describe_rare(groups), *notes]
         notes += [
             f"column {name!r} counts the rows ({facts[name].low:g} to {facts[name].high:g}): "
             f"--drop {shlex.quote(name)} if it is no feature"
@@ -72,7 +76,7 @@ class Survey:
         if self.empty:
             notes.append("a column without a name and without values is left out (a delimiter at the end of lines?)")
         notes += [note for name in facts for note in alike(name, facts[name].values)]
-        encoding = _encoding(features, facts, self.kinds, levels, replace(options, dtype=dtype))
+        encoding = _encoding(features, facts, self.kinds, levels, groups, replace(options, dtype=dtype))
         return replace(encoding, lists=self.lists), notes
 
     def _more(self) -> str:
@@ -201,12 +205,13 @@ def _dtype(numbers: Mapping[str, Facts], asked: str) -> tuple[str, list[str]]:
 
 
 def _encoding(
-    features: list[str], facts: Mapping[str, Facts], kinds: Mapping[str, str], levels: Levels, options: Options
-) -> Encoding:
+    features: list[str], facts: Mapping[str, Facts], kinds: Mapping[str, str], levels: Levels, groups: Groups,
+    options: Options,
+) -> Encoding:  # fmt: skip
     hashed = options.hash_bits is not None and any(kinds[name] == "category" for name in features)
     if hashed:  # numbers first: the slots follow them
         features.sort(key=lambda name: kinds[name] == "category")
-    columns = tuple(_column(name, facts[name], kinds[name], levels.get(name), options) for name in features)
+    columns = tuple(_column(name, facts[name], kinds[name], levels.get(name), groups, options) for name in features)
     width = sum(len(column.feature_names()) for column in columns if column.kind != "hash")
     if hashed and options.hash_bits is not None:
         width += 1 << options.hash_bits
@@ -225,14 +230,17 @@ def _encoding(
     )  # fmt: skip
 
 
-def _column(name: str, fact: Facts, kind: str, reference: str | None, options: Options) -> Column:
+def _column(
+    name: str, fact: Facts, kind: str, reference: str | None, groups: Groups, options: Options
+) -> Column:  # fmt: skip
     if kind == "number":
         return Column(name, "number", mean=fact.mean, adorned=name in options.number)
     if kind == "date":
         return Column(name, "date", parts=fact.parts, format=options.dates()[name])
     if options.hash_bits is not None:
         return Column(name, "hash", by_meaning=True)
-    return Column(name, "category", categories=tuple(sorted(fact.values)), reference=reference)
+    categories, rare = groups[name]
+    return Column(name, "category", categories=categories, reference=reference, rare=rare)
 
 
 def _filled(fact: Facts, kind: str, missing: str) -> int:

@@ -25,6 +25,7 @@ from mpigd.data.columns import WORDS, to_text
 from mpigd.data.compressed import member, reading, unpacked_name
 from mpigd.data.encoding import listed
 from mpigd.data.folders import HIVE_NULL, parts
+from mpigd.data.lost_rows import Lost
 from mpigd.data.order import check_once, natural
 from mpigd.data.parquet_file import FORMATS, Layout, Table
 from mpigd.errors import DataError, UsageError
@@ -40,16 +41,22 @@ SUFFIXES = {
 
 @dataclass(frozen=True)
 class Block:
-    """`rows` consecutive rows of a file, the first of which is its data row `first`; name -> pyarrow array."""
+    """`rows` consecutive rows of a file, the first of which is its data row `first`; name -> pyarrow array.
+
+    index (m,): which data rows these are, if rows between them were left out; lost: what was wrong
+    with those, and with those before the first.
+    """
 
     path: str
     first: int
     rows: int
     columns: Mapping[str, Any]
+    index: Any = None
+    lost: Sequence[str] = ()
 
     def numbers(self) -> Any:
         """The data rows (m,) of the file that these are, int64."""
-        return np.arange(self.first, self.first + self.rows)
+        return np.arange(self.first, self.first + self.rows) if self.index is None else self.index
 
     def first_rows(self, count: int) -> Block:
         """The first `count` rows, or all."""
@@ -59,7 +66,7 @@ class Block:
         return Block(self.path, self.first, count, columns)
 
     def where(self, row: int) -> str:
-        return f"{self.path} row {self.first + row}"
+        return f"{self.path} row {self.first + row if self.index is None else self.index[row]}"
 
 
 @dataclass(frozen=True)
@@ -125,22 +132,27 @@ class Source:
         """The columns that are row labels of pandas, and no features unless they are named."""
         return self._table.index if self.format in FORMATS else []
 
-    def blocks(self, wanted: Sequence[str]) -> Iterator[Block]:
-        """The file's rows in order, of the columns `wanted` only."""
+    def blocks(self, wanted: Sequence[str], skips: bool = False) -> Iterator[Block]:
+        """The file's rows in order, of the columns `wanted` only. skips: leave out rows of CSV with too
+        many or too few fields; the blocks have them as `lost`, and the last may have nothing else."""
         keys = [name for name in wanted if name in self.constants]
+        lost = Lost() if skips else None
         first = 0
-        for columns, rows in self._read([name for name in wanted if name not in keys or name in self._stored]):
-            block = Block(self.path, first, rows, columns)
+        for columns, rows in self._read([name for name in wanted if name not in keys or name in self._stored], lost):
+            index, lines = lost.place(first, rows) if lost is not None else (None, [])
+            block = Block(self.path, first, rows, columns, index, [f"{self.path} {line}" for line in lines])
             for name in keys:
                 self._add_key(block, columns, name)
             yield block
-            first += rows
+            first = first + rows if index is None else int(index[-1]) + 1
+        if lost is not None and lost.rows:
+            yield Block(self.path, first, 0, {}, None, [f"{self.path} {line}" for line in lost.rest()])
 
-    def _read(self, wanted: Sequence[str]) -> Iterator[tuple[dict[str, Any], int]]:
+    def _read(self, wanted: Sequence[str], lost: Lost | None) -> Iterator[tuple[dict[str, Any], int]]:
         if self.format in FORMATS:
             yield from self._table.blocks(wanted, self._layout, self._lengths)
             return
-        for batch in csv_file.batches(self.path, self._header, wanted, self.dialect):
+        for batch in csv_file.batches(self.path, self._header, wanted, self.dialect, lost):
             yield dict(zip(batch.schema.names, batch.columns, strict=True)), batch.num_rows
 
     def _add_key(self, block: Block, columns: dict[str, Any], name: str) -> None:

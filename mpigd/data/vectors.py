@@ -34,6 +34,12 @@ class Vectors:
         """The raw columns that are read."""
         return [self._raw(name) for name in self._names if name not in SOURCE]
 
+    def none(self) -> dict[str, Any]:
+        """The vectors of no rows."""
+        import pyarrow as pa
+
+        return {name: pa.array([], pa.string()) if name == "id" else np.empty(0) for name in self._names}
+
     def read(self, block: Block, rows: Rows) -> dict[str, Any]:
         """Each vector (m,): numpy arrays, but an id as text or whole numbers of Arrow."""
         return {name: self._vector(name, block, rows) for name in self._names}

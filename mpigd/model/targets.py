@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mpigd.comm import Comm, together
+from mpigd.data.extreme import LARGEST, advice
 from mpigd.data.loading import encoding_of
 from mpigd.data.shard import Shard
 from mpigd.data.source import Info, agreed
@@ -20,7 +21,6 @@ from mpigd.quantities import ClassWeight, class_weights_of, quoted_label
 from mpigd.reduce import total
 
 Array = np.ndarray[Any, Any]
-LARGEST = 2.0**500  # of a target: as many of its squares as rows are ever counted can be added up
 MOST_CLASSES = 10_000
 SLAB = 1 << 16  # labels looked at at once
 SHOWN = 10  # classes listed in a message
@@ -120,17 +120,31 @@ def _check_number(name: str, classes: Classes, loss: Loss) -> None:
     )
 
 
-def check_same_names(name: str, encoding: Mapping[str, Any], classes: Classes) -> None:
-    """DataError, agreed, if y holds the positions of other class names than those the model was trained on."""
-    names = class_names(encoding)
-    if names is None or classes.names is None or tuple(names) == classes.names:
-        return
-    raise agreed(
-        DataError(
-            f"{name}: its classes ({_listed(names)}) are not those of the training data ({_listed(classes.names)}), and the "
-            "target holds their positions: import it anew, with --like and the model or the training data"
-        )
-    )
+def as_trained(shard: Shard, classes: Classes, comm: Comm) -> Array:
+    """y (m,) with the numbers that the names of its classes have in `classes`: each data set numbers its own.
+
+    Collective; DataError on all ranks, naming the row, for a name that is not among them.
+    """
+    assert shard.y is not None
+    own, known = shard.class_names, classes.names
+    if own is None or known == tuple(own):
+        return shard.y
+    if known is None:
+        error = DataError(f"{shard.name}: the target holds texts ({_listed(own, 5)}), but the model was trained on numbers")
+        error.agreed = True
+        raise error
+    with together(comm):
+        place = {name: float(code) for code, name in enumerate(known)}
+        codes = np.array([place.get(name, -1.0) for name in own])
+        numbers = shard.y.astype(np.int64)
+        within = (numbers == shard.y) & (numbers >= 0) & (numbers < codes.size)
+        y = np.append(codes, -1.0)[np.where(within, numbers, codes.size)]
+        bad = np.flatnonzero(y < 0)
+        if bad.size:
+            row, at = shard.rows[bad[0]], bad[0]
+            name = own[numbers[at]] if within[at] else f"{shard.y[at]:g}"
+            raise DataError(f"{shard.where(row)}: label {name!r} is none of the model's classes ({_listed(known)})")
+    return y
 
 
 def check_weights(c: Array, codes: Array, shard: Shard, classes: Classes | None, comm: Comm) -> None:
@@ -147,36 +161,11 @@ def check_weights(c: Array, codes: Array, shard: Shard, classes: Classes | None,
 
 
 def _listed(labels: Sequence[Any], most: int = SHOWN) -> str:
-    """Some of the classes, for a message."""
-    return ", ".join(str(label) for label in labels[:most]) + (", ..." if len(labels) > most else "")
-
-
-def as_trained(shard: Shard, classes: Classes, comm: Comm) -> Array:
-    """y (m,) with the numbers that the names of its classes have in `classes`: each data set numbers its own.
-
-    Collective; DataError on all ranks, naming the row, for a name that is not among them.
-    """
-    assert shard.y is not None
-    own, known = shard.class_names, classes.names
-    if own is None or known == tuple(own):
-        return shard.y
-    if "format" in shard.encoding:  # imported, with a promise of what the positions are
-        check_same_names(shard.name, shard.encoding, classes)
-        return shard.y
-    if known is None:
-        raise agreed(DataError(f"{shard.name}: the target holds texts ({_listed(own)}), but the model was trained on numbers"))
-    with together(comm):
-        place = {name: float(code) for code, name in enumerate(known)}
-        codes = np.array([place.get(name, -1.0) for name in own])
-        numbers = shard.y.astype(np.int64)
-        within = (numbers == shard.y) & (numbers >= 0) & (numbers < codes.size)
-        y = np.append(codes, -1.0)[np.where(within, numbers, codes.size)]
-        bad = np.flatnonzero(y < 0)
-        if bad.size:
-            row, at = shard.rows[bad[0]], bad[0]
-            name = own[numbers[at]] if within[at] else f"{shard.y[at]:g}"
-            raise DataError(f"{shard.where(row)}: label {name!r} is none of the model's classes ({_listed(known)})")
-    return y
+    """Some of the classes, for a message; with quotes where a name could be taken for several."""
+    texts = [str(label) for label in labels[:most]]
+    if any(not text.isprintable() or "," in text or text != text.strip() for text in texts):
+        texts = [repr(text) for text in texts]
+    return ", ".join(texts) + (", ..." if len(labels) > most else "")
 
 
 def check_domain(shard: Shard, loss: Loss, comm: Comm) -> None:
@@ -194,7 +183,8 @@ def check_size(shard: Shard, comm: Comm) -> None:
     with together(comm):
         if shard.y is not None and (bad := np.flatnonzero(np.abs(shard.y) > LARGEST)).size:
             row, value = shard.rows[bad[0]], shard.y[bad[0]]
-            raise DataError(f"{shard.where(row)}: y is {value:g}: its square overflows a sum: scale the targets down")
+            told = f"{shard.where(row)}: y is {value:g}: its square overflows a sum"
+            raise DataError(f"{told}: {advice(value, 'all targets')}")
 
 
 def check_codes(codes: Array, shard: Shard, classes: Classes, comm: Comm) -> None:
@@ -208,6 +198,17 @@ def check_codes(codes: Array, shard: Shard, classes: Classes, comm: Comm) -> Non
             label = repr(names[int(value)]) if known and names is not None else f"{value:g}"
             listed = _listed(classes.labels())
             raise DataError(f"{shard.where(row)}: label {label} is none of the model's classes ({listed})")
+
+
+def row_weights(text: str | None, codes: Array, shard: Shard, classes: Classes | None, comm: Comm) -> Array:
+    """The weight of each row (m,): of the row times that of its class. DataError on all ranks if too many are 0. Collective."""
+    c = np.broadcast_to(1.0, codes.shape) if shard.c is None else shard.c  # one number: weights of one take no memory
+    weights = class_weights(text, codes, c, classes, comm)
+    if weights is not None:
+        c = c * weights[codes.astype(np.int64)]
+    if shard.c is not None or weights is not None:
+        check_weights(c, codes, shard, classes, comm)
+    return c
 
 
 def class_weights(text: str | None, codes: Array, c: Array, classes: Classes | None, comm: Comm) -> Array | None:

@@ -25,6 +25,7 @@ FLOORS = [
         "mpigd.launch",
         "mpigd.places",
         "mpigd.streams",
+        "mpigd.predict_arguments",
         "mpigd.options",
         "mpigd.quantities",
     ],
@@ -45,7 +46,16 @@ FLOORS = [
         "mpigd.report",
         "mpigd.interrupt",
     ],
-    ["mpigd.predict", "mpigd.build", "mpigd.info", "mpigd.summary", "mpigd.supervise", "mpigd.survive", "mpigd.validation"],
+    [
+        "mpigd.predict",
+        "mpigd.predictions",
+        "mpigd.build",
+        "mpigd.info",
+        "mpigd.summary",
+        "mpigd.supervise",
+        "mpigd.survive",
+        "mpigd.validation",
+    ],
     ["mpigd.optimality"],
     ["mpigd.diagnosis", "mpigd.trainer", "mpigd.rehearsal", "mpigd.pace", "mpigd.plan", "mpigd.crossval"],
     ["mpigd"],  # the Python interface
@@ -73,6 +83,7 @@ DOORS = {
         "mpigd.data.writer",
         "mpigd.data.stream",
         "mpigd.data.ids",
+        "mpigd.data.second_pass",
         "mpigd.checkpoint",
         "mpigd.doctor",
     },
@@ -81,7 +92,7 @@ FORBIDDEN = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "mu
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 PICKLING = {"read_pickle", "to_pickle", "np.load", "numpy.load", "np.lib.format.read_array", "torch.load", "joblib.load"}
 HEAVY = {"pyarrow", "scipy", "pandas", "sklearn", "matplotlib", "hdf5plugin"}  # imported late, inside functions
-GROUND = {"__future__", "collections", "math", "operator", "typing", "numpy", "numba", "llvmlite", "mpigd_kernels"}
+GROUND = {"__future__", "collections", "contextlib", "math", "operator", "typing", "numpy", "numba", "llvmlite", "mpigd_kernels"}
 FILE_LINES, FUNCTION_LINES = 300, 50
 
 

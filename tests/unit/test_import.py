@@ -21,6 +21,7 @@ import scipy.sparse as sp
 from mpigd.data import csv_file, hdf5
 from mpigd.data.encoding import Encoding
 from mpigd.data.importers import encode_like, import_data, is_raw
+from mpigd.data.policies import Policies
 from mpigd.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -216,7 +217,7 @@ def test_dropped_rows_would_shift_predictions(tmp_path, out):
     new = write(tmp_path / "b.csv", 'a\n1\n""\n')
     with pytest.raises(DataError, match=r"column 'a' 1 \(first: .*b.csv row 1\)"):
         encode_like([new], str(tmp_path / "b.h5"), Encoding.from_dict(encoding(out)))
-    assert encode_like([new], str(tmp_path / "b.h5"), Encoding.from_dict(encoding(out)), missing="mean").rows == 2
+    assert encode_like([new], str(tmp_path / "b.h5"), Encoding.from_dict(encoding(out)), Policies("mean")).rows == 2
     assert matrix(str(tmp_path / "b.h5"))[:, 0].tolist() == [1, 2]
 
 

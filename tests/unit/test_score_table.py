@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpigd.cli import _score_table
+from mpigd.metrics import score_table
 from mpigd.quantities import readable
 
 
@@ -15,7 +15,7 @@ def test_counts_have_separators() -> None:
             {"class": 3, "support": 12.0, "precision": 0.0, "recall": 0.0, "f1": 0.0, "auc": 1.0},
         ],
     }  # fmt: skip
-    assert _score_table(scores).splitlines() == [
+    assert score_table(scores).splitlines() == [
         "log_loss           0.123457",
         "rmse               12345.7",
         "objective          0.5",

@@ -18,6 +18,7 @@ from mpigd.comm import Comm, SelfComm
 from mpigd.config import Config
 from mpigd.data.source import inspect
 from mpigd.errors import DataError, UsageError
+from mpigd.model.fitted import Model
 from mpigd.model.losses import LOSSES
 from mpigd.plan import plan
 from mpigd.predict import evaluate
@@ -96,7 +97,7 @@ def test_three_classes_are_for_softmax(loss: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         mpigd.train(path, loss=loss)
     assert str(caught.value) == (
-        f"{path}: the {loss} loss needs exactly two different values in the target, found 3: high, low, mid, or so: "
+        f"{path}: the {loss} loss needs exactly two different values in the target, found 3: 'high', 'low', 'mid, or so': "
         "--loss softmax takes more than two classes"
     )
     assert mpigd.train(path, loss="softmax", l2=1e-3).labels() == ["high", "low", "mid, or so"]
@@ -124,24 +125,25 @@ def test_messages_name_classes(tmp_path: Path) -> None:
         mpigd.train(path, loss="softmax")
 
 
-def test_positions_of_other_names_are_refused(tmp_path: Path) -> None:
+def test_each_data_set_numbers_its_own_names(tmp_path: Path) -> None:
     """Imported on its own, a file without the first class counts the others from 0: scores would be wrong, silently."""
     model = mpigd.train(imported(tmp_path, ("a", "b", "c")), loss="softmax", l2=1e-3)
-    other = imported(tmp_path, ("b", "c", "d"), name="other")
-    words = r"classes \(b, c, d\) are not those of the training data \(a, b, c\)"
+    other = imported(tmp_path, ("b", "d", "c"), name="other")
+    words = r"other\.h5 row 1: label 'd' is none of the model's classes \(a, b, c\)"
     with pytest.raises(DataError, match=words):
         evaluate(model, [other], Config(), SelfComm())
     with pytest.raises(DataError, match=words):
         mpigd.train(tmp_path / "data.h5", loss="softmax", validation=(other,))
     fewer = imported(tmp_path, ("b", "c"), name="fewer")
-    with pytest.raises(DataError, match="import it anew, with --like and the model or the training data"):
-        evaluate(model, [fewer], Config(), SelfComm())
+    own = evaluate(model, [fewer], Config(), SelfComm())
+    assert [record["support"] for record in own["classes"]] == [0, 120, 120]
     model.save(str(tmp_path / "model.h5"))
     for like in (tmp_path / "model.h5", tmp_path / "data.h5"):
         mpigd.import_data(tmp_path / "fewer.csv", fewer, like=str(like))
-        scores = evaluate(model, [fewer], Config(), SelfComm())
-        assert scores["rows"] == 240
-        assert [record["support"] for record in scores["classes"]] == [0, 120, 120]
+        assert repr(evaluate(model, [fewer], Config(), SelfComm())) == repr(own)
+    numbers = mpigd.train(([[0.0], [1.0], [2.0]] * 9, [0, 1, 2] * 9), loss="softmax", l2=1e-3)
+    with pytest.raises(DataError, match=r"fewer\.h5: .*but the model was trained on numbers"):
+        evaluate(Model(np.zeros((3, 2)), numbers.intercept, numbers.classes, numbers.config), [fewer], Config(), SelfComm())
 
 
 def test_class_weights_of_odd_names(tmp_path: Path) -> None:
