@@ -16,7 +16,7 @@ from mpigd.comm import Comm, together
 from mpigd.config import FIELDS, Config, resolve
 from mpigd.errors import UsageError
 from mpigd.launch import launched
-from mpigd.options import Parser, add_options, import_arguments
+from mpigd.options import Parser, add_options, convert_arguments, import_arguments
 from mpigd.world import connect
 
 
@@ -31,6 +31,7 @@ def parser() -> Parser:
         return sub
 
     import_arguments(command("import", "turn CSV, Parquet or svmlight into HDF5", import_command))
+    convert_arguments(command("convert", "rewrite HDF5 of another program as data for training", convert_command))
     train = command("train", "fit a model", train_command)
     train.add_argument("data", nargs="*", help="HDF5 files or globs: one data set, in this order")
     train.add_argument("-o", "--output", default=None, help="the model file (default model.h5)")
@@ -105,6 +106,19 @@ def import_command(arguments: argparse.Namespace) -> int:
         print(f"note: {note}", file=sys.stderr)
     dropped = f", {done.dropped:,} rows dropped" if done.dropped else ""
     print(f"{done.path}: {done.rows:,} rows x {done.features:,} columns, {done.layout}{dropped}", file=sys.stderr)
+    return 0
+
+
+def convert_command(arguments: argparse.Namespace) -> int:
+    config = resolve(_options(arguments))[0]
+    if _elsewhere():
+        return 0
+    from mpigd.data.convert import convert
+
+    how = arguments.transpose, arguments.missing, config.allow_links
+    done = convert(arguments.data, arguments.output, config.x, config.y, *how)
+    dropped = f", {done.dropped:,} rows dropped" if done.dropped else ""
+    print(f"{done.path}: {done.rows:,} rows x {done.columns:,} columns, {done.layout}{dropped}", file=sys.stderr)
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mpigd import checkpoint
 from mpigd.config import to_dict
-from mpigd.data import hdf5, unwritten
+from mpigd.data import hdf5, marks, unwritten
 from mpigd.data.encoding import references
 from mpigd.data.source import look
 from mpigd.model import fitted
@@ -32,11 +32,12 @@ def _data(file: hdf5.Group, path: str, x: str, y: str, allow_unwritten: bool) ->
         unwritten.check(file, [x, *([y] if info.has_y else []), *info.extras])
     encoding = hdf5.read_json(file, "encoding") if "encoding" in file else {}
     names = encoding.get("feature_names")
+    classes = info.classes or (encoding.get("target") or {}).get("classes")
     return {
         "rows": info.n, "columns": info.d, "layout": info.layout, "dtype": info.dtype, "nonzeros": info.nonzeros,
         "rows_per_chunk": info.chunk, "target": ((encoding.get("target") or {}).get("name") or y) if info.has_y else None,
-        "classes": (encoding.get("target") or {}).get("classes"), "extras": list(info.extras), "feature_names": names,
-        "reference": references(encoding) or None,
+        "classes": classes and list(classes), "extras": list(info.extras), "feature_names": names,
+        "reference": references(encoding) or None, "read_as": marks.words(file[x]) or None if info.layout == "dense" else None,
     }  # fmt: skip
 
 

@@ -67,3 +67,12 @@ def import_arguments(sub: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     sub.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of the stored numbers")
     sub.add_argument("--format", choices=("csv", "parquet", "svmlight"), help="default: from the file name")
+
+
+def convert_arguments(sub: argparse.ArgumentParser) -> None:
+    """Give a parser what `mpigd convert` takes."""
+    sub.add_argument("data", help="one HDF5 file")
+    sub.add_argument("-o", "--output", required=True, help="the HDF5 file to write")
+    sub.add_argument("--transpose", action="store_true", help="rows become columns, as for matrices of R and Julia")
+    sub.add_argument("--missing", choices=("refuse", "drop"), default="refuse", help="what to do with rows that miss something")
+    add_options(sub, ["x", "y", "allow_links"])

@@ -19,7 +19,7 @@ from mpigd.comm import Comm, together
 from mpigd.config import Config
 from mpigd.config import to_dict as options_of
 from mpigd.costs import Shape
-from mpigd.data import hdf5
+from mpigd.data import hdf5, vectors
 from mpigd.data.source import Info, expand, inspect
 from mpigd.errors import UsageError
 from mpigd.model.samples import sizes_for
@@ -92,10 +92,12 @@ def _outputs(infos: list[Info], config: Config) -> int:
     """Columns of the parameters: the classes of a softmax, as the encoding names them or the first targets show them."""
     if config.loss != "softmax":
         return 1
+    if infos[0].classes:
+        return len(infos[0].classes)
     with hdf5.open_read(infos[0].path, infos[0].links) as file:
         encoding = hdf5.read_json(file, "encoding") if "encoding" in file else {}
         names = (encoding.get("target") or {}).get("classes")
-        return len(names) if names else max(2, np.unique(hdf5.dataset(file, config.y)[:LOOKED_AT]).size)
+        return len(names) if names else max(2, np.unique(vectors.find(file, config.y).read(0, LOOKED_AT)[0]).size)
 
 
 def _memory(share: int, row_bytes: float, k: int, d: int, config: Config) -> float:

@@ -22,7 +22,7 @@ from mpigd.metrics import score
 from mpigd.model.fitted import Model
 from mpigd.model.losses import LOSSES, Loss
 from mpigd.model.response import margins, mean_response, predicted_class
-from mpigd.model.targets import Classes, check_codes, check_domain
+from mpigd.model.targets import Classes, as_trained, check_codes, check_domain
 from mpigd.reduce import total
 
 Array = np.ndarray[Any, Any]
@@ -35,7 +35,7 @@ class Evaluator:
     def __init__(self, shard: Shard, loss: Loss, parameter: float, classes: Classes | None, comm: Comm) -> None:
         assert shard.y is not None
         check_domain(shard, loss, comm)
-        self._y = classes.codes(shard.y) if classes else shard.y
+        self._y = classes.codes(as_trained(shard, classes, comm)) if classes else shard.y
         if classes:
             check_codes(self._y, shard, classes, comm)
         self._c = np.ones(shard.y.size) if shard.c is None else shard.c
@@ -125,7 +125,7 @@ def _encode(paths: Sequence[str], output: str, model: Model, need_y: bool) -> No
     from mpigd.data.encoding import Encoding
     from mpigd.data.importers import encode_like
 
-    if not model.encoding:
+    if not model.encoding.get("format"):  # only names of classes
         raise DataError(f"{paths[0]} is a raw table, but the model was not trained on imported data")
     # A dropped row would shift all predictions after it: those rows are refused here.
     policy = None if model.encoding.get("missing") != "drop" else "refuse"

@@ -69,16 +69,20 @@ class Group(h5py.Group):  # type: ignore[misc]
         found = _follow(self, _text(name, self), _Budget(self._links))
         return default if found is None else found
 
+    def raw(self, name: str) -> Any:
+        """The group or the dataset, or None. A dataset may hold anything here: texts, records, references."""
+        return _follow(self, _text(name, self), _Budget(self._links, numbers=False))
+
 
 class Attributes(h5py.AttributeManager):  # type: ignore[misc]
-    """A group's attributes: numbers and texts of fixed length, none larger than ATTRIBUTE.
+    """Attributes of a group or a dataset: numbers and texts of fixed length, none larger than ATTRIBUTE.
 
     Texts of variable length lie in HDF5's global heap, and one flipped bit there has the library loop for ever.
     """
 
-    def __init__(self, parent: Group) -> None:
+    def __init__(self, parent: h5py.Group | h5py.Dataset) -> None:
         super().__init__(parent)
-        self._place = f"{parent.filename}: "
+        self._place = f"{parent.file.filename}: "
 
     def __getitem__(self, name: str) -> Any:
         if name not in self:
@@ -103,12 +107,12 @@ class Attributes(h5py.AttributeManager):  # type: ignore[misc]
 
 class _Budget:
     """What may still be followed for one name: folders that links may lead into, links in a row, virtual datasets within
-    each other, and sources side by side, each of which is looked at once.
+    each other, and sources side by side, each of which is looked at once. numbers: whether datasets must hold such.
     """
 
-    def __init__(self, folders: Sequence[str]) -> None:
+    def __init__(self, folders: Sequence[str], numbers: bool = True) -> None:
         self._folders = [os.path.realpath(folder) for folder in folders]
-        self.folders = tuple(folders)
+        self.folders, self.numbers = tuple(folders), numbers
         self._links, self._nested, self._sources = LINKS, NESTED, [SOURCES]
         self._direct = False  # no links at all
         self.known: dict[tuple[str, str], Any] = {}  # what was found in which file, by the source's name
@@ -215,7 +219,8 @@ def look(found: Any, budget: _Budget) -> Any:
     if not isinstance(found, h5py.Dataset):
         return found
     with _unreadable(found):
-        declared.check_type(found)
+        if budget.numbers:
+            declared.check_type(found)
         others, sources = _elsewhere(found, budget)
         declared.check_size(found, others)
         declared.check_filters(found)

@@ -140,7 +140,7 @@ def _read_vectors(info: Info, segment: Segment, layout: Layout) -> dict[str, Arr
     """Everything of a segment but X."""
     names = [*info.extras, *([layout.y] if info.has_y else [])]
     with reading(info, segment) as file:
-        vectors = {name: read_vector(file, name, segment) for name in names}
+        vectors = {name: read_vector(file, name, segment, info) for name in names}
     if layout.y != "y" and layout.y in vectors:
         vectors["y"] = vectors.pop(layout.y)
     return vectors
@@ -228,7 +228,10 @@ def _names(info: Info) -> list[str] | None:
 
 def _encoding(info: Info) -> dict[str, Any]:
     with hdf5.open_read(info.path, info.links) as file:
-        return dict(hdf5.read_json(file, "encoding")) if "encoding" in file else {}
+        encoding = dict(hdf5.read_json(file, "encoding")) if "encoding" in file else {}
+    if info.classes is None:
+        return encoding
+    return encoding | {"target": {**(encoding.get("target") or {"name": info.y}), "classes": list(info.classes)}}
 
 
 def _stack(sparse: Sequence[CSR], d: int) -> CSR:

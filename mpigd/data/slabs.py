@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.data import hdf5, plain
+from mpigd.data import hdf5, marks, plain, vectors
 from mpigd.data.half import Half
 from mpigd.data.matrix import CSR, Dense, Matrix
 from mpigd.data.partition import Segment
-from mpigd.data.source import Info
+from mpigd.data.source import Info, sparse_shape
 from mpigd.errors import DataError
 from mpigd_kernels import bits
 from mpigd_kernels import csr as csr_kernels
@@ -26,12 +26,13 @@ SLAB_BYTES = 8 << 20
 class Slabs:
     """A dense dataset (n, d) of an open file, read in slabs that begin and end where its chunks do."""
 
-    def __init__(self, file: hdf5.Group, name: str, dtype: np.dtype[Any]) -> None:
+    def __init__(self, file: hdf5.Group, name: str, dtype: np.dtype[Any], y: str = "y") -> None:
+        """y: the target's name, for advice."""
         self._file, self._name, self._dtype = file, name, dtype
-        self._source = file[name]
+        self._source = marks.matrix(file[name], name, y)
         self.d = int(self._source.shape[1])
         self._chunk = self._source.chunks[0] if self._source.chunks else 1
-        self._place = plain.offset(self._source, dtype)
+        self._place = None if isinstance(self._source, marks.View) else plain.offset(self._source, dtype)
 
     def cuts(self, segment: Segment) -> Iterator[slice]:
         """The file's rows of `segment`, slab by slab."""
@@ -91,7 +92,7 @@ def slabs(
     first, buffer = 0, np.empty((0, 0), dtype)
     for segment in segments:
         with reading(infos[segment.file], segment) as file:
-            source = Slabs(file, x, dtype)
+            source = Slabs(file, x, dtype, infos[segment.file].y)
             for cut in source.cuts(segment):
                 m = cut.stop - cut.start
                 if out is None and buffer.shape[0] < m:
@@ -150,7 +151,7 @@ def _not_finite(file: hdf5.Group, name: str, row: int, stored: Any, dtype: np.dt
 def read_csr(file: hdf5.Group, name: str, segment: Segment, dtype: np.dtype[Any]) -> CSR:
     """The rows of `segment` of a CSR group."""
     group = file[name]
-    d = int(group.attrs["shape"][1])
+    d = int(sparse_shape(group)[1])
     indptr = group["indptr"][segment.start : segment.stop + 1].astype(np.int64)
     start, stop = int(indptr[0]), int(indptr[-1])
     if np.any(indptr[1:] < indptr[:-1]) or start < 0 or stop > group["data"].shape[0]:
@@ -173,17 +174,21 @@ def read_csr(file: hdf5.Group, name: str, segment: Segment, dtype: np.dtype[Any]
     return CSR(indptr, indices, data, d)
 
 
-def read_vector(file: hdf5.Group, name: str, segment: Segment) -> Array:
-    """The rows of `segment` of a vector: float64, but a key int64."""
-    source = hdf5.dataset(file, name)
-    stored = np.asarray(source[segment.start : segment.stop])
+def read_vector(file: hdf5.Group, name: str, segment: Segment, info: Info) -> Array:
+    """The rows of `segment` of a vector: float64, but a key int64; the target's texts are positions in the info's classes."""
+    source = vectors.find(file, name)
+    stored, gone = source.read(segment.start, segment.stop, info.classes)
+    if gone.any():
+        row = segment.start + int(np.argmax(gone))
+        way = marks.command(info.path, info.x, info.y, "--missing", "drop")
+        raise DataError(f"{source.place} row {row} {source.why(row)}: a missing value: {way} leaves such rows out")
     if name == "key" and stored.dtype.kind != "f":
         return stored.astype(np.int64)
     values = stored.astype(np.float64)
     where = scrub(values)
     if where is not None:
         row = segment.start + where
-        raise DataError(_not_finite(file, name, row, source[row], np.dtype("float64")))
+        raise DataError(_not_finite(file, name, row, stored[where], np.dtype("float64")))
     if name == "key":
         return values.astype(np.int64)
     if name == "sample_weight" and np.any(values < 0):

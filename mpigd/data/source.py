@@ -12,7 +12,8 @@ import h5py
 import numpy as np
 
 from mpigd.comm import Comm, bcast_bytes, together
-from mpigd.data import declared, hdf5, order, unwritten
+from mpigd.data import declared, foreign, hdf5, marks, order, unwritten, vectors
+from mpigd.data.guard import Attributes
 from mpigd.data.partition import Extent
 from mpigd.data.pieces import reading_bytes
 from mpigd.errors import DataError
@@ -37,6 +38,9 @@ class Info:
     names: str  # digest of the encoding, so that files encoded differently are not mixed
     halves: bool = False  # X is stored as float16
     links: tuple[str, ...] = ()  # folders into which the file's links may lead
+    x: str = "X"  # the names that were given
+    y: str = "y"
+    classes: tuple[str, ...] | None = None  # the texts that y holds, of all files, ascending
     reading: int = 0  # bytes that HDF5 takes besides the numbers while it reads them
 
     def extent(self) -> Extent:
@@ -88,6 +92,7 @@ def inspect(
     result = [Info(**{**info, "extras": tuple(info["extras"]), "links": tuple(info["links"])}) for info in infos]
     for info in result[1:]:
         _same(result[0], info)
+    result = with_classes(result)
     if sum(info.n for info in result) == 0:
         raise agreed(DataError(f"{result[0].path}: {x!r} has no rows"))
     if result[0].d == 0:
@@ -113,48 +118,105 @@ def _same(first: Info, other: Info) -> None:
             raise agreed(DataError(f"{other.path}: {what} {there} do not match {here} of {first.path}"))
 
 
+def with_classes(infos: list[Info]) -> list[Info]:
+    """The same, each with the texts of all files' y: their positions are the same numbers in every file then."""
+    told = [None if info.classes is None else set(info.classes) for info in infos]
+    if all(classes is None for classes in told):
+        return infos
+    for info, classes in zip(infos, told, strict=True):
+        if classes is None:
+            other = next(info.path for info, classes in zip(infos, told, strict=True) if classes is not None)
+            raise agreed(DataError(f"{info.path}: {info.y!r} holds numbers, but in {other} it holds texts"))
+    union = tuple(sorted(set[str]().union(*(classes or () for classes in told))))
+    return [replace(info, classes=union) for info in infos]
+
+
 def look(file: hdf5.Group, path: str, x: str, y: str, links: Sequence[str] = ()) -> Info:
     """The Info of an open file, or a DataError that names file and dataset."""
-    matrix = file.get(x)
-    if isinstance(matrix, hdf5.Group):
-        n, d, chunk, nonzeros, dtype = _look_csr(matrix, path, x)
+    found = file.raw(x)
+    if isinstance(found, hdf5.Group):
+        n, d, chunk, nonzeros, dtype = _look_csr(found, path, x, y)
         layout = "csr"
-    elif isinstance(matrix, h5py.Dataset):
-        if matrix.ndim != 2:
-            raise DataError(f"{path}: {x!r} has shape {matrix.shape}, expected (rows, columns)")
+    elif isinstance(found, h5py.Dataset):
+        matrix = _look_dense(found, path, x, y)
         (n, d), nonzeros, layout = matrix.shape, None, "dense"
         dtype, chunk = matrix.dtype, matrix.chunks[0] if matrix.chunks else 1
     else:
         raise DataError(f"{path}: no dataset {x!r}; it has {', '.join(sorted(file)) or 'nothing'} (name it with --x)")
-    extras = tuple(name for name in EXTRAS if name in file)
-    for name in (*extras, *([y] if y in file else [])):
-        vector = hdf5.dataset(file, name)
-        if vector.shape != (n,):
-            raise DataError(f"{path}: {name!r} has shape {vector.shape}, expected ({n},)")
+    extras = tuple(name for name in EXTRAS if vectors.there(file, name))
+    has_y, classes = vectors.there(file, y), None
+    for name in (*extras, *([y] if has_y else [])):
+        vector = vectors.find(file, name)
+        _check_length(vector, name, (n, d), path, x, y)
+        if name == y:
+            classes = vector.classes()
+        elif not isinstance(vector, vectors.Numbers):
+            raise DataError(f"{path}: {name!r} holds text, expected numbers")
+    if has_y and layout == "dense":
+        _check_turned(found, (n, d), path, x, y)
     names = hdf5.content_digest(file, "encoding") if "encoding" in file else ""
     halves = dtype.name == "float16"
-    kind = _stored(dtype)
-    return Info(path, int(n), int(d), layout, kind, int(chunk), nonzeros, y in file, extras, names, halves, tuple(links))
+    kind = stored_type(dtype)
+    return Info(
+        path, int(n), int(d), layout, kind, int(chunk), nonzeros, has_y, extras, names, halves, tuple(links), x, y, classes
+    )
 
 
-def _stored(dtype: np.dtype[Any]) -> str:
+def _look_dense(data: h5py.Dataset, path: str, x: str, y: str) -> Any:
+    foreign.check_records(data)
+    declared.check_type(data)
+    if data.ndim != 2:
+        raise DataError(f"{path}: {x!r} has shape {data.shape}, expected (rows, columns)")
+    return marks.matrix(data, x, y)
+
+
+def _check_length(vector: vectors.Vector, name: str, shape: tuple[int, int], path: str, x: str, y: str) -> None:
+    """DataError unless a vector is one of n rows: (n,), or (n, 1) or (1, n), as programs store it that know only matrices."""
+    n, d = shape
+    if vector.shape in ((n,), (n, 1), (1, n)):
+        return
+    advice = ""
+    if d != n and vector.shape in ((d,), (d, 1), (1, d)):
+        turn = marks.command(path, x, y, "--transpose")
+        advice = f": {x!r} {n, d} looks transposed, as MATLAB, R and Julia store matrices: {turn} turns it"
+    elif len(vector.shape) == 2 and vector.shape[0] == n:
+        advice = ": one column for each class or output is not read, store one number, or one label, a row"
+    raise DataError(f"{path}: {name!r} has shape {vector.shape}, expected ({n},){advice}")
+
+
+def _check_turned(data: h5py.Dataset, shape: tuple[int, int], path: str, x: str, y: str) -> None:
+    """DataError for a square matrix of R: nothing tells whether its rows are those of the data."""
+    if marks.RHDF5 in Attributes(data) and shape[0] == shape[1] > 1:
+        turned, plain = marks.command(path, x, y, "--transpose"), marks.command(path, x, y)
+        raise DataError(
+            f"{path}: {x!r} is square, and R stores matrices transposed: {turned} "
+            f"if a row of it in R is a row of the data, {plain} if a column is"
+        )
+
+
+def stored_type(dtype: np.dtype[Any]) -> str:
     """The training type of a stored type: floats stay, all else becomes float64 where float32 would lose digits."""
     if dtype.name in FLOATS:
         return str(dtype.name)
     return "float32" if dtype.itemsize <= 2 else "float64"
 
 
-def _look_csr(group: hdf5.Group, path: str, x: str) -> tuple[int, int, int, int, np.dtype[Any]]:
-    if "encoding-type" not in group.attrs or "shape" not in group.attrs:
+def _look_csr(group: hdf5.Group, path: str, x: str, y: str) -> tuple[int, int, int, int, np.dtype[Any]]:
+    if "MATLAB_sparse" in group.attrs:
+        raise DataError(f"{path}: group {x!r} is a sparse matrix of MATLAB, by columns: {marks.command(path, x, y)} turns it")
+    if not {"data", "indices", "indptr"} & set(group):
+        foreign.refuse_group(group, f"{path}: {x!r}", "a matrix of numbers")
+    if sparse_shape(group) is None:
         raise DataError(f"{path}: group {x!r} has no encoding-type and shape, expected 'csr_matrix' with a shape")
     parts = {name: hdf5.dataset(group, name) for name in ("data", "indices", "indptr")}
-    stored = np.asarray(group.attrs["shape"])
+    stored = np.asarray(sparse_shape(group))
     shape = stored.tolist()
     if stored.dtype.kind not in "iu" or stored.shape != (2,) or shape[1] < 0:
         raise DataError(f"{path}: {x!r}: shape {shape} is none of rows and columns")
-    encoding = _encoding_of(group, shape, parts["indptr"].shape)
+    encoding = sparse_encoding(group, shape, parts["indptr"].shape)
     if encoding != "csr_matrix":
-        raise DataError(f"{path}: group {x!r} has encoding-type {encoding!r}, expected 'csr_matrix' with a shape")
+        advice = f": {marks.command(path, x, y)} turns it" if encoding == "csc_matrix" else " with a shape"
+        raise DataError(f"{path}: group {x!r} has encoding-type {encoding!r}, expected 'csr_matrix'{advice}")
     if parts["indptr"].shape != (shape[0] + 1,):
         raise DataError(f"{path}: {x!r}: shape {shape} does not fit indptr {parts['indptr'].shape}")
     if parts["data"].ndim != 1 or parts["data"].shape != parts["indices"].shape:
@@ -165,13 +227,23 @@ def _look_csr(group: hdf5.Group, path: str, x: str) -> tuple[int, int, int, int,
     return shape[0], shape[1], 1, int(parts["data"].shape[0]), parts["data"].dtype
 
 
-def _encoding_of(group: hdf5.Group, shape: list[int], indptr: tuple[int, ...]) -> Any:
+def sparse_shape(group: hdf5.Group) -> Any:
+    """The rows and columns that a sparse matrix says it has, or None if it says nothing; its name before AnnData 0.7 too."""
+    name = next((name for name in ("shape", "h5sparse_shape") if name in group.attrs), None)
+    told = "encoding-type" in group.attrs or "h5sparse_format" in group.attrs
+    return group.attrs[name] if name and told else None
+
+
+def sparse_encoding(group: hdf5.Group, shape: list[int], indptr: tuple[int, ...]) -> Any:
     """AnnData's encoding-type. It is a text of variable length, which nobody should read from a damaged file: the length of
     indptr says it as well, unless the matrix is square.
     """
-    if not group.attrs.varies("encoding-type"):
-        told = group.attrs["encoding-type"]
-        return told.decode(errors="replace") if isinstance(told, bytes) else told
-    if shape[0] == shape[1]:
-        return group.attrs.varying("encoding-type")
-    return "csc_matrix" if indptr == (shape[1] + 1,) else "csr_matrix"
+    name = "encoding-type" if "encoding-type" in group.attrs else "h5sparse_format"
+    if not group.attrs.varies(name):
+        told = group.attrs[name]
+        told = told.decode(errors="replace") if isinstance(told, bytes) else told
+    elif shape[0] == shape[1]:
+        told = group.attrs.varying(name)
+    else:
+        told = "csc_matrix" if indptr == (shape[1] + 1,) else "csr_matrix"
+    return f"{told}_matrix" if name == "h5sparse_format" and told in ("csr", "csc") else told

@@ -70,7 +70,7 @@ class Streamed:
         """(segment, rows of its file) of each piece."""
         for number, segment in enumerate(self._segments):
             with reading(self._infos[segment.file], segment) as file:
-                source = Slabs(file, self._x, self._read_as)
+                source = Slabs(file, self._x, self._read_as, self._infos[segment.file].y)
                 if self._narrowing is None and (mapped := source.map()) is not None:
                     self._maps[number] = mapped
                 cuts = list(source.cuts(segment))
@@ -153,7 +153,7 @@ class Streamed:
         def opened() -> tuple[ExitStack, Slabs]:
             stack = ExitStack()
             file = stack.enter_context(reading(self._infos[place.file], place))
-            return stack, Slabs(file, self._x, self._read_as)
+            return stack, Slabs(file, self._x, self._read_as, self._infos[place.file].y)
 
         return self._open.get(segment, opened)[1]
 

@@ -57,7 +57,8 @@ def find_classes(shard: Shard, loss: Loss, comm: Comm) -> Classes:
     values = values[~np.isnan(values)]
     two = loss.kind != "multiclass"
     if values.size > MOST_CLASSES or (two and values.size != 2) or values.size < 2:
-        shown = ", ".join(f"{value:g}" for value in values[:5]) + (", ..." if values.size > 5 else "")
+        labels = Classes(values[:5], tuple(shard.class_names) if shard.class_names else None).labels()
+        shown = ", ".join(f"{label}" for label in labels) + (", ..." if values.size > 5 else "")
         wanted = "exactly two" if two else f"2 to {MOST_CLASSES}"
         error = DataError(
             f"{shard.name}: the {loss.name} loss needs {wanted} different values in the target, found "
@@ -67,6 +68,33 @@ def find_classes(shard: Shard, loss: Loss, comm: Comm) -> Classes:
         raise error
     names = shard.class_names
     return Classes(values, tuple(names) if names else None)
+
+
+def as_trained(shard: Shard, classes: Classes, comm: Comm) -> Array:
+    """y (m,) with the numbers that the names of its classes have in `classes`: each data set numbers its own.
+
+    Collective; DataError on all ranks, naming the row, for a name that is not among them.
+    """
+    assert shard.y is not None
+    own, known = shard.class_names, classes.names
+    if own is None or known == tuple(own):
+        return shard.y
+    if known is None:
+        error = DataError(f"{shard.name}: the target holds texts ({', '.join(own[:5])}), but the model was trained on numbers")
+        error.agreed = True
+        raise error
+    with together(comm):
+        place = {name: float(code) for code, name in enumerate(known)}
+        codes = np.array([place.get(name, -1.0) for name in own])
+        numbers = shard.y.astype(np.int64)
+        within = (numbers == shard.y) & (numbers >= 0) & (numbers < codes.size)
+        y = np.append(codes, -1.0)[np.where(within, numbers, codes.size)]
+        bad = np.flatnonzero(y < 0)
+        if bad.size:
+            row, at = shard.rows[bad[0]], bad[0]
+            name = own[numbers[at]] if within[at] else f"{shard.y[at]:g}"
+            raise DataError(f"{shard.where(row)}: label {name!r} is none of the model's classes ({', '.join(known[:10])})")
+    return y
 
 
 def check_domain(shard: Shard, loss: Loss, comm: Comm) -> None:

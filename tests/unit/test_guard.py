@@ -290,12 +290,12 @@ def typed(dtype: Any) -> Change:
 
 
 TYPES = {
-    "texts": (h5py.string_dtype(), "'y' holds text, expected numbers (`mpigd import`"),
-    "short texts": ("S5", "'y' holds text, expected numbers (`mpigd import`"),
+    "texts": (h5py.string_dtype(), "'y' row 0 is an empty text: a missing value"),
+    "short texts": ("S5", "'y' row 0 is an empty text: a missing value"),
     "references": (h5py.ref_dtype, "'y' holds object, expected numbers"),
     "regions": (h5py.regionref_dtype, "'y' holds object, expected numbers"),
     "lists": (h5py.vlen_dtype(np.int32), "'y' holds object, expected numbers"),
-    "records": ([("a", "f8"), ("b", h5py.string_dtype())], "'y' holds [("),
+    "records": ([("a", "f8"), ("b", h5py.string_dtype())], "'y' is a table of records (fields a, b)"),
     "arrays": (np.dtype("(3,)f8"), "'y' holds ('<f8', (3,)), expected numbers"),
     "opaque": ("V4", "'y' holds |V4, expected numbers"),
     "complex": ("c16", "'y' holds complex128, expected numbers"),
