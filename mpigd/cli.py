@@ -115,7 +115,7 @@ def convert_command(arguments: argparse.Namespace) -> int:
         return 0
     from mpigd.data.convert import convert
 
-    how = arguments.transpose, arguments.missing, config.allow_links
+    how = arguments.transpose, arguments.missing, config.allow_links, config.allow_unwritten
     done = convert(arguments.data, arguments.output, config.x, config.y, *how)
     dropped = f", {done.dropped:,} rows dropped" if done.dropped else ""
     print(f"{done.path}: {done.rows:,} rows x {done.columns:,} columns, {done.layout}{dropped}", file=sys.stderr)

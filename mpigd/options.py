@@ -75,4 +75,4 @@ def convert_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("-o", "--output", required=True, help="the HDF5 file to write")
     sub.add_argument("--transpose", action="store_true", help="rows become columns, as for matrices of R and Julia")
     sub.add_argument("--missing", choices=("refuse", "drop"), default="refuse", help="what to do with rows that miss something")
-    add_options(sub, ["x", "y", "allow_links"])
+    add_options(sub, ["x", "y", "allow_links", "allow_unwritten"])

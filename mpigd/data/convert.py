@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mpigd.data import declared, foreign, hdf5, marks, source, vectors
+from mpigd.data import declared, foreign, hdf5, marks, source, unwritten, vectors
 from mpigd.data.writer import VECTORS, Stream, Writer
 from mpigd.errors import DataError, UsageError
 
@@ -176,7 +176,14 @@ class Sparse:
 
 
 def convert(
-    path: str, output: str, x: str, y: str, transpose: bool = False, missing: str = "refuse", links: Sequence[str] = ()
+    path: str,
+    output: str,
+    x: str,
+    y: str,
+    transpose: bool = False,
+    missing: str = "refuse",
+    links: Sequence[str] = (),
+    allow_unwritten: bool = False,
 ) -> Done:
     """Write X and the vectors beside it, of one file, to a new one. DataError for what cannot be used."""
     if missing not in POLICIES:
@@ -184,6 +191,8 @@ def convert(
     if os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):
         raise UsageError(f"-o {output} would replace a file that is read")
     with hdf5.open_read(path, links) as file:
+        if not allow_unwritten:
+            unwritten.check(file, [x, y, *source.EXTRAS], by_rows=False)
         matrix = _matrix(file, x, y, transpose)
         beside = _vectors(file, y, matrix.shape[0])
         with hdf5.create(output) as out:

@@ -87,7 +87,7 @@ class Dataset(h5py.Dataset):  # type: ignore[misc]
 
     def _touched(self, box: tuple[slice, ...]) -> float:
         """Chunks that a read of the box touches; fewer than one where many lie in a chunk."""
-        return math.prod(_chunks(part, length) for part, length in zip(box, self._grid(), strict=True))
+        return float(math.prod(_chunks(part, length) for part, length in zip(box, self._grid(), strict=True)))
 
     def _read(self, out: Array, box: tuple[slice, ...]) -> None:
         for part in self._cuts(box):
@@ -114,8 +114,8 @@ class Dataset(h5py.Dataset):  # type: ignore[misc]
 def _chunks(part: slice, length: float) -> float:
     """How many chunks of a length lie along a part of an axis."""
     if length < 1.0 or math.isinf(length):  # several chunks a row, or one for all
-        return (part.stop - part.start) / length if part.stop > part.start and math.isfinite(length) else 1.0
-    return math.ceil(part.stop / length) - math.floor(part.start / length)
+        return 1.0 if math.isinf(length) else (part.stop - part.start) / length
+    return float(math.ceil(part.stop / length) - math.floor(part.start / length))
 
 
 def _steps(part: slice, length: float, chunks: float) -> Iterator[slice]:
