@@ -15,6 +15,7 @@ from mpigd.comm import Comm, together
 from mpigd.config import Config
 from mpigd.costs import Shape
 from mpigd.data.loading import Layout, fingerprint
+from mpigd.data.names import check_same
 from mpigd.data.shard import Shard
 from mpigd.data.streamed import Streamed
 from mpigd.errors import UsageError
@@ -178,6 +179,9 @@ def first(problem: Problem, config: Config, comm: Comm) -> Array:
         model = fitted.load(config.start)
         if model.coef.shape != (problem.k, problem.objective.rows.X.d):
             raise UsageError(f"--start {config.start}: {model.coef.shape} coefficients do not fit this problem")
+        here, known = problem.shard.feature_names, model.encoding.get("feature_names")
+        if here is not None and known is not None:
+            check_same(problem.shard.name, here, f"--start {config.start} was trained on", known)
     return problem.objective.scaling.from_raw(model.coef, model.intercept)
 
 

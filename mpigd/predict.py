@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import numpy as np
 
 from mpigd.comm import Comm, bcast_bytes, together
 from mpigd.config import Config
-from mpigd.data import hdf5
+from mpigd.data import hdf5, names
 from mpigd.data.loading import Layout, load, passing
 from mpigd.data.shard import Shard
 from mpigd.data.source import agreed
@@ -76,14 +77,28 @@ def model_classes(model: Model) -> Classes | None:
     return Classes(model.classes, tuple(names) if names else None)
 
 
-def check_columns(shard: Shard, d: int, known: Sequence[str] | None) -> None:
-    """DataError, the same on all ranks, unless the data's columns are the d that were trained on, `known` by their names."""
+def check_columns(shard: Shard, d: int, known: Sequence[str] | None) -> str:
+    """DataError, the same on all ranks, unless the data's columns are the d that were trained on, `known` by their names.
+
+    Returns what the user should know: that nothing but the order tells which column is which.
+    """
     if shard.X.d != d:
         raise agreed(DataError(f"{shard.name}: {shard.X.d} columns, but the model was trained on {d}"))
     here = shard.feature_names
-    if known is not None and here is not None and list(known) != here:
-        j = next(j for j in range(d) if known[j] != here[j])
-        raise agreed(DataError(f"{shard.name}: column {j} is {here[j]!r}, but the model was trained on {known[j]!r}"))
+    if known is not None and here is not None:
+        try:
+            names.check_same(shard.name, here, "the model was trained on", known)
+        except DataError as error:
+            raise agreed(error) from None
+    if known is None or here is not None:
+        return ""
+    return f"{shard.name} has no names of columns: they are taken in the order that the model was trained on"
+
+
+def tell(text: str, comm: Comm) -> None:
+    """Say it once, if there is something to say."""
+    if text and comm.rank == 0:
+        print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -144,7 +159,7 @@ def evaluate(model: Model, paths: Sequence[str], config: Config, comm: Comm) -> 
     with encoded(paths, model, comm) as files:
         layout = _layout(model, config, config.partition)
         shard, slabs = passing(files, layout, comm)
-        check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names"))
+        tell(check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names")), comm)
         loss = LOSSES[model.config.loss]
         evaluator = Evaluator(shard, loss, loss.parameter(model.config), model_classes(model), comm)
         z = np.empty((model.coef.shape[0], shard.rows.size))
@@ -160,7 +175,7 @@ def predict(model: Model, paths: Sequence[str], output: str, csv: str | None, co
     """Write predictions for a data set in row order; returns the number of rows. Collective."""
     with encoded(paths, model, comm, need_y=False) as files:
         shard = load(files, _layout(model, config, "range", need_y=False), comm)
-    check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names"))
+    tell(check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names")), comm)
     slabs = _in_order(lambda rows: _columns(model, shard, rows), shard, model, comm)
     if comm.rank == 0:
         _write(slabs, shard.n, model, output, csv)

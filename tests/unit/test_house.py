@@ -58,6 +58,7 @@ DOORS = {
         "mpigd.data.texts",
         "mpigd.data.vectors",
         "mpigd.data.importers",
+        "mpigd.data.names",
         "mpigd.data.pieces",
         "mpigd.data.unwritten",
         "mpigd.data.writer",
