@@ -179,9 +179,8 @@ def first(problem: Problem, config: Config, comm: Comm) -> Array:
         model = fitted.load(config.start)
         if model.coef.shape != (problem.k, problem.objective.rows.X.d):
             raise UsageError(f"--start {config.start}: {model.coef.shape} coefficients do not fit this problem")
-        here, known = problem.shard.feature_names, model.encoding.get("feature_names")
-        if here is not None and known is not None:
-            check_same(problem.shard.name, here, f"--start {config.start} was trained on", known)
+        shard, known = problem.shard, model.encoding.get("feature_names")
+        check_same(shard.name, shard.feature_names, f"--start {config.start} was trained on", known)
     return problem.objective.scaling.from_raw(model.coef, model.intercept)
 
 

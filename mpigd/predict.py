@@ -85,11 +85,10 @@ def check_columns(shard: Shard, d: int, known: Sequence[str] | None) -> str:
     if shard.X.d != d:
         raise agreed(DataError(f"{shard.name}: {shard.X.d} columns, but the model was trained on {d}"))
     here = shard.feature_names
-    if known is not None and here is not None:
-        try:
-            names.check_same(shard.name, here, "the model was trained on", known)
-        except DataError as error:
-            raise agreed(error) from None
+    try:
+        names.check_same(shard.name, here, "the model was trained on", known)
+    except DataError as error:
+        raise agreed(error) from None
     if known is None or here is not None:
         return ""
     return f"{shard.name} has no names of columns: they are taken in the order that the model was trained on"

@@ -84,8 +84,10 @@ def digest(names: Sequence[str] | None) -> str:
     return "" if names is None else hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()
 
 
-def check_same(path: str, names: Sequence[str], other: str, known: Sequence[str]) -> None:
-    """DataError, naming the first column that differs from that of the data set, or the model, `other`."""
+def check_same(path: str, names: Sequence[str] | None, other: str, known: Sequence[str] | None) -> None:
+    """DataError, naming the first column that differs from that of the data set, or the model, `other`; where both have names."""
+    if names is None or known is None:
+        return
     for j, (here, there) in enumerate(zip(names, known, strict=False)):
         if here != there:
             how = " (the same columns in another order)" if sorted(names) == sorted(known) else ""
