@@ -97,11 +97,16 @@ def _check_chunks(data: Dataset, named: Named, part: slice) -> None:
         count += 1
         return True if count > total else None
 
-    data.id.chunk_iter(counted)
+    chunks_of(data, counted)
     if count > total:
         raise DataError(f"{declared.named(data)} is damaged: it has more than the {total} chunks of its shape")
     if count < total:
         _find_missing(data, named, part, grid)
+
+
+def chunks_of(data: h5py.Dataset, callback: Callable[[Any], Any]) -> None:
+    """Tell the callback of every chunk that has a place in the file, until it returns something."""
+    data.id.chunk_iter(callback)
 
 
 def _find_missing(data: Dataset, named: Named, part: slice, grid: Sequence[int]) -> None:
@@ -110,7 +115,7 @@ def _find_missing(data: Dataset, named: Named, part: slice, grid: Sequence[int])
     def mark(info: Any) -> None:
         there[tuple(at // chunk for at, chunk in zip(info.chunk_offset, data.chunks, strict=True))] = True
 
-    data.id.chunk_iter(mark)
+    chunks_of(data, mark)
     first, last, _ = part.indices(len(data))
     there[: first // data.chunks[0]] = True
     there[-(-last // data.chunks[0]) :] = True
