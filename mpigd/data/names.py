@@ -73,7 +73,7 @@ def _of_annotations(file: hdf5.Group) -> list[str] | None:
     if not isinstance(var, hdf5.Group):
         return None
     key = "_index"
-    if key not in var and key in var.attrs:
+    if var.raw(key) is None and key in var.attrs:
         value = var.attrs.varying(key) if var.attrs.varies(key) else var.attrs[key]
         key = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
     return _stored(var, key)
