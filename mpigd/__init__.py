@@ -12,34 +12,39 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from mpigd import launch as launch  # it remembers which process this is: a fork is no rank
 from mpigd.version import __version__
 
 if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
     from mpigd.comm import Comm
     from mpigd.config import Config
     from mpigd.crossval import CrossValidation
     from mpigd.data.importers import Summary
     from mpigd.model.fitted import Model
 
+    AnyComm = Comm | Intracomm
     Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 __all__ = ["__version__", "cv", "import_data", "load", "train"]
 
 
-def train(data: Paths | tuple[Any, ...], config: Config | None = None, *, comm: Comm | None = None, **options: Any) -> Model:
+def train(data: Paths | tuple[Any, ...], config: Config | None = None, *, comm: AnyComm | None = None, **options: Any) -> Model:
     """Fit a model; under mpirun every rank calls this and gets the same one.
 
     data: paths of HDF5 files (globs allowed), or this rank's own rows as (X, y), (X, y, sample_weight) or
     (X, y, sample_weight, offset): X (m, d) numpy or scipy.sparse, y (m,), the others (m,) or None. Ranks' rows are
     numbered in rank order. options: those of `mpigd train`, with underscores; they change `config`.
-    comm: a mpigd.comm.Comm; default: the world under a launcher, else this process alone.
+    comm: a communicator of mpi4py, all of whose ranks make the call, or a mpigd.comm.Comm; default: all ranks under a
+    launcher, else this process alone.
 
     Raises mpigd.errors.MpigdError (UsageError, DataError, ...), the same on all ranks.
     """
-    rows, settings, comm, progress = _prepared(data, config, comm, options)
+    rows, settings, ours, progress = _prepared("mpigd.train", data, config, comm, options)
     from mpigd.trainer import train as run
 
-    return run(rows, settings, comm, progress)
+    return run(rows, settings, ours, progress)
 
 
 def cv(
@@ -49,7 +54,7 @@ def cv(
     choose: str = "best",
     config: Config | None = None,
     *,
-    comm: Comm | None = None,
+    comm: AnyComm | None = None,
     **options: Any,
 ) -> CrossValidation:
     """Compare ridge penalties by cross-validation and train the chosen one on all rows, as `mpigd cv` does.
@@ -57,20 +62,20 @@ def cv(
     data, config, comm, options: as for `train`. l2: LOW:HIGH:COUNT, or penalties. choose: "best", or "one-se" for the largest
     penalty within a standard error of it. Returns scores, smaller is better, and the model.
     """
-    rows, settings, comm, progress = _prepared(data, config, comm, options)
+    rows, settings, ours, progress = _prepared("mpigd.cv", data, config, comm, options)
     from mpigd.crossval import cross_validate, penalties_of
 
     penalties = penalties_of(l2 if isinstance(l2, str) else ",".join(repr(float(value)) for value in l2))
-    return cross_validate(rows, settings, penalties, folds, choose, comm, progress)
+    return cross_validate(rows, settings, penalties, folds, choose, ours, progress)
 
 
-def _prepared(data: Any, config: Config | None, comm: Comm | None, options: dict[str, Any]) -> tuple[Any, Config, Comm, Any]:
+def _prepared(what: str, data: Any, config: Config | None, comm: Any, options: dict[str, Any]) -> tuple[Any, Config, Comm, Any]:
     """Rows or paths, configuration, communicator and progress, with the kernels' cache in place before numba is imported."""
     import sys
 
     from mpigd import cache
     from mpigd.config import from_mapping
-    from mpigd.world import connect
+    from mpigd.world import enter
 
     cache.prepare()
     from mpigd.data.arrays import shard_of
@@ -78,9 +83,9 @@ def _prepared(data: Any, config: Config | None, comm: Comm | None, options: dict
 
     settings = from_mapping({"quiet": True} | options if config is None else options, config)
     arrays = isinstance(data, tuple) and not all(isinstance(path, str | os.PathLike) for path in data)
-    comm = comm or connect()
-    rows = shard_of(data, settings.dtype, comm) if isinstance(data, tuple) and arrays else _paths(data)
-    return rows, settings, comm, Progress(sys.stderr, quiet=settings.quiet or comm.rank > 0)
+    ours = enter(comm, what, settings.hang_timeout)
+    rows = shard_of(data, settings.dtype, ours) if isinstance(data, tuple) and arrays else _paths(data)
+    return rows, settings, ours, Progress(sys.stderr, quiet=settings.quiet or ours.rank > 0)
 
 
 def _paths(data: Any) -> list[str]:

@@ -14,13 +14,14 @@ from mpigd.choices import complete as complete
 from mpigd.comm import Comm, together
 from mpigd.config import Config
 from mpigd.costs import Shape
+from mpigd.data.column_names import check_same
 from mpigd.data.loading import Layout, fingerprint
-from mpigd.data.names import check_same
 from mpigd.data.shard import Shard
 from mpigd.data.streamed import Streamed
 from mpigd.errors import UsageError
 from mpigd.model import fitted
 from mpigd.model.digits import centred, warning
+from mpigd.model.extremes import explained
 from mpigd.model.hessian import is_whole
 from mpigd.model.losses import LOSSES, Loss
 from mpigd.model.null_model import NullModel, fit_null
@@ -30,7 +31,7 @@ from mpigd.model.rounding import needs_fine
 from mpigd.model.samples import sizes as _samples
 from mpigd.model.scaling import Scaling, make_scaling
 from mpigd.model.sparse_outer import Split
-from mpigd.model.targets import Classes, check_domain, check_size, class_weights, find_classes
+from mpigd.model.targets import Classes, check_domain, check_numeric, check_size, find_classes, row_weights
 from mpigd.optim import curvature
 from mpigd.optim.accelerated import Accelerated
 from mpigd.optim.base import Optimizer
@@ -114,19 +115,18 @@ def layout(config: Config, need_y: bool = True) -> Layout:
     )  # fmt: skip
 
 
+@explained
 def problem(shard: Shard, config: Config, comm: Comm) -> Problem:
     """Check the target, agree on classes and weights, measure the columns. Collective; DataError on all ranks together."""
     loss = LOSSES[config.loss]
     assert shard.y is not None
+    check_numeric(shard.name, shard.encoding, loss)
     check_domain(shard, loss, comm)
     if not loss.classifies:
         check_size(shard, comm)
     classes = find_classes(shard, loss, comm) if loss.classifies else None
     y = classes.codes(shard.y) if classes else shard.y
-    c = np.broadcast_to(1.0, y.shape) if shard.c is None else shard.c  # one number: weights of one take no memory
-    weights = class_weights(config.class_weight, y, c, classes, comm)
-    if weights is not None:
-        c = c * weights[y.astype(np.int64)]
+    c = row_weights(config.class_weight, y, shard, classes, comm)
     mark = fingerprint(shard, comm)
     X, statistics, shift, stored = centred(shard.X, c, shard.n, config.intercept, comm)
     few = warning(stored, shard.X.dtype, shard.feature_names) if config.intercept else None

@@ -6,33 +6,52 @@ hash of all that, and it must belong to this user and be closed to others. Call 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import platform
-import stat
+import shlex
 import sys
 import tempfile
 from importlib import import_module, metadata, util
 from pathlib import Path
 
+from mpigd.errors import StorageError, UsageError
+from mpigd.places import located
+
 VARIABLE = "MPIGD_CACHE_DIR"
+LINKS = 40  # one after the other, as the system follows them
 
 
 def prepare() -> Path:
     """Point numba to the cache folder, made if need be; a fresh temporary one if that cannot be trusted."""
+    check()
     if "NUMBA_CPU_NAME" not in os.environ:  # first, for processes that this one starts are to take the same folder
         host = import_module("mpigd_kernels.host")  # only now: it loads LLVM
         os.environ.setdefault("NUMBA_CPU_FEATURES", host.features())
     folder = location()
     try:
         for part in (folder.parent, folder):
-            part.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not private(part):
+            if make_private(part) is not None:
                 raise PermissionError(part)
     except OSError:
-        folder = Path(tempfile.mkdtemp(prefix="mpigd-"))
+        folder = _temporary()
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
     return folder
+
+
+def _temporary() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="mpigd-"))
+    except OSError as error:
+        why = f"no folder for compiled kernels can be made ({error.strerror})"
+        raise StorageError(f"{why}: set {VARIABLE} to one that you may write to") from error
+
+
+def check() -> None:
+    """UsageError where numba is told not to compile: the kernels are not Python, and use what numba alone provides."""
+    if os.environ.get("NUMBA_DISABLE_JIT", "0").strip() not in ("", "0"):
+        raise UsageError("NUMBA_DISABLE_JIT is set, but the kernels of mpigd have to be compiled: unset NUMBA_DISABLE_JIT")
 
 
 def import_lean() -> None:
@@ -53,13 +72,35 @@ def import_lean() -> None:
 def location() -> Path:
     """The folder, once `prepare` was called: below $MPIGD_CACHE_DIR, or below the temporary folder, which is this host's own."""
     base = os.environ.get(VARIABLE) or os.path.join(tempfile.gettempdir(), f"mpigd-cache-{os.getuid()}")
-    return Path(base) / _key()
+    return Path(located(base)).absolute() / _key()
 
 
-def private(folder: Path) -> bool:
-    """A real folder of this user's that others may not write to."""
-    found = folder.lstat()
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+def make_private(folder: Path) -> str | None:
+    """Make the folder if need be, for this user alone; None, or what is wrong with one that is there, and what to do. OSError.
+
+    Symbolic links lead to it only from folders that others may not write to: they could have it lead elsewhere at any time.
+    """
+    real, place = os.path.realpath(folder), folder
+    for _ in range(LINKS):
+        if not place.is_symlink():
+            break
+        holder = Path(os.path.realpath(place.parent))
+        if not _closed(holder.stat(), {os.getuid(), 0}):
+            return f"this link lies in {holder}, where others may write: name the folder that it leads to, {real}"
+        place = holder / os.readlink(place)
+    if os.path.lexists(real) and not os.path.isdir(real):  # a file, or links that lead in a circle
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), real)
+    Path(real).mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = os.stat(real)
+    if found.st_uid != os.getuid():
+        return f"{real} is not yours: use another folder"
+    if not _closed(found, {os.getuid()}):
+        return f"others may write to this folder: chmod go-w {shlex.quote(real)}"
+    return None
+
+
+def _closed(found: os.stat_result, owners: set[int]) -> bool:
+    return found.st_uid in owners and not found.st_mode & 0o022
 
 
 def _key() -> str:

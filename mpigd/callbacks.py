@@ -116,7 +116,11 @@ class History(Callback):
 
 
 class EarlyStop(Callback):
-    """Scores parameters every so many steps; keeps the best, and stops after `patience` scores without improvement."""
+    """Scores parameters every so many steps; keeps the best, and stops after `patience` scores without improvement.
+
+    A tie is no improvement, as in Keras and scikit-learn: of equal scores the first is the best, and each later one counts
+    towards `patience`. Neither is NaN one (a score that is not defined).
+    """
 
     def __init__(
         self, score: Callable[[Array], dict[str, Any]], metric: str, higher: bool, every: int, patience: int | None,

@@ -17,6 +17,7 @@ from mpigd.comm import Comm, bcast_bytes, together
 from mpigd.config import FIELDS, Config, from_dict, to_dict
 from mpigd.data import hdf5
 from mpigd.errors import DataError, StorageError, UsageError
+from mpigd.places import located
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -49,9 +50,9 @@ class Checkpoint:
 
         epoch: of the world that this rank is in, where others may go on without it.
         """
-        path = Path(folder) / f"step-{self.step:012d}.h5"
+        path = Path(located(folder)) / f"step-{self.step:012d}.h5"
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            Path(os.path.realpath(path.parent)).mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"{folder}: cannot be made: {error.strerror}") from error
 
@@ -93,7 +94,7 @@ def _read_back(temporary: str, path: Path) -> None:
 def fence(folder: str, epoch: int) -> None:
     """StorageError where a later world than `epoch` has claimed the folder: this rank was asleep, and the others went on."""
     with suppress(OSError):
-        later = re.search(r", world (\d+)", Path(folder, CLAIM).read_text(errors="replace"))
+        later = re.search(r", world (\d+)", Path(located(folder), CLAIM).read_text(errors="replace"))
         if later and int(later[1]) > epoch:
             raise StorageError(f"{folder}: the other ranks went on without this one: it saves nothing any more")
 
@@ -111,20 +112,20 @@ def prune(folder: str, first: int) -> None:
 def tidy(folder: str) -> None:
     """Remove what a process left that was killed as it wrote; for the job alone that saves in this folder."""
     with suppress(OSError):
-        for name in os.listdir(folder):
+        for name in os.listdir(located(folder)):
             if LEFT.fullmatch(name):
-                os.unlink(Path(folder) / name)
+                os.unlink(Path(located(folder)) / name)
 
 
 def found(folder: str) -> list[Path]:
     """Checkpoint files in a folder, newest first."""
     try:
-        names = [name for name in os.listdir(folder) if NAME.fullmatch(name)]
+        names = [name for name in os.listdir(located(folder)) if NAME.fullmatch(name)]
     except FileNotFoundError:
         return []
     except OSError as error:
         raise DataError(f"{folder}: {error.strerror}") from error
-    return [Path(folder) / name for name in sorted(names, reverse=True)]
+    return [Path(located(folder)) / name for name in sorted(names, reverse=True)]
 
 
 def read(path: str | Path) -> Checkpoint:

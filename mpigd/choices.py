@@ -13,6 +13,7 @@ from mpigd.costs import Shape, cheapest
 from mpigd.errors import UsageError
 from mpigd.model.hessian import is_whole
 from mpigd.model.losses import LOSSES
+from mpigd.model.targets import NO_CLASSES
 from mpigd.quantities import limits_of
 
 EPOCHS = {"full": 1000, "minibatch": 5, "stochastic": 1}
@@ -58,6 +59,8 @@ SELF_PACED = (
 
 def check(config: Config) -> None:
     """Raise UsageError, one sentence, if optimiser, mode, loss and penalty do not go together."""
+    if config.class_weight is not None and not LOSSES[config.loss].classifies:
+        raise UsageError(NO_CLASSES)
     name = config.optimizer if config.optimizer != "auto" else automatic_optimizer(config, Shape(1, 1))[0]
     if name not in NEEDS:
         raise UsageError(f"no optimizer {name!r}")

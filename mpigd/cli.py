@@ -14,10 +14,14 @@ from typing import Any
 from mpigd import __version__, cache, submit
 from mpigd.comm import Comm, together
 from mpigd.config import FIELDS, Config, resolve
+from mpigd.convert_command import convert_arguments, convert_command
 from mpigd.errors import UsageError
+from mpigd.import_command import import_arguments, import_command
 from mpigd.launch import launched
-from mpigd.options import Parser, add_options, convert_arguments, import_arguments
-from mpigd.world import connect
+from mpigd.options import Parser, add_options
+from mpigd.predict_arguments import evaluate_arguments, predict_arguments
+from mpigd.streams import put, say
+from mpigd.world import enter
 
 
 def parser() -> Parser:
@@ -38,17 +42,8 @@ def parser() -> Parser:
     train.add_argument("--config", default=None, help="a TOML file with the same options")
     add_options(train, list(FIELDS))
     _cv_arguments(command("cv", "choose the ridge penalty by cross-validation, all folds in one pass", cv_command))
-    evaluate = command("evaluate", "score a model on data", evaluate_command)
-    evaluate.add_argument("model")
-    evaluate.add_argument("data", nargs="+", help="HDF5 files, or raw tables encoded like the training data")
-    evaluate.add_argument("--json", action="store_true", help="one JSON object with the metrics")
-    add_options(evaluate, ["x", "y", "partition", "allow_links", "allow_unwritten", "allow_duplicates"])
-    predict = command("predict", "write predictions in row order", predict_command)
-    predict.add_argument("model")
-    predict.add_argument("data", nargs="+", help="HDF5 files, or raw tables encoded like the training data")
-    predict.add_argument("-o", "--output", default="predictions.h5")
-    predict.add_argument("--csv", nargs="?", const="", default=None, metavar="FILE", help="also as CSV")
-    add_options(predict, ["x", "y", "allow_links", "allow_unwritten", "allow_duplicates"])
+    evaluate_arguments(command("evaluate", "score a model on data", evaluate_command))
+    predict_arguments(command("predict", "write predictions in row order", predict_command))
     info = command("info", "describe a data set, a model or a checkpoint", info_command)
     info.add_argument("file")
     info.add_argument("--json", action="store_true", help="everything, for machines")
@@ -81,9 +76,10 @@ def _cv_arguments(sub: argparse.ArgumentParser) -> None:
     add_options(sub, [name for name in FIELDS if name != "l2"])
 
 
-def _connect() -> Comm:
-    """The communicator, with the kernels' cache in place before anything imports numba."""
-    comm = connect()
+def _connect(arguments: argparse.Namespace, limit: float | None = None) -> Comm:
+    """The communicator, with the kernels' cache in place before anything imports numba. limit: seconds to wait for all ranks."""
+    cache.check()
+    comm = enter(None, f"mpigd {arguments.command}", limit)
     cache.prepare()
     cache.import_lean()
     return comm
@@ -93,46 +89,18 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(arguments).items() if name in FIELDS}
 
 
-def import_command(arguments: argparse.Namespace) -> int:
-    from mpigd.data.importers import import_data
-
-    options = {key: value for key, value in vars(arguments).items() if key not in ("command", "run", "source", "output")}
-
-    def show(rows: int) -> None:
-        print(f"{rows:,} rows", file=sys.stderr, flush=True)
-
-    done = import_data(arguments.source, arguments.output, progress=show, **options)
-    for note in done.notes:
-        print(f"note: {note}", file=sys.stderr)
-    dropped = f", {done.dropped:,} rows dropped" if done.dropped else ""
-    print(f"{done.path}: {done.rows:,} rows x {done.features:,} columns, {done.layout}{dropped}", file=sys.stderr)
-    return 0
-
-
-def convert_command(arguments: argparse.Namespace) -> int:
-    config = resolve(_options(arguments))[0]
-    if _elsewhere():
-        return 0
-    from mpigd.data.convert import convert
-
-    how = arguments.transpose, arguments.missing, config.allow_links, config.allow_unwritten
-    done = convert(arguments.data, arguments.output, config.x, config.y, *how)
-    dropped = f", {done.dropped:,} rows dropped" if done.dropped else ""
-    print(f"{done.path}: {done.rows:,} rows x {done.columns:,} columns, {done.layout}{dropped}", file=sys.stderr)
-    return 0
-
-
 def train_command(arguments: argparse.Namespace) -> int:
     config, places = resolve(_options(arguments), arguments.config)
     data = arguments.data or places.get("data")
     output = arguments.output or places["output"]
     if not data:
         raise UsageError("no data given: mpigd train DATA.h5 ... (or data = [...] in the --config file)")
-    if not Path(output).absolute().parent.is_dir():
+    if not Path(output).parent.is_dir():
         raise UsageError(f"-o {output}: the folder does not exist")
-    comm = _connect()
+    comm = _connect(arguments, config.hang_timeout)
     from mpigd.data.hdf5 import check_target
     from mpigd.progress import Progress
+    from mpigd.supervise import newest, save
     from mpigd.trainer import train
 
     with together(comm):  # before the work that would be lost
@@ -143,10 +111,11 @@ def train_command(arguments: argparse.Namespace) -> int:
         from mpigd.plan import plan_only
 
         return plan_only([data] if isinstance(data, str) else data, config, comm)
+    before = newest(config)
     model = train(data, config, comm, progress)
     with together(comm):
         if comm.rank == 0:
-            model.save(output)
+            save(model.save, output, config, before)
     if comm.rank == 0:
         progress.note(f"{output}: digest {model.digest[:16]}")
     return 0
@@ -154,7 +123,7 @@ def train_command(arguments: argparse.Namespace) -> int:
 
 def cv_command(arguments: argparse.Namespace) -> int:
     config, _ = resolve(_options(arguments), arguments.config)
-    comm = _connect()
+    comm = _connect(arguments, config.hang_timeout)
     from mpigd.crossval import chart, check, cross_validate, penalties_of, table
     from mpigd.data.hdf5 import check_target
     from mpigd.progress import Progress
@@ -170,35 +139,52 @@ def cv_command(arguments: argparse.Namespace) -> int:
     found = cross_validate(arguments.data, config, penalties, arguments.folds, arguments.choose, comm, progress)
     with together(comm):
         if comm.rank == 0:
-            print(_json(found.plain()) if arguments.json else table(found))
             if arguments.output:
                 found.model.save(arguments.output)
             if arguments.chart:
                 chart(found, arguments.chart)
+    if comm.rank == 0:
+        put(_json(found.plain()) if arguments.json else table(found))
     return 0
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
     config, _ = resolve(_options(arguments))
-    comm = _connect()
+    comm = _connect(arguments)
+    from mpigd.metrics import score_table
     from mpigd.predict import evaluate
 
-    scores = evaluate(_shared_model(arguments.model, comm), arguments.data, config, comm)
+    model = _shared_model(arguments.model, comm)
+    scores = evaluate(model, arguments.data, config, comm, _policies(arguments), _note)
     if comm.rank == 0:
-        print(_json(scores) if arguments.json else _score_table(scores))
+        put(_json(scores) if arguments.json else score_table(scores))
     return 0
 
 
 def predict_command(arguments: argparse.Namespace) -> int:
     config, _ = resolve(_options(arguments))
-    comm = _connect()
+    comm = _connect(arguments)
     from mpigd.predict import predict
+    from mpigd.predictions import targets_of
 
-    csv = str(Path(arguments.output).with_suffix(".csv")) if arguments.csv == "" else arguments.csv
-    rows = predict(_shared_model(arguments.model, comm), arguments.data, arguments.output, csv, config, comm)
+    targets = targets_of(arguments.output, arguments.csv, arguments.parquet)
+    model = _shared_model(arguments.model, comm)
+    source, models, policies = arguments.with_source, [arguments.model], _policies(arguments)
+    rows = predict(model, arguments.data, targets, config, comm, source, _note, models, policies)
     if comm.rank == 0:
-        print(f"{arguments.output}: {rows:,} predictions", file=sys.stderr)
+        say(f"{arguments.output}: {rows:,} predictions\n")
     return 0
+
+
+def _note(text: str) -> None:
+    say(f"note: {text}\n")
+
+
+def _policies(arguments: argparse.Namespace) -> Any:
+    """What becomes of rows of raw tables that do not fit the model's encoding."""
+    from mpigd.data.policies import Policies
+
+    return Policies(arguments.missing, arguments.unseen, arguments.on_bad_row, arguments.command)
 
 
 def _shared_model(path: str, comm: Comm) -> Any:
@@ -222,15 +208,6 @@ def _json(value: Any) -> str:
     return json.dumps(plain(value), allow_nan=False)
 
 
-def _score_table(scores: dict[str, Any]) -> str:
-    lines = [f"{name:18} {value:.6g}" for name, value in scores.items() if not isinstance(value, list)]
-    for record in scores.get("classes", []):
-        lines.append(
-            "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in record.items())
-        )
-    return "\n".join(lines)
-
-
 def info_command(arguments: argparse.Namespace) -> int:
     config: Config = resolve(_options(arguments))[0]
     from mpigd.info import describe, summary, text
@@ -238,10 +215,10 @@ def info_command(arguments: argparse.Namespace) -> int:
     if _elsewhere():
         return 0
     if arguments.summary and not arguments.json:
-        print(summary(arguments.file))
+        put(summary(arguments.file))
         return 0
     about = describe(arguments.file, config.x, config.y, config.allow_links, config.allow_unwritten)
-    print(_json(about) if arguments.json else text(arguments.file, about))
+    put(_json(about) if arguments.json else text(arguments.file, about))
     return 0
 
 
@@ -260,13 +237,15 @@ def plan_command(arguments: argparse.Namespace) -> int:
     cache.prepare()
     cache.import_lean()
     from mpigd.comm import SelfComm
+    from mpigd.model.targets import check_target
     from mpigd.pace import read_profile
     from mpigd.plan import plan, surveyed, text, to_dict
 
     profile = read_profile(arguments.profile) if arguments.profile else None
     infos = surveyed(arguments.data, config, SelfComm())
+    check_target(infos[0], config.loss, SelfComm())
     predicted = plan(infos, config, arguments.ranks, network, profile)
-    print(_json(to_dict(predicted)) if arguments.json else text(predicted))
+    put(_json(to_dict(predicted)) if arguments.json else text(predicted))
     return 0
 
 
@@ -281,7 +260,7 @@ def _network(text: str | None) -> tuple[float, float] | None:
 
 
 def doctor_command(arguments: argparse.Namespace) -> int:
-    comm = _connect()
+    comm = _connect(arguments)
     from mpigd.doctor import run
 
     return int(run(comm))
@@ -291,5 +270,5 @@ def postmortem_command(arguments: argparse.Namespace) -> int:
     from mpigd.recorder import report
 
     if not _elsewhere():
-        print(report(arguments.folder))
+        put(report(arguments.folder))
     return 0

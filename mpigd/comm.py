@@ -11,20 +11,22 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, Protocol, TypeVar
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from mpigd.begin import end_world, initialise
 from mpigd.errors import BY_CODE, LaunchError, MpigdError
 from mpigd.recorder import Recorder
+from mpigd.streams import flush
 
 Array = np.ndarray[Any, Any]
 
-LAST_WORDS = 0.5  # seconds for the launcher to pass on what ranks have just said, before it ends them and drops the rest
 SLICE = 1 << 28  # elements per MPI call: counts above 2**31 - 1 fail in many MPI libraries
 
 
+@runtime_checkable
 class Comm(Protocol):
     """What the program asks of a communicator. Every method but send and recv is collective."""
 
@@ -162,15 +164,16 @@ class MPIComm:
         self._slices(self._raw.Recv, _flat(buffer), source)
 
     def split(self, color: int) -> Comm:
-        return MPIComm(self._mpi, self._raw.Split(color, self.rank), self.recorder)
+        self.recorder.enter(b"split", 0)
+        part = self._raw.Split(color, self.rank)
+        self.recorder.leave()
+        return MPIComm(self._mpi, part, self.recorder)
 
     def record(self, step: int) -> None:
         self.recorder.mark(step)
 
     def abort(self, code: int) -> None:
-        flush()
-        time.sleep(LAST_WORDS)
-        self._mpi.COMM_WORLD.Abort(code)
+        end_world(code)
 
     def pulse(self) -> None:
         """A sign of life: called twice a second, from a thread."""
@@ -183,6 +186,11 @@ class MPIComm:
     def over(self) -> bool:
         """Whether MPI has ended for this process."""
         return bool(self._mpi.Is_finalized())
+
+    def free(self) -> None:
+        """Give the communicator back. Collective."""
+        self.recorder.closed = True
+        self._raw.Free()
 
     @property
     def library(self) -> str:
@@ -197,13 +205,6 @@ class MPIComm:
 AnyComm = TypeVar("AnyComm", bound=MPIComm)
 
 
-def flush() -> None:
-    """Pass on what is written so far, unless nobody reads it any more."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
-            stream.flush()
-
-
 def _flat(buffer: Array) -> Array:
     """A one-dimensional view for MPI to fill: reshape would silently copy a strided buffer, and the result be lost."""
     if not buffer.flags.c_contiguous:
@@ -211,15 +212,29 @@ def _flat(buffer: Array) -> Array:
     return buffer if buffer.ndim == 1 else buffer.reshape(-1)
 
 
-def world(kind: type[AnyComm], finalize: bool = True) -> AnyComm:
-    """The communicator of all ranks. Only here is MPI initialised."""
+def world(kind: type[AnyComm], recorder: Recorder, finalize: bool = True) -> AnyComm:
+    """A communicator of all ranks; of our own, unless `finalize` is off. Only here is MPI initialised."""
     import mpi4py
 
     if not finalize:  # else as mpi4py, or who uses us, has it
         mpi4py.rc.finalize = False
+    if "mpi4py.MPI" not in sys.modules:
+        mpi4py.rc.initialize = False  # it would not let the watch's thread run meanwhile
     from mpi4py import MPI
 
-    return kind(MPI, MPI.COMM_WORLD)
+    recorder.enter(b"MPI's start", 0)
+    if not MPI.Is_initialized():
+        initialise(MPI, mpi4py.rc)
+    recorder.leave()
+    return kind(MPI, duplicate(MPI.COMM_WORLD, recorder) if finalize else MPI.COMM_WORLD, recorder)
+
+
+def duplicate(theirs: Any, recorder: Recorder) -> Any:
+    """The same ranks, for messages of ours alone. Collective."""
+    recorder.enter(b"dup", 0)
+    own = theirs.Dup()
+    recorder.leave()
+    return own
 
 
 def agree(comm: Comm, error: BaseException | None) -> None:

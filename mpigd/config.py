@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from mpigd.errors import UsageError
-from mpigd.quantities import limits_of, seconds_of, size_of
+from mpigd.quantities import class_weights_of, class_weights_text, limits_of, seconds_of, size_of
 
 PREFIX = "MPIGD_"
 # Environment variables with the prefix that are no training options.
@@ -84,7 +84,9 @@ class Config:
     nonnegative: bool = option(False, "no coefficient below 0: --bounds 0:")
     bounds: str | None = option(None, "LOW:HIGH, of every coefficient but the intercept; 0 within them; a side may be empty")
     seed: int = option(0, "of everything random", low=0)
-    class_weight: str | None = option(None, "balanced, or LABEL=WEIGHT,... for the classes of a two- or k-class loss")
+    class_weight: str | None = option(
+        None, 'balanced, or LABEL=WEIGHT,... for classes; a label with a comma as "LABEL"=WEIGHT; may be repeated'
+    )
     intercept: bool = option(True, "fit an intercept (never penalised)")
     standardize: bool = option(True, "penalise the coefficients of columns divided by their standard deviation")
     delta: float = option(1.35, "where the Huber loss turns linear", above=0)
@@ -137,6 +139,8 @@ class Config:
             raise UsageError("--nonnegative is --bounds 0: and does not go with other bounds")
         if self.bounds is not None:
             limits_of(self.bounds)
+        if self.class_weight is not None and self.class_weight != "balanced":
+            class_weights_of(self.class_weight)
         if self.max_time is not None:
             seconds_of(self.max_time)
             if self.checkpoint is None:
@@ -206,6 +210,10 @@ def convert(name: str, value: Any) -> Any:
     kind = kinds[0]
     if value is None and types.NoneType in kinds:
         return None
+    if name == "class_weight" and isinstance(value, Mapping):
+        return class_weights_text(value)
+    if name == "class_weight" and isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+        return ",".join(value)  # the option was repeated
     if kind == tuple[str, ...]:
         if isinstance(value, str):
             return (value,)

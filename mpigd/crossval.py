@@ -27,6 +27,7 @@ from mpigd.optim.columns import minimise
 from mpigd.optim.pairs import Pairs
 from mpigd.optim.preconditioner import Preconditioner
 from mpigd.progress import Progress
+from mpigd.world import adopt
 from mpigd_kernels import linalg, vector
 
 Array = np.ndarray[Any, Any]
@@ -114,6 +115,7 @@ def cross_validate(
 ) -> CrossValidation:
     """Compare the penalties l2, descending, and train the chosen one on all rows. Collective; MpigdError on all ranks."""
     check(config, folds, choose)
+    comm = adopt(comm)
     config = config.replace(l2=float(l2[len(l2) // 2]))
     shard = data if isinstance(data, Shard) else trainer.load_rows([data] if isinstance(data, str) else data, config, comm)
     if folds > shard.n:

@@ -28,6 +28,7 @@ from mpigd.config import resolve
 from mpigd.errors import LaunchError
 from mpigd.launch import LAUNCHERS, fits, launched
 from mpigd.placement import cores, fair_threads
+from mpigd.streams import put
 from mpigd.world import library_version
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -77,7 +78,7 @@ def run(comm: Comm) -> int:
     """Print the report on rank 0. Collective; returns 0, or 69 if there is a problem that must be mended first."""
     checks, well = report(comm)
     if comm.rank == 0:
-        print("\n".join(map(str, checks)))
+        put("\n".join(map(str, checks)))
     return 0 if well else LaunchError.code
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.comm import Array, Comm, MPIComm, flush, world
+from mpigd.comm import Array, Comm, MPIComm, world
 from mpigd.recorder import Recorder
+from mpigd.streams import flush
 
 # A rank that only stands still is given up too, after so many seconds without a sign of life. The signs are sent from within MPI
 # calls: `pulse` sees to it that there are some. Not by Open MPI's own thread for them, with which jobs are lost as they start.
@@ -36,11 +37,11 @@ def enabled(env: Mapping[str, str] = os.environ) -> bool:
     return env.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true", "yes")
 
 
-def join() -> ElasticComm:
+def join(recorder: Recorder) -> ElasticComm:
     """The communicator of all ranks. It is never finalised: where a host is lost without a word, that would never end."""
     for name, value in (DETECTOR | COLLECTIVES).items():
         os.environ.setdefault(name, value)
-    return world(ElasticComm, finalize=False)
+    return world(ElasticComm, recorder, finalize=False)
 
 
 def quorum(left: int, of: int, lowest: bool) -> bool:

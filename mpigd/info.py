@@ -7,7 +7,7 @@ from typing import Any
 
 from mpigd import checkpoint
 from mpigd.config import to_dict
-from mpigd.data import hdf5, marks, names, unwritten
+from mpigd.data import column_names, hdf5, marks, unwritten
 from mpigd.data.encoding import references
 from mpigd.data.source import look
 from mpigd.model import fitted
@@ -31,7 +31,7 @@ def _data(file: hdf5.Group, path: str, x: str, y: str, allow_unwritten: bool) ->
     if not allow_unwritten:
         unwritten.check(file, [x, *([y] if info.has_y else []), *info.extras])
     encoding = hdf5.read_json(file, "encoding") if "encoding" in file else {}
-    known = names.columns(file, x, info.d)
+    known = column_names.columns(file, x, info.d)
     classes = info.classes or (encoding.get("target") or {}).get("classes")
     return {
         "rows": info.n, "columns": info.d, "layout": info.layout, "dtype": info.dtype, "nonzeros": info.nonzeros,

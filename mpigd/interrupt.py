@@ -22,7 +22,10 @@ from mpigd.config import Config
 from mpigd.quantities import seconds_of
 
 Array = np.ndarray[Any, Any]
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM)  # USR1 reaches the ranks through every launcher; after TERM there may be no time
+SIGNALS = (
+    signal.SIGUSR1,
+    signal.SIGTERM,
+)  # and HUP. USR1 reaches the ranks through every launcher; after TERM there may be no time
 REASONS = ("signal", "time")  # why a run was stopped that is not at its end
 MARGIN = 5.0  # seconds kept for saving, beside the longest step so far
 END_TIMES = ("SLURM_JOB_END_TIME",)  # seconds since 1970, as batch systems tell it
@@ -47,7 +50,9 @@ class Interruption(Callback):
         """Take notice of signals within the block. Outside the main thread no handler can be set."""
         before: dict[signal.Signals, Any] = {}
         if self._saves and threading.current_thread() is threading.main_thread():
-            before = {number: signal.signal(number, self._catch) for number in SIGNALS}
+            ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
+            heard = SIGNALS if ignored else (*SIGNALS, signal.SIGHUP)
+            before = {number: signal.signal(number, self._catch) for number in heard}
         try:
             yield
         finally:

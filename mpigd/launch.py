@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
+from typing import Any
 
 # (rank, size) as each launcher tells its children. The launcher's own variables come before Slurm's,
 # which an mpiexec inside a batch job inherits.
@@ -15,6 +17,7 @@ LAUNCHERS = (
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 )
 UNTOLD = 0  # a size
+STARTED = os.getpid()  # of the process that imported this
 
 
 def launched(env: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
@@ -37,3 +40,11 @@ def mismatch(told: int, seen: int, library: str) -> str:
         f"the launcher started {told} processes, but MPI ({library}) sees {seen}: "
         "use the mpiexec of that library, or srun --mpi=pmi2 / --mpi=pmix"
     )
+
+
+def child() -> bool:
+    """Whether this process was made by one that the launcher started: a fork, or one of multiprocessing's, which inherits the
+    launcher's variables.
+    """
+    made: Any = sys.modules.get("multiprocessing.process")  # where that is in use
+    return os.getpid() != STARTED or (made is not None and made.parent_process() is not None)

@@ -21,13 +21,14 @@ average_precision where the positive one is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
 from mpigd.comm import Array, Comm
 from mpigd.errors import DataError, MpigdError, NumericalError, UsageError
+from mpigd.quantities import readable
 from mpigd.ranking import rank_scores
 from mpigd.reduce import total
 
@@ -207,6 +208,23 @@ def _check(kind: str, y: Array, output: Array, c: Array, loss_values: Array | No
 def _fail(error: MpigdError) -> NoReturn:
     error.agreed = True
     raise error
+
+
+def score_table(scores: Mapping[str, Any]) -> str:
+    """Scores for people: a line each, and a line for each class."""
+    lines = [f"{name:18} {_shown(value)}" for name, value in scores.items() if not isinstance(value, list)]
+    for record in scores.get("classes", []):
+        label = str(record["class"])
+        shown = record | {"class": label if label.isprintable() else repr(label)}
+        lines.append("  ".join(f"{key} {_shown(value, 4)}" for key, value in shown.items()))
+    return "\n".join(lines)
+
+
+def _shown(value: Any, digits: int = 6) -> str:
+    """Counts and other whole numbers with separators; the weight of a class is none where weights are not whole."""
+    if isinstance(value, str):
+        return value
+    return f"{value:.{digits}g}" if abs(value) < 1000 else readable(value)
 
 
 LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # n * LN2_HIGH is exact (fdlibm, e_log.c)

@@ -25,6 +25,7 @@ from mpigd.errors import NumericalError, WorseError
 from mpigd.model.certificate import duality_gap, least_gap
 from mpigd.model.hessian import is_whole
 from mpigd.model.inference import FAMILIES, why_not
+from mpigd.model.likelihoods import weighting
 from mpigd.optim import newton
 from mpigd.optim.base import State, evaluate, norm
 from mpigd.optim.decrement import newton_decrement
@@ -53,6 +54,7 @@ class Optimality:
     config: Config
     comm: Comm
     checked: tuple[float, float, float] = (math.inf, 0.0, math.inf)
+    _counted: float = 0.0
 
     def goal(self, value: float) -> float:
         """The most that may be left of the objective at this value: where standard errors come, a thousandth of them."""
@@ -60,7 +62,16 @@ class Optimality:
         if not self.with_statistics or not self.problem.objective.statistics.weight or self.config.tol > USUAL:
             return tolerance
         dispersion = 2.0 * abs(value) if FAMILIES[self.config.loss].dispersed else 1.0
-        return min(tolerance, STANDARD_ERRORS * dispersion / self.problem.objective.statistics.weight)
+        return min(tolerance, STANDARD_ERRORS * dispersion / self._rows())
+
+    def _rows(self) -> float:
+        """By how many rows standard errors are made smaller (inference.py). Collective the first time."""
+        if self._counted == 0.0:  # no cached_property: its lock would keep the ranks of threads from meeting
+            objective = self.problem.objective
+            repeated, count = weighting(objective, self.comm)
+            relative = FAMILIES[self.config.loss].dispersed and not repeated
+            self._counted = float(count) if relative else objective.statistics.weight
+        return self._counted
 
     def _tolerance(self, value: float) -> float:
         null = self.problem.null.value

@@ -41,38 +41,6 @@ def add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
         flags = [f"--{spelling}", *([f"--{limits['alias']}"] if limits["alias"] else [])]
         many: dict[str, Any] = {"nargs": "+"} if kinds[0] == tuple[str, ...] else {}
         shown = "{" + ",".join(limits["choices"]) + "}" if limits["choices"] else spelling.upper().replace("-", "_")
+        if name == "class_weight":
+            many = {"action": "append"}
         parser.add_argument(*flags, metavar=shown, **many, **common)
-
-
-def import_arguments(sub: argparse.ArgumentParser) -> None:
-    """Give a parser what `mpigd import` takes."""
-    sub.add_argument("source", nargs="+", help="files, folders of Parquet parts, or globs: one data set, in this order")
-    sub.add_argument("-o", "--output", required=True, help="the HDF5 file to write")
-    sub.add_argument("--target", help="the column to be predicted")
-    sub.add_argument("--like", metavar="FILE", help="encode as this imported file was")
-    sub.add_argument("--missing", choices=("refuse", "mean", "zero", "drop"), default="refuse", help="what to do")
-    sub.add_argument("--hash", type=int, dest="hash_bits", metavar="BITS", help="hash categories into 2**BITS columns")
-    sub.add_argument("--weight", help="the column of sample weights")
-    sub.add_argument("--offset", help="the column added to the margin")
-    sub.add_argument("--key", help="the column that the hash partition uses")
-    sub.add_argument("--drop", nargs="+", default=[], metavar="COLUMN", help="columns to leave out")
-    sub.add_argument("--categorical", nargs="+", default=[], metavar="COLUMN", help="number columns that are categories")
-    sub.add_argument(
-        "--drop-first", action="store_true",
-        help="no column for the first level (by its text) of each category: its rows have zeros",
-    )  # fmt: skip
-    sub.add_argument(
-        "--reference", action="append", default=[], metavar="COLUMN=LEVEL",
-        help="no column for that level of that category; may be repeated, goes before --drop-first",
-    )  # fmt: skip
-    sub.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of the stored numbers")
-    sub.add_argument("--format", choices=("csv", "parquet", "svmlight"), help="default: from the file name")
-
-
-def convert_arguments(sub: argparse.ArgumentParser) -> None:
-    """Give a parser what `mpigd convert` takes."""
-    sub.add_argument("data", help="one HDF5 file")
-    sub.add_argument("-o", "--output", required=True, help="the HDF5 file to write")
-    sub.add_argument("--transpose", action="store_true", help="rows become columns, as for matrices of R and Julia")
-    sub.add_argument("--missing", choices=("refuse", "drop"), default="refuse", help="what to do with rows that miss something")
-    add_options(sub, ["x", "y", "allow_links", "allow_unwritten"])

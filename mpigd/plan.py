@@ -19,12 +19,14 @@ from mpigd.comm import Comm, together
 from mpigd.config import Config
 from mpigd.config import to_dict as options_of
 from mpigd.costs import Shape
-from mpigd.data import hdf5, vectors
+from mpigd.data import file_vectors, hdf5
 from mpigd.data.source import Info, expand, inspect
 from mpigd.errors import UsageError
 from mpigd.model.samples import sizes_for
+from mpigd.model.targets import check_target
 from mpigd.pace import Profile, cores_of, row_seconds, told_seconds
 from mpigd.quantities import size_of
+from mpigd.streams import put
 from mpigd_kernels import outputs
 
 PROGRAM = 180e6  # bytes of a rank beside what grows with the data: Python, numpy, numba, the kernels, h5py, MPI, slabs
@@ -98,7 +100,7 @@ def _outputs(infos: list[Info], config: Config) -> int:
     with hdf5.open_read(infos[0].path, infos[0].links) as file:
         encoding = hdf5.read_json(file, "encoding") if "encoding" in file else {}
         names = (encoding.get("target") or {}).get("classes")
-        return len(names) if names else max(2, np.unique(vectors.find(file, config.y).read(0, LOOKED_AT)[0]).size)
+        return len(names) if names else max(2, np.unique(file_vectors.find(file, config.y).read(0, LOOKED_AT)[0]).size)
 
 
 def _memory(share: int, row_bytes: float, k: int, d: int, config: Config) -> float:
@@ -163,6 +165,7 @@ def plan_only(data: Sequence[str], config: Config, comm: Comm) -> int:
     """Say what a run would do, from the files' metadata and the options alone. Collective; returns the exit code."""
     choices.check(config)
     infos = surveyed(data, config, comm)
+    check_target(infos[0], config.loss, comm)
     n = sum(info.n for info in infos)
     k = np.ones(1, dtype=np.int64)
     with together(comm):
@@ -172,6 +175,6 @@ def plan_only(data: Sequence[str], config: Config, comm: Comm) -> int:
     config = build.complete(config, n, infos[0].d, _shape(infos, config, int(k[0])))
     if comm.rank == 0:
         steps = (config.epochs or 1) * (1 if config.batch_size is None else -(-n // config.batch_size))
-        print(f"{n:,} rows x {infos[0].d:,} columns ({infos[0].layout}) in {len(infos)} file(s), {comm.size} rank(s)")
-        print(f"up to {steps:,} steps; " + " ".join(f"{name}={value}" for name, value in options_of(config).items()))
+        put(f"{n:,} rows x {infos[0].d:,} columns ({infos[0].layout}) in {len(infos)} file(s), {comm.size} rank(s)")
+        put(f"up to {steps:,} steps; " + " ".join(f"{name}={value}" for name, value in options_of(config).items()))
     return 0

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,29 @@ import numpy as np
 
 from mpigd.comm import Comm, bcast_bytes, together
 from mpigd.config import Config
-from mpigd.data import hdf5, names
+from mpigd.data import column_names
+from mpigd.data.beside import Beside, beside, named
 from mpigd.data.loading import Layout, load, passing
+from mpigd.data.policies import Policies
 from mpigd.data.shard import Shard
 from mpigd.data.source import agreed
-from mpigd.errors import DataError, MpigdError, StorageError
+from mpigd.errors import DataError, MpigdError, StorageError, UsageError
 from mpigd.metrics import score
 from mpigd.model.fitted import Model
 from mpigd.model.losses import LOSSES, Loss
 from mpigd.model.response import margins, mean_response, predicted_class
-from mpigd.model.targets import Classes, as_trained, check_codes, check_domain
+from mpigd.model.targets import Classes, as_trained, check_codes, check_domain, check_numeric, check_weights
+from mpigd.predictions import Form, Slab, Targets, check_parquet, writing
 from mpigd.reduce import total
+from mpigd.world import enter
 
 Array = np.ndarray[Any, Any]
+Note = Callable[[str], None]
 SLAB = 1 << 16  # rows that are scored, or travel to the writing rank, at once
+
+
+def silent(text: str) -> None:
+    """A note that nobody reads."""
 
 
 class Evaluator:
@@ -35,11 +43,14 @@ class Evaluator:
 
     def __init__(self, shard: Shard, loss: Loss, parameter: float, classes: Classes | None, comm: Comm) -> None:
         assert shard.y is not None
+        check_numeric(shard.name, shard.encoding, loss)
         check_domain(shard, loss, comm)
         self._y = classes.codes(as_trained(shard, classes, comm)) if classes else shard.y
         if classes:
             check_codes(self._y, shard, classes, comm)
         self._c = np.ones(shard.y.size) if shard.c is None else shard.c
+        if shard.c is not None:
+            check_weights(shard.c, self._y, shard, None, comm)
         self._shard, self._loss, self._parameter, self._classes, self._comm = shard, loss, parameter, classes, comm
 
     def scores(self, coef: Array, intercept: Array, penalty: float = 0.0) -> dict[str, Any]:
@@ -86,7 +97,7 @@ def check_columns(shard: Shard, d: int, known: Sequence[str] | None) -> str:
         raise agreed(DataError(f"{shard.name}: {shard.X.d} columns, but the model was trained on {d}"))
     here = shard.feature_names
     try:
-        names.check_same(shard.name, here, "the model was trained on", known)
+        column_names.check_same(shard.name, here, "the model was trained on", known)
     except DataError as error:
         raise agreed(error) from None
     if known is None or here is not None:
@@ -94,18 +105,25 @@ def check_columns(shard: Shard, d: int, known: Sequence[str] | None) -> str:
     return f"{shard.name} has no names of columns: they are taken in the order that the model was trained on"
 
 
-def tell(text: str, comm: Comm) -> None:
+def tell(text: str, note: Note, comm: Comm) -> None:
     """Say it once, if there is something to say."""
     if text and comm.rank == 0:
-        print(f"note: {text}", file=sys.stderr, flush=True)
+        note(text)
 
 
 @contextmanager
-def encoded(paths: Sequence[str], model: Model, comm: Comm, need_y: bool = True) -> Iterator[list[str]]:
-    """Paths of HDF5 files for these data: raw tables are encoded, as the model's training data were, by rank 0."""
+def encoded(
+    paths: Sequence[str], model: Model, comm: Comm, policies: Policies, note: Note = silent, allow_duplicates: bool = False
+) -> Iterator[list[str]]:
+    """Paths of HDF5 files for these data: raw tables are encoded, as the model's training data were, by rank 0.
+
+    policies: what becomes of rows that do not fit. note: takes what the user should know.
+    """
     from mpigd.data.importers import is_raw
 
     if not any(is_raw(path) for path in paths):
+        if policies.given():
+            raise UsageError(f"{policies.given()}: for raw tables (CSV, Parquet); {paths[0]} has been imported")
         yield list(paths)
         return
     folder = ""
@@ -116,15 +134,16 @@ def encoded(paths: Sequence[str], model: Model, comm: Comm, need_y: bool = True)
     try:
         with together(comm):
             if comm.rank == 0:
-                _encode(paths, file, model, need_y)
+                _encode(paths, file, model, policies, note, allow_duplicates)
         yield [file]
     except MpigdError as error:
         error.args = (str(error).replace(file, ", ".join(paths)),)  # the user knows these, not the file made of them
         raise
     finally:
         if comm.rank == 0:
-            Path(file).unlink(missing_ok=True)
-            Path(folder).rmdir()
+            with suppress(OSError):  # somebody has cleaned up already
+                Path(file).unlink(missing_ok=True)
+                Path(folder).rmdir()
 
 
 def _temporary_folder() -> str:
@@ -135,15 +154,20 @@ def _temporary_folder() -> str:
         raise StorageError(f"{where}: no folder for encoded data can be made: {error.strerror} (MPIGD_TMPDIR)") from error
 
 
-def _encode(paths: Sequence[str], output: str, model: Model, need_y: bool) -> None:
+def _encode(
+    paths: Sequence[str], output: str, model: Model, policies: Policies, note: Note, allow_duplicates: bool
+) -> None:  # fmt: skip
     from mpigd.data.encoding import Encoding
     from mpigd.data.importers import encode_like
 
     if not model.encoding.get("format"):  # only names of classes
         raise DataError(f"{paths[0]} is a raw table, but the model was not trained on imported data")
-    # A dropped row would shift all predictions after it: those rows are refused here.
-    policy = None if model.encoding.get("missing") != "drop" else "refuse"
-    encode_like(paths, output, Encoding.from_dict(model.encoding), missing=policy, need_y=need_y)
+    encoding, need_y = Encoding.from_dict(model.encoding), policies.command == "evaluate"
+    done = encode_like(paths, output, encoding, policies, need_y=need_y, allow_duplicates=allow_duplicates)
+    for text in done.notes:
+        note(text)
+    if done.dropped:
+        note(f"{done.dropped:,} rows with missing values were left out (--missing drop)")
 
 
 def _layout(model: Model, config: Config, partition: str, need_y: bool = True) -> Layout:
@@ -153,12 +177,20 @@ def _layout(model: Model, config: Config, partition: str, need_y: bool = True) -
     )
 
 
-def evaluate(model: Model, paths: Sequence[str], config: Config, comm: Comm) -> dict[str, Any]:
-    """Metrics of a model on a data set. Collective."""
-    with encoded(paths, model, comm) as files:
+def evaluate(
+    model: Model, paths: Sequence[str], config: Config, comm: Comm, policies: Policies | None = None, note: Note = silent
+) -> dict[str, Any]:
+    """Metrics of a model on a data set. comm: also one of mpi4py's. Collective.
+
+    policies: what becomes of rows of raw tables that do not fit. note: takes what the user should know.
+    """
+    comm = enter(comm, "evaluate")
+    policies = policies or Policies(command="evaluate")
+    with encoded(paths, model, comm, policies, note, config.allow_duplicates) as files:
         layout = _layout(model, config, config.partition)
         shard, slabs = passing(files, layout, comm)
-        tell(check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names")), comm)
+        shard = named(shard, comm) if files != list(paths) else shard
+        tell(check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names")), note, comm)
         loss = LOSSES[model.config.loss]
         evaluator = Evaluator(shard, loss, loss.parameter(model.config), model_classes(model), comm)
         z = np.empty((model.coef.shape[0], shard.rows.size))
@@ -170,18 +202,78 @@ def evaluate(model: Model, paths: Sequence[str], config: Config, comm: Comm) -> 
     return scores | {"rows": shard.n}
 
 
-def predict(model: Model, paths: Sequence[str], output: str, csv: str | None, config: Config, comm: Comm) -> int:
-    """Write predictions for a data set in row order; returns the number of rows. Collective."""
-    with encoded(paths, model, comm, need_y=False) as files:
+def predict(
+    model: Model,
+    paths: Sequence[str],
+    targets: Targets,
+    config: Config,
+    comm: Comm,
+    with_source: bool = False,
+    note: Note = silent,
+    models: Sequence[str] = (),
+    policies: Policies | None = None,
+) -> int:
+    """Write predictions for a data set in row order; returns the number of rows. comm: also one of mpi4py's. Collective.
+
+    with_source: the file and the row, from 0, that each comes from; unasked where rows are left out, which `policies` may say of
+    those of raw tables that do not fit. Ids that the data have are written too. note: takes what the
+    user should know. models: files that are not to be replaced, beside those of the data.
+    """
+    comm = enter(comm, "predict")
+    if targets.parquet is not None:
+        check_parquet()
+    with together(comm):
+        if comm.rank == 0:
+            targets.check([*paths, *models])
+    policies = policies or Policies(command="predict")
+    with encoded(paths, model, comm, policies, note, config.allow_duplicates) as files:
         shard = load(files, _layout(model, config, "range", need_y=False), comm)
-    tell(check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names")), comm)
-    slabs = _in_order(lambda rows: _columns(model, shard, rows), shard, model, comm)
-    if comm.rank == 0:
-        _write(slabs, shard.n, model, output, csv)
-    else:
-        for _ in slabs:
-            pass
+        tell(check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names")), note, comm)
+        found = beside(shard, config.allow_links, comm)
+        slabs = _in_order(lambda rows: _columns(model, shard, rows), shard, model, comm)
+        if found is not None:
+            if found.note:
+                note(found.note)
+            names = found.names if with_source or found.skipped else None
+            _write(slabs, Form.of(model, shard.n, found.ids, names), found, targets, note)
+        else:
+            for _ in slabs:
+                pass
     return shard.n
+
+
+def _write(slabs: Iterator[Array], form: Form, found: Beside, targets: Targets, note: Note) -> None:
+    """Write the predictions that come in, with what stands beside them."""
+    wild, first = 0, ""
+    with found.reading() as take, writing(targets, form) as sinks:
+        for values in _even(slabs):
+            ids, files, rows = take(values.shape[0])
+            slab = Slab(values, ids, files, rows) if form.files is not None else Slab(values, ids)
+            for sink in sinks:
+                sink.append(slab)
+            finite = np.isfinite(values).all(axis=1)
+            if not finite.all():
+                at = int(finite.argmin())
+                first = first or f"{found.names[files[at]]} row {rows[at]}"
+                wild += int(np.count_nonzero(~finite))
+    if wild:
+        note(f"predictions of {wild:,} rows are not finite (first: {first}): their numbers are far outside the training data's")
+
+
+def _even(slabs: Iterator[Array]) -> Iterator[Array]:
+    """The same rows in slabs of SLAB, but for the last: row groups and chunks do not depend on the number of ranks."""
+    waiting: list[Array] = []
+    held = 0
+    for slab in slabs:
+        waiting.append(slab)
+        held += slab.shape[0]
+        if held >= SLAB:
+            rows = np.concatenate(waiting)
+            whole = held // SLAB * SLAB
+            yield from np.split(rows[:whole], held // SLAB)
+            waiting, held = [rows[whole:]], held - whole
+    if held:
+        yield np.concatenate(waiting)
 
 
 def _columns(model: Model, shard: Shard, rows: slice) -> Array:
@@ -213,58 +305,3 @@ def _in_order(columns: Any, shard: Shard, model: Model, comm: Comm) -> Iterator[
                 slab = np.empty((rows.stop - rows.start, width))
                 comm.recv(slab, rank)
                 yield slab
-
-
-def _write(slabs: Iterator[Array], n: int, model: Model, output: str, csv: str | None) -> None:
-    loss, labels = LOSSES[model.config.loss], model.labels()
-    k = model.coef.shape[0]
-    second = {"regression": "", "margin": "margin"}.get(loss.kind, "probability")
-    with hdf5.create(output) as file, _table(csv) as table:
-        chunk = (min(max(n, 1), SLAB),)
-        stored = _stored_labels(model)
-        kind = np.dtype(np.float64) if stored is None else stored.dtype
-        values = file.create_dataset("prediction", (n,), kind, chunks=chunk, fletcher32=True)
-        extra = None
-        if second:
-            shape = (n,) if k == 1 else (n, k)
-            extra = file.create_dataset(second, shape, np.float64, chunks=chunk + shape[1:], fletcher32=True)
-        if table:
-            table.write(",".join(["prediction", *_headers(second, labels, k)]) + "\n")
-        at = 0
-        for slab in slabs:
-            rows = slice(at, at + slab.shape[0])
-            values[rows] = slab[:, 0] if stored is None else stored[slab[:, 0].astype(np.int64)]
-            if extra is not None:
-                extra[rows] = slab[:, 1:] if k > 1 else slab[:, 1]
-            if table:
-                _write_lines(table, slab, labels)
-            at = rows.stop
-
-
-def _stored_labels(model: Model) -> Array | None:
-    """The labels (k,) as an HDF5 file holds them: the values of y, or texts of fixed length in UTF-8; None for numbers."""
-    if model.classes is None:
-        return None
-    labels = model.labels() or []
-    return hdf5.texts(labels) if any(isinstance(label, str) for label in labels) else model.classes
-
-
-def _headers(second: str, labels: list[Any] | None, k: int) -> list[str]:
-    if not second:
-        return []
-    return [second] if k == 1 else [f"{second}_{label}" for label in labels or []]
-
-
-@contextmanager
-def _table(path: str | None) -> Iterator[Any]:
-    if path is None:
-        yield None
-        return
-    with hdf5.atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", opener=hdf5.no_link) as table:
-        yield table
-
-
-def _write_lines(table: Any, slab: Array, labels: list[Any] | None) -> None:
-    for row in slab:
-        first = repr(float(row[0])) if labels is None else str(labels[int(row[0])])
-        table.write(",".join([first, *(repr(float(value)) for value in row[1:])]) + "\n")

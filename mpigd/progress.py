@@ -5,6 +5,7 @@ Rank 0 only. It is given numbers and shows them; it reads no communicator, so wh
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import time
@@ -41,16 +42,17 @@ def quantity(number: float) -> str:
 
 
 class Progress:
-    """Shows a run on `stream`; nothing but warnings if `quiet`.
+    """Shows a run on `stream`; nothing but warnings if `quiet`. sys.stderr may be None, or closed: then nothing is shown.
 
     stream: text, usually stderr. every: seconds between two lines where the stream is no terminal. clock: seconds, monotonic.
     """
 
     def __init__(
-        self, stream: TextIO, quiet: bool = False, every: float = 2.0, clock: Callable[[], float] = time.monotonic
+        self, stream: TextIO | None, quiet: bool = False, every: float = 2.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._stream, self.quiet, self._clock = stream, quiet, clock
-        self._live = not quiet and stream.isatty()
+        quiet = quiet or stream is None or stream.closed
+        self._stream, self.quiet, self._clock = stream or io.StringIO(), quiet, clock
+        self._live = not quiet and self._stream.isatty()
         self._every = min(every, TERMINAL_SECONDS) if self._live else every
         self._first: tuple[float, int] | None = None  # when the first step was seen, and which one it was
         self._shown_at = -math.inf

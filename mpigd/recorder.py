@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpigd.errors import DataError
+from mpigd.places import located
 
 RING = 256
 MAGIC = b"mpigd-f2"
@@ -69,15 +70,21 @@ class Recorder:
     """Writes the flight of this rank, at first into memory alone."""
 
     def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
         self.host = socket.gethostname()
-        self.step = 0
+        self.step, self.closed = 0, False  # closed: there will be no collective any more
+        self.kind = b""
         self.count, self._at, self._entered = 0, HEADER.size, 0.0  # count: collectives so far
         self._map = mmap.mmap(-1, SIZE)
+        self.of(rank, size)
+
+    def of(self, rank: int, size: int) -> None:
+        """Which rank this is, of how many: a launcher may not tell all of that before MPI has begun."""
+        self.rank, self.size = rank, size
         HEADER.pack_into(self._map, 0, MAGIC, rank, size, os.getpid(), 0, 0, time.time(), self.host.encode()[:64], b"")
 
     def keep(self, folder: str) -> None:
         """Go on in a file of `folder`. OSError if that cannot be."""
+        folder = located(folder)
         path = Path(folder) / f"flight-{self.rank:06d}.bin"
         path.unlink(missing_ok=True)  # that of an earlier run: another process may still have it mapped
         if self.rank == 0:
@@ -110,7 +117,7 @@ class Recorder:
     def enter(self, kind: bytes, size: int) -> None:
         """A collective begins."""
         self._at = HEADER.size + self.count % RING * RECORD.size
-        self.count += 1
+        self.count, self.kind = self.count + 1, kind
         self._entered = time.time()
         RECORD.pack_into(self._map, self._at, self.count, self.step, size, self._entered, 0.0, kind)
 

@@ -13,6 +13,7 @@ from mpigd.comm import Comm, together
 from mpigd.config import Config, to_dict
 from mpigd.errors import StorageError
 from mpigd.model.fitted import Model
+from mpigd.places import located
 from mpigd.progress import Progress, left_to_gain
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Clock:
 
 def _open_log(path: str) -> IO[str]:
     try:
-        return open(path, "a", encoding="utf-8")
+        return open(located(path), "a", encoding="utf-8")
     except OSError as error:
         raise StorageError(f"--log {path}: {error.strerror}") from error
 

@@ -20,6 +20,7 @@ from mpigd.errors import LaunchError, UsageError
 from mpigd.launch import launched
 from mpigd.options import Parser
 from mpigd.quantities import seconds_of
+from mpigd.streams import put, say
 
 TEMPLATES = Path(__file__).parent / "templates"
 COMMANDS = {"slurm": "sbatch", "pbs": "qsub", "lsf": "bsub"}  # each reads a script from its standard input
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace, commands: Parser) -> int:
     if (launched() or (0, 1))[0] > 0:
         return 0
     if arguments.dry_run:
-        print(text, end="")
+        put(text.rstrip("\n"))
         return 0
     program = COMMANDS[arguments.scheduler]
     if shutil.which(program) is None:
@@ -111,7 +112,7 @@ def _checked(
         config, places = resolve({name: given for name, given in vars(told).items() if name in FIELDS}, told.config)
     model = told.output or places["output"]
     if config.checkpoint is None:
-        print("note: without --checkpoint a job that is stopped begins anew", file=sys.stderr)
+        say("note: without --checkpoint a job that is stopped begins anew\n")
     elif scheduler != "slurm" and config.max_time is None:
         words = [*words, "--max-time", f"{max(seconds - NOTICE, 0.5 * seconds):.0f}"]
     return tuple(words), model

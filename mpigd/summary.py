@@ -8,6 +8,7 @@ from typing import Any
 
 from mpigd.errors import UsageError
 from mpigd.model.fitted import Model
+from mpigd.quantities import readable
 
 LEVEL = 0.95  # of the intervals
 NORMAL = 1.959963984540054  # the standard normal's quantile for that
@@ -79,7 +80,7 @@ def text(path: str, model: Model) -> str:
     parameters = sum(error is not None for error in found["std_err"])
     size = f"{rows:,} rows, {parameters:,} parameters"
     lines = [f"{path}: {config.loss} loss, {size}, l2 {config.l2:g}"]
-    numbers = [f"{label:20}{found[key]:>16.8g}" for label, key in NUMBERS if found[key] is not None]
+    numbers = [f"{label:20}{_shown_number(found[key]):>16}" for label, key in NUMBERS if found[key] is not None]
     lines += ["    ".join(numbers[i : i + 2]) for i in range(0, len(numbers), 2)]
     width = min(40, max(len(name) for name in found["names"]))
     lines += ["", _line("", ("coef", "std err", found["test"], f"P>|{found['test']}|", "[0.025", "0.975]"), width)]
@@ -88,6 +89,11 @@ def text(path: str, model: Model) -> str:
     for name, *values in zip(found["names"], *(found.get(column, empty) for column in columns), strict=True):
         lines.append(_line(name, [_shown(value, i) for i, value in enumerate(values)], width))
     return "\n".join([*lines, "", *notes(model, found)])
+
+
+def _shown_number(value: float) -> str:
+    """A count with separators, as degrees of freedom are without a penalty; another number with eight digits."""
+    return f"{int(value):,}" if float(value).is_integer() and abs(value) < 2.0**53 else f"{value:.8g}"
 
 
 def _line(name: str, cells: Any, width: int) -> str:
@@ -100,11 +106,23 @@ def _shown(value: float | None, column: int) -> str:
     return f"{value:.3f}" if column in (2, 3) and abs(value) < 1e5 else f"{value:.5g}"
 
 
+def _weighting(model: Model, found: dict[str, Any]) -> str:
+    """How the weights were counted."""
+    if found.get("repeated", True):
+        classes = "; so do class weights, as so many rows of each class" if model.config.class_weight else ""
+        return f"Weights count as repeated rows{classes}."
+    rows, weight = found["rows"], found["weight"]
+    if model.config.loss in ("squared", "gamma"):
+        return f"Weights are not whole numbers: they are the relative precisions of {rows:,} rows, in any unit."
+    return (
+        f"Weights are not whole numbers: {rows:,} rows with a sum of weights of {readable(weight)} count as so many. "
+        "Standard errors depend on the unit of such weights (as in R)."
+    )
+
+
 def notes(model: Model, found: dict[str, Any]) -> list[str]:
     """What a reader must know of these numbers."""
-    said = ["Weights count as repeated rows."]
-    if model.config.class_weight:
-        said.append("Class weights do too: the intervals are those of a data set with so many rows of each class.")
+    said = [_weighting(model, found)]
     if model.config.l2:
         said.append(
             "Ridge: the covariance is the inverse of the penalised information (no sandwich); intervals are conditional on the "

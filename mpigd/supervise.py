@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -17,11 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from mpigd import world
-from mpigd.cache import private
+from mpigd.cache import make_private
 from mpigd.checkpoint import CLAIM, found
 from mpigd.comm import Comm, together
 from mpigd.config import Config, to_dict
-from mpigd.errors import LaunchError, MpigdError, StorageError, Unfinished
+from mpigd.errors import DataError, LaunchError, MpigdError, StorageError, Unfinished
+from mpigd.places import located
 from mpigd.version import __version__
 
 OF_A_RANK = ("quiet", "log", "threads", "hang_timeout")  # options that may differ between ranks
@@ -39,7 +41,8 @@ def supervise(config: Config, comm: Comm, warn: Callable[[str], None]) -> Iterat
     try:
         if comm.size > 1:  # no rehearsal of a run
             tolerant = config.on_failure == "shrink"
-            world.watch(config.hang_timeout, lambda: code_of_a_hang(config.checkpoint), config.checkpoint, tolerant)
+            code = functools.partial(code_of_a_hang, config.checkpoint)
+            world.watch(comm, config.hang_timeout, code, config.checkpoint, tolerant)
         yield
     finally:
         for handle in held:
@@ -49,6 +52,25 @@ def supervise(config: Config, comm: Comm, warn: Callable[[str], None]) -> Iterat
 def code_of_a_hang(folder: str | None) -> int:
     """75, run me again, only where something has been saved: a run that never gets so far would be started for ever."""
     return Unfinished.code if folder is not None and found(folder) else MpigdError.code
+
+
+def newest(config: Config) -> str:
+    """The name of the last checkpoint in the folder of a run, "" if there is none."""
+    with suppress(DataError):
+        return next((path.name for path in found(config.checkpoint)), "") if config.checkpoint is not None else ""
+    return ""
+
+
+def save(write: Callable[[str], None], path: str, config: Config, before: str) -> None:
+    """Write a trained model. StorageError; Unfinished where the run has saved more than `before`, the newest checkpoint at its
+    start: then its work is not lost. A job that gets no further than this is not one to be started again and again.
+    """
+    try:
+        write(path)
+    except StorageError as error:
+        if newest(config) == before:
+            raise
+        raise Unfinished(f"{error}; the run is saved in {config.checkpoint}: run the same command again") from error
 
 
 def same_everywhere(config: Config, comm: Comm) -> None:
@@ -79,13 +101,10 @@ def claim(
     the folder. One that cannot be used at all is one too if `strict`, else a warning: the run is worth more than its checkpoint.
     epoch: above 0 the claim is that of ranks of this job that are gone or only stand still: a new file takes its place.
     """
-    path, deadline = Path(folder), time.monotonic() + (PATIENCE if patience is None else patience)
+    path, deadline = Path(located(folder)), time.monotonic() + (PATIENCE if patience is None else patience)
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not private(path):
-            raise StorageError(
-                f"--checkpoint {folder}: others may write to this folder, or it is not yours: chmod go-w, or use another"
-            )
+        if (why := make_private(path)) is not None:
+            raise StorageError(f"--checkpoint {folder}: {why}")
         if epoch:
             (path / CLAIM).unlink(missing_ok=True)
         handle = os.open(path / CLAIM, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

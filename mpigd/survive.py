@@ -89,7 +89,7 @@ def _go_on(memory: Memory, config: Config, comm: Comm, progress: Progress) -> No
         none = _stopped("MPI says that ranks are gone, and all are here", config)
         none.agreed = True
         raise none
-    world.give_up(comm.gone)
+    world.give_up(comm, comm.gone)
     progress.quiet = config.quiet or comm.rank > 0
     if comm.size < config.min_ranks:
         few = _stopped(f"{comm.size} of {before} ranks are left, fewer than --min-ranks {config.min_ranks}", config)

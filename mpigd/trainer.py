@@ -21,9 +21,11 @@ from mpigd.interrupt import REASONS, Interruption
 from mpigd.model import fitted, inference, separation
 from mpigd.model.fitted import Model
 from mpigd.model.rounding import gradient_error
+from mpigd.model.targets import check_target
 from mpigd.optim.base import Optimizer, norm
 from mpigd.optimality import Optimality
 from mpigd.placement import crowded
+from mpigd.places import settled
 from mpigd.progress import Progress
 from mpigd.rehearsal import rehearse
 from mpigd.replicas import Replicas
@@ -31,6 +33,7 @@ from mpigd.report import Clock, Report
 from mpigd.supervise import supervise
 from mpigd.survive import Memory, survive
 from mpigd.survive import check as survivors
+from mpigd.world import adopt
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
@@ -41,6 +44,7 @@ def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progres
 
     Raises MpigdError (on all ranks) for data, options or numbers that cannot be used.
     """
+    comm = adopt(comm)
     clock, interruption = Clock(comm), Interruption(comm, config)
 
     def once(memory: Memory | None) -> Model:
@@ -67,7 +71,7 @@ def train(data: str | Sequence[str] | Shard, config: Config, comm: Comm, progres
 
                 raise explained(error, run.first, run.w, run.schedule, run.problem, whole, comm, run.saver) from error
 
-    with interruption.listening():
+    with settled(), interruption.listening():
         return survive(once, config, comm, progress)
 
 
@@ -75,6 +79,7 @@ def load_rows(data: Sequence[str], config: Config, comm: Comm) -> Shard:
     """Read the files, after one rank of each host has compiled what the run needs, if it has not yet. Collective."""
     layout = build.layout(config)
     infos = survey(data, layout, comm)
+    check_target(infos[0], config.loss, comm)
     if comm.size > 1 and not comm.epoch:
         rehearse(train, config, infos[0].layout, config.dtype or infos[0].dtype, "offset" in infos[0].extras, comm)
     return read(infos, layout, comm)

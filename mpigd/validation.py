@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from mpigd import build
@@ -17,12 +18,12 @@ def early_stop(problem: build.Problem, config: Config, comm: Comm, epoch: int, h
     """Read and score the --validation data; also their fingerprint. `epoch`: its steps. Collective."""
     shard = load(config.validation, build.layout(config), comm)
     told = check_columns(shard, problem.shard.X.d, problem.shard.feature_names)
-    tell("" if config.quiet else told, comm)
+    tell("" if config.quiet else told, lambda text: print(f"note: {text}", file=sys.stderr, flush=True), comm)
     evaluator = Evaluator(shard, problem.loss, problem.objective.parameter, problem.classes, comm)
     scaling, k, metric = problem.objective.scaling, problem.k, PRIMARY[problem.loss.kind]
 
     def score(w: Array) -> dict[str, Any]:
         return evaluator.scores(*scaling.coefficients(w, k))
 
-    higher, every = METRICS[metric][0] == "higher", config.validate_every or epoch
+    higher, every = METRICS[metric] == "higher", config.validate_every or epoch
     return EarlyStop(score, metric, higher, every, config.patience, history.records), fingerprint(shard, comm)

@@ -10,23 +10,27 @@ import sys
 import threading
 import traceback
 import zlib
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
 import numpy as np
 
-from mpigd import elastic
+from mpigd import adopted, elastic
+from mpigd.begin import end_world
 from mpigd.comm import Comm, MPIComm, SelfComm, world
 from mpigd.errors import LaunchError, MpigdError
-from mpigd.launch import fits, launched, mismatch
+from mpigd.launch import UNTOLD, child, fits, launched, mismatch
+from mpigd.recorder import Recorder
+from mpigd.streams import flush, say
 from mpigd.watch import Watch
 
 HANG_TIMEOUT = 300.0  # seconds a collective may take, unless --hang-timeout says otherwise
+NAME = 64  # bytes of a function's name, for comparison
 LEAVING = 30.0  # seconds that MPI may take to end, at least: all is saved by then, and ending it would cost the exit code
 
 _world: MPIComm | None = None
-_watch: Watch | None = None
+_watches: dict[Recorder, Watch] = {}  # those of the world's communicator and of others', by what they look at
 
 
 def library_version() -> str | None:
@@ -56,14 +60,12 @@ def complain(error: BaseException, what: str = "") -> None:
     """Write who failed, with what, and the traceback; at once, since line by line those of several ranks would mix."""
     what = what or "".join(traceback.format_exception_only(error)).strip()
     trace = "".join(traceback.format_exception(error))
-    with suppress(OSError):  # the launcher that reads it may be gone
-        sys.stderr.write(f"mpigd: {here()}: {what}\n{trace}")
+    say(f"mpigd: {here()}: {what}\n{trace}")
 
 
 def leave() -> None:
     """Meet once more before the ranks exit: a launcher that sees one gone may drop what another prints."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
     if _world is not None:
         try:
             _world.allreduce(np.zeros(1))
@@ -74,57 +76,132 @@ def leave() -> None:
 
 def _exit() -> None:
     """At the end of the interpreter, before that of MPI: nobody is watched any more, and a process that cannot end is ended."""
-    if _watch is not None:
-        _watch.stop()
+    for watch in _watches.values():
+        watch.stop()
+    if _world is not None:
         if sys.__stderr__ is not None:
-            faulthandler.dump_traceback_later(max(_watch.limit, LEAVING), exit=True, file=sys.__stderr__)
-        if _world is not None:
-            _world.finish()  # here: where Python itself ends MPI, faulthandler has been ended before
+            limit = _watches[_world.recorder].limit
+            with suppress(OSError, ValueError):  # it is closed
+                faulthandler.dump_traceback_later(max(limit, LEAVING), exit=True, file=sys.__stderr__)
+        _world.finish()  # here: where Python itself ends MPI, faulthandler has been ended before
 
 
-def watch(limit: float, code: Callable[[], int], folder: str | None = None, tolerant: bool = False) -> None:
+def watch(comm: Comm, limit: float, code: Callable[[], int], folder: str | None = None, tolerant: bool = False) -> None:
     """A collective may take `limit` seconds; then the job ends with `code()`. In `folder` the flight recorder keeps its file.
 
     tolerant: other ranks may be gone.
     """
-    if _watch is None or _world is None:
+    if (found := _watch_of(comm)) is None:
         return
-    _watch.limit, _watch.code, _watch.tolerant = limit, code, tolerant
+    found.limit, found.code, found.tolerant = limit, code, tolerant
     if folder is not None:
         with suppress(OSError):  # not a shared folder, or a full one: the run is worth more than its record
-            _world.recorder.keep(folder)
-            _watch.folder = folder
+            found.recorder.keep(folder)
+            found.folder = folder
 
 
-def give_up(ranks: Iterable[int]) -> None:
+def _watch_of(comm: Comm) -> Watch | None:
+    return _watches.get(comm.recorder) if isinstance(comm, MPIComm) else None
+
+
+def give_up(comm: Comm, ranks: Iterable[int]) -> None:
     """End those of these ranks that are on this host: the launcher would wait for one that only stands still."""
+    found = _watch_of(comm)
     for rank in ranks:
-        if _watch is not None and rank in _watch.peers:
-            elastic.end(_watch.peers[rank], rank)
+        if found is not None and rank in found.peers:
+            elastic.end(found.peers[rank], rank)
 
 
-def connect() -> Comm:
-    """The world's communicator: MPI under a launcher, else a SelfComm.
+def enter(comm: Any, what: str, limit: float | None = None) -> Comm:
+    """The communicator to work with: ours for `comm`, one of ours or of mpi4py's, or for None that of the world. Collective.
+
+    what: the function that all ranks call, for the words where some do not. limit: seconds to wait for them (default: as before).
+    Raises LaunchError, on all ranks, if they call different ones, and UsageError if `comm` is no communicator.
+    """
+    ours = connect(limit or HANG_TIMEOUT, what) if comm is None else adopt(comm, limit or HANG_TIMEOUT, what)
+    if ours.size == 1:
+        return ours
+    if (found := _watch_of(ours)) is not None:
+        found.limit, found.entrance = limit or found.limit, what
+    mine = np.frombuffer(what.encode().ljust(NAME)[:NAME], dtype=np.int64)
+    told = ours.allgather(mine)
+    if found is not None:
+        found.entrance = ""
+    others = np.flatnonzero(np.any(told != told[0], axis=1))
+    if others.size:
+        names = [told[rank].tobytes().decode(errors="replace").strip() for rank in (0, others[0])]
+        error = LaunchError(f"rank 0 calls {names[0]}, rank {others[0]} calls {names[1]}: all ranks must call the same")
+        error.agreed = True
+        raise error
+    return ours
+
+
+def connect(limit: float = HANG_TIMEOUT, what: str = "mpigd") -> Comm:
+    """The world's communicator: MPI under a launcher, else a SelfComm. limit, what: as for `enter`.
 
     Raises LaunchError (exit code 69) when the launcher started more processes than MPI can see, the sign of
-    an mpiexec or srun that does not belong to the MPI library, and when ranks run different versions.
+    an mpiexec or srun that does not belong to the MPI library, and in a process that is none of the launcher's.
     """
-    global _world, _watch
+    global _world
     told = launched()
     if told is None:
         return SelfComm()
+    if told[1] == 1 and child():
+        return SelfComm()  # nobody is waited for, and nobody waits
+    _refuse_child(told[0])
     if _world is not None:
         return _world
-    comm = elastic.join() if elastic.enabled() else world(MPIComm)
-    if not fits(told, comm.rank, comm.size):
-        raise LaunchError(mismatch(told[1] or told[0] + 1, comm.size, comm.library))
-    _world = comm
-    _abort_on_uncaught(comm)
-    _abort_on_exit(comm)
-    _watch = Watch(comm.recorder, _neighbours(comm), HANG_TIMEOUT, lambda text, code: _last_words(comm, text, code), comm.pulse)
-    _watch.start()
-    atexit.register(_exit)
+    recorder = Recorder(told[0], told[1] if told[1] != UNTOLD else told[0] + 1)
+    with _watched(recorder, limit, what) as watch:
+        comm = elastic.join(recorder) if elastic.enabled() else world(MPIComm, recorder)
+        if not fits(told, comm.rank, comm.size):
+            raise LaunchError(mismatch(told[1] or told[0] + 1, comm.size, comm.library))
+        recorder.of(comm.rank, comm.size)
+        _world = comm
+        _abort_on_uncaught(comm)
+        _abort_on_exit(comm)
+        watch.peers, watch.pulse = _neighbours(comm), comm.pulse
     return comm
+
+
+def adopt(comm: Any, limit: float = HANG_TIMEOUT, what: str = "mpigd") -> Comm:
+    """Ours for a communicator of mpi4py's, or of mpigd's: that one itself. Collective. Raises as `enter` does."""
+    ours = adopted.known(comm)
+    if ours is None or isinstance(ours, MPIComm):
+        _refuse_child((launched() or (0, 1))[0])
+    if ours is not None:
+        return ours
+    recorder = Recorder(comm.Get_rank(), comm.Get_size())
+    with _watched(recorder, limit, what) as watch:
+        made = adopted.adopt(comm, recorder)
+        watch.peers, watch.lenient = _neighbours(made), True
+    return made
+
+
+def _refuse_child(rank: int) -> None:
+    if child():
+        raise LaunchError(
+            f"this process was made by rank {rank} (a fork, or a pool of multiprocessing) and is no rank of MPI: "
+            "pass comm=SelfComm() (from mpigd.comm import SelfComm) for a model of its own, or start the program without mpiexec"
+        )
+
+
+@contextmanager
+def _watched(recorder: Recorder, limit: float, what: str) -> Iterator[Watch]:
+    """Watch what this rank does, from the block on, in which it waits for all others to call `what`."""
+    if not _watches:
+        atexit.register(_exit)
+    for closed in [old for old in _watches if old.closed]:
+        del _watches[closed]
+    watch = _watches[recorder] = Watch(recorder, {}, limit, _last_words)
+    watch.entrance = what
+    watch.start()
+    try:
+        yield watch
+    except BaseException:
+        watch.stop()
+        raise
+    watch.entrance = ""
 
 
 def _neighbours(comm: Comm) -> dict[int, int]:
@@ -133,10 +210,11 @@ def _neighbours(comm: Comm) -> dict[int, int]:
     return {rank: int(pid) for rank, (host, pid) in enumerate(told) if rank != comm.rank and host == told[comm.rank][0]}
 
 
-def _last_words(comm: Comm, text: str, code: int) -> None:
-    with suppress(OSError):  # the launcher that reads it may be gone
-        os.write(2, f"mpigd: {text}\n".encode(errors="replace"))
-    comm.abort(code)
+def _last_words(text: str, code: int) -> None:
+    if sys.__stderr__ is not None and sys.__stderr__.fileno() == 2:  # else 2 may be any file by now
+        with suppress(OSError):  # the launcher that reads it may be gone
+            os.write(2, f"mpigd: {text}\n".encode(errors="replace"))
+    (end_world if _world is None else _world.abort)(code)
 
 
 def _abort_on_uncaught(comm: Comm) -> None:
@@ -158,8 +236,7 @@ def _abort_on_exit(comm: MPIComm) -> None:
     def leave(status: int) -> NoReturn:
         if os.getpid() == process and not comm.over():  # not a fork, which may end like that
             status = status or MpigdError.code
-            with suppress(OSError):
-                sys.stderr.write(f"mpigd: {here()}: os._exit\n{''.join(traceback.format_stack()[:-1])}")
+            say(f"mpigd: {here()}: os._exit\n{''.join(traceback.format_stack()[:-1])}")
             comm.abort(status)
         usual(status)
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from mpigd import cache
 from mpigd.launch import launched
 
 # numba's own cache does not see that a kernel which another one calls has changed; ours is keyed by all their sources.
 cache.prepare()
+
+# A busy machine is no failure.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 collect_ignore = ["batch", "cli", "faults", "kernels", "unit"] if launched() is not None else []
 

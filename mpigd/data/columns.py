@@ -9,9 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.data.tables import Block
-from mpigd.errors import DataError
-
 Array = np.ndarray[Any, Any]
 WORDS = ("true", "false")
 # ISO 8601, and day and month with slashes or dots.
@@ -62,7 +59,7 @@ def to_text(array: Any) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    array = _plain(array)
+    array = plain(array)
     if pa.types.is_floating(array.type):
         array = pc.if_else(pc.is_nan(array), None, array)
     return array.cast(pa.string())
@@ -73,7 +70,7 @@ def to_keys(array: Any) -> Array:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    array = _plain(array)
+    array = plain(array)
     if pa.types.is_integer(array.type):
         return np.asarray(array.cast(pa.int64(), safe=False).fill_null(0).to_numpy(zero_copy_only=False))
     text = pc.utf8_trim_whitespace(to_text(array)).fill_null("0")
@@ -84,36 +81,11 @@ def to_keys(array: Any) -> Array:
     return keys
 
 
-def _plain(array: Any) -> Any:
+def plain(array: Any) -> Any:
+    """The values of a dictionary array; any other array as it is."""
     import pyarrow as pa
 
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
-
-
-def to_numbers(array: Any) -> tuple[Array, int]:
-    """float64 values, NaN where missing, true and false as 1 and 0; and the first row that is no number, or -1."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    array = _plain(array)
-    if pa.types.is_boolean(array.type):
-        array = array.cast(pa.uint8())
-    if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
-        return _floats(array), -1
-    array = pc.utf8_trim_whitespace(array)
-    if first_misfit("number", array) >= 0:
-        small = pc.utf8_lower(array)
-        array = pc.if_else(pc.equal(small, WORDS[0]), "1", pc.if_else(pc.equal(small, WORDS[1]), "0", array))
-        bad = first_misfit("number", array)
-        if bad >= 0:
-            return np.empty(0), bad
-    return _floats(array), -1
-
-
-def _floats(array: Any) -> Array:
-    import pyarrow as pa
-
-    return np.asarray(array.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy(zero_copy_only=False))
 
 
 def first_misfit(kind: str, array: Any) -> int:
@@ -145,16 +117,3 @@ def _first_failing(array: Any, attempt: Callable[[Any], Any]) -> int:
     half = len(array) // 2
     bad = _first_failing(array.slice(0, half), attempt)
     return bad if bad >= 0 else half + _first_failing(array.slice(half), attempt)
-
-
-def read_numbers(block: Block, name: str, dtype: str) -> Array:
-    """A column (m,) float64, NaN where missing. DataError at text, infinities, and what does not fit `dtype`."""
-    values, bad = to_numbers(block.columns[name])
-    if bad >= 0:
-        raise DataError(f"{block.where(bad)}: column {name!r} is {block.columns[name][bad].as_py()!r}, expected a number")
-    over = np.flatnonzero(np.abs(values) > np.finfo(dtype).max)
-    if over.size:
-        value = float(values[over[0]])
-        reason = "not a finite number" if np.isinf(value) else f"too large for {dtype} (use --dtype float64)"
-        raise DataError(f"{block.where(int(over[0]))}: column {name!r} is {value:g}, {reason}")
-    return values

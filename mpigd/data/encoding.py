@@ -11,28 +11,30 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from mpigd.data.columns import absent, read_numbers, stable_hash, to_keys, to_text
-from mpigd.data.tables import Block
 from mpigd.errors import DataError
 
-Array = np.ndarray[Any, Any]
 VERSION = 1
 WITH_REFERENCE = 2  # of encodings that a program of version 1 would take for those of all levels
-KINDS = ("number", "category", "hash")
+WITH_FORMS = 3  # of those that say more: how text is written, dates, what to do with unseen levels
+KINDS = ("number", "category", "hash", "date")
+UNSEEN = ("error", "zero", "other")
+OTHER = "<other>"  # the level of rare categories
 SHOWN = 6  # columns or categories listed in a message
 
 
 @dataclass(frozen=True)
 class Column:
-    """A raw column that becomes features. kind: number, category (with its values, ascending) or
-    hash.
+    """A raw column that becomes features. kind: number, category (with its values, ascending), hash
+    or date.
 
-    reference: the category that has no column of its own.
+    reference: the category that has no column of its own. adorned: numbers with signs of currency or
+    percent around them, which are left out. by_meaning: whether hashed texts are those that
+    spelling.meaning gives. parts: of a date, by name ("year", "month", ...), one
+    feature each; format: how a date is written (as for strptime), None for ISO 8601. rare: the other
+    categories of the training data, which share one column, NAME=<other>; None without that column.
     """
 
     name: str
@@ -40,11 +42,19 @@ class Column:
     categories: tuple[str, ...] | None = None
     mean: float | None = None  # of the values that are there, for --missing mean
     reference: str | None = None
+    adorned: bool = False
+    by_meaning: bool = False
+    parts: tuple[str, ...] | None = None
+    format: str | None = None
+    rare: tuple[str, ...] | None = None
 
     def feature_names(self) -> list[str]:
+        if self.parts is not None:
+            return [f"{self.name}.{part}" for part in self.parts]
         if self.categories is None:
             return [self.name]
-        return [f"{self.name}={value}" for value in self.categories if value != self.reference]
+        levels = [*self.categories, *([OTHER] if self.rare is not None else [])]
+        return [f"{self.name}={value}" for value in levels if value != self.reference]
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,11 @@ class Target:
 class Encoding:
     """Everything needed to encode new raw files like the first ones.
 
-    features: how many columns X has. extras: sample_weight, offset, key -> raw column. zero_based: svmlight only.
+    features: how many columns X has. extras: sample_weight, offset, key, id -> raw column.
+    zero_based: svmlight only. unseen: what becomes of a category that the training data did not have.
+    infinite: whether infinities count as missing. csv: how CSV files are written, as far as it is not
+    the usual way: options of mpigd.data.csv_file.Dialect. lists: nested column -> how many plain
+    ones it became.
     """
 
     format: str  # "table" or "svmlight"
@@ -72,35 +86,59 @@ class Encoding:
     dtype: str = "float32"
     layout: str = "dense"
     zero_based: bool = False
+    unseen: str = "error"
+    infinite: bool = False
+    csv: Mapping[str, Any] = field(default_factory=dict)
+    lists: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def hashed(self) -> bool:
+        """Whether some categories are hashed."""
+        return any(column.kind == "hash" for column in self.columns)
 
     @property
     def feature_names(self) -> list[str] | None:
         """The d names, a category's as column=value; None where they are hashed or the file had none."""
-        if self.format == "svmlight" or any(column.kind == "hash" for column in self.columns):
+        if self.format == "svmlight" or self.hashed:
             return None
         return [name for column in self.columns for name in column.feature_names()]
 
+    def starts(self) -> tuple[list[int], int]:
+        """Where each column's features begin; and where the slots of hashed ones do, behind all."""
+        starts, width = [], 0
+        for column in self.columns:
+            starts.append(width)
+            width += len(column.feature_names()) if column.kind != "hash" else 0
+        return starts, width
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        stored = asdict(self) | {"version": VERSION, "feature_names": self.feature_names}
+        """Plain values for JSON. What has its default is left out where version 1 did not have it,
+        so that programs of before read whatever they can."""
+        stored = dict(vars(self)) | {"version": VERSION, "feature_names": self.feature_names}
+        stored["columns"] = [dict(vars(column)) for column in self.columns]
+        stored["target"] = self.target and dict(vars(self.target))
+        new = Encoding(format="", features=0)
+        for name in ("unseen", "infinite", "csv", "lists"):
+            _leave_out(stored, name, getattr(new, name), stored, WITH_FORMS)
         for column in stored["columns"]:
-            if column["reference"] is None:
-                del column["reference"]
-            else:
-                stored["version"] = WITH_REFERENCE
+            _leave_out(column, "reference", None, stored, WITH_REFERENCE)
+            for name in ("adorned", "by_meaning"):
+                _leave_out(column, name, False, stored, WITH_FORMS)
+            for name in ("parts", "format", "rare"):
+                _leave_out(column, name, None, stored, WITH_FORMS)
         return stored
 
     @staticmethod
     def from_dict(stored: Mapping[str, Any]) -> Encoding:
         """The inverse of to_dict. DataError for another version, or for what is no encoding."""
         version = stored.get("version")
-        if version not in (VERSION, WITH_REFERENCE):
-            known = f"this program reads {VERSION} and {WITH_REFERENCE}"
+        if version not in (VERSION, WITH_REFERENCE, WITH_FORMS):
+            known = f"this program reads {VERSION} to {WITH_FORMS}"
             raise DataError(f"the stored encoding has version {version}, {known}: import anew")
         plain = {key: value for key, value in stored.items() if key not in ("version", "feature_names")}
         try:
             target = plain.pop("target")
-            columns = tuple(Column(**_frozen(column, "categories")) for column in plain.pop("columns"))
+            columns = tuple(Column(**_frozen(column, "categories", "parts", "rare")) for column in plain.pop("columns"))
             if any(column.kind not in KINDS for column in columns):
                 raise KeyError("kind")
             for column in columns:
@@ -111,8 +149,17 @@ class Encoding:
             raise DataError(f"the stored encoding is damaged ({error}): import anew") from error
 
 
-def _frozen(stored: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {**stored, key: None if stored[key] is None else tuple(stored[key])}
+def _leave_out(part: dict[str, Any], name: str, default: Any, whole: dict[str, Any], version: int) -> None:
+    """Drop a value that is its default; else the whole needs a program of `version`."""
+    if part[name] == default:
+        del part[name]
+    else:
+        whole["version"] = max(whole["version"], version)
+
+
+def _frozen(stored: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    lists = {key: tuple(stored[key]) for key in keys if stored.get(key) is not None}
+    return {**stored, **lists}
 
 
 def references(stored: Mapping[str, Any]) -> dict[str, str]:
@@ -131,169 +178,3 @@ def no_column(path: str, name: str, present: Sequence[str], why: str = "") -> st
     """The message for a column that is not there, with the nearest one that is."""
     near = difflib.get_close_matches(name, present, 1)
     return f"{path}: no column {name!r}{why}; " + (f"did you mean {near[0]!r}?" if near else f"it has {listed(present)}")
-
-
-class Missing:
-    """How many values each column misses, and where the first of them is."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, tuple[int, str]] = {}
-
-    def add(self, name: str, gone: Array, block: Block) -> None:
-        """Count the rows `gone` (m,) bool of a block; blocks come in order."""
-        if gone.any():
-            count, first = self._found.get(name, (0, block.where(int(gone.argmax()))))
-            self._found[name] = count + int(gone.sum()), first
-
-    def join(self, other: Missing) -> None:
-        """Take over the columns of another count."""
-        self._found |= other._found
-
-    def count(self, name: str) -> int:
-        return self._found.get(name, (0, ""))[0]
-
-    def check(self, policy: str, required: Sequence[str]) -> None:
-        """DataError for what `policy` does not cover; of the columns `required` (target, weight, ...) only drop does."""
-        if policy == "drop":
-            return
-        self._refuse([name for name in self._found if name in required], "--missing drop leaves such rows out")
-        if policy == "refuse":
-            self._refuse(list(self._found), "use --missing mean, zero or drop, or leave columns out with --drop")
-
-    def check_levels(self, policy: str, with_reference: Sequence[str]) -> None:
-        """DataError if one of these columns misses values that `policy` would make its reference
-        level."""
-        if policy in ("mean", "zero"):
-            why = "a missing category would be taken for the reference level"
-            advice = f"{why}: use --missing drop, or keep that column's levels"
-            self._refuse([name for name in self._found if name in with_reference], advice)
-
-    def _refuse(self, names: Sequence[str], advice: str) -> None:
-        if names:
-            each = [f"column {name!r} {self._found[name][0]:,} (first: {self._found[name][1]})" for name in names]
-            raise DataError(f"missing values: {listed(each)}: {advice}")
-
-
-class Encoder:
-    """Turns blocks of raw columns into rows of X and their vectors, and counts what they miss."""
-
-    def __init__(self, encoding: Encoding, vectors: Sequence[str]) -> None:
-        """vectors: which of y, sample_weight, offset and key to make."""
-        self._encoding, self._vectors, self._missing = encoding, vectors, Missing()
-        self.note = ""
-        self._sets = {column.name: column.categories for column in encoding.columns if column.categories is not None}
-        if encoding.target and encoding.target.classes is not None:
-            self._sets[encoding.target.name] = encoding.target.classes
-        self._starts: list[int] = []
-        numbers = 0
-        for column in encoding.columns:
-            self._starts.append(numbers)
-            numbers += len(column.feature_names()) if column.kind != "hash" else 0
-        self._slots = numbers  # where the hashed slots begin
-
-    def check(self) -> None:
-        """DataError if the blocks so far miss values that the policy does not cover."""
-        # Nothing can be filled in for a target, a weight, an offset or a key.
-        self._missing.check(self._encoding.missing, [self._raw(vector) for vector in self._vectors])
-        columns = self._encoding.columns
-        with_reference = [column.name for column in columns if column.reference is not None]
-        self._missing.check_levels(self._encoding.missing, with_reference)
-
-    def encode(self, block: Block) -> tuple[Array, Array, Array, dict[str, Array]]:
-        """Non-zeros per row (m,), their columns and values row after row, and the vectors; rows may be dropped."""
-        columns = self._encoding.columns
-        fill = {"number": self._number, "category": self._category, "hash": self._hash}
-        index = np.zeros((block.rows, len(columns)), dtype=np.int64)
-        value = np.zeros(index.shape)
-        gone = np.zeros(block.rows, dtype=bool)
-        for c, column in enumerate(columns):
-            missed = fill[column.kind](block, column, self._starts[c], index[:, c], value[:, c])
-            self._missing.add(column.name, missed, block)
-            gone |= missed
-        vectors = {}
-        for name in self._vectors:
-            vectors[name], missed = self._vector(block, name)
-            self._missing.add(self._raw(name), missed, block)
-            gone |= missed
-        if self._encoding.missing == "drop":
-            index, value = index[~gone], value[~gone]
-            vectors = {name: values[~gone] for name, values in vectors.items()}
-        return *self._entries(index, value), vectors
-
-    def _entries(self, index: Array, value: Array) -> tuple[Array, Array, Array]:
-        value = value.astype(self._encoding.dtype)
-        there = value != 0
-        lengths, index, value = there.sum(axis=1), index[there], value[there]
-        if self._slots == self._encoding.features:
-            return lengths, index, value
-        # Hashed categories come in no order and may share a slot: their signs are added.
-        width = self._encoding.features
-        places, which = np.unique(np.repeat(np.arange(lengths.size), lengths) * width + index, return_inverse=True)
-        sums = np.bincount(which, weights=value, minlength=places.size)
-        places, sums = places[sums != 0], sums[sums != 0]
-        return np.bincount(places // width, minlength=lengths.size), places % width, sums
-
-    def _number(self, block: Block, column: Column, start: int, index: Array, value: Array) -> Array:
-        value[:] = read_numbers(block, column.name, self._encoding.dtype)
-        missed = np.isnan(value)
-        if self._encoding.missing == "mean" and column.mean is None and missed.any():
-            raise DataError(f"column {column.name!r} has no value at all, so no mean: leave it out with --drop {column.name}")
-        value[missed] = column.mean if self._encoding.missing == "mean" else 0.0
-        index[:] = start
-        return missed
-
-    def _category(self, block: Block, column: Column, start: int, index: Array, value: Array) -> Array:
-        codes, missed = self._codes(block, column.name)
-        index[:], value[:] = start + codes, ~missed
-        if column.reference is not None and column.categories is not None:
-            left_out = column.categories.index(column.reference)
-            index -= codes > left_out
-            value[codes == left_out] = 0.0
-        return missed
-
-    def _hash(self, block: Block, column: Column, start: int, index: Array, value: Array) -> Array:
-        text = to_text(block.columns[column.name])
-        distinct = text.dictionary_encode()  # each different text is hashed once
-        hashes = stable_hash(f"{column.name}={known}" for known in distinct.dictionary.to_pylist())
-        missed = absent(text)
-        bits = hashes[distinct.indices.drop_null().to_numpy()]
-        index[~missed] = self._slots + (bits & np.uint64((1 << (self._encoding.hash_bits or 0)) - 1)).astype(np.int64)
-        value[~missed] = np.where(bits >> np.uint64(63), -1.0, 1.0)
-        return missed
-
-    def _codes(self, block: Block, name: str) -> tuple[Array, Array]:
-        """Positions (m,) of a column's texts among the known ones, 0 where missing; and where it is missing."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        known = self._sets[name]
-        text = to_text(block.columns[name])
-        codes = pc.index_in(text, value_set=pa.array(known, pa.string()))
-        missed = absent(text)
-        unseen = np.flatnonzero(absent(codes) & ~missed)
-        if unseen.size:
-            row = int(unseen[0])
-            raise DataError(
-                f"{block.where(row)}: column {name!r} is {text[row].as_py()!r}, which the training data did not have "
-                f"(it had {listed(known)}): correct it, or train on data imported with --hash BITS"
-            )
-        return codes.fill_null(0).to_numpy(zero_copy_only=False), missed
-
-    def _raw(self, vector: str) -> str:
-        if vector != "y":
-            return self._encoding.extras[vector]
-        assert self._encoding.target is not None
-        return self._encoding.target.name
-
-    def _vector(self, block: Block, vector: str) -> tuple[Array, Array]:
-        name = self._raw(vector)
-        if vector == "key":
-            return to_keys(block.columns[name]), absent(to_text(block.columns[name]))
-        if name in self._sets and vector == "y":
-            codes, missed = self._codes(block, name)
-            return codes.astype(np.float64), missed
-        values = read_numbers(block, name, "float64")
-        if vector == "sample_weight" and np.any(values < 0):
-            row = int(np.argmax(values < 0))
-            raise DataError(f"{block.where(row)}: column {name!r} is {values[row]:g}: weights are at least 0")
-        return values, np.isnan(values)

@@ -39,10 +39,16 @@ def _pandas(group: h5py.Group, path: str) -> str:
     if not isinstance(kind, str):
         return ""
     name = str(group.name).strip("/")
-    advice = through_parquet(f"pandas.read_hdf({path!r}, {name!r})", "pandas", name)
-    blocks = [f"{name}/{part}" for part in group if str(part).startswith("block") and str(part).endswith("_values")]
-    also = f", or name one block of its columns, --x {blocks[0]}" if kind == "frame" and blocks else ""
-    return f"is a pandas {'Series' if kind.startswith('series') else 'DataFrame'} ({kind}): {advice}{also}"
+    parts = [f"{name}/{part}" for part in sorted(group)]
+    if kind.startswith("series"):
+        values = f"{name}/values"
+        return f"is a pandas Series ({kind}): " + (
+            f"name its values, {values}" if values in parts else "store a DataFrame with it"
+        )
+    advice = through_parquet(f"pandas.read_hdf({path!r}, {name!r}).rename(columns=str)", "pandas", name)
+    blocks = [part for part in parts if part.rpartition("/")[2].startswith("block") and part.endswith("_values")]
+    also = f", or name one block of its columns, --x {blocks[0]}" if blocks else ""
+    return f"is a pandas DataFrame ({kind}): {advice}, if you trust the file (pandas may unpickle parts of it){also}"
 
 
 def check_records(data: h5py.Dataset) -> None:

@@ -107,7 +107,7 @@ class Attributes(h5py.AttributeManager):  # type: ignore[misc]
 
 class _Budget:
     """What may still be followed for one name: folders that links may lead into, links in a row, virtual datasets within
-    each other, and sources side by side, each of which is looked at once. numbers: whether datasets must hold such.
+    each other, and sources side by side, each of which is looked at once. numbers: datasets must hold those.
     """
 
     def __init__(self, folders: Sequence[str], numbers: bool = True) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from mpigd.data import guard, shortage, trailer
 from mpigd.data.guard import Group as Group
 from mpigd.errors import DataError, StorageError
+from mpigd.places import located
 
 Array = np.ndarray[Any, Any]
 CHECKSUM = "sha256"
@@ -37,13 +38,14 @@ def open_read(path: str | os.PathLike[str], links: Sequence[str] = (), sealed: b
     DataError if the file is missing or not HDF5, or when reading it fails.
     """
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
+        there = located(path)
+        if os.path.exists(there) and not os.path.isfile(there):
             raise OSError("no regular file")  # a pipe would be waited for without end
-        trailer.check(path, sealed)
-        file = guard.open_file(path)
+        trailer.check(there, sealed)
+        file = guard.open_file(there)
     except OSError as error:
         shortage.raise_if_lacking(path, error)
-        raise DataError(f"{path}: {_open_reason(path, error)}") from error
+        raise DataError(f"{path}: {_open_reason(there, error)}") from error
     with file, shortage.named(path), readable(path):
         yield Group(h5py.h5g.open(file.id, b"/"), links)
 
@@ -110,7 +112,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
 
     Raises StorageError (exit code 74) naming the file when the file system refuses.
     """
-    target = Path(path)
+    target = Path(located(path))
     check_target(target)
     temporary = None
     try:
@@ -228,7 +230,13 @@ def read_text(group: Group, name: str) -> str:
 def texts(values: Sequence[str]) -> Array:
     """Texts (m,) as an array of fixed length in UTF-8, which h5py reads as text with `.asstr()`; see write_text."""
     encoded = [text.encode() for text in values]
-    return np.array(encoded, dtype=h5py.string_dtype("utf-8", max(1, max(map(len, encoded), default=1))))
+    return np.array(encoded, dtype=text_type(max(map(len, encoded), default=1)))
+
+
+def text_type(size: int) -> np.dtype[Any]:
+    """The type of texts of that many bytes in UTF-8."""
+    kind: np.dtype[Any] = h5py.string_dtype("utf-8", max(1, size))
+    return kind
 
 
 def write_json(group: h5py.Group, name: str, value: Any) -> None:

@@ -6,177 +6,138 @@ New raw files are encoded like the first ones in a single pass, by the encoding 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import h5py
 
-from mpigd.data import hdf5, survey, svmlight, tables
-from mpigd.data.encoding import Encoder, Encoding, no_column
-from mpigd.data.levels import named_levels
-from mpigd.data.survey import Options
+from mpigd.data import hdf5, import_table, svmlight, tables
+from mpigd.data.csv_file import Dialect
+from mpigd.data.encoding import Encoding, no_column
+from mpigd.data.import_options import Options, options_of
+from mpigd.data.policies import Policies
+from mpigd.data.second_pass import Job, Progress, Ticker, write_all
+from mpigd.data.second_pass import Summary as Summary
+from mpigd.data.survey import survey
 from mpigd.data.tables import Source
-from mpigd.data.writer import Writer
 from mpigd.errors import DataError, UsageError
 
-SECONDS = 1.0  # between two calls of `progress`
-Progress = Callable[[int], None]
-Pass = tuple[Encoder | svmlight.Encoder, Iterable[tuple[int, Any]], list[str]]  # encoder, (rows, block), vectors
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What was written: rows x features, how many are not zero, rows left out, dense or csr; notes are for the user."""
-
-    rows: int
-    features: int
-    nonzeros: int
-    dropped: int
-    layout: str
-    path: str
-    notes: tuple[str, ...] = ()
+SVMLIGHT_OPTIONS = ("missing", "dtype", "features", "zero_based", "allow_duplicates")
 
 
 def import_data(
     sources: Sequence[str],
     output: str,
     *,
-    target: str | None = None,
     like: str | None = None,
-    missing: str = "refuse",
-    hash_bits: int | None = None,
-    weight: str | None = None,
-    offset: str | None = None,
-    key: str | None = None,
-    drop: Sequence[str] = (),
-    categorical: Sequence[str] = (),
-    drop_first: bool = False,
-    reference: Mapping[str, Any] | Sequence[str] = (),
-    dtype: str = "float32",
     format: str | None = None,
     progress: Progress | None = None,
+    **options: Any,
 ) -> Summary:
     """Turn raw tables into an HDF5 data set: X (n, d) dense or CSR, y (n,), the vectors asked for,
     and the encoding.
 
-    sources: CSV (also .gz, .zip), Parquet or svmlight files, folders, globs: one data set, in order.
-    target, weight, offset, key: raw columns. drop: those to leave out; categorical: of numbers.
-    like: an imported file or a model whose encoding is used; the other options then come from
-    there, except that missing, when not "refuse", replaces its policy. missing: "refuse", "mean",
-    "zero" or "drop" (the row).
-    drop_first: the first level of every category, by its text, gets no column; reference: column ->
-    the level that gets none (or "COLUMN=LEVEL", ...), in place of the first. A level that the data
-    did not have is refused as ever; a missing one is refused too, unless its row is dropped.
-    hash_bits: hash categories into 2**hash_bits columns. dtype: "float32" or "float64", of X.
+    sources: CSV (also packed), Parquet or svmlight files, folders, globs: one data set, in order.
+    like: an imported file or a model whose encoding is used; options then come from there, except
+    that `missing`, when not "refuse", and `unseen`, when not "error", replace its policies.
     format: "csv", "parquet", "svmlight", by default from the names. progress: called about once a
     second with the rows read in this pass.
+
+    options, each as of `mpigd import`: target, weight, offset, key, id: raw columns. drop: those to
+    leave out. categorical, number, date: columns to be taken for that, whatever they look like; date as
+    NAME or NAME=FORMAT, or a mapping. missing: "refuse", "mean", "zero" or "drop" (the row). infinite:
+    "refuse" or "missing". hash_bits: hash categories into 2**hash_bits columns. drop_first, reference
+    (column -> level): levels without a column. dtype of X: "auto" (float32, unless a column needs more),
+    "float32" or "float64". And how CSV files are written: the fields of mpigd.data.csv_file.Dialect.
     Raises UsageError for options that do not fit, DataError for the data, StorageError for `output`.
     """
-    options = Options(
-        target=target, missing=missing, hash_bits=hash_bits, weight=weight, offset=offset, key=key, drop=drop,
-        categorical=categorical, dtype=dtype,
-        drop_first=drop_first, reference=named_levels(reference),
-    )  # fmt: skip
-    if like is not None:
-        options.refuse_columns(f"--like encodes as {like} was")
-        policy = None if missing == "refuse" else missing
-        return encode_like(sources, output, read_encoding(like), missing=policy, format=format, progress=progress)
-    found = tables.expand(sources, format)
+    told = options_of(options)
     ticker = Ticker(progress)
-    with _output(found, output) as file:
-        encoding, notes = _fit(found, options, ticker)
+    if like is not None:
+        told.refuse(("missing", "unseen", "dialect", "allow_duplicates"), f"--like encodes as {like} was")
+        policies = Policies(
+            None if told.missing == "refuse" else told.missing, None if told.unseen == "error" else told.unseen
+        )  # fmt: skip
+        return encode_like(sources, output, read_encoding(like), policies, format=format, progress=progress,
+                           allow_duplicates=told.allow_duplicates)  # fmt: skip
+    found = tables.expand(sources, format, told.dialect, allow_duplicates=told.allow_duplicates)
+    with _output(found, output) as file, tables.guarded(found):
+        if found[0].format == "svmlight":
+            told.refuse(SVMLIGHT_OPTIONS, "svmlight has no named columns")
+            fitted = svmlight.fit(found, told.missing, told.dtype, ticker, told.features, told.zero_based)
+            encoding, notes, table = fitted, [note for source in found for note in source.notes], ""
+        else:
+            _refuse_indices(found, told)
+            seen = survey(found, told, ticker)
+            encoding, notes = seen.encoding()
+            table = import_table.text(seen, encoding)
         hdf5.write_json(file, "encoding", encoding.to_dict())
-        return _write(found, file, output, encoding, ticker, notes)
+        job = Job(found, encoding, Policies(command="import"))
+        return replace(write_all(job, file, output, ticker, notes), table=table)
 
 
-def _fit(found: Sequence[Source], options: Options, ticker: Ticker) -> tuple[Encoding, list[str]]:
-    if found[0].format != "svmlight":
-        return survey.fit(found, options, ticker)
-    options.refuse_columns("svmlight has no named columns")
-    return svmlight.fit(found, options.missing, options.dtype, ticker), []
+def _refuse_indices(found: Sequence[Source], told: Options) -> None:
+    if told.features is not None or told.zero_based is not None:
+        option = "--zero-based or --one-based" if told.features is None else "--features"
+        raise UsageError(f"{option} is for svmlight, and {found[0].path} is {found[0].format}")
+
+
+def preview(
+    sources: Sequence[str], rows: int | None = None, *, format: str | None = None, **options: Any
+) -> tuple[str, Exception | None]:
+    """The table of what `import_data` would do, from all rows or the first `rows`; and the error that
+    it would raise, if any."""
+    told = options_of(options)
+    found = tables.expand(sources, format, told.dialect, allow_duplicates=told.allow_duplicates)
+    if found[0].format == "svmlight":
+        raise UsageError("--dry-run is for CSV and Parquet: svmlight has no columns to be looked at")
+    seen = survey(found, told, lambda _: None, rows)
+    try:
+        encoding, notes = seen.encoding()
+    except (DataError, UsageError) as error:
+        return import_table.text(seen, None), error
+    return "\n".join([import_table.text(seen, encoding), *(f"note: {note}" for note in notes)]), None
 
 
 def encode_like(
     sources: Sequence[str],
     output: str,
     encoding: Encoding,
+    policies: Policies | None = None,
     *,
-    missing: str | None = None,
     format: str | None = None,
     progress: Progress | None = None,
     need_y: bool = False,
+    allow_duplicates: bool = False,
 ) -> Summary:
-    """Encode new raw files as `encoding` says, in one pass; `missing` replaces its policy for missing values.
+    """Encode new raw files as `encoding` says, in one pass; `policies` replace its own.
 
-    Where the files have no target column there is no y, unless need_y refuses that, and then a weight column may be absent
-    too. Other columns that the encoding does not use are ignored. DataError names a column that is missing, or a category
-    that is new.
+    Where the files have no target column there is no y, unless need_y refuses that, and then a weight
+    column may be absent too; for predictions ("predict") neither is read. For these, and "evaluate",
+    the file says where its rows come from (`source_file`, a position in the JSON list `sources`, and
+    `source_row`, the data row there from 0), and, in the JSON `skipped`, how many were left out.
+    Other columns that the encoding does not use are ignored. DataError names a column that is missing,
+    and the first row that cannot be encoded, or all rows if none can.
     """
-    found = tables.expand(sources, format)
+    policies = policies or Policies()
+    found = tables.expand(sources, format, Dialect.from_dict(encoding.csv), allow_duplicates=allow_duplicates)
     if (found[0].format == "svmlight") != (encoding.format == "svmlight"):
         raise DataError(f"{found[0].path} is {found[0].format}, but the training data was not")
-    policy = missing or encoding.missing
+    if policies.skips and encoding.format == "svmlight":
+        raise UsageError(f"--on-bad-row skip is not for svmlight, as {found[0].path} is")
     if need_y and encoding.target is not None:
         _require(found, encoding.target.name)
-    unlabelled = encoding.target is not None and encoding.target.name not in found[0].kinds()
-    if missing is None and policy == "drop" and unlabelled:
-        policy = "refuse"  # predictions would no longer stand beside their rows
-    with _output(found, output) as file:
+    labelled = encoding.target is None or encoding.target.name in found[0].kinds()
+    job = Job(found, policies.settle(encoding, labelled), policies)
+    with _output(found, output) as file, tables.guarded(found):
         hdf5.write_json(file, "encoding", encoding.to_dict())
-        return _write(found, file, output, replace(encoding, missing=policy), Ticker(progress), [])
-
-
-def _write(
-    found: Sequence[Source], file: h5py.File, output: str, encoding: Encoding, ticker: Ticker, notes: Sequence[str]
-) -> Summary:
-    """Encode and append all rows."""
-    encoder, blocks, vectors = (_lines if encoding.format == "svmlight" else _blocks)(found, encoding)
-    writer = Writer(file, encoding.layout, encoding.features, encoding.dtype, vectors)
-    read = 0
-    for rows, block in blocks:
-        writer.append(*encoder.encode(block))
-        read += rows
-        ticker(read)
-    encoder.check()
-    if writer.rows == 0:
-        raise DataError(f"{found[0].path}: no data rows" + (f" without missing values among {read:,}" if read else ""))
-    writer.close()
-    ticker(read, last=True)
-    notes = [*notes, encoder.note] if encoder.note else notes
-    return Summary(writer.rows, encoding.features, writer.nonzeros, read - writer.rows, encoding.layout, output, tuple(notes))
-
-
-def _lines(found: Sequence[Source], encoding: Encoding) -> Pass:
-    if encoding.missing == "mean":
-        raise UsageError("--missing mean is not for svmlight: use zero or drop")
-    return svmlight.Encoder(encoding), ((block.y.size, block) for source in found for block in svmlight.read(source.path)), ["y"]
-
-
-def _blocks(found: Sequence[Source], encoding: Encoding) -> Pass:
-    vectors, wanted = _wanted(found, encoding)
-    return Encoder(encoding, vectors), ((block.rows, block) for source in found for block in source.blocks(wanted)), vectors
-
-
-def _wanted(found: Sequence[Source], encoding: Encoding) -> tuple[list[str], list[str]]:
-    """The vectors that these files allow to be written, and the raw columns to be read. DataError for a column not there."""
-    raw = {**({"y": encoding.target.name} if encoding.target else {}), **encoding.extras}
-    kinds = found[0].kinds()
-    labelled = "y" in raw and raw["y"] in kinds
-    optional = ("key",) if labelled else ("y", "sample_weight", "key")
-    vectors = [vector for vector, name in raw.items() if name in kinds or vector not in optional]
-    wanted = [*(column.name for column in encoding.columns), *(raw[vector] for vector in vectors)]
-    numbers = {column.name for column in encoding.columns if column.kind == "number"}
-    for source in found:
-        kinds = source.kinds()
-        for name in wanted:
-            if name not in kinds:
-                raise DataError(no_column(source.path, name, list(kinds), ", which the training data had"))
-            if name in numbers and kinds[name] not in ("text", "number", "category", "null"):
-                raise DataError(f"{source.path}: column {name!r} holds {kinds[name]}, but numbers in the training data")
-    return vectors, wanted
+        done = write_all(job, file, output, Ticker(progress), [])
+        if job.traced:
+            hdf5.write_json(file, "sources", [source.path for source in found])
+            hdf5.write_json(file, "skipped", {"rows": done.skipped})
+    return done
 
 
 def _require(found: Sequence[Source], column: str) -> None:
@@ -200,18 +161,6 @@ def read_encoding(path: str) -> Encoding:
     if not stored:
         raise DataError(f"{path}: holds no encoding: it was not made by `mpigd import`")
     return Encoding.from_dict(stored)
-
-
-class Ticker:
-    """Passes rows on to `progress`, about once a second."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress, self._next = progress, time.monotonic() + SECONDS
-
-    def __call__(self, rows: int, last: bool = False) -> None:
-        if self._progress is not None and (last or time.monotonic() >= self._next):
-            self._progress(rows)
-            self._next = time.monotonic() + SECONDS
 
 
 @contextmanager

@@ -6,10 +6,11 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from mpigd.data.encoding import listed
+from mpigd.data.encoding import OTHER, listed
 from mpigd.errors import UsageError
 
 Values = Mapping[str, Collection[str] | None]
+Groups = dict[str, tuple[tuple[str, ...], tuple[str, ...] | None]]
 
 
 def named_levels(named: Mapping[str, Any] | Sequence[str]) -> dict[str, str]:
@@ -53,6 +54,46 @@ def levels_of(values: Values, drop_first: bool, named: Mapping[str, str]) -> dic
         elif level is not None or (drop_first and present):
             found[name] = min(present) if level is None else level
     return found
+
+
+def gather(counts: Mapping[str, Mapping[str, int]], fewest: int, named: Mapping[str, str]) -> Groups:
+    """Category -> the levels that keep a column of their own, ascending, and those of fewer than
+    `fewest` rows, which share one; None if there are none. counts: category -> level -> rows.
+    UsageError if a named reference level is rare."""
+    return {name: _gather(name, levels, fewest, named.get(name)) for name, levels in counts.items()}
+
+
+def _gather(
+    name: str, counts: Mapping[str, int], fewest: int, reference: str | None = None
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    rare = tuple(sorted(level for level, count in counts.items() if count < fewest))
+    if not rare:
+        return tuple(sorted(counts)), None
+    if OTHER in counts:
+        raise UsageError(f"--min-count {fewest}: column {name!r} has a level {OTHER!r} of its own")
+    if reference in rare:
+        why = f"--min-count {fewest} gathers it: it has {counts[str(reference)]:,} rows"
+        raise UsageError(f"--reference {name}={reference}: {why}")
+    return tuple(sorted(set(counts).difference(rare))), rare
+
+
+def check_unseen(unseen: str, fewest: int | None, levels: Mapping[str, str], groups: Groups) -> None:
+    """UsageError if levels that the data do not have could not be treated as `unseen` says. levels:
+    column -> its reference level."""
+    if unseen == "zero" and levels:
+        name, level = next(iter(levels.items()))
+        why = f"zeros in all columns of {name!r} stand for its reference level, {level}"
+        raise UsageError(f"--unseen zero: {why}: use --unseen error")
+    if unseen == "other" and fewest is None:
+        raise UsageError("--unseen other needs --min-count N: levels of fewer rows share a column")
+    if unseen == "other" and not any(rare for _, rare in groups.values()):
+        raise UsageError(f"--unseen other: no category has a level of fewer than {fewest} rows (--min-count)")
+
+
+def describe_rare(groups: Groups) -> list[str]:
+    """Notes for the user."""
+    gathered = [f"{len(rare):,} of {name!r}" for name, (_, rare) in groups.items() if rare]
+    return [f"rare levels share a column {OTHER}: {listed(gathered)}"] if gathered else []
 
 
 def describe(levels: Mapping[str, str], drop_first: bool) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mpigd.comm import Comm, together
-from mpigd.data import hdf5, names, partition, shortage
+from mpigd.data import column_names, hdf5, partition, shortage
 from mpigd.data.exchange import exchange
 from mpigd.data.half import Half, Narrowing
 from mpigd.data.matrix import CSR, Dense, Matrix
@@ -216,20 +216,21 @@ def _join(parts: Sequence[dict[str, Array]], segments: Sequence[Segment], X: Mat
         c=joined("sample_weight"),
         offset=joined("offset"),
         key=joined("key"),
-        encoding=_encoding(infos[0]),
+        encoding=encoding_of(infos[0]),
         files=tuple((info.path, info.n) for info in infos),
     )
 
 
 def _names(info: Info) -> list[str] | None:
-    found = _encoding(info).get("feature_names")
-    return None if found is None else [str(name) for name in found]
+    names = encoding_of(info).get("feature_names")
+    return None if names is None else [str(name) for name in names]
 
 
-def _encoding(info: Info) -> dict[str, Any]:
+def encoding_of(info: Info) -> dict[str, Any]:
+    """How the file's raw columns were encoded, empty for one that was not imported."""
     with hdf5.open_read(info.path, info.links) as file:
         encoding = dict(hdf5.read_json(file, "encoding")) if "encoding" in file else {}
-        if not encoding and (known := names.columns(file, info.x, info.d)) is not None:
+        if not encoding and (known := column_names.columns(file, info.x, info.d)) is not None:
             encoding = {"feature_names": known}
     if info.classes is None:
         return encoding

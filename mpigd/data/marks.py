@@ -241,7 +241,9 @@ def words(data: h5py.Dataset) -> list[str]:
     told = [f"transposed, as {by} stores it"] if by else []
     told += ["unsigned"] if found.unsigned else []
     told += [f"times {found.scale:g} plus {found.offset:g}"] if found.scaled else []
-    return told + [f"{value:g} is missing ({name})" for name, value in found.fills]
+    told += [f"{value:g} is missing ({name})" for name, value in found.fills]
+    told += [] if found.low is None else [f"less than {found.low:g} is missing"]
+    return told + ([] if found.high is None else [f"more than {found.high:g} is missing"])
 
 
 def matrix(data: h5py.Dataset, x: str, y: str) -> Any:

@@ -8,16 +8,18 @@ from collections.abc import Sequence
 
 from mpigd.errors import DataError
 
-_DIGITS = re.compile(r"([0-9]+)")
+DIGITS = re.compile(r"(\d+)")
 
 
-def natural(path: str) -> tuple[list[str | int], str]:
-    """The sort key of a path in natural order: digits count as numbers, so that part-2 comes before part-10.
+def natural(path: str) -> tuple[tuple[str | int, ...], str]:
+    """A sort key under which numbers inside names count as numbers: part-2 comes before part-10.
 
-    Names that differ in leading zeros alone keep the order of their characters.
+    Folders are compared one by one. Names that differ in leading zeros alone are ordered by their text.
     """
-    parts = _DIGITS.split(path)  # texts and digits take turns, so that like is compared with like
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path
+    # Even positions are text and odd ones are numbers, so that unlike things never meet; a slash
+    # sorts before all else, so that a folder's files stand together.
+    pieces = DIGITS.split(path.replace("/", "\0"))
+    return tuple(int(piece) if i % 2 else piece for i, piece in enumerate(pieces)), path
 
 
 def check_once(paths: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +75,7 @@ class Shard:
     key: Array | None = None
     encoding: dict[str, Any] = field(default_factory=dict)
     files: tuple[tuple[str, int], ...] = ()
+    origin: Callable[[int], str] | None = None  # what messages call a global row, if not by file and place in it
 
     @property
     def name(self) -> str:
@@ -92,7 +93,9 @@ class Shard:
         return None if names is None else [str(name) for name in names]
 
     def where(self, row: int) -> str:
-        """File and row of a global row number, for messages."""
+        """File and row, from 0, of a global row number, for messages."""
+        if self.origin is not None:
+            return self.origin(int(row))
         first = 0
         for path, count in self.files:
             if row < first + count:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.data import hdf5, marks, plain, vectors
+from mpigd.data import file_vectors, hdf5, marks, plain
+from mpigd.data.extreme import LARGEST, advice
 from mpigd.data.half import Half
 from mpigd.data.matrix import CSR, Dense, Matrix
 from mpigd.data.partition import Segment
@@ -143,6 +144,9 @@ def scrub(values: Array) -> int | None:
 
 
 def _not_finite(file: hdf5.Group, name: str, row: int, stored: Any, dtype: np.dtype[Any], place: str = "") -> str:
+    if np.isfinite(stored) and abs(stored) > LARGEST:
+        told = f"{file.filename}: {name!r} row {row}{place} is {stored:g}: sums of such numbers overflow, in float64 too"
+        return f"{told}: {advice(float(stored), 'the column')}"
     if np.isfinite(stored):
         return f"{file.filename}: {name!r} row {row}{place}: {stored} does not fit {dtype.name} (use --dtype float64)"
     return f"{file.filename}: {name!r} row {row}{place} is {stored}: not a finite number"
@@ -176,7 +180,7 @@ def read_csr(file: hdf5.Group, name: str, segment: Segment, dtype: np.dtype[Any]
 
 def read_vector(file: hdf5.Group, name: str, segment: Segment, info: Info) -> Array:
     """The rows of `segment` of a vector: float64, but a key int64; the target's texts are positions in the info's classes."""
-    source = vectors.find(file, name)
+    source = file_vectors.find(file, name)
     stored, gone = source.read(segment.start, segment.stop, info.classes)
     if gone.any():
         row = segment.start + int(np.argmax(gone))

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from mpigd.comm import Comm, bcast_bytes, together
-from mpigd.data import declared, foreign, hdf5, marks, names, order, unwritten, vectors
+from mpigd.data import column_names, declared, file_vectors, foreign, hdf5, marks, order, unwritten
 from mpigd.data.guard import Attributes
 from mpigd.data.partition import Extent
 from mpigd.data.pieces import reading_bytes
@@ -83,7 +83,7 @@ def inspect(
                 info = look(file, str(path), x, y, links)
                 if not allow_unwritten:
                     unwritten.check(file, [x, *([y] if info.has_y else []), *info.extras])
-                columns = names.digest(names.columns(file, x, info.d))
+                columns = column_names.digest(column_names.columns(file, x, info.d))
                 mine.append(asdict(replace(info, columns=columns, reading=reading_bytes(file.raw(x)))))
     text = json.dumps(mine).encode()
     longest = np.array([len(text)], dtype=np.int64)
@@ -132,15 +132,15 @@ def _explain(first: Info, other: Info) -> None:
             way = "import it with `mpigd import --like`" if what == "encoding" else "store them in it as 'feature_names'"
             raise DataError(f"{lacks} has no {what}, and {has} has: nothing tells whether their columns are the same ({way})")
     (names_of_first, encoding_of_first), (names_of_other, encoding) = (_told(info) for info in (first, other))
-    names.check_same(other.path, names_of_other, f"in {first.path} it is", names_of_first)
-    names.check_same_encoding(other.path, encoding, first.path, encoding_of_first)
+    column_names.check_same(other.path, names_of_other, f"in {first.path} it is", names_of_first)
+    column_names.check_same_encoding(other.path, encoding, first.path, encoding_of_first)
 
 
 def _told(info: Info) -> tuple[list[str], dict[str, Any]]:
     """The names of a file's columns, and its encoding."""
     with hdf5.open_read(info.path, info.links) as file:
         encoding = hdf5.read_json(file, "encoding") if "encoding" in file else {}
-        return names.columns(file, info.x, info.d) or [], encoding
+        return column_names.columns(file, info.x, info.d) or [], encoding
 
 
 def with_classes(infos: list[Info]) -> list[Info]:
@@ -168,14 +168,14 @@ def look(file: hdf5.Group, path: str, x: str, y: str, links: Sequence[str] = ())
         dtype, chunk = matrix.dtype, matrix.chunks[0] if matrix.chunks else 1
     else:
         raise DataError(f"{path}: no dataset {x!r}; it has {', '.join(sorted(file)) or 'nothing'} (name it with --x)")
-    extras = tuple(name for name in EXTRAS if vectors.there(file, name))
-    has_y, classes = vectors.there(file, y), None
+    extras = tuple(name for name in EXTRAS if file_vectors.there(file, name))
+    has_y, classes = file_vectors.there(file, y), None
     for name in (*extras, *([y] if has_y else [])):
-        vector = vectors.find(file, name)
+        vector = file_vectors.find(file, name)
         _check_length(vector, name, (n, d), path, x, y)
         if name == y:
             classes = vector.classes()
-        elif not isinstance(vector, vectors.Numbers):
+        elif not isinstance(vector, file_vectors.Numbers):
             raise DataError(f"{path}: {name!r} holds text, expected numbers")
     if has_y and layout == "dense":
         _check_turned(found, (n, d), path, x, y)
@@ -195,7 +195,7 @@ def _look_dense(data: h5py.Dataset, path: str, x: str, y: str) -> Any:
     return marks.matrix(data, x, y)
 
 
-def _check_length(vector: vectors.Vector, name: str, shape: tuple[int, int], path: str, x: str, y: str) -> None:
+def _check_length(vector: file_vectors.Vector, name: str, shape: tuple[int, int], path: str, x: str, y: str) -> None:
     """DataError unless a vector is one of n rows: (n,), or (n, 1) or (1, n), as programs store it that know only matrices."""
     n, d = shape
     if vector.shape in ((n,), (n, 1), (1, n)):

@@ -1,181 +1,217 @@
-"""The first pass over raw tables: what each column is, which values it has, what it misses. It ends in an Encoding.
+"""What raw tables become: the first pass over them ends in an Encoding.
 
-A text column of a CSV file is what its first value looks like (a number, true or false, a date or time, else a category),
-if all the others look so too, and a category otherwise. So neither order of blocks nor their size decides anything.
+A column of a CSV file is what all its values look like: numbers, true and false, else a category.
+What only looks like a category (numbers with signs around them, dates, identifiers) is refused by
+name, with the options that settle it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import shlex
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-import numpy as np
-
-from mpigd.data.columns import ExactSum, absent, first_misfit, read_numbers, to_text
-from mpigd.data.encoding import Column, Encoding, Missing, Target, listed, no_column
-from mpigd.data.levels import describe, levels_of
-from mpigd.data.tables import Block, Source
+from mpigd.data import first_pass
+from mpigd.data.encoding import Column, Encoding, Target, listed, no_column
+from mpigd.data.facts import Facts, Plan
+from mpigd.data.first_pass import look_through
+from mpigd.data.import_options import Options
+from mpigd.data.levels import Groups, check_unseen, describe, describe_rare, gather, levels_of
+from mpigd.data.looks import alike, look
+from mpigd.data.missing import Missing
+from mpigd.data.number_text import NumberFormat
+from mpigd.data.spelling import merged
+from mpigd.data.tables import Source
 from mpigd.errors import DataError, UsageError
 
-Array = np.ndarray[Any, Any]
-POLICIES = ("refuse", "mean", "zero", "drop")
-MOST_BITS = 30
 Levels = Mapping[str, str]
-GUESSES = ("number", "boolean", "time")
-MOST_CATEGORIES = 100_000  # of one column; more are no categories, and would not stay in bounded memory
 SPARSE, NARROW = 0.25, 16  # CSR below this share of non-zeros, if there are more columns than this
+UNNAMED = ""  # what a column is called if the header has nothing for it
+MOST_PROBLEMS = 5  # columns named in one message
+KNOWN = ("text", "string", "number", "category", "time", "null")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What an import is told: names of raw columns, and how to treat them."""
+@dataclass(frozen=True)
+class Survey:
+    """What the first pass found: the facts of each column; what it is ("number", "category", "date" or
+    "key"); why a column needs an option, and what all miss; notes for the user, and how many columns
+    each nested one became."""
 
-    target: str | None = None
-    missing: str = "refuse"
-    hash_bits: int | None = None
-    weight: str | None = None
-    offset: str | None = None
-    key: str | None = None
-    drop: Sequence[str] = ()
-    categorical: Sequence[str] = ()
-    dtype: str = "float32"
-    drop_first: bool = False
-    reference: Mapping[str, str] = field(default_factory=dict)
+    options: Options
+    facts: Mapping[str, Facts]
+    kinds: Mapping[str, str]
+    problems: Mapping[str, str]
+    missing: Missing
+    empty: bool  # whether there is a column without name and values
+    told: Sequence[str] = ()  # notes on the files
+    lists: Mapping[str, int] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if self.missing not in POLICIES:
-            raise UsageError(f"--missing {self.missing}: expected {', '.join(POLICIES)}")
-        if self.dtype not in ("float32", "float64"):
-            raise UsageError(f"--dtype {self.dtype}: expected float32 or float64")
-        if self.hash_bits is not None and not 1 <= self.hash_bits <= MOST_BITS:
-            raise UsageError(f"--hash {self.hash_bits}: expected 1 to {MOST_BITS} bits")
-        if self.hash_bits is not None and (self.drop_first or self.reference):
-            option = "--drop-first" if self.drop_first else "--reference"
-            raise UsageError(f"{option} does not go with --hash: hashed categories have no levels")
+    def encoding(self) -> tuple[Encoding, list[str]]:
+        """The encoding of these data, and notes for the user. DataError if columns need an option or
+        miss values, UsageError if options do not fit."""
+        options, facts = self.options, self.facts
+        if self.problems:
+            raise DataError("; ".join(list(self.problems.values())[:MOST_PROBLEMS]) + self._more())
+        special = [str(options.target), *options.extras().values()]
+        features = [name for name in facts if name not in special]
+        if not features:
+            raise UsageError(f"no column is left besides {listed(special)}")
+        counts = {name: facts[name].values for name in features if self.kinds[name] == "category"}
+        groups = gather(counts, options.min_count or 0, options.reference)
+        values = {name: groups[name][0] if name in groups else None for name in features}
+        levels = levels_of(values, options.drop_first, options.reference)
+        check_unseen(options.unseen, options.min_count, levels, groups)
+        dates = [name for name in features if self.kinds[name] == "date"]
+        self.missing.check(options.missing, special, dates=dates, with_reference=levels)
+        self.missing.check_levels(options.missing, list(levels))
+        numbers = {name: facts[name] for name in features if self.kinds[name] == "number"}
+        dtype, notes = _dtype(numbers, options.dtype)
+        notes = [*self.told, *describe(levels, options.drop_first), *describe_rare(groups), *notes]
+        notes += [
+            f"column {name!r} counts the rows ({facts[name].low:g} to {facts[name].high:g}): "
+            f"--drop {shlex.quote(name)} if it is no feature"
+            for name in numbers
+            if facts[name].counter
+        ]
+        if self.empty:
+            notes.append("a column without a name and without values is left out (a delimiter at the end of lines?)")
+        notes += [note for name in facts for note in alike(name, facts[name].values)]
+        encoding = _encoding(features, facts, self.kinds, levels, groups, replace(options, dtype=dtype))
+        return replace(encoding, lists=self.lists), notes
 
-    def extras(self) -> dict[str, str]:
-        """Dataset -> raw column."""
-        named = {"sample_weight": self.weight, "offset": self.offset, "key": self.key}
-        return {vector: name for vector, name in named.items() if name is not None}
-
-    def refuse_columns(self, why: str) -> None:
-        """UsageError if anything was said about columns."""
-        said = {
-            "--target": self.target, "--hash": self.hash_bits, "--weight": self.weight, "--offset": self.offset,
-            "--key": self.key, "--drop": self.drop or None, "--categorical": self.categorical or None,
-            "--drop-first": self.drop_first or None, "--reference": self.reference or None,
-        }  # fmt: skip
-        for name, value in said.items():
-            if value is not None:
-                raise UsageError(f"{why}, so {name} does not go with it")
-
-
-class Tally:
-    """What the first pass learns of one column. kind: number, category, key, or text while it is to be found out."""
-
-    def __init__(self, name: str, kind: str, dtype: str, collect: bool) -> None:
-        self.name, self.kind, self.missing = name, kind, Missing()
-        self.guess = self.note = ""
-        self.rows = self.nonzeros = 0
-        self.rounded = False  # whole numbers that the dtype of X cannot hold
-        self.values: set[str] = set()
-        self.mean = ExactSum()
-        self.problem: DataError | None = None
-        self._dtype, self._collect = dtype, collect
-
-    def add(self, block: Block) -> None:
-        self.rows += block.rows
-        if self.kind == "text":
-            self._look(block)
-        if self.note:
-            return
-        if self.kind == "number" or (self.kind == "text" and self.guess in ("number", "boolean")):
-            gone = self._add_numbers(block)
-        else:
-            text = to_text(block.columns[self.name])
-            gone = absent(text)
-            self.nonzeros += int(gone.size - gone.sum())
-            if self.kind == "category" or self.guess == "category":
-                self._gather(text)
-        self.missing.add(self.name, gone, block)
-
-    def _add_numbers(self, block: Block) -> Array:
-        try:
-            values = read_numbers(block, self.name, self._dtype)
-        except DataError as error:
-            # Not raised yet: if text follows, the column is a category and its numbers are all right.
-            self.problem = self.problem or error
-            values = np.zeros(block.rows)
-        gone = np.isnan(values)
-        there = values[~gone]
-        self.mean.add(there)
-        self.nonzeros += int(np.count_nonzero(there))
-        self.rounded = self.rounded or bool(np.any((there.astype(self._dtype) != there) & (there == np.rint(there))))
-        return gone
-
-    def _look(self, block: Block) -> None:
-        text = block.columns[self.name]
-        if not self.guess:
-            there = text.drop_null()
-            if len(there) == 0:
-                return
-            self.guess = next((kind for kind in GUESSES if first_misfit(kind, there.slice(0, 1)) < 0), "category")
-        bad = first_misfit(self.guess, text) if self.guess != "category" else -1
-        if bad >= 0 and not self.note:
-            self.note = f"{block.where(bad)}: column {self.name!r} is {text[bad].as_py()!r}"
-
-    def _gather(self, text: Any) -> None:
-        if self._collect:
-            self.values.update(text.unique().drop_null().to_pylist())
-        if len(self.values) > MOST_CATEGORIES:
-            raise DataError(
-                f"column {self.name!r} is text with more than {MOST_CATEGORIES:,} different values: "
-                f"hash them with --hash BITS, or leave it out with --drop {self.name}"
-            )
-
-    def settle(self) -> str:
-        """The kind, once all rows were seen: number, category, key or time."""
-        if self.kind != "text":
-            return self.kind
-        return {"boolean": "number", "": "number"}.get(self.guess, self.guess)
+    def _more(self) -> str:
+        more = len(self.problems) - MOST_PROBLEMS
+        return f"; and {more} more columns (--dry-run shows all)" if more > 0 else ""
 
 
-def fit(sources: Sequence[Source], options: Options, tick: Callable[[int], None]) -> tuple[Encoding, list[str]]:
-    """The encoding of these files, and notes for the user. DataError or UsageError if they do not fit the options."""
-    kinds = agree(sources)
+def survey(sources: Sequence[Source], options: Options, tick: Callable[[int], None], most: int | None = None) -> Survey:
+    """Look through all rows of these files, or the first `most`. DataError or UsageError if they do
+    not fit together or to the options."""
+    options = _with_parts(options, sources[0].groups())
+    kinds, notes = _without_labels(sources, options)
     if options.target is None:
         raise UsageError(f"--target COLUMN is needed, or --like FILE for new data; the columns are {listed(list(kinds), 30)}")
     special = [options.target, *options.extras().values()]
     _check_names(sources[0].path, kinds, special, options)
     kinds = {name: kind for name, kind in kinds.items() if name not in options.drop}
-    tallies, notes = _survey(sources, _roles(sources[0].path, kinds, options), options, tick)
-    _refuse_times([name for name, tally in tallies.items() if tally.settle() == "time"])
-    missing = Missing()
-    for tally in tallies.values():
-        missing.join(tally.missing)
-    missing.check(options.missing, special)
-    features = [tally for name, tally in tallies.items() if name not in special]
-    if not features:
-        raise UsageError(f"{sources[0].path}: no column is left besides {listed(special)}")
-    kinds = {tally.name: tally.settle() for tally in features}
-    values = {
-        tally.name: tally.values if kinds[tally.name] == "category" else None for tally in features
-    }  # fmt: skip
-    levels = levels_of(values, options.drop_first, options.reference)
-    missing.check_levels(options.missing, list(levels))
-    notes += describe(levels, options.drop_first)
-    for tally in features:
-        if tally.rounded and tally.settle() == "number":
-            notes.append(f"column {tally.name!r} has whole numbers that {options.dtype} rounds: --dtype float64 keeps them")
-    return _encoding(features, tallies[options.target], levels, options), notes
+    plan = _plan(sources[0].path, kinds, options)
+    facts, missing = look_through(sources, plan, tick, most)
+    empty = UNNAMED in facts and facts[UNNAMED].missing == facts[UNNAMED].rows and UNNAMED not in special
+    if empty:
+        del facts[UNNAMED]
+        missing.forget([UNNAMED])
+    found, problems = _settle(facts, kinds, options)
+    return Survey(options, facts, found, problems, missing, empty, notes, _lists(sources[0], found))
 
 
-def _encoding(features: list[Tally], target: Tally, levels: Levels, options: Options) -> Encoding:
-    hashed = options.hash_bits is not None and any(tally.settle() == "category" for tally in features)
+def _with_parts(options: Options, groups: Mapping[str, Sequence[str]]) -> Options:
+    """Options in which a nested column is all the plain ones that it becomes."""
+
+    def flat(names: Sequence[str]) -> list[str]:
+        return [part for name in names for part in groups.get(name, [name])]
+
+    return replace(options, drop=flat(options.drop), categorical=flat(options.categorical), number=flat(options.number))
+
+
+def _lists(source: Source, used: Container[str]) -> dict[str, int]:
+    """How many columns each nested one becomes, of those that are used."""
+    return {name: len(parts) for name, parts in source.groups().items() if any(part in used for part in parts)}
+
+
+def _without_labels(sources: Sequence[Source], options: Options) -> tuple[dict[str, str], list[str]]:
+    """The columns of these files and their kinds, without row labels of pandas that nothing names; and
+    notes for the user."""
+    named = {*options.named(), *options.drop}
+    labels: dict[str, str] = {}
+    for source in sources:
+        labels |= {name: source.path for name in reversed(source.index()) if name not in labels}
+    # In files where it is no label, a column is one like the others.
+    stray = {name for source in sources for name in labels if name in source.kinds() and name not in source.index()}
+    left_out = [name for name in labels if name not in named | stray]
+    notes = [
+        f"column {name!r} of {labels[name]} has the row labels of pandas and is left out: "
+        f"--number {shlex.quote(name)} or --text {shlex.quote(name)} makes it a feature"
+        for name in left_out
+    ]
+    notes += [note for source in sources for note in source.notes]
+    return agree(sources, left_out), notes
+
+
+def _plan(path: str, kinds: Mapping[str, str], options: Options) -> Plan:
+    """What the first pass is to take each column for. DataError for compound types."""
+    roles = {"text": "auto", "string": "text", "category": "text", "number": "number", "null": "number", "time": "text"}
+    for name, kind in kinds.items():
+        if kind not in KNOWN:
+            raise DataError(f"{path}: column {name!r} holds {kind}: leave it out with --drop {shlex.quote(name)}")
+    plan = {name: roles[kind] for name, kind in kinds.items()}
+    extras = options.extras()
+    plan |= {name: "number" for vector, name in extras.items() if vector not in ("key", "id")}
+    plan |= dict.fromkeys(options.number, "number") | dict.fromkeys(options.dates(), "date")
+    plan |= {extras[vector]: "text" for vector in ("key", "id") if vector in extras}
+    plan |= dict.fromkeys(options.categorical, "text")
+    plain = NumberFormat(options.dialect.decimal, options.dialect.thousands)
+    forms = dict.fromkeys(options.number, replace(plain, adorned=True))
+    return Plan(plan, forms, options.dates(), options.infinite == "missing", plain)
+
+
+def _settle(facts: Mapping[str, Facts], kinds: Mapping[str, str], options: Options) -> tuple[dict[str, str], dict[str, str]]:
+    """What each column is, and why some need an option."""
+    found, problems = dict[str, str](), dict[str, str]()
+    keys = [name for vector, name in options.extras().items() if vector in ("key", "id")]
+    for name, fact in facts.items():
+        found[name], problem = fact.kind, fact.problem
+        if name in keys:
+            found[name] = "key"
+        elif fact.kind == "text":
+            found[name], problem = _text(name, fact, kinds[name], options)
+        if name == UNNAMED and fact.counter:
+            problem = "a column without a name counts the rows: leave it out with --drop '', or take it with --number ''"
+        if problem and name not in options.number:
+            problems[name] = problem
+    return found, problems
+
+
+def _text(name: str, fact: Facts, kind: str, options: Options) -> tuple[str, str]:
+    """What a column of text is, and why it needs an option."""
+    shown, hashed = shlex.quote(name), options.hash_bits is not None and name != options.target
+    declared = name in options.categorical
+    if kind == "time" and not declared:
+        advice = f"--date {shown} makes them features, --text {shown} categories, or leave it out with --drop {shown}"
+        return "category", f"column {name!r} has dates or times: {advice}"
+    if not fact.whole and not hashed:
+        return "category", (
+            f"column {name!r} is text with more than {first_pass.MOST_CATEGORIES:,} different values: "
+            f"hash them with --hash BITS, or leave it out with --drop {shown}"
+        )
+    if declared or kind == "category":
+        fact.values = merged(fact.values)
+        return "category", ""
+    seen = look(name, fact.values, typed=kind == "string", hashed=hashed, target=name == options.target)
+    if seen.kind == "number" and fact.values:
+        true = sum(count for value, count in fact.values.items() if value.lower() == "true")
+        fact.mean = true / sum(fact.values.values())
+        fact.nonzeros = true
+    return seen.kind, seen.problem
+
+
+def _dtype(numbers: Mapping[str, Facts], asked: str) -> tuple[str, list[str]]:
+    """The type of X, and a note if float32 would lose what makes up a column."""
+    damaged = [f"column {name!r}: {fact.damaged}" for name, fact in numbers.items() if fact.damaged]
+    if not damaged or asked == "float64":
+        return "float32" if asked == "auto" else asked, []
+    if asked == "float32":
+        return asked, [f"{listed(damaged)}: --dtype float64 keeps them"]
+    return "float64", [f"X is float64, because of {listed(damaged)}"]
+
+
+def _encoding(
+    features: list[str], facts: Mapping[str, Facts], kinds: Mapping[str, str], levels: Levels, groups: Groups,
+    options: Options,
+) -> Encoding:  # fmt: skip
+    hashed = options.hash_bits is not None and any(kinds[name] == "category" for name in features)
     if hashed:  # numbers first: the slots follow them
-        features.sort(key=lambda tally: tally.settle() == "category")
-    columns = tuple(_column(tally, options.hash_bits, levels.get(tally.name)) for tally in features)
+        features.sort(key=lambda name: kinds[name] == "category")
+    columns = tuple(_column(name, facts[name], kinds[name], levels.get(name), groups, options) for name in features)
     width = sum(len(column.feature_names()) for column in columns if column.kind != "hash")
     if hashed and options.hash_bits is not None:
         width += 1 << options.hash_bits
@@ -183,12 +219,34 @@ def _encoding(features: list[Tally], target: Tally, levels: Levels, options: Opt
         named = listed(list(levels.values()))
         raise UsageError(f"no column is left: each has one level alone, the reference ({named})")
     # Of reference levels too, whose rows are not counted: only the layout depends on it.
-    filled = sum(_filled(tally, options.missing) for tally in features)
+    filled = sum(_filled(facts[name], kinds[name], options.missing) for name in features)
+    name = str(options.target)
+    classes = tuple(sorted(facts[name].values)) if kinds[name] == "category" else None
     return Encoding(
         format="table", features=width, columns=columns, extras=options.extras(), missing=options.missing,
-        target=Target(target.name, tuple(sorted(target.values)) if target.settle() == "category" else None),
-        hash_bits=options.hash_bits, dtype=options.dtype, layout=choose_layout(filled, target.rows, width),
+        target=Target(name, classes), hash_bits=options.hash_bits, dtype=options.dtype,
+        layout=choose_layout(filled, facts[name].rows, width), unseen=options.unseen,
+        infinite=options.infinite == "missing", csv=options.dialect.to_dict(),
     )  # fmt: skip
+
+
+def _column(
+    name: str, fact: Facts, kind: str, reference: str | None, groups: Groups, options: Options
+) -> Column:  # fmt: skip
+    if kind == "number":
+        return Column(name, "number", mean=fact.mean, adorned=name in options.number)
+    if kind == "date":
+        return Column(name, "date", parts=fact.parts, format=options.dates()[name])
+    if options.hash_bits is not None:
+        return Column(name, "hash", by_meaning=True)
+    categories, rare = groups[name]
+    return Column(name, "category", categories=categories, reference=reference, rare=rare)
+
+
+def _filled(fact: Facts, kind: str, missing: str) -> int:
+    """How many non-zeros a column will have."""
+    with_mean = missing == "mean" and kind == "number" and fact.mean
+    return fact.nonzeros * max(1, len(fact.parts)) + (fact.missing if with_mean else 0)
 
 
 def choose_layout(nonzeros: int, rows: int, width: int) -> str:
@@ -196,12 +254,12 @@ def choose_layout(nonzeros: int, rows: int, width: int) -> str:
     return "csr" if width > NARROW and nonzeros < SPARSE * rows * width else "dense"
 
 
-def agree(sources: Sequence[Source]) -> dict[str, str]:
+def agree(sources: Sequence[Source], left_out: Collection[str] = ()) -> dict[str, str]:
     """Column -> kind over all files; DataError that names file and column where one differs from the first file."""
     first = sources[0].path
-    known = sources[0].kinds()
+    known = {name: kind for name, kind in sources[0].kinds().items() if name not in left_out}
     for source in sources[1:]:
-        kinds = source.kinds()
+        kinds = {name: kind for name, kind in source.kinds().items() if name not in left_out}
         for name in known:
             if name not in kinds:
                 raise DataError(no_column(source.path, name, list(kinds), f" as in {first}"))
@@ -210,89 +268,28 @@ def agree(sources: Sequence[Source]) -> dict[str, str]:
                 raise DataError(f"{source.path}: column {name!r} is not in {first}")
             if known[name] == "null":  # a Parquet column without any value
                 known[name] = kind
+            if {kind, known[name]} == {"string", "category"}:
+                known[name] = kind = "string"
             if kind not in ("null", known[name]):
                 raise DataError(f"{source.path}: column {name!r} is {kind}, but {known[name]} in {first}")
     return known
 
 
 def _check_names(path: str, kinds: Mapping[str, str], special: Sequence[str], options: Options) -> None:
-    for name in (*special, *options.drop, *options.categorical, *options.reference):
+    forced = [*options.categorical, *options.number, *options.dates()]
+    for name in (*special, *options.drop, *forced, *options.reference):
         if name not in kinds:
             raise UsageError(no_column(path, name, list(kinds)))
     for name in special:
         if special.count(name) > 1 or name in options.drop:
-            raise UsageError(f"column {name!r} has two uses: --target, --weight, --offset, --key and --drop name different ones")
+            raise UsageError(
+                f"column {name!r} has two uses: --target, --weight, --offset, --key, --id and --drop name different ones"
+            )
+    for name in forced:
+        if forced.count(name) > 1 or name in options.drop:
+            raise UsageError(f"column {name!r} has two uses: --number, --text, --date and --drop name different ones")
     for name, level in options.reference.items():
         if name in special or name in options.drop:
             raise UsageError(f"--reference {name}={level}: the column is not one of the features")
-
-
-def _roles(path: str, kinds: Mapping[str, str], options: Options) -> dict[str, str]:
-    """Column -> the kind that the first pass is to take it for; times and compound types are refused."""
-    roles = {name: "number" if kind == "null" else kind for name, kind in kinds.items()}
-    roles |= dict.fromkeys(options.categorical, "category")
-    numeric = {name: "number" for vector, name in options.extras().items() if vector != "key"}
-    roles |= numeric | ({options.key: "key"} if options.key else {})
-    _refuse_times([name for name, kind in roles.items() if kind == "time"])
-    for name, kind in roles.items():
-        if kinds[name] not in ("text", "number", "category", "time", "null") or kind not in ("text", "number", "category", "key"):
-            raise DataError(f"{path}: column {name!r} holds {kinds[name]}: leave it out with --drop {name}")
-    return roles
-
-
-def _refuse_times(names: Sequence[str]) -> None:
-    if names:
-        raise DataError(
-            f"dates or times in {', '.join(map(repr, names))}: leave out with --drop {' '.join(names)}, "
-            f"or treat as categories with --categorical {' '.join(names)}"
-        )
-
-
-def _survey(
-    sources: Sequence[Source], roles: Mapping[str, str], options: Options, tick: Callable[[int], None]
-) -> tuple[dict[str, Tally], list[str]]:
-    tallies = _read(sources, roles, options, tick)
-    changed = {name: tally.note for name, tally in tallies.items() if tally.note}
-    if options.target in changed:
-        name, was = options.target, tallies[str(options.target)].guess
-        raise DataError(f"{changed[name]}, expected a {was} as before it (class names? then --categorical {name})")
-    problem = next((tally.problem for tally in tallies.values() if tally.problem and not tally.note), None)
-    if problem:
-        raise problem
-    # Their values before the first text one were not collected, so these columns are read again.
-    if changed:
-        tallies |= _read(sources, dict.fromkeys(changed, "category"), options, tick)
-    return tallies, [f"{note}: the column is read as categories" for note in changed.values()]
-
-
-def _read(sources: Sequence[Source], roles: Mapping[str, str], options: Options, tick: Callable[[int], None]) -> dict[str, Tally]:
-    vectors = [options.target, options.weight, options.offset]
-    tallies = {}
-    for name, kind in roles.items():
-        collect = options.hash_bits is None or name == options.target
-        tallies[name] = Tally(name, kind, "float64" if name in vectors else options.dtype, collect)
-    rows = 0
-    for source in sources:
-        for block in source.blocks(list(roles)):
-            for tally in tallies.values():
-                tally.add(block)
-            rows += block.rows
-            tick(rows)
-    if rows == 0:
-        raise DataError(f"{sources[0].path}: no data rows")
-    return tallies
-
-
-def _column(tally: Tally, hash_bits: int | None, reference: str | None) -> Column:
-    if tally.settle() == "number":
-        return Column(tally.name, "number", mean=tally.mean.mean())
-    if hash_bits is not None:
-        return Column(tally.name, "hash")
-    categories = tuple(sorted(tally.values))
-    return Column(tally.name, "category", categories=categories, reference=reference)
-
-
-def _filled(tally: Tally, missing: str) -> int:
-    """How many non-zeros a column will have."""
-    with_mean = missing == "mean" and tally.settle() == "number" and tally.mean.mean()
-    return tally.nonzeros + (tally.missing.count(tally.name) if with_mean else 0)
+    if str(options.target) in options.dates():
+        raise UsageError(f"--date {options.target}: the target cannot be a date")

@@ -10,18 +10,23 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from mpigd.data.compressed import open_bytes, reading
 from mpigd.data.encoding import Encoding
+from mpigd.data.policies import Policies
 from mpigd.data.survey import choose_layout
-from mpigd.data.tables import Source, open_bytes, reading
+from mpigd.data.tables import Source
 from mpigd.errors import DataError
 
 Array = np.ndarray[Any, Any]
+IMPORT = Policies(command="import")
 BLOCK_BYTES = 1 << 20
 MOST_FEATURES = 1 << 40
+MOST_LINE = 1 << 28  # bytes of a line
+BOM = b"\xef\xbb\xbf"
 # Possessive quantifiers: a block that does not match is found out in one pass.
 NUMBER, SPACE = rb"[-+.\dA-Za-z]++", rb"[ \t]++"
 PLAIN = re.compile(rb"(?:" + NUMBER + rb"(?:" + SPACE + rb"\d++:" + NUMBER + rb")*+[ \t]*+\r?\n)*+")
@@ -51,13 +56,29 @@ def read(path: str) -> Iterator[Lines]:
     """The rows of a file, about a mebibyte of text at a time. DataError names file and line."""
     line = 1
     with reading(path), open_bytes(path) as file:
-        while texts := file.readlines(BLOCK_BYTES):
-            if not texts[-1].endswith(b"\n"):
-                texts[-1] += b"\n"
+        for texts in _texts(path, file):
+            if line == 1:
+                texts[0] = texts[0].removeprefix(BOM)
             block = _plain(path, line, texts) or _careful(path, line, texts)
             _check(block)
             yield block
             line += len(texts)
+
+
+def _texts(path: str, file: BinaryIO) -> Iterator[list[bytes]]:
+    """The lines of a file, each with its newline, many at a time."""
+    held: list[bytes] = []
+    while chunk := file.read(BLOCK_BYTES):
+        end = chunk.rfind(b"\n") + 1
+        if end:
+            yield [text + b"\n" for text in b"".join([*held, chunk[: end - 1]]).split(b"\n")]
+            held.clear()
+        held.append(chunk[end:])
+        if sum(map(len, held)) > MOST_LINE:
+            raise DataError(f"{path}: a line is longer than {MOST_LINE:,} bytes: is this svmlight?")
+    last = b"".join(held)
+    if last:
+        yield [last + b"\n"]
 
 
 def _plain(path: str, line: int, texts: Sequence[bytes]) -> Lines | None:
@@ -90,7 +111,7 @@ def _careful(path: str, line: int, texts: Sequence[bytes]) -> Lines:
         if not words:
             continue
         where = f"{path} line {number}"
-        y.append(_number(words[0], f"{where}: label"))
+        y.append(_label(words[0], where))
         pairs = [_pair(word, where) for word in words[1:] if not word.startswith(b"qid:")]
         rows.append(number)
         lengths.append(len(pairs))
@@ -101,13 +122,19 @@ def _careful(path: str, line: int, texts: Sequence[bytes]) -> Lines:
     return Lines(path, np.array(y, dtype=np.float64), whole[0], whole[1], np.array(values, dtype=np.float64), whole[2], query)
 
 
-def _number(word: bytes, what: str) -> float:
+def _number(word: bytes, what: str, advice: str = "") -> float:
     try:
         if b"_" in word:  # Python's float would take 1_000
             raise ValueError
         return float(word)
     except ValueError:
-        raise DataError(f"{what} {_shown(word)} is not a number") from None
+        raise DataError(f"{what} {_shown(word)} is not a number{advice}") from None
+
+
+def _label(word: bytes, where: str) -> float:
+    if b"," in word:
+        raise DataError(f"{where}: label {_shown(word)} names several classes: a row has one number for a label")
+    return _number(word, f"{where}: label", ": number the classes 0, 1, 2, ... or -1 and 1")
 
 
 def _pair(word: bytes, where: str) -> tuple[int, float]:
@@ -141,37 +168,64 @@ def _check(block: Lines) -> None:
         raise DataError(f"{block.where(int(bad[0]))}: index {block.indices[bad[0]]} is not a finite number")
 
 
-def fit(sources: Sequence[Source], missing: str, dtype: str, tick: Callable[[int], None]) -> Encoding:
-    """The encoding of these files: how many features, from which index, and whether the rows are sparse. One pass."""
+def fit(
+    sources: Sequence[Source], missing: str, dtype: str, tick: Callable[[int], None],
+    features: int | None = None, zero_based: bool | None = None,
+) -> Encoding:  # fmt: skip
+    """The encoding of these files: how many features, from which index, and whether the rows are sparse. One pass.
+
+    features: how many there are, None for as many as the highest index tells. zero_based: whether
+    indices count from 0 or from 1, None for from 1 unless some index is 0.
+    """
     rows = nonzeros = 0
     low, high = MOST_FEATURES, -1
+    most = MOST_FEATURES if features is None else features - (zero_based is True)
     for source in sources:
         for block in read(source.path):
             rows += block.y.size
             nonzeros += int(np.count_nonzero(block.values))
+            _check_told(block, zero_based, features, most)
             if block.indices.size:
                 low, high = min(low, int(block.indices.min())), max(high, int(block.indices.max()))
             tick(rows)
-    if high < 0:
+    if rows == 0 or (high < 0 and features is None):
         raise DataError(f"{sources[0].path}: no {'features' if rows else 'rows'}")
-    zero_based = low == 0
-    width = high + 1 if zero_based else high
+    if zero_based is None:
+        zero_based = low == 0
+    width = features or (high + 1 if zero_based else high)
+    if high >= width + (not zero_based):  # only now is it known that indices count from 0: find the line
+        for source in sources:
+            for block in read(source.path):
+                _check_told(block, zero_based, features, width - 1)
     return Encoding(
-        format="svmlight", features=width, missing=missing, dtype=dtype, zero_based=zero_based,
+        format="svmlight", features=width, missing=missing, dtype="float32" if dtype == "auto" else dtype, zero_based=zero_based,
         layout=choose_layout(nonzeros, rows, width),
     )  # fmt: skip
+
+
+def _check_told(block: Lines, zero_based: bool | None, features: int | None, most: int) -> None:
+    """DataError at the first index that --one-based or --features exclude."""
+    if zero_based is False and np.any(block.indices == 0):
+        where = block.where(int(np.argmax(block.indices == 0)))
+        raise DataError(f"{where}: index 0, but --one-based says that indices count from 1: use --zero-based")
+    beyond = np.flatnonzero(block.indices > most)
+    if beyond.size:
+        index = int(block.indices[beyond[0]])
+        need = index + bool(zero_based)
+        raise DataError(f"{block.where(int(beyond[0]))}: index {index} is beyond --features {features}: use --features {need}")
 
 
 class Encoder:
     """Turns the lines of svmlight files into rows of X and y."""
 
-    def __init__(self, encoding: Encoding) -> None:
-        self._encoding = encoding
+    def __init__(self, encoding: Encoding, told: Policies = IMPORT) -> None:
+        self._encoding, self._told = encoding, told
         self._missing, self._first = 0, ""
         self.note = ""
 
     def encode(self, block: Lines) -> tuple[Array, Array, Array, dict[str, Array]]:
-        """Non-zeros per row, their columns and values row after row, and y; rows that miss a value (NaN) may be dropped."""
+        """Non-zeros per row, their columns and values row after row, and y; rows that miss a value (NaN)
+        may be dropped: `kept` are the others' positions."""
         if block.query:
             self.note = self.note or f"{block.path}: qid is ignored"
         index = block.indices - (not self._encoding.zero_based)
@@ -188,22 +242,26 @@ class Encoder:
         values = np.where(there, block.values, 0.0).astype(self._encoding.dtype)
         there &= values != 0
         lengths = np.bincount(row[there], minlength=block.y.size)
-        return lengths[keep], index[there], values[there], {"y": block.y[keep]}
+        return lengths[keep], index[there], values[there], {"y": block.y[keep], "kept": np.flatnonzero(keep)}
 
     def _check_range(self, block: Lines, index: Array) -> None:
         wrong = np.flatnonzero((index < 0) | (index >= self._encoding.features))
         if wrong.size:
             low = 0 if self._encoding.zero_based else 1
+            found = int(block.indices[wrong[0]])
+            option = "--zero-based" if found == 0 else f"--features {found + 1 - low}"
             raise DataError(
-                f"{block.where(int(wrong[0]))}: index {block.indices[wrong[0]]} is outside {low} to "
-                f"{self._encoding.features - 1 + low}, the indices of the training data"
+                f"{block.where(int(wrong[0]))}: index {found} is outside {low} to {self._encoding.features - 1 + low}, "
+                f"the indices of the training data: import those with {option}"
             )
         large = np.flatnonzero(np.abs(block.values) > np.finfo(self._encoding.dtype).max)
         if large.size:
             entry = f"{block.where(int(large[0]))}: index {block.indices[large[0]]} is {block.values[large[0]]:g}"
-            raise DataError(f"{entry}, too large for {self._encoding.dtype} (use --dtype float64)")
+            advice = " (use --dtype float64)" if self._told.command == "import" else ""
+            raise DataError(f"{entry}, too large for {self._encoding.dtype}{advice}")
 
     def check(self) -> None:
         """DataError if values are missing and the policy is to refuse them."""
         if self._missing and self._encoding.missing == "refuse":
-            raise DataError(f"missing values: {self._missing:,} (first: {self._first}): use --missing zero or drop")
+            advice = "use --missing zero" + ("" if self._told.command == "predict" else " or --missing drop")
+            raise DataError(f"missing values: {self._missing:,} (first: {self._first}): {advice}")

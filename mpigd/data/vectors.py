@@ -1,174 +1,89 @@
-"""Vectors of a file, as whichever program stored them: numbers, numbers with a mask, texts, and categories.
-
-AnnData (docs: "On-disk format"): a categorical is a group of `codes` (-1 is missing) and `categories`, a nullable array one of
-`values` and `mask`; before version 0.7, the categories of obs/NAME are in obs/__categories/NAME.
-"""
+"""What stands beside X: the target, weights, offsets, keys, ids, and where a row comes from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import h5py
 import numpy as np
 
-from mpigd.data import declared, foreign, hdf5, marks, texts
-from mpigd.errors import DataError
+from mpigd.data.codes import GONE, UNSEEN, Codes
+from mpigd.data.columns import absent, to_keys, to_text
+from mpigd.data.encoding import Encoding, listed
+from mpigd.data.features import number_format, read_numbers
+from mpigd.data.rows import Rows
+from mpigd.data.tables import Block
 
 Array = np.ndarray[Any, Any]
-MOST_CLASSES = 10_000
-LONGEST = 1000  # bytes of a label
-ROWS = 1 << 16  # looked at at once
+SOURCE = ("source_file", "source_row")
+ID_BYTES = 1 << 10  # an id is short
 
 
-class Numbers:
-    """A vector of numbers of an open file; `mask`, a dataset of the same shape, tells which are missing.
+class Vectors:
+    """Makes the vectors of a block."""
 
-    shape: as it is stored.
-    """
+    def __init__(self, encoding: Encoding, names: Sequence[str], sources: Sequence[str]) -> None:
+        self._encoding, self._names = encoding, names
+        self._form = number_format(encoding)
+        self._files = {path: i for i, path in enumerate(sources)}
+        self._classes: Codes | None = None
+        if encoding.target is not None and encoding.target.classes is not None:
+            self._classes = Codes([{text: i for i, text in enumerate(encoding.target.classes)}])
 
-    def __init__(self, place: str, data: h5py.Dataset, mask: h5py.Dataset | None = None) -> None:
-        self.place, self._data, self._mask = place, data, mask
-        self.shape, self._marks = data.shape, marks.of(data)
+    def raw(self) -> list[str]:
+        """The raw columns that are read."""
+        return [self._raw(name) for name in self._names if name not in SOURCE]
 
-    def classes(self) -> None:
-        """The names of its values."""
+    def none(self) -> dict[str, Any]:
+        """The vectors of no rows."""
+        import pyarrow as pa
 
-    def read(self, start: int, stop: int, classes: Sequence[str] | None = None) -> tuple[Array, Array]:
-        """Values start to stop (m,), and which of them are missing (m,) bool."""
-        stored = texts.piece(self._data, start, stop)
-        gone = self._marks.missing(stored)
-        if self._mask is not None:
-            gone |= texts.piece(self._mask, start, stop) != 0
-        return self._marks.numbers(stored), gone
+        return {name: pa.array([], pa.string()) if name == "id" else np.empty(0) for name in self._names}
 
-    def why(self, row: int) -> str:
-        """What to say of a missing value."""
-        if self._mask is not None:
-            return "is masked"
-        value = self._marks.stored(texts.piece(self._data, row, row + 1))[0]
-        return f"is {value:g}, {self._marks.why(value)}"
+    def read(self, block: Block, rows: Rows) -> dict[str, Any]:
+        """Each vector (m,): numpy arrays, but an id as text or whole numbers of Arrow."""
+        return {name: self._vector(name, block, rows) for name in self._names}
 
+    def _raw(self, vector: str) -> str:
+        if vector != "y":
+            return self._encoding.extras[vector]
+        assert self._encoding.target is not None
+        return self._encoding.target.name
 
-class Texts:
-    """A vector of texts, which are labels of classes; an empty one is missing."""
+    def _vector(self, vector: str, block: Block, rows: Rows) -> Any:
+        if vector == "source_file":
+            return np.full(block.rows, self._files[block.path], dtype=np.int32)
+        if vector == "source_row":
+            return block.numbers()
+        name = self._raw(vector)
+        array = block.columns[name]
+        if vector in ("key", "id"):
+            text = to_text(array)
+            rows.missing(name, absent(text), False)
+            return to_keys(array) if vector == "key" else self._id(name, text, rows)
+        if vector == "y" and self._classes is not None:
+            return self._class(name, block, rows)
+        infinite = self._encoding.infinite
+        values = read_numbers(block, [name], [self._form], "float64", infinite, rows)[0]
+        rows.missing(name, np.isnan(values), False)
+        if vector == "sample_weight":
+            rows.fault(name, values < 0, lambda row: f"{values[row]:g}: weights are at least 0")
+        return values
 
-    def __init__(self, place: str, data: h5py.Dataset, mask: h5py.Dataset | None = None) -> None:
-        self.place, self._data, self._mask = place, data, mask
-        self.shape = data.shape
+    def _class(self, name: str, block: Block, rows: Rows) -> Array:
+        """Positions of classes."""
+        assert self._classes is not None and self._encoding.target is not None
+        array, known = to_text(block.columns[name]), self._encoding.target.classes or ()
+        codes = self._classes.find([array])[0]
+        rows.missing(name, codes == GONE, False)
+        why = f"which the training data did not have (it had {listed(known)})"
+        rows.fault(name, codes == UNSEEN, lambda row: f"{array[row].as_py()!r}, {why}")
+        return np.asarray(np.maximum(codes, 0), dtype=np.float64)
 
-    def classes(self) -> tuple[str, ...]:
-        """The different texts, ascending."""
-        found: set[bytes] = set()
-        for _, slab in texts.slabs(self._data, 0, max(self.shape)):
-            found.update(slab)
-            if len(found) > MOST_CLASSES + 1:
-                raise DataError(f"{self.place} holds more than {MOST_CLASSES} different texts: a target has fewer classes")
-        return tuple(sorted(_label(text, self.place) for text in found if text))
+    def _id(self, name: str, text: Any, rows: Rows) -> Any:
+        import pyarrow.compute as pc
 
-    def read(self, start: int, stop: int, classes: Sequence[str] | None = None) -> tuple[Array, Array]:
-        """Positions in `classes` of the texts start to stop (m,), and which are missing (m,) bool."""
-        assert classes is not None
-        known: dict[bytes, int] = {name.encode(): code for code, name in enumerate(classes)} | {b"": -1}
-        codes = [known.get(text, -1) for _, slab in texts.slabs(self._data, start, stop) for text in slab]
-        found = np.array(codes, np.float64)
-        gone = found < 0
-        if self._mask is not None:
-            gone |= texts.piece(self._mask, start, stop) != 0
-        return found, gone
-
-    def why(self, row: int) -> str:
-        return "is masked" if self._mask is not None else "is an empty text"
-
-
-class Categories:
-    """Codes, and a category for each of them: texts, which are labels of classes, or numbers, which are the values."""
-
-    def __init__(self, place: str, codes: h5py.Dataset, categories: h5py.Dataset) -> None:
-        self.place, self._codes = place, codes
-        self.shape = codes.shape
-        if codes.dtype.kind not in "iu" or categories.ndim != 1:
-            raise DataError(f"{place}: codes are {codes.dtype} and categories {categories.shape}: no categories of texts")
-        self._texts, self._values = texts.holds_text(categories), categories
-        if not self._texts:
-            declared.check_type(categories)
-        if categories.shape[0] > MOST_CLASSES:
-            raise DataError(f"{place} has more than {MOST_CLASSES} categories: a target has fewer classes")
-
-    def _names(self) -> list[str]:
-        slabs = texts.slabs(self._values, 0, self._values.shape[0])
-        names = [_label(text, self.place) for _, slab in slabs for text in slab]
-        if len(set(names)) < len(names):
-            raise DataError(f"{self.place} is damaged: a category is there twice")
-        return names
-
-    def classes(self) -> tuple[str, ...] | None:
-        """The names of the categories, ascending; None if they are numbers."""
-        return tuple(sorted(self._names())) if self._texts else None
-
-    def read(self, start: int, stop: int, classes: Sequence[str] | None = None) -> tuple[Array, Array]:
-        """Positions in `classes`, or the numbers, of rows start to stop (m,), and which are missing (m,) bool."""
-        codes = texts.piece(self._codes, start, stop).astype(np.int64)
-        if self._texts:
-            assert classes is not None
-            place = {name: code for code, name in enumerate(classes)}
-            values = np.array([place[name] for name in self._names()], np.float64)
-        else:
-            values = np.asarray(self._values[...]).astype(np.float64)
-        if codes.size and (codes.max() >= values.size or codes.min() < -1):
-            row = int(np.argmax((codes >= values.size) | (codes < -1)))
-            raise DataError(f"{self.place} row {start + row} has code {codes[row]}, but there are {values.size} categories")
-        gone = codes < 0
-        return np.append(values, 0.0)[codes], gone
-
-    def why(self, row: int) -> str:
-        return "has no category (code -1)"
-
-
-Vector = Numbers | Texts | Categories
-
-
-def _label(text: bytes, place: str) -> str:
-    if len(text) > LONGEST:
-        raise DataError(f"{place} holds a text of {len(text)} bytes: no label of a class")
-    try:
-        return text.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{place} holds the text {text!r}, which is not UTF-8") from error
-
-
-def there(file: hdf5.Group, name: str) -> bool:
-    return file.raw(name) is not None
-
-
-def find(file: hdf5.Group, name: str) -> Vector:
-    """The vector `name` of an open file. DataError, naming it, if it is none."""
-    found, place = file.raw(name), f"{file.filename}: {name!r}"
-    if isinstance(found, hdf5.Group):
-        return _group(found, place)
-    if not isinstance(found, h5py.Dataset):
-        hdf5.dataset(file, name)
-    folder, _, last = name.rpartition("/")
-    old = file.raw(f"{folder}/__categories/{last}") if folder else None
-    if isinstance(old, h5py.Dataset):
-        return Categories(place, found, old)
-    return _plain(place, found)
-
-
-def _plain(place: str, data: h5py.Dataset, mask: h5py.Dataset | None = None) -> Numbers | Texts:
-    if texts.holds_text(data):
-        return Texts(place, data, mask)
-    foreign.check_records(data)
-    declared.check_type(data)
-    return Numbers(place, data, mask)
-
-
-def _group(group: hdf5.Group, place: str) -> Vector:
-    parts = {name: group.raw(name) for name in ("codes", "categories", "values", "mask")}
-    whole = {name for name, part in parts.items() if isinstance(part, h5py.Dataset)}
-    if {"codes", "categories"} <= whole:
-        return Categories(place, parts["codes"], parts["categories"])
-    if {"values", "mask"} <= whole and parts["values"].shape == parts["mask"].shape:
-        declared.check_type(parts["mask"])
-        return _plain(place, parts["values"], parts["mask"])
-    foreign.refuse_group(group, place, "a vector, of numbers or of categories")
+        long = pc.greater(pc.binary_length(text), ID_BYTES).fill_null(False)
+        where = np.asarray(long.to_numpy(zero_copy_only=False))
+        rows.fault(name, where, lambda row: f"{text[row].as_py()[:40]!r}...: an id has at most {ID_BYTES:,} bytes")
+        return text

@@ -19,6 +19,7 @@ import numpy as np
 
 from mpigd.comm import Comm
 from mpigd.data import selection
+from mpigd.data.extreme import power
 from mpigd.data.matrix import Matrix
 from mpigd.model.scaling import Statistics, measure
 
@@ -28,6 +29,7 @@ FAR = 2.0**16  # deviations; below, the grids of the sums (2**-43) cost a gradie
 # a float64 model's coefficients and margins moves predictions by 2e-4 of the column's effect.
 FEWEST = 10.0
 SHOWN = 6  # columns named in a warning
+TINY = 2.0**-475  # a number whose square is lost in a sum (mpigd/reduce.py: SMALLEST)
 
 
 def centred(
@@ -90,10 +92,10 @@ def columns_without_digits(statistics: Statistics, dtype: np.dtype[Any]) -> Arra
 
 
 def warning(of: Statistics, dtype: np.dtype[Any], names: Sequence[str] | None) -> str | None:
-    """A sentence on these columns and what to do, or None."""
+    """A sentence on these columns, or on columns of tiny numbers, and what to do; None if there are none."""
     found = columns_without_digits(of, dtype)
     if not found.size:
-        return None
+        return _of_tiny_columns(of, names)
     bits, mean = digits(of, dtype), _as_in_the_data(of.mean, of)
     each = []
     for j in found[:SHOWN]:
@@ -105,4 +107,19 @@ def warning(of: Statistics, dtype: np.dtype[Any], names: Sequence[str] | None) -
         f"{dtype} leaves less than {FEWEST:.0f} bits for the differences between the values of "
         f"{', '.join(each)}{more}: their coefficients cannot be trusted; "
         f"subtract a constant near the mean{other} before the data are written"
+    )
+
+
+def _of_tiny_columns(of: Statistics, names: Sequence[str] | None) -> str | None:
+    """A sentence on columns that are not constant, but whose squares are lost in sums."""
+    size = _as_in_the_data(np.maximum(np.abs(of.low), np.abs(of.high)).astype(np.float64), of)
+    varies = _as_in_the_data(of.low != of.high, of)
+    tiny = np.flatnonzero(varies & (size < TINY))
+    if not tiny.size:
+        return None
+    each = [f"column {j}" if names is None else repr(names[j]) for j in tiny[:SHOWN]]
+    more = f", ... ({tiny.size})" if tiny.size > SHOWN else ""
+    return (
+        f"the squares of all values of {', '.join(each)}{more} are too small for sums in float64: their coefficients may stay 0; "
+        f"divide the columns by {power(float(size[tiny[0]])):g} before the data are written"
     )

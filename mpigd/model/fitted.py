@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mpigd import cache
 from mpigd.config import Config, from_dict, to_dict
 from mpigd.data import hdf5
 from mpigd.data.arrays import matrix_of
@@ -69,6 +70,7 @@ class Model:
         return output.T if self.config.loss == "softmax" else np.column_stack([1.0 - output[0], output[0]])
 
     def _response(self, X: Any, offset: Array | None) -> Array:
+        cache.check()
         matrix = matrix_of(X)
         if matrix.d != self.coef.shape[1]:
             raise DataError(f"X has {matrix.d} columns, but the model was trained on {self.coef.shape[1]}")

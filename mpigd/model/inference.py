@@ -1,10 +1,15 @@
 """Standard errors and what goes with them: from the information matrix at the optimum, summed exactly over all rows.
 
 For the losses that are half deviances of exponential families (McCullagh and Nelder, "Generalized Linear Models", 1989). The
-covariance of the coefficients is dispersion * (X'WX + ridge)^-1, W the expected second derivatives times the weights, which
-count as repeated rows. With a ridge penalty that is the inverse of the penalised information, no sandwich: the covariance about
+covariance of the coefficients is dispersion * (X'WX + ridge)^-1, W the expected second derivatives times the weights.
+
+With a ridge penalty that is the inverse of the penalised information, no sandwich: the covariance about
 the penalised optimum, conditional on the penalty, whose bias the intervals do not cover; degrees of freedom are those of the
 fit, trace((X'WX + ridge)^-1 X'WX) (Hastie, Tibshirani, Friedman, "The Elements of Statistical Learning", 7.6).
+
+Whole weights count as repeated rows (statsmodels' freq_weights): their sum is the number of rows. Other weights are relative
+precisions (its var_weights, and what R's lm and glm make of weights): the rows are counted that have one. Where a dispersion is
+estimated, the unit of such weights then makes no difference; where it is 1, it does, as in R.
 """
 
 from __future__ import annotations
@@ -21,11 +26,12 @@ import numpy as np
 from mpigd.batches import Batch
 from mpigd.comm import Comm
 from mpigd.config import Config
+from mpigd.model import likelihoods
 from mpigd.model.aliasing import Independent, independent
 from mpigd.model.hessian import Curvature
 from mpigd.model.objective import Objective
 from mpigd.model.penalties import L2, Penalty
-from mpigd.reduce import NotFinite, Reducer, total
+from mpigd.reduce import Reducer, total
 from mpigd_kernels import curvature, likelihood, linalg, vector
 
 Array = np.ndarray[Any, Any]
@@ -33,12 +39,10 @@ Errors = list[float | None]
 MOST_COLUMNS = 500  # for which statistics come unasked, and
 MOST_PRODUCTS = 2e9  # n p^2 then: half a second for one core
 MOST_PARAMETERS = 4000  # whose information matrix is factorised when asked for
-TWO_PI = 6.283185307179586
 REDUCED_STEPS = 8  # of Newton's method over the columns that are kept
 # In squared standard errors: how near an optimum is enough, and how far from the first point
 # curvatures are made anew.
 NO_FURTHER, MOVED = 1e-16, 1e-8
-NULL_STEPS, ENOUGH, HUGE = 100, 1e-8, 1e300  # of Newton's method for the intercept alone
 
 
 @dataclass(frozen=True)
@@ -111,18 +115,37 @@ def infer(w: Array, objective: Objective, penalty: L2, reducer: Reducer) -> dict
     variances = _variances(found.U, np.eye(len(found.U)))
     degrees = len(found.U) - float(vector.dot(ridge[found.parameters], variances))
     half_deviance, pearson, saturated = _sums(w, objective, family, comm)
-    if not weight > degrees:
-        return {"refused": f"{weight:g} rows are too few for {degrees:g} parameters: no degrees of freedom are left"}
-    dispersion = pearson / (weight - degrees) if family.dispersed else 1.0
-    log_likelihood = _log_likelihood(objective.loss.name, half_deviance, saturated, weight, dispersion)
+    repeated, count = likelihoods.weighting(objective, comm)
+    rows = weight if repeated else float(count)
+    if (few := _too_few(rows, weight, degrees, family, repeated)) is not None:
+        return {"refused": few}
+    dispersion = pearson / (rows - degrees) if family.dispersed else 1.0
+    log_likelihood: float | None
+    if repeated or not family.dispersed:
+        log_likelihood = likelihoods.log_likelihood(objective.loss.name, half_deviance, saturated, weight, dispersion)
+    else:
+        log_likelihood = likelihoods.of_relative_weights(objective, half_deviance, count, comm)
     errors, intercept_error = _original(found.U, variances, found.parameters, objective, dispersion)
     return {
-        "dispersion": dispersion, "degrees_of_freedom": degrees, "residual_degrees": weight - degrees, "weight": weight,
-        "deviance": 2.0 * half_deviance, "null_deviance": _null(objective, comm), "pearson": pearson,
-        "log_likelihood": log_likelihood, "aic": 2.0 * (degrees - log_likelihood),
+        "dispersion": dispersion, "degrees_of_freedom": degrees, "residual_degrees": rows - degrees, "weight": weight,
+        "rows": count, "repeated": repeated,
+        "deviance": 2.0 * half_deviance, "null_deviance": likelihoods.null_deviance(objective, comm), "pearson": pearson,
+        "log_likelihood": log_likelihood, "aic": None if log_likelihood is None else 2.0 * (degrees - log_likelihood),
         "standard_errors": errors, "intercept_error": intercept_error,
         **(_reduced(w, found, errors, objective) if reduced else {}),
     }  # fmt: skip
+
+
+def _too_few(rows: float, weight: float, degrees: float, family: Family, repeated: bool) -> str | None:
+    """Why there are no standard errors for so many parameters, or None."""
+    if not rows > degrees:
+        return f"{rows:,.0f} rows are too few for {degrees:.6g} parameters: no degrees of freedom are left"
+    if repeated or family.dispersed or weight > degrees:
+        return None
+    return (
+        f"the weights sum to {weight:.6g}, which would be the number of rows: standard errors of this loss depend on the unit of "
+        f"the weights: divide them by their mean, {weight / rows:.6g} (coefficients stay the same)"
+    )
 
 
 def _factors(
@@ -225,54 +248,3 @@ def _sums(w: Array, objective: Objective, family: Family, comm: Comm) -> tuple[f
     squares = np.divide(r[0] * r[0], h[0], out=np.zeros_like(l), where=h[0] > 0.0)
     half_deviance, pearson, saturated = total(np.column_stack([l, squares, c * s]), comm)
     return float(half_deviance), float(pearson), float(saturated)
-
-
-def _log_likelihood(loss: str, half_deviance: float, saturated: float, weight: float, dispersion: float) -> float:
-    """Of a normal distribution at its most likely variance; of a gamma distribution at the dispersion estimated."""
-    if loss == "squared":
-        return -0.5 * weight * (math.log(TWO_PI * 2.0 * half_deviance / weight) + 1.0) if half_deviance > 0.0 else math.inf
-    if loss == "gamma":
-        shape = 1.0 / dispersion
-        return saturated - shape * (half_deviance + weight) + weight * (shape * math.log(shape) - math.lgamma(shape))
-    return saturated - half_deviance
-
-
-def _null(objective: Objective, comm: Comm) -> float | None:
-    """The deviance of the best model with an intercept alone, by Newton's method within a bracket; None where that overflows.
-
-    Looks at y, weights and offsets only.
-    """
-    rows, loss = objective.rows, objective.loss
-    c = np.ascontiguousarray(rows.c)
-    offset = np.zeros(rows.y.size) if rows.offset is None else rows.offset
-    r, l, h = np.empty((1, offset.size)), np.empty(offset.size), np.empty((1, offset.size))
-    assert loss.second is not None
-    ends = np.array([np.max(-offset, initial=-np.inf), np.max(offset, initial=-np.inf)])
-    comm.allreduce(ends, "max")
-    middle = _link_of_mean(objective, comm)
-    low, high = middle - float(ends[1]), middle + float(ends[0])  # where the mean response is met by some row's offset
-    b = 0.5 * (low + high)
-    try:
-        for _ in range(NULL_STEPS):
-            z = (offset + b)[np.newaxis]
-            loss.kernel(z, rows.y, c, objective.parameter, r, l)
-            loss.second(z, rows.y, c, objective.parameter, h)
-            slope, value, bend = (float(x) for x in total(np.column_stack([r[0], l, h[0]]), comm))
-            low, high = (low, b) if slope > 0.0 else (b, high)
-            before, b = b, b - slope / bend if bend > 0.0 else low
-            if abs(b - before) <= ENOUGH * max(1.0, abs(before)) or not low < high:
-                return 2.0 * value  # flat there: what is left to gain is the square of that
-            b = b if low < b < high else 0.5 * (low + high)
-    except NotFinite:
-        return None
-    return 2.0 * value
-
-
-def _link_of_mean(objective: Objective, comm: Comm) -> float:
-    """The margin of the mean response."""
-    mean = float(total(objective.rows.c * objective.rows.y, comm)[0]) / objective.statistics.weight
-    if objective.loss.name == "squared":
-        return mean
-    if objective.loss.name == "logistic":
-        mean = mean / (1.0 - mean) if mean < 1.0 else HUGE
-    return float(vector.logarithm(min(max(mean, 1.0 / HUGE), HUGE)))

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import difflib
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mpigd.comm import Comm, together
+from mpigd.data.extreme import LARGEST, advice
+from mpigd.data.loading import encoding_of
 from mpigd.data.shard import Shard
+from mpigd.data.source import Info, agreed
 from mpigd.errors import DataError, UsageError
-from mpigd.model.losses import Loss
+from mpigd.model.losses import LOSSES, Loss
+from mpigd.quantities import ClassWeight, class_weights_of, quoted_label
 from mpigd.reduce import total
 
 Array = np.ndarray[Any, Any]
-LARGEST = 2.0**500  # of a target: as many of its squares as rows are ever counted can be added up
 MOST_CLASSES = 10_000
 SLAB = 1 << 16  # labels looked at at once
+SHOWN = 10  # classes listed in a message
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,37 @@ class Classes:
         return y if y.dtype == codes.dtype and np.array_equal(codes, y) else codes
 
 
+def class_names(encoding: Mapping[str, Any]) -> list[str] | None:
+    """The names of a target that was text, of which y holds the positions; None for numbers."""
+    names = (encoding.get("target") or {}).get("classes")
+    return None if names is None else [str(name) for name in names]
+
+
+def check_target(info: Info, loss: str, comm: Comm) -> None:
+    """`check_numeric` by what a file says of its target, before rows are read. Collective."""
+    with together(comm):
+        encoding = encoding_of(info)
+    check_numeric(info.path, encoding, LOSSES[loss])
+
+
+def check_numeric(name: str, encoding: Mapping[str, Any], loss: Loss) -> None:
+    """DataError if a regression loss would fit the positions of class names as if they were measured numbers.
+
+    name: of the data set. Every rank must have the same encoding: they all raise.
+    """
+    names = class_names(encoding)
+    if loss.classifies or names is None:
+        return
+    target = (encoding.get("target") or {}).get("name") or "y"
+    losses = "logistic or softmax" if len(names) == 2 else "softmax"
+    raise agreed(
+        DataError(
+            f"{name}: the target {target!r} is text, with {len(names):,} classes ({_listed(names)}): the {loss.name} loss would "
+            f"take their positions in the alphabet for numbers: use --loss {losses}"
+        )
+    )
+
+
 def find_classes(shard: Shard, loss: Loss, comm: Comm) -> Classes:
     """The classes of a classification loss over all ranks. Collective; DataError on all ranks if their number is wrong."""
     assert shard.y is not None
@@ -55,19 +93,31 @@ def find_classes(shard: Shard, loss: Loss, comm: Comm) -> Classes:
     padded[: mine.size] = mine
     values = np.unique(comm.allgather(padded))
     values = values[~np.isnan(values)]
-    two = loss.kind != "multiclass"
-    if values.size > MOST_CLASSES or (two and values.size != 2) or values.size < 2:
-        labels = Classes(values[:5], tuple(shard.class_names) if shard.class_names else None).labels()
-        shown = ", ".join(f"{label}" for label in labels) + (", ..." if values.size > 5 else "")
-        wanted = "exactly two" if two else f"2 to {MOST_CLASSES}"
-        error = DataError(
-            f"{shard.name}: the {loss.name} loss needs {wanted} different values in the target, found "
-            f"{values.size if values.size <= MOST_CLASSES else 'more'}: {shown}"
-        )
-        error.agreed = True
-        raise error
     names = shard.class_names
-    return Classes(values, tuple(names) if names else None)
+    if names is not None and (stray := np.setdiff1d(values, np.arange(len(names)))).size:
+        known = f"there are {len(names):,} class names, for 0 to {len(names) - 1}"
+        raise agreed(DataError(f"{shard.name}: the target is {stray[0]:g} in some row, but {known}"))
+    classes = Classes(values, None if names is None else tuple(names))
+    _check_number(shard.name, classes, loss)
+    return classes
+
+
+def _check_number(name: str, classes: Classes, loss: Loss) -> None:
+    """DataError, agreed, unless the loss can have so many classes."""
+    k, two = classes.values.size, loss.kind != "multiclass"
+    if k == 2 or (not two and 2 < k <= MOST_CLASSES):
+        return
+    few = Classes(classes.values[: SHOWN + 1], classes.names)
+    wanted = "exactly two" if two else f"2 to {MOST_CLASSES}"
+    way_out = ""
+    if two and 2 < k <= MOST_CLASSES:
+        way_out = ": --loss softmax takes more than two classes" + ("" if classes.names else ", --loss squared numbers")
+    raise agreed(
+        DataError(
+            f"{name}: the {loss.name} loss needs {wanted} different values in the target, found "
+            f"{f'{k:,}' if k <= MOST_CLASSES else 'more'}: {_listed(few.labels(), 5)}{way_out}"
+        )
+    )
 
 
 def as_trained(shard: Shard, classes: Classes, comm: Comm) -> Array:
@@ -80,7 +130,7 @@ def as_trained(shard: Shard, classes: Classes, comm: Comm) -> Array:
     if own is None or known == tuple(own):
         return shard.y
     if known is None:
-        error = DataError(f"{shard.name}: the target holds texts ({', '.join(own[:5])}), but the model was trained on numbers")
+        error = DataError(f"{shard.name}: the target holds texts ({_listed(own, 5)}), but the model was trained on numbers")
         error.agreed = True
         raise error
     with together(comm):
@@ -93,8 +143,29 @@ def as_trained(shard: Shard, classes: Classes, comm: Comm) -> Array:
         if bad.size:
             row, at = shard.rows[bad[0]], bad[0]
             name = own[numbers[at]] if within[at] else f"{shard.y[at]:g}"
-            raise DataError(f"{shard.where(row)}: label {name!r} is none of the model's classes ({', '.join(known[:10])})")
+            raise DataError(f"{shard.where(row)}: label {name!r} is none of the model's classes ({_listed(known)})")
     return y
+
+
+def check_weights(c: Array, codes: Array, shard: Shard, classes: Classes | None, comm: Comm) -> None:
+    """DataError on all ranks if no row, or no row of some class, has a weight above 0. Collective."""
+    columns = np.array([np.count_nonzero(c)], dtype=np.int64)
+    if classes is not None:
+        columns = np.bincount(codes[c > 0.0].astype(np.int64), minlength=classes.values.size)
+    comm.allreduce(columns)
+    if not columns.any():
+        raise agreed(DataError(f"{shard.name}: all weights are zero: there is nothing to fit"))
+    if classes is not None and not columns.all():
+        label = classes.labels()[int(np.argmin(columns))]
+        raise agreed(DataError(f"{shard.name}: all weights of class {label!r} are zero: leave its rows out, or give it weight"))
+
+
+def _listed(labels: Sequence[Any], most: int = SHOWN) -> str:
+    """Some of the classes, for a message; with quotes where a name could be taken for several."""
+    texts = [str(label) for label in labels[:most]]
+    if any(not text.isprintable() or "," in text or text != text.strip() for text in texts):
+        texts = [repr(text) for text in texts]
+    return ", ".join(texts) + (", ..." if len(labels) > most else "")
 
 
 def check_domain(shard: Shard, loss: Loss, comm: Comm) -> None:
@@ -112,7 +183,8 @@ def check_size(shard: Shard, comm: Comm) -> None:
     with together(comm):
         if shard.y is not None and (bad := np.flatnonzero(np.abs(shard.y) > LARGEST)).size:
             row, value = shard.rows[bad[0]], shard.y[bad[0]]
-            raise DataError(f"{shard.where(row)}: y is {value:g}: its square overflows a sum: scale the targets down")
+            told = f"{shard.where(row)}: y is {value:g}: its square overflows a sum"
+            raise DataError(f"{told}: {advice(value, 'all targets')}")
 
 
 def check_codes(codes: Array, shard: Shard, classes: Classes, comm: Comm) -> None:
@@ -120,9 +192,23 @@ def check_codes(codes: Array, shard: Shard, classes: Classes, comm: Comm) -> Non
     with together(comm):
         bad = np.flatnonzero(codes < 0)
         if bad.size and shard.y is not None:
-            known = ", ".join(str(label) for label in classes.labels()[:10])
-            row, value = shard.rows[bad[0]], shard.y[bad[0]]
-            raise DataError(f"{shard.where(row)}: label {value:g} is none of the model's classes ({known})")
+            row, value = shard.rows[bad[0]], float(shard.y[bad[0]])
+            names = classes.names
+            known = names is not None and value.is_integer() and 0 <= value < len(names)
+            label = repr(names[int(value)]) if known and names is not None else f"{value:g}"
+            listed = _listed(classes.labels())
+            raise DataError(f"{shard.where(row)}: label {label} is none of the model's classes ({listed})")
+
+
+def row_weights(text: str | None, codes: Array, shard: Shard, classes: Classes | None, comm: Comm) -> Array:
+    """The weight of each row (m,): of the row times that of its class. DataError on all ranks if too many are 0. Collective."""
+    c = np.broadcast_to(1.0, codes.shape) if shard.c is None else shard.c  # one number: weights of one take no memory
+    weights = class_weights(text, codes, c, classes, comm)
+    if weights is not None:
+        c = c * weights[codes.astype(np.int64)]
+    if shard.c is not None or weights is not None:
+        check_weights(c, codes, shard, classes, comm)
+    return c
 
 
 def class_weights(text: str | None, codes: Array, c: Array, classes: Classes | None, comm: Comm) -> Array | None:
@@ -130,12 +216,17 @@ def class_weights(text: str | None, codes: Array, c: Array, classes: Classes | N
     if text is None:
         return None
     if classes is None:
-        raise UsageError("--class-weight goes with losses that have classes")
+        raise UsageError(NO_CLASSES)
     k = classes.values.size
     if text == "balanced":
         sums = total(np.where(codes[:, None] == np.arange(k), c[:, None], 0.0), comm)
         return np.asarray(np.where(sums > 0, _ordered_sum(sums) / (k * np.where(sums > 0, sums, 1.0)), 0.0))
-    return _named_weights(text, classes)
+    return _named_weights(class_weights_of(text), classes)
+
+
+NO_CLASSES = "--class-weight goes with losses that have classes: " + ", ".join(
+    name for name, loss in LOSSES.items() if loss.classifies
+)
 
 
 def _ordered_sum(values: Array) -> float:
@@ -145,19 +236,36 @@ def _ordered_sum(values: Array) -> float:
     return result
 
 
-def _named_weights(text: str, classes: Classes) -> Array:
-    labels = [str(label) for label in classes.labels()]
-    weights = np.ones(len(labels))
-    for part in text.split(","):
-        label, equals, number = part.rpartition("=")
-        if not equals:
-            raise UsageError(f"--class-weight {text}: expected balanced, or LABEL=WEIGHT,...")
-        if label.strip() not in labels:
-            raise UsageError(f"--class-weight {part}: no class {label!r}; the classes are {', '.join(labels[:10])}")
-        try:
-            weights[labels.index(label.strip())] = float(number)
-        except ValueError:
-            raise UsageError(f"--class-weight {part}: {number!r} is not a number") from None
-    if not np.all(np.isfinite(weights) & (weights >= 0)):
-        raise UsageError(f"--class-weight {text}: weights are finite and at least 0")
+def _named_weights(parts: Sequence[ClassWeight], classes: Classes) -> Array:
+    labels = classes.labels()
+    texts = [str(label) for label in labels]
+    weights, given = np.ones(len(labels)), set[int]()
+    for part in parts:
+        place = _class_place(part, labels, texts)
+        if place in given:
+            raise UsageError(f"--class-weight: class {texts[place]!r} is given twice")
+        weights[place] = part.value
+        given.add(place)
     return weights
+
+
+def _class_place(part: ClassWeight, labels: Sequence[Any], texts: Sequence[str]) -> int:
+    """Which class a part of --class-weight names, or a UsageError with the nearest one."""
+    for spelling in (part.spelled, part.label):  # as it stands first: a label may have quotation marks itself
+        if spelling in texts:
+            return texts.index(spelling)
+    try:
+        number = float(part.label)  # 1.0, 1e0 and 1 are one class of numbers
+    except ValueError:
+        number = float("nan")
+    if not isinstance(labels[0], str) and number in labels:
+        return labels.index(number)
+    stripped = [text.strip() for text in texts]
+    if stripped.count(part.label.strip()) == 1:
+        return stripped.index(part.label.strip())
+    starts = [text for text in texts if part.label and text.startswith(part.label)]
+    near = starts[:1] or difflib.get_close_matches(part.label, texts, 1)
+    if near:
+        spelled = shlex.quote(f"{quoted_label(near[0])}={part.value:g}")
+        raise UsageError(f"--class-weight: no class {part.label!r}: did you mean {near[0]!r}? Write --class-weight {spelled}")
+    raise UsageError(f"--class-weight: no class {part.label!r}; the classes are {_listed(texts)}")

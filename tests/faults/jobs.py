@@ -48,11 +48,15 @@ class Place:
         words += ["--quiet", "--threads", "1", "--hang-timeout", str(HANG)]
         return [*words, "--checkpoint", str(self.folder / name), "--checkpoint-every", "2", *options]
 
-    def start(self, name: str, schedule: Schedule | None = None, *options: str, flavour: str = "mpich") -> Job:
-        return start(RANKS, *self.train(name, schedule, *options), flavour=flavour)
+    def start(
+        self, name: str, schedule: Schedule | None = None, *options: str, flavour: str = "mpich", cwd: Path | None = None
+    ) -> Job:
+        return start(RANKS, *self.train(name, schedule, *options), flavour=flavour, cwd=cwd)
 
-    def run(self, name: str, schedule: Schedule | None = None, *options: str, flavour: str = "mpich") -> Ended:
-        with self.start(name, schedule, *options, flavour=flavour) as job:
+    def run(
+        self, name: str, schedule: Schedule | None = None, *options: str, flavour: str = "mpich", cwd: Path | None = None
+    ) -> Ended:
+        with self.start(name, schedule, *options, flavour=flavour, cwd=cwd) as job:
             done = job.finish(LIMIT)
             return Ended(done.returncode, done.stdout + done.stderr, time.time(), job.survivors())
 

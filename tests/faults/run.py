@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,21 @@ from collections.abc import Callable
 from typing import Any
 
 from mpigd import cache, launch
+
+
+def gone() -> None:
+    """The working directory is removed, as where somebody cleans a scratch folder."""
+    aside = f"{os.getcwd()}.old"
+    os.rename(os.getcwd(), aside)
+    while os.path.exists(aside):  # a checkpoint may be being written in it
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def renewed() -> None:
+    """It is there again, under the same name."""
+    folder = os.getcwd()
+    gone()
+    os.mkdir(folder)
 
 
 def loop() -> None:
@@ -77,8 +93,10 @@ ACTIONS: dict[str, Callable[[], Any]] = {
     "os._exit(0)": lambda: os._exit(0),
     "_exit(0)": lambda: ctypes.CDLL(None)._exit(0),
     "segv": lambda: ctypes.string_at(0),
+    "gone": gone,
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "nap": nap,
+    "renewed": renewed,
     "saved": saved,
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "usr1": lambda: os.kill(os.getpid(), signal.SIGUSR1),

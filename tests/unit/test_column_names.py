@@ -13,7 +13,7 @@ import pytest
 import mpigd
 from mpigd.comm import SelfComm
 from mpigd.config import Config
-from mpigd.data import hdf5, names
+from mpigd.data import column_names, hdf5
 from mpigd.data.loading import Layout, load
 from mpigd.errors import DataError
 from mpigd.info import describe
@@ -152,13 +152,13 @@ def test_files_that_were_imported_otherwise(tmp_path: Path) -> None:
 def test_an_encoding_without_a_reason(tmp_path: Path) -> None:
     one, two = {"feature_names": ["a"], "dtype": "float32"}, {"feature_names": ["a"], "dtype": "float64"}
     with pytest.raises(DataError, match=r"b\.h5: dtype is not as in a\.h5"):
-        names.check_same_encoding("b.h5", two, "a.h5", one)
+        column_names.check_same_encoding("b.h5", two, "a.h5", one)
     with pytest.raises(DataError, match=r"b\.h5: column 'a' was imported with another kind than in a\.h5"):
-        names.check_same_encoding(
+        column_names.check_same_encoding(
             "b.h5", {"columns": [{"name": "a", "kind": "number"}]}, "a.h5", {"columns": [{"name": "a", "kind": "text"}]}
         )
     with pytest.raises(DataError, match=r"b\.h5: has 1 names of columns, but in a\.h5 2"):
-        names.check_same("b.h5", ["a"], "in a.h5", ["a", "b"])
+        column_names.check_same("b.h5", ["a"], "in a.h5", ["a", "b"])
 
 
 def test_a_note_where_the_order_is_trusted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from mpigd import config
 from mpigd.config import ALIASES, FIELDS, OTHER_VARIABLES, TYPES, Config, field_name, from_dict, from_mapping, to_dict
 from mpigd.errors import UsageError
+from mpigd.quantities import class_weights_of, class_weights_text
 
 
 def resolve(given: dict[str, Any], toml: str | None = None, env: dict[str, str] | None = None, folder: Path = Path()) -> Config:
@@ -219,6 +221,7 @@ def test_a_toml_file_that_is_missing(tmp_path: Path) -> None:
         config.resolve({}, str(tmp_path / "none.toml"), {})
 
 
+WEIGHTS = st.floats(0, 1e300)
 OPTIONS = st.fixed_dictionaries(
     {},
     optional={
@@ -228,7 +231,7 @@ OPTIONS = st.fixed_dictionaries(
         "seed": st.integers(0, 2**63),
         "intercept": st.booleans(),
         "validation": st.lists(st.text(min_size=1), max_size=3).map(tuple),
-        "class_weight": st.none() | st.text(min_size=1),
+        "class_weight": st.none() | st.just("balanced") | st.dictionaries(st.text(), WEIGHTS, min_size=1).map(class_weights_text),
         "epochs": st.none() | st.integers(1, 10**9),
     },
 )
@@ -252,3 +255,42 @@ def test_the_environment_takes_the_same_values(options: dict[str, Any]) -> None:
     plain = {key: value for key, value in options.items() if value is not None and key != "validation"}
     env = {f"MPIGD_{key.upper()}": str(value) for key, value in plain.items()}
     assert config.resolve({}, None, env)[0] == Config(**plain)
+
+
+@given(st.dictionaries(st.text(), WEIGHTS, min_size=1))
+def test_any_class_can_be_named(weights: dict[str, float]) -> None:
+    """Commas, equals signs, quotes, blanks, newlines, nothing at all."""
+    assert {part.label: part.value for part in class_weights_of(class_weights_text(weights))} == weights
+
+
+def test_class_weights_in_four_spellings(tmp_path: Path) -> None:
+    """A text, a mapping in Python, a table in TOML, the option once or more often: the same configuration."""
+    wanted = Config(class_weight='"a,b"=2.0,c=1.5')
+    assert from_mapping({"class_weight": {"a,b": 2, "c": 1.5}}) == wanted
+    path = tmp_path / "run.toml"
+    for text in ("class_weight = { 'a,b' = 2, c = 1.5 }", "[class-weight]\n'a,b' = 2\nc = 1.5"):
+        path.write_text(text, encoding="utf-8")
+        assert config.resolve({}, str(path), {})[0] == wanted
+    assert config.resolve({"class_weight": ['"a,b"=2.0', "c=1.5"]}, None, {})[0] == wanted
+    assert config.resolve({}, None, {"MPIGD_CLASS_WEIGHT": '"a,b"=2.0,c=1.5'})[0] == wanted
+    for value in ({"a": "2"}, {"a": True}, {"a": None}, {}):
+        with pytest.raises(UsageError, match="class weight"):
+            from_mapping({"class_weight": value})
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("Smith, John=2", "'\"Smith, John\"=2'"),
+        ("a=1,Smith, John=2,b=3", "'a=1,\"Smith, John\"=2,b=3'"),
+        ("a, b, c=0.5", "'\"a, b, c\"=0.5'"),
+    ],
+)
+def test_commas_without_quotes(text: str, advice: str) -> None:
+    """The advice is the option's value as a shell takes it, and it is one that is taken."""
+    with pytest.raises(UsageError, match=r"expected balanced, or LABEL=WEIGHT,\.\.\.; a label with a comma") as caught:
+        Config(class_weight=text)
+    option, value = shlex.split(str(caught.value).partition("double quotes: ")[2])
+    assert option == "--class-weight" and shlex.quote(value) == advice
+    Config(class_weight=value)
+    assert [part.label for part in class_weights_of(value)][-1] != text

@@ -17,9 +17,11 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpigd.data import hdf5, writer
-from mpigd.data.columns import ExactSum, first_misfit, read_numbers, stable_hash, to_keys, to_numbers, to_text
-from mpigd.data.encoding import Column, Encoder, Encoding, Target
+from mpigd.data import hdf5, stream, writer
+from mpigd.data.columns import ExactSum, first_misfit, stable_hash, to_keys, to_text
+from mpigd.data.encoder import Encoder
+from mpigd.data.encoding import Column, Encoding, Target
+from mpigd.data.number_text import read_numbers, to_numbers
 from mpigd.data.tables import Block
 from mpigd.errors import DataError
 
@@ -187,7 +189,7 @@ def test_hashing_is_signed_and_collisions_add_up():
 
 @pytest.mark.parametrize("layout", ["dense", "csr"])
 def test_the_layout_on_disk_whatever_the_pieces(tmp_path, layout, monkeypatch):
-    monkeypatch.setattr(writer, "CHUNK_BYTES", 512)
+    monkeypatch.setattr(stream, "CHUNK_BYTES", 512)
     rng = np.random.default_rng(1)
     X = sp.random(300, 7, 0.3, format="csr", random_state=1, dtype=np.float32)
     y = rng.random(300)

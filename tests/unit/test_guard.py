@@ -20,6 +20,7 @@ from mpigd.data import guard, hdf5, trailer
 from mpigd.data.loading import Layout, load
 from mpigd.errors import DataError, StorageError
 from mpigd.predict import predict
+from mpigd.predictions import Targets
 from tests.launch import python
 
 X, Y = np.arange(12.0).reshape(6, 2), np.arange(6.0)
@@ -290,8 +291,8 @@ def typed(dtype: Any) -> Change:
 
 
 TYPES = {
-    "texts": (h5py.string_dtype(), "'y' row 0 is an empty text: a missing value"),
-    "short texts": ("S5", "'y' row 0 is an empty text: a missing value"),
+    "texts": (h5py.string_dtype(), "'y': no row was ever written"),
+    "short texts": ("S5", "'y': no row was ever written"),
     "references": (h5py.ref_dtype, "'y' holds object, expected numbers"),
     "regions": (h5py.regionref_dtype, "'y' holds object, expected numbers"),
     "lists": (h5py.vlen_dtype(np.int32), "'y' holds object, expected numbers"),
@@ -384,7 +385,7 @@ def fits(folder: Path) -> None:
     model = mpigd.train(folder / "data.h5", loss="logistic", l2=0.1, log=str(folder / "log.jsonl"))
     model.save(str(folder / "model.h5"))
     files = [str(folder / "data.h5")]
-    predict(model, files, str(folder / "out.h5"), str(folder / "out.csv"), Config(), SelfComm())
+    predict(model, files, Targets(str(folder / "out.h5"), str(folder / "out.csv")), Config(), SelfComm())
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])

@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 
-from mpigd.data import hdf5, tables
+from mpigd.data import csv_file, hdf5
 from mpigd.data.encoding import Encoding
 from mpigd.data.importers import encode_like, import_data, is_raw
+from mpigd.data.policies import Policies
 from mpigd.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -135,7 +136,7 @@ def test_missing_values(tmp_path, out, policy, kind):
     source = str(tmp_path / f"m.{kind}")
     frame.to_csv(source, index=False) if kind == "csv" else frame.to_parquet(source)
     if policy == "refuse":
-        with pytest.raises(DataError, match=r"column 'a' 2 \(first: .* row 2\), column 'b' 1 \(first: .* row 3\): use --missing"):
+        with pytest.raises(DataError, match=r"column 'a' 2 \(first: .* row 1\), column 'b' 1 \(first: .* row 2\): use --missing"):
             import_data([source], out, target="t")
         assert not os.path.exists(out)
         return
@@ -154,7 +155,7 @@ def test_missing_values(tmp_path, out, policy, kind):
 def test_a_missing_target_is_refused_unless_dropped(tmp_path, out):
     source = write(tmp_path / "t.csv", "a,t\n1,x\n2,\n3,NA\n4,y\n")
     for policy in ("refuse", "mean", "zero"):
-        with pytest.raises(DataError, match=r"column 't' 2 \(first: .*t.csv row 2\): --missing drop"):
+        with pytest.raises(DataError, match=r"column 't' 2 \(first: .*t.csv row 1\): use --missing drop"):
             import_data([source], out, target="t", missing=policy)
     assert import_data([source], out, target="t", missing="drop").dropped == 2
     assert vector(out).tolist() == [0, 1] and encoding(out)["target"] == {"name": "t", "classes": ["x", "y"]}
@@ -169,12 +170,14 @@ def test_types_are_decided_over_all_rows_and_blocks(tmp_path, out, monkeypatch):
     text = ["".join(map(row, range(start, start + 450))) for start in (0, 450)]
     sources = [write(tmp_path / f"{i}.csv", "id,flag,zip,memo,x,late\n" + text[i]) for i in range(2)]
     results = []
-    for size in (tables.BLOCK_BYTES, 99, 999):
-        monkeypatch.setattr(tables, "BLOCK_BYTES", size)
-        done = import_data(sources, out, target="x", missing="mean")
+    for size in (csv_file.BLOCK_BYTES, 99, 999):
+        monkeypatch.setattr(csv_file, "BLOCK_BYTES", size)
+        done = import_data(sources, out, target="x", missing="mean", categorical=["zip"])
         results.append((matrix(out).tobytes(), vector(out).tobytes(), encoding(out), done))
     assert results[0] == results[1] == results[2]
-    assert done.notes == (f"{sources[1]} row 251: column 'zip' is 'K1A': the column is read as categories",)
+    assert done.notes == ("column 'id' counts the rows (0 to 899): --drop id if it is no feature",)
+    with pytest.raises(DataError, match=r"column 'zip' has numbers \('0', '1', '2', ...\) and other values: 'K1A': --na K1A if"):
+        import_data(sources, out, target="x", missing="mean")
     names = encoding(out)["feature_names"]
     assert names[:2] == ["id", "flag"] and {"zip=K1A", "zip=inf", "zip=899"} <= set(names)
     assert names[-3:] == ["memo=one", "memo=two\nlines, quoted", "late"] and len(names) == 905
@@ -197,10 +200,14 @@ def test_columns_by_role(tmp_path, out):
         import_data([write(tmp_path / "n.csv", "code,a\n9,4\n")], new, like=out)
 
 
-def test_rounded_whole_numbers_are_noted(tmp_path, out):
+def test_columns_that_float32_would_damage_make_the_data_float64(tmp_path, out):
     source = write(tmp_path / "a.csv", "day,x,t\n20130101,16777216,1\n20130102,0.1,2\n")
+    done = import_data([source], out, target="t", dtype="float32")
+    why = "column 'day': float32 rounds values between 20130101 and 20130102 to steps of 2"
+    assert done.notes == (f"{why}: --dtype float64 keeps them",)
+    assert matrix(out).dtype == np.float32
     done = import_data([source], out, target="t")
-    assert done.notes == ("column 'day' has whole numbers that float32 rounds: --dtype float64 keeps them",)
+    assert done.notes == (f"X is float64, because of {why}",) and matrix(out).dtype == np.float64
     assert import_data([source], out, target="t", dtype="float64").notes == ()
     assert matrix(out).tolist() == [[20130101, 16777216], [20130102, 0.1]]
 
@@ -208,9 +215,9 @@ def test_rounded_whole_numbers_are_noted(tmp_path, out):
 def test_dropped_rows_would_shift_predictions(tmp_path, out):
     import_data([write(tmp_path / "a.csv", "a,t\n1,1\n,2\n3,4\n")], out, target="t", missing="drop")
     new = write(tmp_path / "b.csv", 'a\n1\n""\n')
-    with pytest.raises(DataError, match=r"column 'a' 1 \(first: .*b.csv row 2\)"):
+    with pytest.raises(DataError, match=r"column 'a' 1 \(first: .*b.csv row 1\)"):
         encode_like([new], str(tmp_path / "b.h5"), Encoding.from_dict(encoding(out)))
-    assert encode_like([new], str(tmp_path / "b.h5"), Encoding.from_dict(encoding(out)), missing="mean").rows == 2
+    assert encode_like([new], str(tmp_path / "b.h5"), Encoding.from_dict(encoding(out)), Policies("mean")).rows == 2
     assert matrix(str(tmp_path / "b.h5"))[:, 0].tolist() == [1, 2]
 
 
@@ -227,9 +234,9 @@ GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536
 PROBE = """
 import sys
 from pathlib import Path
-from mpigd.data import tables, svmlight
+from mpigd.data import csv_file, parquet_file, svmlight
 from mpigd.data.importers import import_data
-tables.BLOCK_BYTES = svmlight.BLOCK_BYTES = 1 << 18
+csv_file.BLOCK_BYTES = parquet_file.BLOCK_BYTES = svmlight.BLOCK_BYTES = 1 << 18
 source, out, target = sys.argv[1:]
 import_data([source], out, target=target or None, dtype="float64")
 # Not getrusage: its peak begins with that of the process that started this one.

@@ -179,3 +179,65 @@ def test_saturated_likelihoods() -> None:
     likelihood.poisson(y, out)
     np.testing.assert_allclose(out[:-2], (y * np.log(np.maximum(y, 1e-300)) - y - gammaln(y + 1))[:-2], rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(out[-2:], -0.5 * np.log(2 * np.pi * y[-2:]) - 1 / (12 * y[-2:]), rtol=1e-14)
+
+
+@LOSSES
+@pytest.mark.parametrize("unit", ["one", "mean", "as they are"])
+def test_weights_that_are_not_whole(loss: str, unit: str) -> None:
+    """Rows are counted, not weights: statsmodels' var_weights, in any unit where a dispersion is estimated."""
+    table = table_of(loss)
+    c = np.random.default_rng(8).uniform(0.2, 3.0, 300)
+    given = {"one": c / c.sum(), "mean": c / c.mean(), "as they are": c}[unit]
+    model = fit(Table(table.X, table.y, given), loss=loss, tol=1e-12)
+    found = summary.table(model)
+    if loss in ("logistic", "poisson") and unit == "one":
+        assert "the weights sum to 1, which would be the number of rows" in found["refused"]
+        mean = float(found["refused"].partition("by their mean, ")[2].split()[0])
+        model = fit(Table(table.X, table.y, given / mean), loss=loss, tol=1e-12)
+        found, given = summary.table(model), given / mean
+    X = sm.add_constant(table.X)
+    truth = sm.GLM(table.y, X, family=FAMILIES[loss], var_weights=given).fit(tol=1e-12)
+    for ours, theirs in (("coef", "params"), ("std_err", "bse"), ("residual_degrees", "df_resid"), ("dispersion", "scale")):
+        np.testing.assert_allclose(found[ours], getattr(truth, theirs), rtol=2e-6, err_msg=ours)
+    np.testing.assert_allclose(found["deviance"], truth.deviance, rtol=1e-8)
+    if loss == "squared":
+        exact = sm.WLS(table.y, X, weights=given).fit()
+        np.testing.assert_allclose(found["log_likelihood"], exact.llf, rtol=1e-9)
+        np.testing.assert_allclose(found["aic"], exact.aic, rtol=1e-9)
+        np.testing.assert_allclose(found["p_value"], exact.pvalues, rtol=1e-5)
+    elif loss == "gamma":
+        assert found["log_likelihood"] is None and found["aic"] is None
+    else:
+        np.testing.assert_allclose(found["log_likelihood"], truth.llf, rtol=1e-8)
+    text = summary.text("m", model)
+    words = "in any unit" if loss in ("squared", "gamma") else "depend on the unit of such weights"
+    assert "Weights are not whole numbers: " in text and words in text and "300 rows" in text
+
+
+def test_few_rows_are_counted_whatever_they_weigh() -> None:
+    table = generate("squared", n=300)
+    few = Table(table.X[:4], table.y[:4], np.full(4, 0.25))
+    assert fit(few, tol=1e-3).statistics["refused"].startswith("4 rows are too few for ")
+    ghosts = Table(table.X, table.y, np.where(np.arange(300) < 150, 0.0, 0.01))
+    found = fit(ghosts, tol=1e-12).statistics
+    truth = sm.OLS(table.y[150:], sm.add_constant(table.X[150:])).fit()
+    np.testing.assert_allclose([found["intercept_error"], *found["standard_errors"]], truth.bse, rtol=1e-6)
+    assert (found["rows"], found["repeated"], found["residual_degrees"]) == (150, False, 145)
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+def test_weights_that_are_not_whole_on_all_ranks(loss: str) -> None:
+    table = table_of(loss)
+    weighted = Table(table.X, table.y, np.where(np.arange(300) < 200, 1.0, 0.5))  # some ranks see whole ones alone
+    truth = fit(weighted, loss=loss).statistics
+    assert truth["repeated"] is False
+    for size in (2, 3):
+        assert all(found == truth for found in run(size, lambda comm: fit(shard(weighted, comm), comm, loss=loss).statistics))
+
+
+def test_degrees_of_freedom_are_written_as_counts() -> None:
+    model = fit(table_of("squared"))
+    model.statistics["residual_degrees"] = 123456789.0
+    model.statistics["degrees_of_freedom"] = 4.75
+    lines = summary.text("m", model)
+    assert "residual degrees         123,456,789" in lines and "4.75" in lines

@@ -12,6 +12,7 @@ import mpigd
 from mpigd.comm import SelfComm
 from mpigd.config import Config
 from mpigd.predict import predict
+from mpigd.predictions import Targets
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,7 @@ def test_labels_that_are_texts(tmp_path: Path, loss: str, words: tuple[str, ...]
     data = str(tmp_path / "data.h5")
     mpigd.import_data(tmp_path / "raw.csv", data, target="label")
     model = mpigd.train(data, loss=loss, l2=1e-4)
-    assert predict(model, [data], str(tmp_path / "out.h5"), None, Config(), SelfComm()) == 200
+    assert predict(model, [data], Targets(str(tmp_path / "out.h5")), Config(), SelfComm()) == 200
     with h5py.File(tmp_path / "out.h5") as file:
         found = file["prediction"].asstr()[...].tolist()
     assert found == model.predict(x[:, np.newaxis].astype(np.float32)).tolist()

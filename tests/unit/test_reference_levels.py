@@ -19,6 +19,7 @@ from mpigd.data.encoding import Encoding
 from mpigd.data.importers import import_data
 from mpigd.errors import DataError, UsageError
 from mpigd.predict import evaluate, predict
+from mpigd.predictions import Targets
 from tests.unit.test_import import encoding, matrix, vector, write
 
 
@@ -111,7 +112,7 @@ def test_the_same_model_for_raw_files(frame, tmp_path, out):
     new = saved(frame[::-1].drop(columns="y").head(50), tmp_path, "new.csv")
     predictions = str(tmp_path / "p.h5")
     comm, config = SelfComm(), model.config
-    predict(model, [new], predictions, None, config, comm)
+    predict(model, [new], Targets(predictions), config, comm)
     expected = truth.predict(sm.add_constant(X))[::-1].head(50)
     with h5py.File(predictions) as file:
         np.testing.assert_allclose(file["prediction"][...], expected, rtol=1e-6, atol=1e-8)
@@ -129,14 +130,14 @@ def test_unseen_and_missing_levels_are_never_the_reference(tmp_path, out):
         new = write(tmp_path / "b.csv", "c,x,t\nzz,1,5\n")
         with pytest.raises(
             DataError,
-            match=r"b.csv row 1: column 'c' is 'zz', which the training data did not have",
+            match=r"b.csv row 0: column 'c' is 'zz', which the training data did not have",
         ):
             import_data([new], str(tmp_path / "b.h5"), like=out)
         new = write(tmp_path / "b.csv", "c,x,t\nu,,1\n,1,5\n")
         for policy in ("zero", "mean"):
             with pytest.raises(
                 DataError,
-                match=r"column 'c' 1 \(first: .*b.csv row 2\): .* taken for the reference level",
+                match=r"column 'c' 1 \(first: .*b.csv row 1\): .* taken for the reference level",
             ):
                 import_data([new], str(tmp_path / "b.h5"), like=out, missing=policy)
         kept = write(tmp_path / "b.csv", "c,x,t\nu,2,1\n,1,5\n")

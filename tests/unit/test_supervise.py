@@ -124,7 +124,7 @@ def test_the_end_of_the_time(tmp_path: Path) -> None:
     assert words({"SLURM_JOB_END_TIME": "NONE"}, tmp_path) == (0, 0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP])
 def test_signals_are_heard_within_the_run_alone(number: signal.Signals, tmp_path: Path) -> None:
     told, before = np.zeros(2), signal.getsignal(number)
     interruption = Interruption(SelfComm(), from_mapping(dict(checkpoint=str(tmp_path))), {})
@@ -133,6 +133,19 @@ def test_signals_are_heard_within_the_run_alone(number: signal.Signals, tmp_path
         interruption.before(told)
     assert told.tolist() == [1, 0]
     assert signal.getsignal(number) == before
+
+
+def test_a_hangup_that_is_ignored_stays_so(tmp_path: Path) -> None:
+    """As nohup has it."""
+    told, before = np.zeros(2), signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        interruption = Interruption(SelfComm(), from_mapping(dict(checkpoint=str(tmp_path))), {})
+        with interruption.listening():
+            os.kill(os.getpid(), signal.SIGHUP)
+            interruption.before(told)
+        assert told.tolist() == [0, 0]
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(

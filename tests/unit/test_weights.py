@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from mpigd.comm import Comm, SelfComm
-from mpigd.config import from_mapping
+from mpigd.config import Config, from_mapping
 from mpigd.errors import DataError, MpigdError, UsageError
-from tests.scenarios import fit, shard
+from mpigd.predict import evaluate
+from tests.scenarios import fit, shard, write
 from tests.threadcomm import run
 from tests.truths import ALL_LOSSES, SMOOTH, TWO_CLASSES, Table, generate, optimum
 
@@ -44,12 +47,40 @@ def test_rows_without_weight_do_not_exist(wild: float) -> None:
     assert with_them.coef[0, -1] == 0.0
 
 
-def test_no_weight_at_all() -> None:
+@pytest.mark.parametrize("mode", ["full", "minibatch", "stochastic"])
+@pytest.mark.parametrize("loss", ALL_LOSSES)
+def test_no_weight_at_all_is_refused(loss: str, mode: str) -> None:
+    """A model of zeros would come out, without a word."""
+    table = generate(loss)
+    with pytest.raises(DataError, match="all weights are zero: there is nothing to fit"):
+        fit(Table(table.X, table.y, np.zeros(200)), loss=loss, mode=mode)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("loss", [*TWO_CLASSES, "softmax"])
+def test_a_class_without_weight_is_refused(loss: str, size: int) -> None:
+    table = generate(loss)
+    weights = np.where(table.y == 1, 0.0, 1.0)
+
+    def attempt(comm: Comm) -> str:
+        with pytest.raises(DataError) as caught:
+            fit(shard(Table(table.X, table.y, weights), comm), comm, loss=loss)
+        assert caught.value.agreed
+        return str(caught.value)
+
+    assert set(run(size, attempt)) == {"the data: all weights of class 1 are zero: leave its rows out, or give it weight"}
+    with pytest.raises(DataError, match="all weights of class 0 are zero"):
+        fit(table, loss=loss, class_weight="0=0")
+
+
+def test_scores_of_data_without_weight_are_refused(tmp_path: Path) -> None:
     table = generate("logistic")
-    for mode in ("full", "minibatch", "stochastic"):
-        model = fit(Table(table.X, table.y, np.zeros(200)), loss="logistic", mode=mode)
-        np.testing.assert_array_equal(model.coef, 0.0)
-        assert model.summary["objective"] == 0.0
+    (held_out,) = write(Table(table.X, table.y, np.zeros(200)), tmp_path)
+    model = fit(table, loss="logistic")
+    with pytest.raises(DataError, match=r"part0\.h5: all weights are zero"):
+        evaluate(model, [held_out], Config(), SelfComm())
+    with pytest.raises(DataError, match=r"part0\.h5: all weights are zero"):
+        fit(table, loss="logistic", validation=(held_out,))
 
 
 @pytest.mark.parametrize("loss", TWO_CLASSES)

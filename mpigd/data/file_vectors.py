@@ -1,0 +1,174 @@
+"""Vectors of a file, as whichever program stored them: numbers, numbers with a mask, texts, and categories.
+
+AnnData (docs: "On-disk format"): a categorical is a group of `codes` (-1 is missing) and `categories`, a nullable array one of
+`values` and `mask`; before version 0.7, the categories of obs/NAME are in obs/__categories/NAME.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import h5py
+import numpy as np
+
+from mpigd.data import declared, foreign, hdf5, marks, texts
+from mpigd.errors import DataError
+
+Array = np.ndarray[Any, Any]
+MOST_CLASSES = 10_000
+LONGEST = 1000  # bytes of a label
+ROWS = 1 << 16  # looked at at once
+
+
+class Numbers:
+    """A vector of numbers of an open file; `mask`, a dataset of the same shape, tells which are missing.
+
+    shape: as it is stored.
+    """
+
+    def __init__(self, place: str, data: h5py.Dataset, mask: h5py.Dataset | None = None) -> None:
+        self.place, self._data, self._mask = place, data, mask
+        self.shape, self._marks = data.shape, marks.of(data)
+
+    def classes(self) -> None:
+        """The names of its values."""
+
+    def read(self, start: int, stop: int, classes: Sequence[str] | None = None) -> tuple[Array, Array]:
+        """Values start to stop (m,), and which of them are missing (m,) bool."""
+        stored = texts.piece(self._data, start, stop)
+        gone = self._marks.missing(stored)
+        if self._mask is not None:
+            gone |= texts.piece(self._mask, start, stop) != 0
+        return self._marks.numbers(stored), gone
+
+    def why(self, row: int) -> str:
+        """What to say of a missing value."""
+        if self._mask is not None:
+            return "is masked"
+        value = self._marks.stored(texts.piece(self._data, row, row + 1))[0]
+        return f"is {value:g}, {self._marks.why(value)}"
+
+
+class Texts:
+    """A vector of texts, which are labels of classes; an empty one is missing."""
+
+    def __init__(self, place: str, data: h5py.Dataset, mask: h5py.Dataset | None = None) -> None:
+        self.place, self._data, self._mask = place, data, mask
+        self.shape = data.shape
+
+    def classes(self) -> tuple[str, ...]:
+        """The different texts, ascending."""
+        found: set[bytes] = set()
+        for _, slab in texts.slabs(self._data, 0, max(self.shape)):
+            found.update(slab)
+            if len(found) > MOST_CLASSES + 1:
+                raise DataError(f"{self.place} holds more than {MOST_CLASSES} different texts: a target has fewer classes")
+        return tuple(sorted(_label(text, self.place) for text in found if text))
+
+    def read(self, start: int, stop: int, classes: Sequence[str] | None = None) -> tuple[Array, Array]:
+        """Positions in `classes` of the texts start to stop (m,), and which are missing (m,) bool."""
+        assert classes is not None
+        known: dict[bytes, int] = {name.encode(): code for code, name in enumerate(classes)} | {b"": -1}
+        codes = [known.get(text, -1) for _, slab in texts.slabs(self._data, start, stop) for text in slab]
+        found = np.array(codes, np.float64)
+        gone = found < 0
+        if self._mask is not None:
+            gone |= texts.piece(self._mask, start, stop) != 0
+        return found, gone
+
+    def why(self, row: int) -> str:
+        return "is masked" if self._mask is not None else "is an empty text"
+
+
+class Categories:
+    """Codes, and a category for each of them: texts, which are labels of classes, or numbers, which are the values."""
+
+    def __init__(self, place: str, codes: h5py.Dataset, categories: h5py.Dataset) -> None:
+        self.place, self._codes = place, codes
+        self.shape = codes.shape
+        if codes.dtype.kind not in "iu" or categories.ndim != 1:
+            raise DataError(f"{place}: codes are {codes.dtype} and categories {categories.shape}: no categories of texts")
+        self._texts, self._values = texts.holds_text(categories), categories
+        if not self._texts:
+            declared.check_type(categories)
+        if categories.shape[0] > MOST_CLASSES:
+            raise DataError(f"{place} has more than {MOST_CLASSES} categories: a target has fewer classes")
+
+    def _names(self) -> list[str]:
+        slabs = texts.slabs(self._values, 0, self._values.shape[0])
+        names = [_label(text, self.place) for _, slab in slabs for text in slab]
+        if len(set(names)) < len(names):
+            raise DataError(f"{self.place} is damaged: a category is there twice")
+        return names
+
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of the categories, ascending; None if they are numbers."""
+        return tuple(sorted(self._names())) if self._texts else None
+
+    def read(self, start: int, stop: int, classes: Sequence[str] | None = None) -> tuple[Array, Array]:
+        """Positions in `classes`, or the numbers, of rows start to stop (m,), and which are missing (m,) bool."""
+        codes = texts.piece(self._codes, start, stop).astype(np.int64)
+        if self._texts:
+            assert classes is not None
+            place = {name: code for code, name in enumerate(classes)}
+            values = np.array([place[name] for name in self._names()], np.float64)
+        else:
+            values = np.asarray(self._values[...]).astype(np.float64)
+        if codes.size and (codes.max() >= values.size or codes.min() < -1):
+            row = int(np.argmax((codes >= values.size) | (codes < -1)))
+            raise DataError(f"{self.place} row {start + row} has code {codes[row]}, but there are {values.size} categories")
+        gone = codes < 0
+        return np.append(values, 0.0)[codes], gone
+
+    def why(self, row: int) -> str:
+        return "has no category (code -1)"
+
+
+Vector = Numbers | Texts | Categories
+
+
+def _label(text: bytes, place: str) -> str:
+    if len(text) > LONGEST:
+        raise DataError(f"{place} holds a text of {len(text)} bytes: no label of a class")
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place} holds the text {text!r}, which is not UTF-8") from error
+
+
+def there(file: hdf5.Group, name: str) -> bool:
+    return file.raw(name) is not None
+
+
+def find(file: hdf5.Group, name: str) -> Vector:
+    """The vector `name` of an open file. DataError, naming it, if it is none."""
+    found, place = file.raw(name), f"{file.filename}: {name!r}"
+    if isinstance(found, hdf5.Group):
+        return _group(found, place)
+    if not isinstance(found, h5py.Dataset):
+        hdf5.dataset(file, name)
+    folder, _, last = name.rpartition("/")
+    old = file.raw(f"{folder}/__categories/{last}") if folder else None
+    if isinstance(old, h5py.Dataset):
+        return Categories(place, found, old)
+    return _plain(place, found)
+
+
+def _plain(place: str, data: h5py.Dataset, mask: h5py.Dataset | None = None) -> Numbers | Texts:
+    if texts.holds_text(data):
+        return Texts(place, data, mask)
+    foreign.check_records(data)
+    declared.check_type(data)
+    return Numbers(place, data, mask)
+
+
+def _group(group: hdf5.Group, place: str) -> Vector:
+    parts = {name: group.raw(name) for name in ("codes", "categories", "values", "mask")}
+    whole = {name for name, part in parts.items() if isinstance(part, h5py.Dataset)}
+    if {"codes", "categories"} <= whole:
+        return Categories(place, parts["codes"], parts["categories"])
+    if {"values", "mask"} <= whole and parts["values"].shape == parts["mask"].shape:
+        declared.check_type(parts["mask"])
+        return _plain(place, parts["values"], parts["mask"])
+    foreign.refuse_group(group, place, "a vector, of numbers or of categories")
