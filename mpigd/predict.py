@@ -13,12 +13,11 @@ import numpy as np
 
 from mpigd.comm import Comm, bcast_bytes, together
 from mpigd.config import Config
-from mpigd.data import column_names
 from mpigd.data.beside import Beside, beside, named
+from mpigd.data.column_names import check_columns, tell
 from mpigd.data.loading import Layout, load, passing
 from mpigd.data.policies import Policies
 from mpigd.data.shard import Shard
-from mpigd.data.source import agreed
 from mpigd.errors import DataError, MpigdError, StorageError, UsageError
 from mpigd.metrics import score
 from mpigd.model.fitted import Model
@@ -86,29 +85,6 @@ def model_classes(model: Model) -> Classes | None:
         return None
     names = (model.encoding.get("target") or {}).get("classes")
     return Classes(model.classes, tuple(names) if names else None)
-
-
-def check_columns(shard: Shard, d: int, known: Sequence[str] | None) -> str:
-    """DataError, the same on all ranks, unless the data's columns are the d that were trained on, `known` by their names.
-
-    Returns what the user should know: that nothing but the order tells which column is which.
-    """
-    if shard.X.d != d:
-        raise agreed(DataError(f"{shard.name}: {shard.X.d} columns, but the model was trained on {d}"))
-    here = shard.feature_names
-    try:
-        column_names.check_same(shard.name, here, "the model was trained on", known)
-    except DataError as error:
-        raise agreed(error) from None
-    if known is None or here is not None:
-        return ""
-    return f"{shard.name} has no names of columns: they are taken in the order that the model was trained on"
-
-
-def tell(text: str, note: Note, comm: Comm) -> None:
-    """Say it once, if there is something to say."""
-    if text and comm.rank == 0:
-        note(text)
 
 
 @contextmanager

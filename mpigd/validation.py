@@ -9,9 +9,10 @@ from mpigd import build
 from mpigd.callbacks import Array, EarlyStop, History
 from mpigd.comm import Comm
 from mpigd.config import Config
+from mpigd.data.column_names import check_columns, tell
 from mpigd.data.loading import fingerprint, load
 from mpigd.metrics import METRICS, PRIMARY
-from mpigd.predict import Evaluator, check_columns, tell
+from mpigd.predict import Evaluator
 
 
 def early_stop(problem: build.Problem, config: Config, comm: Comm, epoch: int, history: History) -> tuple[EarlyStop, str]:

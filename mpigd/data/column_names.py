@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -17,6 +17,10 @@ import numpy as np
 from mpigd.data import hdf5, texts
 from mpigd.data.guard import Attributes
 from mpigd.errors import DataError
+
+if TYPE_CHECKING:
+    from mpigd.comm import Comm
+    from mpigd.data.shard import Shard
 
 KEYS = ("feature_names", "column_names", "columns")
 LONGEST = 1000  # bytes of a name
@@ -94,6 +98,30 @@ def check_same(path: str, names: Sequence[str] | None, other: str, known: Sequen
             raise DataError(f"{path}: column {j} is {here!r}, but {other} {there!r}{how}")
     if len(names) != len(known):
         raise DataError(f"{path}: has {len(names)} names of columns, but {other} {len(known)}")
+
+
+def check_columns(shard: Shard, d: int, known: Sequence[str] | None) -> str:
+    """DataError, the same on all ranks, unless the data's columns are the d that were trained on, `known` by their names.
+
+    Returns what the user should know: that nothing but the order tells which column is which.
+    """
+    here = shard.feature_names
+    try:
+        if shard.X.d != d:
+            raise DataError(f"{shard.name}: {shard.X.d} columns, but the model was trained on {d}")
+        check_same(shard.name, here, "the model was trained on", known)
+    except DataError as error:
+        error.agreed = True
+        raise
+    if known is None or here is not None:
+        return ""
+    return f"{shard.name} has no names of columns: they are taken in the order that the model was trained on"
+
+
+def tell(text: str, note: Callable[[str], None], comm: Comm) -> None:
+    """Say it on one rank, if there is something to say."""
+    if text and comm.rank == 0:
+        note(text)
 
 
 def check_same_encoding(path: str, encoding: Mapping[str, Any], other: str, known: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from mpigd.data.loading import Layout, load
 from mpigd.errors import DataError
 from mpigd.info import describe
 from mpigd.predict import evaluate, predict
+from mpigd.predictions import Targets
 from tests.scenarios import fit
 from tests.threadcomm import run
 
@@ -163,28 +164,30 @@ def test_an_encoding_without_a_reason(tmp_path: Path) -> None:
 
 def test_a_note_where_the_order_is_trusted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     named, bare = str(write(tmp_path / "a.h5", WAYS["a dataset"])), str(write(tmp_path / "b.h5"))
-    model, note = fit([named]), "note: {} has no names of columns: they are taken in the order that the model was trained on\n"
-    capsys.readouterr()
+    model, note = fit([named]), "{} has no names of columns: they are taken in the order that the model was trained on"
+    told: list[str] = []
 
     def uses(data: str) -> list[Callable[..., Any]]:
         return [
-            lambda comm: evaluate(model, [data], Config(), comm),
-            lambda comm: predict(model, [data], str(tmp_path / "out.h5"), None, Config(), comm),
+            lambda comm: evaluate(model, [data], Config(), comm, note=told.append),
+            lambda comm: predict(model, [data], Targets(str(tmp_path / "out.h5")), Config(), comm, note=told.append),
         ]
 
     for use in uses(bare):
         for size in (1, 2):
+            told.clear()
             run(size, use)
-            assert capsys.readouterr().err == note.format(bare)
+            assert told == [note.format(bare)]
+    told.clear()
     for use in uses(named):
         use(SelfComm())
-        assert capsys.readouterr().err == ""
     model = fit([bare])
-    for use in uses(named):
+    for use in (*uses(named), *uses(bare)):
         use(SelfComm())
-        assert capsys.readouterr().err == ""
+    assert not told
+    capsys.readouterr()
     fit([named], validation=[bare], quiet=False)
-    assert capsys.readouterr().err == note.format(bare)
+    assert capsys.readouterr().err == f"note: {note.format(bare)}\n"
     fit([named], validation=[bare], quiet=True)
     assert capsys.readouterr().err == ""
 
