@@ -154,7 +154,8 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     from mpigd.metrics import score_table
     from mpigd.predict import evaluate
 
-    scores = evaluate(_shared_model(arguments.model, comm), arguments.data, config, comm)
+    model = _shared_model(arguments.model, comm)
+    scores = evaluate(model, arguments.data, config, comm, _policies(arguments), _note)
     if comm.rank == 0:
         put(_json(scores) if arguments.json else score_table(scores))
     return 0
@@ -166,15 +167,24 @@ def predict_command(arguments: argparse.Namespace) -> int:
     from mpigd.predict import predict
     from mpigd.predictions import targets_of
 
-    def note(text: str) -> None:
-        say(f"note: {text}\n")
-
     targets = targets_of(arguments.output, arguments.csv, arguments.parquet)
     model = _shared_model(arguments.model, comm)
-    rows = predict(model, arguments.data, targets, config, comm, arguments.with_source, note, [arguments.model])
+    source, models, policies = arguments.with_source, [arguments.model], _policies(arguments)
+    rows = predict(model, arguments.data, targets, config, comm, source, _note, models, policies)
     if comm.rank == 0:
         say(f"{arguments.output}: {rows:,} predictions\n")
     return 0
+
+
+def _note(text: str) -> None:
+    say(f"note: {text}\n")
+
+
+def _policies(arguments: argparse.Namespace) -> Any:
+    """What becomes of rows of raw tables that do not fit the model's encoding."""
+    from mpigd.data.policies import Policies
+
+    return Policies(arguments.missing, arguments.unseen, arguments.on_bad_row, arguments.command)
 
 
 def _shared_model(path: str, comm: Comm) -> Any:
@@ -227,11 +237,13 @@ def plan_command(arguments: argparse.Namespace) -> int:
     cache.prepare()
     cache.import_lean()
     from mpigd.comm import SelfComm
+    from mpigd.model.targets import check_target
     from mpigd.pace import read_profile
     from mpigd.plan import plan, surveyed, text, to_dict
 
     profile = read_profile(arguments.profile) if arguments.profile else None
     infos = surveyed(arguments.data, config, SelfComm())
+    check_target(infos[0], config.loss, SelfComm())
     predicted = plan(infos, config, arguments.ranks, network, profile)
     put(_json(to_dict(predicted)) if arguments.json else text(predicted))
     return 0

@@ -25,6 +25,7 @@ def import_arguments(sub: argparse.ArgumentParser) -> None:
     _roles(sub.add_argument_group("columns"))
     _values(sub.add_argument_group("values"))
     _csv(sub.add_argument_group("how CSV files are written"))
+    _svmlight(sub.add_argument_group("how svmlight files are written"))
 
 
 class Group:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mpigd import build, choices
-from mpigd.comm import Comm, SelfComm, together
+from mpigd.comm import Comm, together
 from mpigd.config import Config
 from mpigd.config import to_dict as options_of
 from mpigd.costs import Shape
@@ -61,7 +61,6 @@ def plan(
     network: seconds a message and a byte; without it those of the profile. Without a profile this machine is measured.
     """
     choices.check(config)
-    check_target(infos[0], config.loss, SelfComm())
     n, d, known = sum(info.n for info in infos), infos[0].d, profile or {}
     alpha, beta = network or (known.get("alpha", NETWORK[0]), known.get("beta", NETWORK[1]))
     k = _outputs(infos, config)

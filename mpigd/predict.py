@@ -15,9 +15,10 @@ from mpigd.comm import Comm, bcast_bytes, together
 from mpigd.config import Config
 from mpigd.data.beside import Beside, beside, named
 from mpigd.data.loading import Layout, load, passing
+from mpigd.data.policies import Policies
 from mpigd.data.shard import Shard
 from mpigd.data.source import agreed
-from mpigd.errors import DataError, MpigdError, StorageError
+from mpigd.errors import DataError, MpigdError, StorageError, UsageError
 from mpigd.metrics import score
 from mpigd.model.fitted import Model
 from mpigd.model.losses import LOSSES, Loss
@@ -28,7 +29,12 @@ from mpigd.reduce import total
 from mpigd.world import enter
 
 Array = np.ndarray[Any, Any]
+Note = Callable[[str], None]
 SLAB = 1 << 16  # rows that are scored, or travel to the writing rank, at once
+
+
+def silent(text: str) -> None:
+    """A note that nobody reads."""
 
 
 class Evaluator:
@@ -92,11 +98,18 @@ def check_columns(shard: Shard, d: int, known: Sequence[str] | None) -> None:
 
 
 @contextmanager
-def encoded(paths: Sequence[str], model: Model, comm: Comm, need_y: bool = True) -> Iterator[list[str]]:
-    """Paths of HDF5 files for these data: raw tables are encoded, as the model's training data were, by rank 0."""
+def encoded(
+    paths: Sequence[str], model: Model, comm: Comm, policies: Policies, note: Note = silent, allow_duplicates: bool = False
+) -> Iterator[list[str]]:
+    """Paths of HDF5 files for these data: raw tables are encoded, as the model's training data were, by rank 0.
+
+    policies: what becomes of rows that do not fit. note: takes what the user should know.
+    """
     from mpigd.data.importers import is_raw
 
     if not any(is_raw(path) for path in paths):
+        if policies.given():
+            raise UsageError(f"{policies.given()}: for raw tables (CSV, Parquet); {paths[0]} has been imported")
         yield list(paths)
         return
     folder = ""
@@ -107,7 +120,7 @@ def encoded(paths: Sequence[str], model: Model, comm: Comm, need_y: bool = True)
     try:
         with together(comm):
             if comm.rank == 0:
-                _encode(paths, file, model, need_y)
+                _encode(paths, file, model, policies, note, allow_duplicates)
         yield [file]
     except MpigdError as error:
         error.args = (str(error).replace(file, ", ".join(paths)),)  # the user knows these, not the file made of them
@@ -127,15 +140,20 @@ def _temporary_folder() -> str:
         raise StorageError(f"{where}: no folder for encoded data can be made: {error.strerror} (MPIGD_TMPDIR)") from error
 
 
-def _encode(paths: Sequence[str], output: str, model: Model, need_y: bool) -> None:
+def _encode(
+    paths: Sequence[str], output: str, model: Model, policies: Policies, note: Note, allow_duplicates: bool
+) -> None:  # fmt: skip
     from mpigd.data.encoding import Encoding
     from mpigd.data.importers import encode_like
-    from mpigd.data.policies import Policies
 
     if not model.encoding.get("format"):  # only names of classes
         raise DataError(f"{paths[0]} is a raw table, but the model was not trained on imported data")
-    policies = Policies(command="evaluate" if need_y else "predict")
-    encode_like(paths, output, Encoding.from_dict(model.encoding), policies, need_y=need_y)
+    encoding, need_y = Encoding.from_dict(model.encoding), policies.command == "evaluate"
+    done = encode_like(paths, output, encoding, policies, need_y=need_y, allow_duplicates=allow_duplicates)
+    for text in done.notes:
+        note(text)
+    if done.dropped:
+        note(f"{done.dropped:,} rows with missing values were left out (--missing drop)")
 
 
 def _layout(model: Model, config: Config, partition: str, need_y: bool = True) -> Layout:
@@ -145,10 +163,16 @@ def _layout(model: Model, config: Config, partition: str, need_y: bool = True) -
     )
 
 
-def evaluate(model: Model, paths: Sequence[str], config: Config, comm: Comm) -> dict[str, Any]:
-    """Metrics of a model on a data set. comm: also one of mpi4py's. Collective."""
+def evaluate(
+    model: Model, paths: Sequence[str], config: Config, comm: Comm, policies: Policies | None = None, note: Note = silent
+) -> dict[str, Any]:
+    """Metrics of a model on a data set. comm: also one of mpi4py's. Collective.
+
+    policies: what becomes of rows of raw tables that do not fit. note: takes what the user should know.
+    """
     comm = enter(comm, "evaluate")
-    with encoded(paths, model, comm) as files:
+    policies = policies or Policies(command="evaluate")
+    with encoded(paths, model, comm, policies, note, config.allow_duplicates) as files:
         layout = _layout(model, config, config.partition)
         shard, slabs = passing(files, layout, comm)
         shard = named(shard, comm) if files != list(paths) else shard
@@ -171,12 +195,14 @@ def predict(
     config: Config,
     comm: Comm,
     with_source: bool = False,
-    note: Callable[[str], None] = lambda text: None,
+    note: Note = silent,
     models: Sequence[str] = (),
+    policies: Policies | None = None,
 ) -> int:
     """Write predictions for a data set in row order; returns the number of rows. comm: also one of mpi4py's. Collective.
 
-    with_source: the file and the row, from 0, that each comes from. Ids that the data have are written too. note: takes what the
+    with_source: the file and the row, from 0, that each comes from; unasked where rows are left out, which `policies` may say of
+    those of raw tables that do not fit. Ids that the data have are written too. note: takes what the
     user should know. models: files that are not to be replaced, beside those of the data.
     """
     comm = enter(comm, "predict")
@@ -185,7 +211,8 @@ def predict(
     with together(comm):
         if comm.rank == 0:
             targets.check([*paths, *models])
-    with encoded(paths, model, comm, need_y=False) as files:
+    policies = policies or Policies(command="predict")
+    with encoded(paths, model, comm, policies, note, config.allow_duplicates) as files:
         shard = load(files, _layout(model, config, "range", need_y=False), comm)
         check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names"))
         found = beside(shard, config.allow_links, comm)
@@ -193,18 +220,19 @@ def predict(
         if found is not None:
             if found.note:
                 note(found.note)
-            _write(slabs, Form.of(model, shard.n, found.ids, found.names if with_source else None), found, targets, note)
+            names = found.names if with_source or found.skipped else None
+            _write(slabs, Form.of(model, shard.n, found.ids, names), found, targets, note)
         else:
             for _ in slabs:
                 pass
     return shard.n
 
 
-def _write(slabs: Iterator[Array], form: Form, found: Beside, targets: Targets, note: Callable[[str], None]) -> None:
+def _write(slabs: Iterator[Array], form: Form, found: Beside, targets: Targets, note: Note) -> None:
     """Write the predictions that come in, with what stands beside them."""
     wild, first = 0, ""
     with found.reading() as take, writing(targets, form) as sinks:
-        for values in slabs:
+        for values in _even(slabs):
             ids, files, rows = take(values.shape[0])
             slab = Slab(values, ids, files, rows) if form.files is not None else Slab(values, ids)
             for sink in sinks:
@@ -216,6 +244,22 @@ def _write(slabs: Iterator[Array], form: Form, found: Beside, targets: Targets, 
                 wild += int(np.count_nonzero(~finite))
     if wild:
         note(f"predictions of {wild:,} rows are not finite (first: {first}): their numbers are far outside the training data's")
+
+
+def _even(slabs: Iterator[Array]) -> Iterator[Array]:
+    """The same rows in slabs of SLAB, but for the last: row groups and chunks do not depend on the number of ranks."""
+    waiting: list[Array] = []
+    held = 0
+    for slab in slabs:
+        waiting.append(slab)
+        held += slab.shape[0]
+        if held >= SLAB:
+            rows = np.concatenate(waiting)
+            whole = held // SLAB * SLAB
+            yield from np.split(rows[:whole], held // SLAB)
+            waiting, held = [rows[whole:]], held - whole
+    if held:
+        yield np.concatenate(waiting)
 
 
 def _columns(model: Model, shard: Shard, rows: slice) -> Array:

@@ -22,7 +22,7 @@ from mpigd.errors import DataError
 Array = np.ndarray[Any, Any]
 Take = Callable[[int], tuple[Array | None, Array, Array]]
 INDEX, NUMBER = np.dtype(np.int32), np.dtype(np.int64)
-ID, FILE, ROW, SOURCES = "id", "source_file", "source_row", "sources"
+ID, FILE, ROW, SOURCES, SKIPPED = "id", "source_file", "source_row", "sources", "skipped"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Beside:
     """Ids and origins of the rows of `files` (path, rows), in order; for one rank, which reads them.
 
     ids: their type, int64, uint64 or texts of that many bytes; None without any. names: of the files that rows come from.
-    derived: whether the files say where their rows come from. note: for the user, "" if there is nothing to say.
+    derived: whether the files say where their rows come from. skipped: rows that were left out of them.
+    note: for the user, "" if there is nothing to say.
     """
 
     files: tuple[tuple[str, int], ...]
@@ -39,6 +40,7 @@ class Beside:
     names: tuple[str, ...]
     derived: bool
     note: str = ""
+    skipped: int = 0
 
     @contextmanager
     def reading(self) -> Iterator[Take]:
@@ -104,7 +106,7 @@ def beside(shard: Shard, links: Sequence[str], comm: Comm) -> Beside | None:
 def _look(files: tuple[tuple[str, int], ...], links: tuple[str, ...]) -> Beside:
     names, derived = tuple(path for path, _ in files), False
     kinds: list[np.dtype[Any] | None] = []
-    note = ""
+    note, skipped = "", 0
     for path, n in files:
         with hdf5.open_read(path, links) as file:
             kind, why = _kind(file, n)
@@ -112,8 +114,10 @@ def _look(files: tuple[tuple[str, int], ...], links: tuple[str, ...]) -> Beside:
             kinds.append(kind)
             if len(files) == 1 and FILE in file and ROW in file and SOURCES in file:
                 names, derived = tuple(str(name) for name in hdf5.read_json(file, SOURCES, list)), True
+                if SKIPPED in file:
+                    skipped = int(hdf5.read_json(file, SKIPPED)["rows"])
     ids = None if note else _common(kinds, files)
-    return Beside(files, links, ids, names, derived, note)
+    return Beside(files, links, ids, names, derived, note, skipped)
 
 
 def _kind(file: hdf5.Group, n: int) -> tuple[np.dtype[Any] | None, str]:

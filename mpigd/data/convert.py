@@ -1,28 +1,28 @@
 """`mpigd convert`: data of another program as mpigd reads them best, slab by slab.
 
 Matrices that are stored transposed or by columns are turned, scaled numbers become what they mean, and rows that miss something
-can be left out. A sparse matrix by columns is read once for each ENTRIES of its numbers, and once more to count its rows'.
+can be left out.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import h5py
 import numpy as np
 
-from mpigd.data import declared, file_vectors, foreign, hdf5, marks, source, unwritten
+from mpigd.data import file_vectors, hdf5, source, texts, unwritten
+from mpigd.data.foreign_matrix import Dense, Slab, Sparse, is_nan
 from mpigd.data.stream import Stream
 from mpigd.data.writer import VECTORS, Writer
 from mpigd.errors import DataError, UsageError
 
 Array = np.ndarray[Any, Any]
-ENTRIES = 1 << 24  # of a sparse matrix that are held at once
-SLAB_BYTES = 8 << 20
 POLICIES = ("refuse", "drop")
+COPIED = ("id", "source_file", "source_row")  # that `mpigd import` writes beside the rows
 
 
 @dataclass(frozen=True)
@@ -34,146 +34,6 @@ class Done:
     columns: int
     layout: str
     dropped: int
-
-
-@dataclass(frozen=True)
-class Slab:
-    """Rows start to stop: dense values (m, d), or of a sparse matrix how many entries each row has, their columns and values.
-
-    gone (m,): which rows miss a number. lengths, indices: empty where dense.
-    """
-
-    start: int
-    stop: int
-    values: Array
-    gone: Array
-    lengths: Array = field(default_factory=lambda: np.empty(0, np.int64))
-    indices: Array = field(default_factory=lambda: np.empty(0, np.int64))
-
-    def kept(self, keep: Array) -> Slab:
-        """Some of the rows, `keep` (m,) bool."""
-        if not self.lengths.size:
-            return replace(self, values=self.values[keep], gone=self.gone[keep])
-        entries = np.repeat(keep, self.lengths)
-        return replace(
-            self,
-            values=self.values[entries],
-            gone=self.gone[keep],
-            lengths=self.lengths[keep],
-            indices=self.indices[entries],
-        )
-
-
-class Dense:
-    """A dense dataset, row by row as its marks say, or `turned` against that."""
-
-    layout = "dense"
-
-    def __init__(self, data: h5py.Dataset, x: str, y: str, turned: bool) -> None:
-        foreign.check_records(data)
-        declared.check_type(data)
-        if data.ndim != 2:
-            raise DataError(f"{declared.named(data)} has shape {data.shape}, expected (rows, columns)")
-        self._view = marks.View(data, marks.of(data), turned != bool(marks.transposed(data)), x, y)
-        self.shape, self.dtype, self.place = self._view.shape, self._view.dtype, declared.named(data)
-
-    def slabs(self) -> Iterator[Slab]:
-        n, d = self.shape
-        chunk = self._view.chunks[0] if self._view.chunks else 1
-        step = max(1, SLAB_BYTES // max(1, 8 * d) // chunk) * chunk
-        for start in range(0, n, step):
-            stop = min(start + step, n)
-            stored = self._view.stored(slice(start, stop))
-            values, gone = self._view.marks.numbers(stored), self._view.marks.missing(stored)
-            yield Slab(start, stop, values, np.any(gone | _nan(values), axis=1))
-
-
-class Sparse:
-    """A sparse matrix, by rows or by columns: AnnData's groups, and MATLAB's, which calls the parts jc and ir."""
-
-    layout = "csr"
-
-    def __init__(self, group: hdf5.Group, x: str, turned: bool) -> None:
-        self.place = f"{group.filename}: {x!r}"
-        matlab = "MATLAB_sparse" in group.attrs
-        names = ("data", "ir", "jc") if matlab else ("data", "indices", "indptr")
-        if not set(names) & set(group):
-            foreign.refuse_group(group, self.place, "a matrix of numbers")
-        self._data, self._indices, indptr = (hdf5.dataset(group, name) for name in names)
-        if matlab:
-            stored = [int(marks.attribute(group, "MATLAB_sparse")[0]), indptr.shape[0] - 1]
-            by_rows = False
-        else:
-            told = source.sparse_shape(group)
-            if told is None or np.shape(told) != (2,) or np.asarray(told).dtype.kind not in "iu":
-                raise DataError(f"{self.place} has no encoding-type and shape, expected a sparse matrix with both")
-            stored = np.asarray(told).tolist()
-            by_rows = source.sparse_encoding(group, stored, indptr.shape) == "csr_matrix"
-        lines, others = stored if by_rows else reversed(stored)
-        self._indptr = np.asarray(indptr[...]).astype(np.int64)
-        if indptr.shape != (lines + 1,) or self._indices.dtype.kind not in "iu" or self._indices.shape != self._data.shape:
-            raise DataError(f"{self.place}: shape {stored} does not fit its parts")
-        if np.any(np.diff(self._indptr) < 0) or self._indptr[0] != 0 or self._indptr[-1] != self._data.shape[0]:
-            raise DataError(f"{self.place}: indptr does not ascend from 0 to the number of entries")
-        declared.check_columns(group.filename, max(stored), self.place)
-        self._by_rows = by_rows != turned
-        self.shape = (lines, others) if self._by_rows else (others, lines)
-        self.dtype = self._data.dtype
-
-    def slabs(self) -> Iterator[Slab]:
-        n = self.shape[0]
-        ends = self._indptr[1:] if self._by_rows else np.cumsum(self._count())
-        start = 0
-        while start < n:
-            before = int(ends[start - 1]) if start else 0
-            stop = max(start + 1, int(np.searchsorted(ends, before + ENTRIES, "right")))
-            lengths = np.diff(ends[start:stop], prepend=before)
-            rows, indices, values = self._whole(start, stop) if self._by_rows else self._picked(start, stop)
-            order = np.lexsort((indices, rows))
-            gone = np.zeros(stop - start, bool)
-            gone[rows[_nan(values)]] = True
-            yield Slab(start, stop, values[order], gone, lengths, indices[order])
-            start = stop
-
-    def _pieces(self) -> Iterator[tuple[int, int, Array]]:
-        """All indices, piece by piece: the first entry, the one behind the last, and the indices."""
-        step = SLAB_BYTES // 8
-        for first in range(0, self._data.shape[0], step):
-            last = min(first + step, self._data.shape[0])
-            yield first, last, self._checked(first, last)
-
-    def _checked(self, first: int, last: int) -> Array:
-        limit = self.shape[1] if self._by_rows else self.shape[0]
-        indices = np.asarray(self._indices[first:last]).astype(np.int64)
-        if indices.min(initial=0) < 0 or indices.max(initial=0) >= limit:
-            raise DataError(f"{self.place}: an index is outside 0..{limit - 1}")
-        return indices
-
-    def _count(self) -> Array:
-        """How many entries each row has (n,)."""
-        counts = np.zeros(self.shape[0], np.int64)
-        for _, _, indices in self._pieces():
-            counts += np.bincount(indices, minlength=counts.size)
-        return counts
-
-    def _whole(self, start: int, stop: int) -> tuple[Array, Array, Array]:
-        first, last = int(self._indptr[start]), int(self._indptr[stop])
-        rows = np.repeat(np.arange(stop - start), np.diff(self._indptr[start : stop + 1]))
-        indices = self._checked(first, last)
-        return rows, indices, np.asarray(self._data[first:last])
-
-    def _picked(self, start: int, stop: int) -> tuple[Array, Array, Array]:
-        """The entries of rows start to stop among all columns."""
-        rows, columns, values = [], [], []
-        for first, last, indices in self._pieces():
-            mine = np.flatnonzero((indices >= start) & (indices < stop))
-            if mine.size:
-                rows.append(indices[mine] - start)
-                columns.append(np.searchsorted(self._indptr, mine + first, "right") - 1)
-                values.append(np.asarray(self._data[first:last])[mine])
-        if not rows:
-            return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, self.dtype)
-        return np.concatenate(rows), np.concatenate(columns), np.concatenate(values)
 
 
 def convert(
@@ -197,7 +57,7 @@ def convert(
         if not allow_unwritten:
             unwritten.check(file, [x, *(y if name == "y" else name for name in beside)])
         with hdf5.create(output) as out:
-            done = _write(out, matrix, beside, missing, path)
+            done = _write(_Output(file, out, matrix, beside), matrix, beside, missing, path)
             if "encoding" in file and not transpose:
                 hdf5.write_json(out, "encoding", hdf5.read_json(file, "encoding"))
     return Done(output, done[0], matrix.shape[1], matrix.layout, done[1])
@@ -225,17 +85,33 @@ def _vectors(file: hdf5.Group, y: str, n: int) -> dict[str, file_vectors.Vector]
     return found
 
 
-def _nan(values: Array) -> Array:
-    gone: Array = np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
-    return gone
+class _Copy:
+    """What identifies the rows, numbers or texts (n,), copied as it is; texts of fixed length then."""
+
+    def __init__(self, data: h5py.Dataset, out: h5py.File, name: str) -> None:
+        self._data, self._text = data, texts.holds_text(data)
+        kind = data.dtype
+        if self._text:
+            slabs = texts.slabs(data, 0, len(data))
+            kind = h5py.string_dtype("utf-8", max([1, *(len(text) for _, slab in slabs for text in slab)]))
+        self.stream = Stream(out, name, kind)
+
+    def append(self, slab: Slab, keep: Array) -> None:
+        rows: Any = self._data[slab.start : slab.stop]
+        if self._text:
+            rows = np.array([text for _, part in texts.slabs(self._data, slab.start, slab.stop) for text in part])
+        self.stream.append(rows[keep])
 
 
 class _Output:
     """The new file: X and the vectors, which grow by slabs."""
 
-    def __init__(self, out: h5py.File, matrix: Dense | Sparse, beside: dict[str, file_vectors.Vector]) -> None:
+    def __init__(self, file: hdf5.Group, out: h5py.File, matrix: Dense | Sparse, beside: dict[str, file_vectors.Vector]) -> None:
         d, dtype = matrix.shape[1], source.stored_type(matrix.dtype)
         self._beside = beside
+        found = {name: file.raw(name) for name in COPIED}
+        whole = {name: data for name, data in found.items() if isinstance(data, h5py.Dataset) and data.shape == matrix.shape[:1]}
+        self._copies = [_Copy(data, out, name) for name, data in whole.items()]
         self._classes = {name: vector.classes() for name, vector in beside.items()}
         self._labels = {name: hdf5.texts(names) for name, names in self._classes.items() if names is not None}
         kinds = {name: self._labels[name].dtype if name in self._labels else np.dtype(VECTORS[name]) for name in beside}
@@ -246,7 +122,7 @@ class _Output:
     def read(self, slab: Slab) -> dict[str, tuple[Array, Array]]:
         """The vectors' values in the rows of a slab (m,), and which are missing (m,) bool."""
         found = {name: vector.read(slab.start, slab.stop, self._classes[name]) for name, vector in self._beside.items()}
-        return {name: (values, gone | _nan(values)) for name, (values, gone) in found.items()}
+        return {name: (values, gone | is_nan(values)) for name, (values, gone) in found.items()}
 
     def append(self, slab: Slab, keep: Array, read: dict[str, tuple[Array, Array]]) -> None:
         kept = slab.kept(keep)
@@ -254,21 +130,23 @@ class _Output:
             self._sparse.append(kept.lengths, kept.indices, kept.values, {})
         if self._dense is not None:
             self._dense.append(kept.values)
+        for copy in self._copies:
+            copy.append(slab, keep)
         for name, (values, _) in read.items():
             known = self._labels.get(name)
             self._streams[name].append(values[keep] if known is None else known[values[keep].astype(np.int64)])
 
     def close(self) -> None:
-        for stream in (*self._streams.values(), self._sparse, self._dense):
+        for stream in (*self._streams.values(), *(copy.stream for copy in self._copies), self._sparse, self._dense):
             if stream is not None:
                 stream.close()
 
 
 def _write(
-    out: h5py.File, matrix: Dense | Sparse, beside: dict[str, file_vectors.Vector], missing: str, path: str
+    output: _Output, matrix: Dense | Sparse, beside: dict[str, file_vectors.Vector], missing: str, path: str
 ) -> tuple[int, int]:
     """Write all rows that are to be kept; how many they are, and how many others there were."""
-    output, rows, dropped = _Output(out, matrix, beside), 0, 0
+    rows = dropped = 0
     for slab in matrix.slabs():
         read = output.read(slab)
         keep = ~np.logical_or.reduce([slab.gone, *(gone for _, gone in read.values())])

@@ -27,8 +27,7 @@ def check_type(data: h5py.Dataset) -> None:
     if dtype.kind in "fiub":
         return
     text = dtype.kind in "SU" or h5py.check_string_dtype(dtype) is not None
-    advice = " (`mpigd import` turns labels into codes)" if text else ""
-    raise DataError(f"{named(data)} holds {'text' if text else dtype}, expected numbers{advice}")
+    raise DataError(f"{named(data)} holds {'text' if text else dtype}, expected numbers")
 
 
 def check_size(data: h5py.Dataset, others: int) -> None:

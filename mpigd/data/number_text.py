@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 CURRENCY = "$€£¥₹"
 NO_NUMBER = "?"
+HEAD = 64  # rows that are looked at first
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,25 @@ def read_cells(block: Block, names: Sequence[str], forms: Sequence[NumberFormat]
 def read_matrix(block: Block, names: Sequence[str], forms: Sequence[NumberFormat]) -> tuple[Array, dict[int, int]]:
     """Columns as float64 (p, m), NaN where missing; and, of columns that are no numbers (they are NaN),
     position -> first such row."""
-    values, wrong = read_cells(block, names, forms)
+    found: dict[int, int] = {}
+    if block.rows > 4 * HEAD:  # text shows soon, and reading all of it with care takes long
+        found = _misfits(read_cells(block.first_rows(HEAD), names, forms)[1])
+    rest = [j for j in range(len(names)) if j not in found]
+    values, wrong = read_cells(block, [names[j] for j in rest], [forms[j] for j in rest])
+    later = {rest[i]: row for i, row in _misfits(wrong).items()}
+    if found:
+        every = np.full((len(names), block.rows), np.nan)
+        every[rest] = values
+        values = every
+    values[list(later)] = np.nan
+    return values, dict(sorted((found | later).items()))
+
+
+def _misfits(wrong: Array | None) -> dict[int, int]:
+    """The first True of each row that has one."""
     if wrong is None:
-        return values, {}
-    misfits = {int(j): int(wrong[j].argmax()) for j in np.flatnonzero(wrong.any(axis=1))}
-    values[list(misfits)] = np.nan
-    return values, misfits
+        return {}
+    return {int(j): int(wrong[j].argmax()) for j in np.flatnonzero(wrong.any(axis=1))}
 
 
 def _convert(arrays: Sequence[Any], form: NumberFormat) -> tuple[Array, Array | None]:

@@ -104,15 +104,16 @@ def _nothing(path: str, read: int, bad: int, left_out: Sequence[str]) -> str:
 
 def _lines(job: Job, writer: Writer, ticker: Ticker) -> tuple[svmlight.Encoder, int]:
     if job.encoding.missing == "mean":
-        raise UsageError("--missing mean is not for svmlight: use zero or drop")
-    encoder, read = svmlight.Encoder(job.encoding), 0
+        drop = "" if job.policies.command == "predict" else " or --missing drop"
+        raise UsageError(f"--missing mean is not for svmlight: use --missing zero{drop}")
+    encoder, read = svmlight.Encoder(job.encoding, job.policies), 0
     for i, source in enumerate(job.found):
         first = read
         for block in svmlight.read(source.path):
             lengths, index, values, vectors = encoder.encode(block)
-            if job.traced:  # no row is dropped then
-                rows = np.arange(read - first, read - first + lengths.size)
-                vectors |= {"source_file": np.full(lengths.size, i), "source_row": rows}
+            if job.traced:
+                rows = read - first + vectors["kept"]
+                vectors |= {"source_file": np.full(rows.size, i), "source_row": rows}
             writer.append(lengths, index, values, vectors)
             read += block.y.size
             ticker(read)

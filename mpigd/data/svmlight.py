@@ -16,11 +16,13 @@ import numpy as np
 
 from mpigd.data.compressed import open_bytes, reading
 from mpigd.data.encoding import Encoding
+from mpigd.data.policies import Policies
 from mpigd.data.survey import choose_layout
 from mpigd.data.tables import Source
 from mpigd.errors import DataError
 
 Array = np.ndarray[Any, Any]
+IMPORT = Policies(command="import")
 BLOCK_BYTES = 1 << 20
 MOST_FEATURES = 1 << 40
 MOST_LINE = 1 << 28  # bytes of a line
@@ -216,13 +218,14 @@ def _check_told(block: Lines, zero_based: bool | None, features: int | None, mos
 class Encoder:
     """Turns the lines of svmlight files into rows of X and y."""
 
-    def __init__(self, encoding: Encoding) -> None:
-        self._encoding = encoding
+    def __init__(self, encoding: Encoding, told: Policies = IMPORT) -> None:
+        self._encoding, self._told = encoding, told
         self._missing, self._first = 0, ""
         self.note = ""
 
     def encode(self, block: Lines) -> tuple[Array, Array, Array, dict[str, Array]]:
-        """Non-zeros per row, their columns and values row after row, and y; rows that miss a value (NaN) may be dropped."""
+        """Non-zeros per row, their columns and values row after row, and y; rows that miss a value (NaN)
+        may be dropped: `kept` are the others' positions."""
         if block.query:
             self.note = self.note or f"{block.path}: qid is ignored"
         index = block.indices - (not self._encoding.zero_based)
@@ -239,7 +242,7 @@ class Encoder:
         values = np.where(there, block.values, 0.0).astype(self._encoding.dtype)
         there &= values != 0
         lengths = np.bincount(row[there], minlength=block.y.size)
-        return lengths[keep], index[there], values[there], {"y": block.y[keep]}
+        return lengths[keep], index[there], values[there], {"y": block.y[keep], "kept": np.flatnonzero(keep)}
 
     def _check_range(self, block: Lines, index: Array) -> None:
         wrong = np.flatnonzero((index < 0) | (index >= self._encoding.features))
@@ -254,9 +257,11 @@ class Encoder:
         large = np.flatnonzero(np.abs(block.values) > np.finfo(self._encoding.dtype).max)
         if large.size:
             entry = f"{block.where(int(large[0]))}: index {block.indices[large[0]]} is {block.values[large[0]]:g}"
-            raise DataError(f"{entry}, too large for {self._encoding.dtype} (use --dtype float64)")
+            advice = " (use --dtype float64)" if self._told.command == "import" else ""
+            raise DataError(f"{entry}, too large for {self._encoding.dtype}{advice}")
 
     def check(self) -> None:
         """DataError if values are missing and the policy is to refuse them."""
         if self._missing and self._encoding.missing == "refuse":
-            raise DataError(f"missing values: {self._missing:,} (first: {self._first}): use --missing zero or drop")
+            advice = "use --missing zero" + ("" if self._told.command == "predict" else " or --missing drop")
+            raise DataError(f"missing values: {self._missing:,} (first: {self._first}): {advice}")

@@ -34,7 +34,7 @@ TRAIN_DATA: dict[str, tuple[str, int, str]] = {
     "nan": ("nan.h5", 65, "nan.h5: 'X' row 37 column 2 is nan: not a finite number"),
     "nan in the second file": ("good.h5 nan.h5", 65, "nan.h5: 'X' row 37 column 2 is nan: not a finite number"),
     "infinite y": ("inf.h5", 65, "inf.h5: 'y' row 3 is inf: not a finite number"),
-    "text labels": ("text.h5", 65, "text.h5: 'y' holds text, expected numbers (`mpigd import` turns labels into codes)"),
+    "text labels": ("text.h5", 65, "text.h5: the target 'y' is text, with "),
     "unknown x": ("good.h5 --x features", 65, "good.h5: no dataset 'features'; it has X, y (name it with --x)"),
     "unknown y": ("good.h5 --y label", 65, "good.h5: no target 'label' (name it with --y)"),
     "empty": ("empty.h5", 65, "empty.h5: 'X' has no rows"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import h5py
@@ -344,6 +345,50 @@ def test_numbers_of_other_countries(tmp_path, out):
     source = table(tmp_path / "b.csv", ["1.5;1;1"], "a;b;y")
     with pytest.raises(DataError, match=r"row 0: column 'a' is '1.5', expected a number"):
         encode_like([source], out, encoding)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_svmlight_says_where_rows_come_from_and_what_helps(tmp_path, out, command):
+    first, second = tmp_path / "a.svm", tmp_path / "b.svm"
+    first.write_text("1 1:1\n0 1:nan\n1 2:3\n")
+    second.write_text("0 1:2\n")
+    encoding = Encoding(format="svmlight", features=2)
+    sources = [str(first), str(second)]
+    with pytest.raises(DataError, match=r"missing values: 1 .*: use --missing zero") as error:
+        encode_like(sources, out, encoding, Policies(command=command))
+    advised = dict.fromkeys(value for _, value in options_of(str(error.value)))
+    assert list(advised) == (["zero"] if command == "predict" else ["zero", "drop"])
+    for missing in advised:
+        encode_like(sources, out, encoding, Policies(missing=missing, command=command))
+        assert vector(out, "source_row").tolist() == ([0, 1, 2, 0] if missing == "zero" else [0, 2, 0])
+        assert vector(out, "source_file").tolist() == ([0, 0, 0, 1] if missing == "zero" else [0, 0, 1])
+    with pytest.raises(UsageError, match="--on-bad-row skip is not for svmlight"):
+        encode_like(sources, out, encoding, Policies(on_bad_row="skip", command=command))
+
+
+VERSION_1 = {
+    "format": "table", "features": 3, "missing": "mean", "hash_bits": None, "dtype": "float32", "layout": "dense",
+    "zero_based": False, "extras": {}, "target": {"name": "t", "classes": ["no", "yes"]}, "version": 1,
+    "columns": [
+        {"name": "a", "kind": "number", "categories": None, "mean": 2.5},
+        {"name": "b", "kind": "category", "categories": ["u", "v"], "mean": None},
+    ],
+    "feature_names": ["a", "b=u", "b=v"],
+}  # fmt: skip
+VERSION_2 = VERSION_1 | {
+    "features": 2, "version": 2, "feature_names": ["a", "b=v"],
+    "columns": [VERSION_1["columns"][0], VERSION_1["columns"][1] | {"reference": "u"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("old", [VERSION_1, VERSION_2])
+def test_encodings_of_before_are_read_and_written_as_before(tmp_path, out, old):
+    encoding = Encoding.from_dict(old)
+    assert json.loads(json.dumps(encoding.to_dict())) == old
+    source = table(tmp_path / "a.csv", ["1,v,yes", ",u,no"], "a,b,t")
+    encode_like([source], out, encoding, Policies(command="evaluate"))
+    assert matrix(out).tolist() == ([[1, 0, 1], [2.5, 1, 0]] if old is VERSION_1 else [[1, 1], [2.5, 0]])
+    assert vector(out, "y").tolist() == [1, 0]
 
 
 def test_the_policies_survive_json():

@@ -46,8 +46,8 @@ def test_sparse_matrices(form: str, transpose: bool, held: int, drawn: Any, tmp_
     with h5py.File(folder / "in.h5", "w") as file:
         compressed(file, "X", sparse.csr_matrix(X) if form == "csr" else sparse.csc_matrix(X))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mpigd.data.convert.ENTRIES", held)
-        patch.setattr("mpigd.data.convert.SLAB_BYTES", 8 * 3)
+        patch.setattr("mpigd.data.foreign_matrix.ENTRIES", held)
+        patch.setattr("mpigd.data.foreign_matrix.SLAB_BYTES", 8 * 3)
         done = convert(str(folder / "in.h5"), str(folder / "out.h5"), "X", "y", transpose)
     truth = X.T if transpose else X
     np.testing.assert_array_equal(read(folder / "out.h5")[1], truth)
@@ -58,7 +58,7 @@ def test_sparse_matrices(form: str, transpose: bool, held: int, drawn: Any, tmp_
 @pytest.mark.parametrize("chunks", [None, (3, 2)])
 @pytest.mark.parametrize("kind", ["f4", "f8", "i2", "?"])
 def test_dense_matrices(kind: str, chunks: Any, transpose: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpigd.data.convert.SLAB_BYTES", 100)
+    monkeypatch.setattr("mpigd.data.foreign_matrix.SLAB_BYTES", 100)
     X = (rows(20, 5)[0] * 3).astype(kind)
     with h5py.File(tmp_path / "in.h5", "w") as file:
         file.create_dataset("X", data=X, chunks=chunks)
@@ -70,8 +70,8 @@ def test_dense_matrices(kind: str, chunks: Any, transpose: bool, tmp_path: Path,
 
 @pytest.mark.parametrize("form", ["dense", "csr"])
 def test_rows_that_miss_something(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpigd.data.convert.SLAB_BYTES", 200)
-    monkeypatch.setattr("mpigd.data.convert.ENTRIES", 20)
+    monkeypatch.setattr("mpigd.data.foreign_matrix.SLAB_BYTES", 200)
+    monkeypatch.setattr("mpigd.data.foreign_matrix.ENTRIES", 20)
     X, y = rows()
     c, key = np.arange(40.0), np.arange(40) * 7
     path = plain(tmp_path / "in.h5", X, y)
@@ -83,6 +83,8 @@ def test_rows_that_miss_something(form: str, tmp_path: Path, monkeypatch: pytest
         else:
             file["X"] = X
         file["y"][9], file["key"], file["sample_weight"] = np.nan, key, c
+        file["id"] = np.array([f"row {i}" for i in range(40)], object)
+        file["source_row"] = np.arange(40)
     with pytest.raises(DataError, match=r"'X' row 4: a value is missing: --missing drop leaves such rows out"):
         convert(str(path), str(tmp_path / "out.h5"), "X", "y")
     assert not (tmp_path / "out.h5").exists()
@@ -93,6 +95,9 @@ def test_rows_that_miss_something(form: str, tmp_path: Path, monkeypatch: pytest
     for found, truth in ((shard.y, y), (shard.c, c), (shard.key, key)):
         np.testing.assert_array_equal(found, truth[kept])
     assert (done.rows, done.dropped) == (38, 2)
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert list(file["id"].asstr()) == [f"row {i}" for i in kept]
+        np.testing.assert_array_equal(file["source_row"], kept)
 
 
 def test_what_cannot_be_converted(tmp_path: Path) -> None:

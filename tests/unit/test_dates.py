@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpigd.data import dates
@@ -51,6 +51,7 @@ def test_the_parts_are_those_of_pandas(kind):
     assert dates.has_times(values) == (kind not in ("text", "date32", "date64"))
 
 
+@settings(deadline=None)
 @given(st.lists(moments, min_size=1, max_size=20))
 def test_any_moment(values):
     array = texts([value.isoformat(" ") for value in values])

@@ -319,8 +319,8 @@ def test_a_sparse_matrix_by_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     truth = truth_of(anndata(tmp_path / "csr.h5ad", X, y), y="obs/cell_type")
     message = refusal(anndata(tmp_path / "data.h5ad", X, y, "csc"), y="obs/cell_type")
     assert "'csc_matrix', expected 'csr_matrix'" in message
-    monkeypatch.setattr("mpigd.data.convert.ENTRIES", 50)  # several passes
-    monkeypatch.setattr("mpigd.data.convert.SLAB_BYTES", 8 * 30)
+    monkeypatch.setattr("mpigd.data.foreign_matrix.ENTRIES", 50)  # several passes
+    monkeypatch.setattr("mpigd.data.foreign_matrix.SLAB_BYTES", 8 * 30)
     model = trained(way_out(message, tmp_path, monkeypatch))
     assert model.digest == truth.digest and model.labels() == ["B cell", "T cell"]
 

@@ -291,8 +291,8 @@ def typed(dtype: Any) -> Change:
 
 
 TYPES = {
-    "texts": (h5py.string_dtype(), "'y' row 0 is an empty text: a missing value"),
-    "short texts": ("S5", "'y' row 0 is an empty text: a missing value"),
+    "texts": (h5py.string_dtype(), "'y': no row was ever written"),
+    "short texts": ("S5", "'y': no row was ever written"),
     "references": (h5py.ref_dtype, "'y' holds object, expected numbers"),
     "regions": (h5py.regionref_dtype, "'y' holds object, expected numbers"),
     "lists": (h5py.vlen_dtype(np.int32), "'y' holds object, expected numbers"),

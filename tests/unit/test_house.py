@@ -70,6 +70,7 @@ DOORS = {
         "mpigd.data.convert",
         "mpigd.data.declared",
         "mpigd.data.foreign",
+        "mpigd.data.foreign_matrix",
         "mpigd.data.guard",
         "mpigd.data.hdf5",
         "mpigd.data.marks",

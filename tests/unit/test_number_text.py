@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpigd.data.number_text import PLAIN, NumberFormat, read_cells, read_matrix, to_numbers
@@ -50,6 +50,7 @@ def block(columns, **kind):
     return Block("f.csv", 0, len(columns[0]), dict(zip(names, arrays, strict=True))), names
 
 
+@settings(deadline=None)  # the first call loads modules of pyarrow
 @given(st.lists(st.lists(words | junk | st.none(), min_size=3, max_size=3), min_size=1, max_size=5))
 @pytest.mark.parametrize("form", [PLAIN, EUROPE])
 def test_every_cell_is_what_python_reads(form, columns):
@@ -86,3 +87,11 @@ def test_slices_are_read_where_they_lie():
     whole = pa.array(["x", "1", "2", "y"])
     values, wrong = read_cells(Block("f", 1, 2, {"a": whole.slice(1, 2)}), ["a"], [PLAIN])
     assert values.tolist() == [[1, 2]] and wrong is None
+
+
+def test_text_after_the_first_rows_is_found_too():
+    late, early = ["1"] * 300 + ["x"] + ["2"] * 99, ["1"] * 5 + ["y"] * 395
+    rows, names = block([["1"] * 400, late, early, ["3"] * 400])
+    values, misfits = read_matrix(rows, names, [PLAIN] * 4)
+    assert misfits == {1: 300, 2: 5}
+    assert np.all(values[0] == 1) and np.all(values[3] == 3) and np.isnan(values[1:3]).all()

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpigd.data import exact_means
@@ -30,6 +30,7 @@ def singly(matrix):
 nines = st.lists(finite | st.just(np.nan), min_size=9, max_size=9)
 
 
+@settings(deadline=None)
 @given(st.lists(nines, min_size=1, max_size=6), st.integers(1, 9))
 def test_the_means_are_the_exact_ones_in_any_blocks(rows, step):
     matrix = np.array(rows)

@@ -117,6 +117,21 @@ def test_classes_of_any_name(source: bool, size: int, tmp_path: Path, monkeypatc
         assert columns["row"] == [row for n in lengths for row in range(n)]
 
 
+def test_files_do_not_depend_on_the_number_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the byte; row groups have SLAB rows, however few a rank has."""
+    monkeypatch.setattr(predicting, "SLAB", 20)
+    model, files = softmax(tmp_path)
+    seen = set()
+    for size in (1, 2, 7):
+        targets = in_folder(tmp_path)
+        run(size, lambda comm, targets=targets: predict(model, files, targets, Config(), comm, True))
+        assert targets.csv and targets.parquet
+        seen.add((Path(targets.csv).read_bytes(), Path(targets.parquet).read_bytes()))
+        groups = pq.ParquetFile(targets.parquet).metadata
+        assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [20] * 7 + [17]
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize("loss", ["squared", "logistic", "hinge", "softmax", "poisson"])
 def test_numbers(loss: str, tmp_path: Path) -> None:
     table = generate(loss, n=60)

@@ -128,13 +128,15 @@ def test_mistakes_are_named_by_line(tmp_path, line, message, block, monkeypatch)
 
 def test_missing_values_by_policy(tmp_path):
     path = write(tmp_path / "m.svm", "1 1:1 2:nan\n0 1:3\n1 1:nan 2:4\n")
-    with pytest.raises(DataError, match=r"missing values: 2 \(first: .*m.svm line 1 index 2\): use --missing zero or drop"):
+    with pytest.raises(
+        DataError, match=r"missing values: 2 \(first: .*m.svm line 1 index 2\): use --missing zero or --missing drop"
+    ):
         import_data([path], str(tmp_path / "o.h5"))
     zero = import_data([path], str(tmp_path / "zero.h5"), missing="zero")
     assert matrix(zero.path)[0].tolist() == [[1, 0], [3, 0], [0, 4]]
     drop = import_data([path], str(tmp_path / "drop.h5"), missing="drop")
     assert matrix(drop.path)[0].tolist() == [[3, 0]] and drop.dropped == 2
-    with pytest.raises(UsageError, match="zero or drop"):
+    with pytest.raises(UsageError, match="use --missing zero or --missing drop"):
         import_data([path], str(tmp_path / "o.h5"), missing="mean")
 
 

@@ -16,11 +16,9 @@ import mpigd
 from mpigd.__main__ import main
 from mpigd.comm import Comm, SelfComm
 from mpigd.config import Config
-from mpigd.data.source import inspect
 from mpigd.errors import DataError, UsageError
 from mpigd.model.fitted import Model
 from mpigd.model.losses import LOSSES
-from mpigd.plan import plan
 from mpigd.predict import evaluate
 from tests.scenarios import fit
 from tests.threadcomm import run
@@ -66,7 +64,7 @@ def test_regression_losses_are_refused(loss: str, size: int, tmp_path: Path) -> 
                             "alphabet for numbers: use --loss softmax")  # fmt: skip
 
 
-def test_refused_before_rows_are_read(tmp_path: Path) -> None:
+def test_refused_before_rows_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = imported(tmp_path, ("no", "yes"))
     with h5py.File(path, "r+") as file:
         file["X"][5, 0] = np.nan  # which reading the rows would find
@@ -74,8 +72,9 @@ def test_refused_before_rows_are_read(tmp_path: Path) -> None:
         mpigd.train(path, loss="poisson")
     with pytest.raises(DataError, match="is text, with 2 classes"):
         mpigd.cv(path, loss="squared")
-    with pytest.raises(DataError, match="is text, with 2 classes"):
-        plan(inspect([path], "X", "y", SelfComm()), Config(), 2)
+    for words in (["plan", path], ["train", path, "--dry-run"], ["train", path, "--dry-run", "--loss", "huber"]):
+        assert main(words) == 65
+        assert "is text, with 2 classes" in capsys.readouterr().err
 
 
 def test_the_losses_that_are_named_do_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
