@@ -1,8 +1,8 @@
 """What stands beside the rows of a data set and goes with them into predictions: ids, file names and row numbers.
 
 A file may have `id` (n,): whole numbers, or texts in UTF-8, of fixed or of variable length. A file that was made of raw
-tables has `source_file` (n,) int32, positions in the JSON list `sources`, and `source_row` (n,) int64: which data row of which table a row
-was, from 0. Rows that were left out there are absent.
+tables has `source_file` (n,) int32, positions in the JSON list `sources`, and `source_row` (n,) int64: which data row of which
+table a row was, from 0. Rows that were left out there are absent.
 """
 
 from __future__ import annotations
