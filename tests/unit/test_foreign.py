@@ -22,9 +22,10 @@ from mpigd.errors import DataError
 from mpigd.info import describe
 from mpigd.model.fitted import Model
 from mpigd.plan import plan
-from mpigd.predict import evaluate, predict
+from mpigd.predict import evaluate
 from tests import foreign
 from tests.foreign import NETCDF_FILL, anndata, commands, follow, jld2, matlab, netcdf, plain, rows
+from tests.launch import python
 from tests.scenarios import fit
 from tests.threadcomm import run
 
@@ -377,8 +378,9 @@ def test_categories_of_several_files(tmp_path: Path) -> None:
 def test_predictions_have_the_names(tmp_path: Path) -> None:
     X, y = rows()
     path = anndata(tmp_path / "data.h5ad", X, y)
-    model = trained(path, y="obs/cell_type")
-    predict(model, [str(path)], str(tmp_path / "p.h5"), None, from_mapping({}), SelfComm())
+    trained(path, y="obs/cell_type").save(str(tmp_path / "model.h5"))
+    done = python("-m", "mpigd", "predict", tmp_path / "model.h5", path, "-o", tmp_path / "p.h5")
+    assert done.returncode == 0, done.stderr
     with h5py.File(tmp_path / "p.h5") as file:
         found = file["prediction"].asstr()[...]
     assert set(found) == {"B cell", "T cell"}
