@@ -317,13 +317,20 @@ def test_missing_targets_of_anndata(name: str, form: str, tmp_path: Path, monkey
 def test_a_sparse_matrix_by_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = rows(60, 7)
     X[X < 0.2] = 0
-    truth = truth_of(anndata(tmp_path / "csr.h5ad", X, y), y="obs/cell_type")
+    csr = anndata(tmp_path / "csr.h5ad", X, y)
+    truth = truth_of(csr, y="obs/cell_type")
     message = refusal(anndata(tmp_path / "data.h5ad", X, y, "csc"), y="obs/cell_type")
     assert "'csc_matrix', expected 'csr_matrix'" in message
     monkeypatch.setattr("mpigd.data.foreign_matrix.ENTRIES", 50)  # several passes
     monkeypatch.setattr("mpigd.data.foreign_matrix.SLAB_BYTES", 8 * 30)
-    model = trained(way_out(message, tmp_path, monkeypatch))
+    path = way_out(message, tmp_path, monkeypatch)
+    model = trained(path)
     assert model.digest == truth.digest and model.labels() == ["B cell", "T cell"]
+    assert model.encoding["feature_names"] == [f"gene{j}" for j in range(7)]
+    scores = [
+        evaluate(model, [str(data)], from_mapping({"y": y}), SelfComm()) for data, y in ((path, "y"), (csr, "obs/cell_type"))
+    ]
+    assert scores[0] == scores[1]
 
 
 def test_files_of_old_anndata(tmp_path: Path) -> None:
