@@ -133,7 +133,8 @@ def encode_like(
     job = Job(found, policies.settle(encoding, labelled), policies)
     with _output(found, output) as file, tables.guarded(found):
         hdf5.write_json(file, "encoding", encoding.to_dict())
-        done = write_all(job, file, output, Ticker(progress), [])
+        notes = [note for source in found for note in source.notes]
+        done = write_all(job, file, output, Ticker(progress), notes)
         if job.traced:
             hdf5.write_json(file, "sources", [source.path for source in found])
             hdf5.write_json(file, "skipped", {"rows": done.skipped})

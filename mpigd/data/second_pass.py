@@ -159,7 +159,8 @@ def _wanted(job: Job) -> tuple[list[str], list[str], list[str]]:
                 raise DataError(f"{source.path}: column {name!r} has {len(parts)} parts, but {known} in the training data")
         for name in wanted:
             if name not in kinds:
-                raise DataError(no_column(source.path, name, list(kinds), ", which the training data had"))
+                said = "".join(f"; {note}" for note in source.notes)  # a key in a folder's name, say
+                raise DataError(no_column(source.path, name, list(kinds), ", which the training data had") + said)
             if name in numbers and kinds[name] not in ("text", "string", "number", "category", "null"):
                 raise DataError(f"{source.path}: column {name!r} holds {kinds[name]}, but numbers in the training data")
     return vectors, wanted, notes
