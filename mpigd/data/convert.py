@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mpigd.data import file_vectors, hdf5, column_names, source, texts, unwritten
+from mpigd.data import column_names, file_vectors, hdf5, source, texts, unwritten
 from mpigd.data.foreign_matrix import Dense, Slab, Sparse, is_nan
 from mpigd.data.stream import Stream
 from mpigd.data.writer import VECTORS, Writer
