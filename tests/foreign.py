@@ -113,6 +113,9 @@ def anndata(path: Path, X: Array, y: Array, form: str = "csr") -> Path:
         compressed(file.create_group("layers"), "counts", sparse.csr_matrix(X))
         file.create_group("obsm")["X_pca"] = X[:, :2]
         compressed(file.create_group("raw"), "X", sparse.csr_matrix(X))
+        var = typed(file.create_group("var"), "dataframe")
+        var.attrs["_index"] = "gene"
+        var["gene"] = texts([f"gene{j}" for j in range(X.shape[1])])
         obs = typed(file.create_group("obs"), "dataframe")
         obs.attrs["_index"] = "_index"
         obs.attrs.create("column-order", texts(["cell_type"]))

@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mpigd.data import file_vectors, hdf5, source, texts, unwritten
+from mpigd.data import column_names, file_vectors, hdf5, source, texts, unwritten
 from mpigd.data.foreign_matrix import Dense, Slab, Sparse, is_nan
 from mpigd.data.stream import Stream
 from mpigd.data.writer import VECTORS, Writer
@@ -60,6 +60,8 @@ def convert(
             done = _write(_Output(file, out, matrix, beside), matrix, beside, missing, path)
             if "encoding" in file and not transpose:
                 hdf5.write_json(out, "encoding", hdf5.read_json(file, "encoding"))
+            elif not transpose and (known := column_names.columns(file, x, matrix.shape[1])) is not None:
+                out["feature_names"] = hdf5.texts(known)
     return Done(output, done[0], matrix.shape[1], matrix.layout, done[1])
 
 

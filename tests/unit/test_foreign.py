@@ -22,9 +22,10 @@ from mpigd.errors import DataError
 from mpigd.info import describe
 from mpigd.model.fitted import Model
 from mpigd.plan import plan
-from mpigd.predict import evaluate, predict
+from mpigd.predict import evaluate
 from tests import foreign
 from tests.foreign import NETCDF_FILL, anndata, commands, follow, jld2, matlab, netcdf, plain, rows
+from tests.launch import python
 from tests.scenarios import fit
 from tests.threadcomm import run
 
@@ -316,13 +317,20 @@ def test_missing_targets_of_anndata(name: str, form: str, tmp_path: Path, monkey
 def test_a_sparse_matrix_by_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = rows(60, 7)
     X[X < 0.2] = 0
-    truth = truth_of(anndata(tmp_path / "csr.h5ad", X, y), y="obs/cell_type")
+    csr = anndata(tmp_path / "csr.h5ad", X, y)
+    truth = truth_of(csr, y="obs/cell_type")
     message = refusal(anndata(tmp_path / "data.h5ad", X, y, "csc"), y="obs/cell_type")
     assert "'csc_matrix', expected 'csr_matrix'" in message
     monkeypatch.setattr("mpigd.data.foreign_matrix.ENTRIES", 50)  # several passes
     monkeypatch.setattr("mpigd.data.foreign_matrix.SLAB_BYTES", 8 * 30)
-    model = trained(way_out(message, tmp_path, monkeypatch))
+    path = way_out(message, tmp_path, monkeypatch)
+    model = trained(path)
     assert model.digest == truth.digest and model.labels() == ["B cell", "T cell"]
+    assert model.encoding["feature_names"] == [f"gene{j}" for j in range(7)]
+    scores = [
+        evaluate(model, [str(data)], from_mapping({"y": y}), SelfComm()) for data, y in ((path, "y"), (csr, "obs/cell_type"))
+    ]
+    assert scores[0] == scores[1]
 
 
 def test_files_of_old_anndata(tmp_path: Path) -> None:
@@ -377,8 +385,9 @@ def test_categories_of_several_files(tmp_path: Path) -> None:
 def test_predictions_have_the_names(tmp_path: Path) -> None:
     X, y = rows()
     path = anndata(tmp_path / "data.h5ad", X, y)
-    model = trained(path, y="obs/cell_type")
-    predict(model, [str(path)], str(tmp_path / "p.h5"), None, from_mapping({}), SelfComm())
+    trained(path, y="obs/cell_type").save(str(tmp_path / "model.h5"))
+    done = python("-m", "mpigd", "predict", tmp_path / "model.h5", path, "-o", tmp_path / "p.h5")
+    assert done.returncode == 0, done.stderr
     with h5py.File(tmp_path / "p.h5") as file:
         found = file["prediction"].asstr()[...]
     assert set(found) == {"B cell", "T cell"}
