@@ -53,22 +53,23 @@ class Table:
     def lengths(self) -> dict[str, int]:
         """The lengths of lists without a fixed size, by spread.measure; none where there is no list."""
         found: dict[str, int] = {}
-        for j, field in enumerate(self._schema):
-            if spread.unmeasured(field.name, field.type, found):
-                for arrays, _ in self._batches([j], 100):
-                    spread.measure(field.name, field.type, arrays[0], found)
-                    if not spread.unmeasured(field.name, field.type, found):
-                        break
+        columns = [(j, name, field.type) for j, (name, field) in enumerate(zip(self.names, self._schema, strict=True))]
+        unknown = [column for column in columns if spread.unmeasured(*column[1:], found)]
+        for arrays, _ in self._batches([j for j, _, _ in unknown], 100) if unknown else ():
+            for (_, name, type), array in zip(unknown, arrays, strict=True):
+                spread.measure(name, type, array, found)
+            if not any(spread.unmeasured(name, type, found) for _, name, type in unknown):
+                break
         return found
 
     def lacks(self, lengths: Mapping[str, int]) -> bool:
         """Whether the length of some list is not known."""
-        return any(spread.unmeasured(field.name, field.type, lengths) for field in self._schema)
+        return any(spread.unmeasured(name, field.type, lengths) for name, field in zip(self.names, self._schema, strict=True))
 
     def layout(self, lengths: Mapping[str, int]) -> Layout:
         """The plain columns of the file. DataError for columns with the same name."""
         leaves = [
-            spread.leaves(name, field.name, field.type, lengths, spread.extension_of(field))
+            spread.leaves(name, field.type, lengths, spread.extension_of(field))
             for name, field in zip(self.names, self._schema, strict=True)
         ]
         names = [name for column in leaves for name, _ in column]
@@ -98,7 +99,7 @@ class Table:
                     found[layout.parts[j][0]] = array
                     continue
                 try:
-                    plain = spread.arrays(self._stored[j], array, lengths)
+                    plain = spread.arrays(self.names[j], array, lengths)
                 except spread.Misfit as error:
                     where = f"{self.path} row {first + error.row}: column {self.names[j]!r}"
                     raise DataError(f"{where} {error.reason}: leave it out with --drop {shlex.quote(self.names[j])}") from None

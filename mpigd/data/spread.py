@@ -30,16 +30,15 @@ class Misfit(Exception):
         self.row, self.reason = row, reason
 
 
-def leaves(name: str, path: str, type: Any, lengths: Mapping[str, int], extension: str = "") -> list[tuple[str, str]]:
+def leaves(name: str, type: Any, lengths: Mapping[str, int], extension: str = "") -> list[tuple[str, str]]:
     """The plain columns that a column becomes: their names, which begin with `name`, and kinds
     (number, string, category, time, null, or what it is that cannot be read).
 
-    path: the name that the column has in the file. lengths: those of lists without a fixed size, by
-    `measure`; a column with a list of unknown length is all missing. extension: the name of an
-    extension type that pyarrow does not know.
+    lengths: those of lists without a fixed size, by `measure`; a column with a list of unknown
+    length is all missing. extension: the name of an extension type that pyarrow does not know.
     """
     try:
-        return _leaves(name, path, type, lengths, extension)
+        return _leaves(name, name, type, lengths, extension)
     except _TooManyError as error:
         return [(name, str(error))]
 

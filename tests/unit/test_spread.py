@@ -286,3 +286,18 @@ def test_damaged_text_is_named_with_its_file(tmp_path):
     Path(path).write_bytes(raw.replace(b"hmm!", b"hm\xff!", 1))
     with pytest.raises(DataError, match=r"a.parquet: cannot be read: .*UTF8"):
         read(path)
+
+
+def test_two_columns_of_lists_with_the_same_name(tmp_path):
+    path = table(tmp_path, [("v", [[1, 2]]), ("v", [[3, 4, 5]])])
+    assert read(path, rename=True)[1] == {"v[0]": [1], "v[1]": [2], "v.1[0]": [3], "v.1[1]": [4], "v.1[2]": [5]}
+
+
+def test_many_columns_of_lists_are_measured_in_one_pass(tmp_path, monkeypatch):
+    opened = []
+    usual = pq.ParquetFile
+    monkeypatch.setattr(pq, "ParquetFile", lambda *args, **options: opened.append(1) or usual(*args, **options))
+    path = table(tmp_path, {f"v{j}": [[1.0, 2.0]] for j in range(50)})
+    opened.clear()
+    kinds, _ = read(path)
+    assert len(kinds) == 100 and len(opened) <= 3
