@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from mpigd.data import spread
+from mpigd.data import arrow_types, spread
 from mpigd.data.compressed import reading
 from mpigd.data.names import rename_duplicates
 from mpigd.errors import DataError
@@ -69,7 +69,7 @@ class Table:
     def layout(self, lengths: Mapping[str, int]) -> Layout:
         """The plain columns of the file. DataError for columns with the same name."""
         leaves = [
-            spread.leaves(name, field.type, lengths, spread.extension_of(field))
+            spread.leaves(name, field.type, lengths, arrow_types.extension_of(field))
             for name, field in zip(self.names, self._schema, strict=True)
         ]
         names = [name for column in leaves for name, _ in column]
@@ -90,7 +90,7 @@ class Table:
         which = set(wanted)
         columns = [j for j, parts in enumerate(layout.parts) if which.intersection(parts)]
         width = sum(len(layout.parts[j]) for j in columns)
-        ready = {j for j in columns if spread.is_ready(self._schema.field(j))}
+        ready = {j for j in columns if arrow_types.is_ready(self._schema.field(j))}
         first = 0
         for arrays, rows in self._batches(columns, _rows_of_a_block(width)):
             found: Arrays = {}
