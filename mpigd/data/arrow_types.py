@@ -39,7 +39,8 @@ def plain(array: Any) -> Any:
     if types.is_run_end_encoded(array.type):
         array = pc.run_end_decode(array)
     if types.is_dictionary(array.type) and array.type.value_type != pa.string():
-        array = array.dictionary_decode()
+        known = plain(array.dictionary)  # first, since pyarrow cannot pick values of all types
+        array = pa.DictionaryArray.from_arrays(array.indices, known).dictionary_decode()
     if str(array.type) in STRINGS[1:]:
         return array.cast(pa.string())
     if types.is_float16(array.type):

@@ -115,12 +115,28 @@ class Table:
         after = [0]
         with reading(self.path, after), _opened(self.path, self._format) as file:
             for batch in file.batches(asked, rows):
-                batch.validate(full=True)  # damaged text would fail later, where nobody knows the file
+                self._validate(batch)
                 places: dict[str, list[int]] = {}
                 for place, name in enumerate(batch.schema.names):
                     places.setdefault(name, []).append(place)
                 yield [batch.column(places[names[j]][n]) for j, n in zip(columns, nth, strict=True)], batch.num_rows
                 after[0] += batch.num_rows
+
+    def _validate(self, batch: Any) -> None:
+        """DataError for values that do not fit their type: they would fail later, where nobody knows the file."""
+        import pyarrow as pa
+
+        try:
+            batch.validate(full=True)
+        except pa.ArrowInvalid as whole:
+            for name, array in zip(batch.schema.names, batch.columns, strict=True):
+                try:
+                    array.validate(full=True)
+                except pa.ArrowInvalid as error:
+                    reason = " ".join(str(error).split())[:200]
+                    advice = f"leave it out with --drop {shlex.quote(name)}"
+                    raise DataError(f"{self.path}: cannot be read: column {name!r}: {reason}: {advice}") from whole
+            raise
 
 
 def _rows_of_a_block(width: int) -> int:
