@@ -15,8 +15,8 @@ FEW_ROWS = 1 << 10  # below which a call for each column costs more than its val
 
 
 def counted(arrays: Sequence[Any]) -> Iterator[tuple[Array, list[str], list[int]]]:
-    """Of each pyarrow array: where values are missing (m,), the different texts in the order in which
-    they come, and how often each does."""
+    """Of each pyarrow array: where values are missing (m,), the different texts in the order in
+    which they come, and how often each does."""
     if len(arrays) > 1 and 0 < len(arrays[0]) <= FEW_ROWS:
         yield from _together(arrays)
         return
