@@ -49,7 +49,8 @@ def import_data(
     leave out. categorical, number, date: columns to be taken for that, whatever they look like; date as
     NAME or NAME=FORMAT, or a mapping. missing: "refuse", "mean", "zero" or "drop" (the row). infinite:
     "refuse" or "missing". hash_bits: hash categories into 2**hash_bits columns. drop_first, reference
-    (column -> level): levels without a column. dtype of X: "auto" (float32, unless a column needs more),
+    (column -> level): levels without a column. min_count: levels of fewer rows share a column,
+    NAME=<other>; unseen: "error", "zero" or "other", what becomes of levels of later data. dtype of X: "auto" (float32, unless a column needs more),
     "float32" or "float64". And how CSV files are written: the fields of mpigd.data.csv_file.Dialect.
     Raises UsageError for options that do not fit, DataError for the data, StorageError for `output`.
     """
