@@ -14,6 +14,7 @@ from mpigd.choices import complete as complete
 from mpigd.comm import Comm, together
 from mpigd.config import Config
 from mpigd.costs import Shape
+from mpigd.data.column_names import check_same
 from mpigd.data.loading import Layout, fingerprint
 from mpigd.data.shard import Shard
 from mpigd.data.streamed import Streamed
@@ -178,6 +179,8 @@ def first(problem: Problem, config: Config, comm: Comm) -> Array:
         model = fitted.load(config.start)
         if model.coef.shape != (problem.k, problem.objective.rows.X.d):
             raise UsageError(f"--start {config.start}: {model.coef.shape} coefficients do not fit this problem")
+        shard, known = problem.shard, model.encoding.get("feature_names")
+        check_same(shard.name, shard.feature_names, f"--start {config.start} was trained on", known)
     return problem.objective.scaling.from_raw(model.coef, model.intercept)
 
 

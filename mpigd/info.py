@@ -7,7 +7,7 @@ from typing import Any
 
 from mpigd import checkpoint
 from mpigd.config import to_dict
-from mpigd.data import hdf5, marks, unwritten
+from mpigd.data import column_names, hdf5, marks, unwritten
 from mpigd.data.encoding import references
 from mpigd.data.source import look
 from mpigd.model import fitted
@@ -31,22 +31,22 @@ def _data(file: hdf5.Group, path: str, x: str, y: str, allow_unwritten: bool) ->
     if not allow_unwritten:
         unwritten.check(file, [x, *([y] if info.has_y else []), *info.extras])
     encoding = hdf5.read_json(file, "encoding") if "encoding" in file else {}
-    names = encoding.get("feature_names")
+    known = column_names.columns(file, x, info.d)
     classes = info.classes or (encoding.get("target") or {}).get("classes")
     return {
         "rows": info.n, "columns": info.d, "layout": info.layout, "dtype": info.dtype, "nonzeros": info.nonzeros,
         "rows_per_chunk": info.chunk, "target": ((encoding.get("target") or {}).get("name") or y) if info.has_y else None,
-        "classes": classes and list(classes), "extras": list(info.extras), "feature_names": names,
+        "classes": classes and list(classes), "extras": list(info.extras), "feature_names": known,
         "reference": references(encoding) or None, "read_as": marks.words(file[x]) or None if info.layout == "dense" else None,
     }  # fmt: skip
 
 
 def _model(path: str) -> dict[str, Any]:
     model = fitted.load(path)
-    names = model.encoding.get("feature_names")
+    known = model.encoding.get("feature_names")
     return {
         "digest": model.digest, **model.summary, "loss": model.config.loss, "labels": model.labels(),
-        "intercept": model.intercept.tolist(), "coefficients": model.coef.tolist(), "feature_names": names,
+        "intercept": model.intercept.tolist(), "coefficients": model.coef.tolist(), "feature_names": known,
         "config": to_dict(model.config), "history": model.history, "statistics": table(model),
         "reference": references(model.encoding) or None,
     }  # fmt: skip

@@ -69,7 +69,8 @@ def plan(
     steps = 1 if config.batch_size is None else -(-n // config.batch_size)
     here = min(ranks, cores_of(known))
     share = -(-n // ranks)
-    memory = _memory(share, row_bytes, k, d, config) + max(info.reading for info in infos)
+    threads = 1 if config.max_memory is None else 2  # the one that reads ahead has memory of its own
+    memory = _memory(share, row_bytes, k, d, config) + threads * max(info.reading for info in infos)
     if infos[0].layout != "dense" and k > 1:
         memory += 16 * (outputs.width(k) - k) * d  # lie side by side, with room for whole vectors
     _check_memory(memory * here, known.get("memory") or _available())

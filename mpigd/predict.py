@@ -14,10 +14,10 @@ import numpy as np
 from mpigd.comm import Comm, bcast_bytes, together
 from mpigd.config import Config
 from mpigd.data.beside import Beside, beside, named
+from mpigd.data.column_names import check_columns, tell
 from mpigd.data.loading import Layout, load, passing
 from mpigd.data.policies import Policies
 from mpigd.data.shard import Shard
-from mpigd.data.source import agreed
 from mpigd.errors import DataError, MpigdError, StorageError, UsageError
 from mpigd.metrics import score
 from mpigd.model.fitted import Model
@@ -85,16 +85,6 @@ def model_classes(model: Model) -> Classes | None:
         return None
     names = (model.encoding.get("target") or {}).get("classes")
     return Classes(model.classes, tuple(names) if names else None)
-
-
-def check_columns(shard: Shard, d: int, known: Sequence[str] | None) -> None:
-    """DataError, the same on all ranks, unless the data's columns are the d that were trained on, `known` by their names."""
-    if shard.X.d != d:
-        raise agreed(DataError(f"{shard.name}: {shard.X.d} columns, but the model was trained on {d}"))
-    here = shard.feature_names
-    if known is not None and here is not None and list(known) != here:
-        j = next(j for j in range(d) if known[j] != here[j])
-        raise agreed(DataError(f"{shard.name}: column {j} is {here[j]!r}, but the model was trained on {known[j]!r}"))
 
 
 @contextmanager
@@ -176,7 +166,7 @@ def evaluate(
         layout = _layout(model, config, config.partition)
         shard, slabs = passing(files, layout, comm)
         shard = named(shard, comm) if files != list(paths) else shard
-        check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names"))
+        tell(check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names")), note, comm)
         loss = LOSSES[model.config.loss]
         evaluator = Evaluator(shard, loss, loss.parameter(model.config), model_classes(model), comm)
         z = np.empty((model.coef.shape[0], shard.rows.size))
@@ -214,7 +204,7 @@ def predict(
     policies = policies or Policies(command="predict")
     with encoded(paths, model, comm, policies, note, config.allow_duplicates) as files:
         shard = load(files, _layout(model, config, "range", need_y=False), comm)
-        check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names"))
+        tell(check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names")), note, comm)
         found = beside(shard, config.allow_links, comm)
         slabs = _in_order(lambda rows: _columns(model, shard, rows), shard, model, comm)
         if found is not None:

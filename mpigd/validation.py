@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from mpigd import build
 from mpigd.callbacks import Array, EarlyStop, History
 from mpigd.comm import Comm
 from mpigd.config import Config
+from mpigd.data.column_names import check_columns, tell
 from mpigd.data.loading import fingerprint, load
 from mpigd.metrics import METRICS, PRIMARY
-from mpigd.predict import Evaluator, check_columns
+from mpigd.predict import Evaluator
 
 
 def early_stop(problem: build.Problem, config: Config, comm: Comm, epoch: int, history: History) -> tuple[EarlyStop, str]:
     """Read and score the --validation data; also their fingerprint. `epoch`: its steps. Collective."""
     shard = load(config.validation, build.layout(config), comm)
-    check_columns(shard, problem.shard.X.d, problem.shard.feature_names)
+    told = check_columns(shard, problem.shard.X.d, problem.shard.feature_names)
+    tell("" if config.quiet else told, lambda text: print(f"note: {text}", file=sys.stderr, flush=True), comm)
     evaluator = Evaluator(shard, problem.loss, problem.objective.parameter, problem.classes, comm)
     scaling, k, metric = problem.objective.scaling, problem.k, PRIMARY[problem.loss.kind]
 

@@ -55,7 +55,7 @@ def convert(
         matrix = _matrix(file, x, y, transpose)
         beside = _vectors(file, y, matrix.shape[0])
         if not allow_unwritten:
-            unwritten.check(file, [x, *(y if name == "y" else name for name in beside)])
+            unwritten.check(file, [x, *(y if name == "y" else name for name in beside)], by_rows=False)
         with hdf5.create(output) as out:
             done = _write(_Output(file, out, matrix, beside), matrix, beside, missing, path)
             if "encoding" in file and not transpose:

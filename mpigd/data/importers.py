@@ -46,12 +46,13 @@ def import_data(
     second with the rows read in this pass.
 
     options, each as of `mpigd import`: target, weight, offset, key, id: raw columns. drop: those to
-    leave out. categorical, number, date: columns to be taken for that, whatever they look like; date as
-    NAME or NAME=FORMAT, or a mapping. missing: "refuse", "mean", "zero" or "drop" (the row). infinite:
-    "refuse" or "missing". hash_bits: hash categories into 2**hash_bits columns. drop_first, reference
-    (column -> level): levels without a column. min_count: levels of fewer rows share a column,
-    NAME=<other>; unseen: "error", "zero" or "other", what becomes of levels of later data. dtype of X: "auto" (float32, unless a column needs more),
-    "float32" or "float64". And how CSV files are written: the fields of mpigd.data.csv_file.Dialect.
+    leave out. categorical, number, date: columns to be taken for that, whatever they look like; date
+    as NAME or NAME=FORMAT, or a mapping. missing: "refuse", "mean", "zero" or "drop" (the row).
+    infinite: "refuse" or "missing". hash_bits: hash categories into 2**hash_bits columns.
+    drop_first, reference (column -> level): levels without a column. min_count: levels of fewer
+    rows share a column, NAME=<other>; unseen: "error", "zero" or "other", what becomes of levels of
+    later data. dtype of X: "auto" (float32, unless a column needs more), "float32" or "float64".
+    And how CSV files are written: the fields of mpigd.data.csv_file.Dialect.
     Raises UsageError for options that do not fit, DataError for the data, StorageError for `output`.
     """
     told = options_of(options)
@@ -134,7 +135,8 @@ def encode_like(
     job = Job(found, policies.settle(encoding, labelled), policies)
     with _output(found, output) as file, tables.guarded(found):
         hdf5.write_json(file, "encoding", encoding.to_dict())
-        done = write_all(job, file, output, Ticker(progress), [])
+        notes = [note for source in found for note in source.notes]
+        done = write_all(job, file, output, Ticker(progress), notes)
         if job.traced:
             hdf5.write_json(file, "sources", [source.path for source in found])
             hdf5.write_json(file, "skipped", {"rows": done.skipped})

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mpigd.comm import Comm, together
-from mpigd.data import hdf5, partition, shortage
+from mpigd.data import column_names, hdf5, partition, shortage
 from mpigd.data.exchange import exchange
 from mpigd.data.half import Half, Narrowing
 from mpigd.data.matrix import CSR, Dense, Matrix
@@ -138,9 +138,9 @@ def _row_at(info: Info, x: str, wanted: int) -> int:
 
 def _read_vectors(info: Info, segment: Segment, layout: Layout) -> dict[str, Array]:
     """Everything of a segment but X."""
-    names = [*info.extras, *([layout.y] if info.has_y else [])]
+    wanted = [*info.extras, *([layout.y] if info.has_y else [])]
     with reading(info, segment) as file:
-        vectors = {name: read_vector(file, name, segment, info) for name in names}
+        vectors = {name: read_vector(file, name, segment, info) for name in wanted}
     if layout.y != "y" and layout.y in vectors:
         vectors["y"] = vectors.pop(layout.y)
     return vectors
@@ -176,7 +176,7 @@ def read_dense(
 
     Numbers that are not halves in the files are read twice to become such: once for the columns' units.
     """
-    d, narrowing, names = infos[0].d, None, None
+    d, narrowing, named = infos[0].d, None, None
     if dtype == np.float16 and not all(info.halves for info in infos):
         low, high = np.full(d, np.inf), np.full(d, -np.inf)
         with together(comm):
@@ -186,7 +186,7 @@ def read_dense(
     X: Dense | Half | Streamed
     with together(comm), shortage.named(infos[0].path):
         if narrowing is not None:
-            names = _names(infos[0])
+            named = _names(infos[0])
         if streams:
             X = Streamed(infos, segments, layout.x, dtype, narrowing, layout.max_memory or 0, layout.block)
             X.check()
@@ -198,7 +198,7 @@ def read_dense(
                     narrowing.narrow(slab, values[rows])
             X = Half(values, np.ones(d) if narrowing is None else narrowing.unit) if dtype == np.float16 else Dense(values)
     if narrowing is not None:
-        narrowing.check(infos[0].path, names, comm)
+        narrowing.check(infos[0].path, named, comm)
     return X
 
 
@@ -230,6 +230,8 @@ def encoding_of(info: Info) -> dict[str, Any]:
     """How the file's raw columns were encoded, empty for one that was not imported."""
     with hdf5.open_read(info.path, info.links) as file:
         encoding = dict(hdf5.read_json(file, "encoding")) if "encoding" in file else {}
+        if not encoding and (known := column_names.columns(file, info.x, info.d)) is not None:
+            encoding = {"feature_names": known}
     if info.classes is None:
         return encoding
     return encoding | {"target": {**(encoding.get("target") or {"name": info.y}), "classes": list(info.classes)}}

@@ -7,6 +7,7 @@ on its own.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -100,7 +101,7 @@ class Table:
                     plain = spread.arrays(self._stored[j], array, lengths)
                 except spread.Misfit as error:
                     where = f"{self.path} row {first + error.row}: column {self.names[j]!r}"
-                    raise DataError(f"{where} {error.reason}: leave it out with --drop {self.names[j]}") from None
+                    raise DataError(f"{where} {error.reason}: leave it out with --drop {shlex.quote(self.names[j])}") from None
                 found.update((name, part) for name, part in zip(layout.parts[j], plain, strict=True) if name in which)
             yield found, rows
             first += rows

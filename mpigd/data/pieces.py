@@ -23,7 +23,7 @@ INDEX = 32 << 20  # bytes of the index that HDF5 keeps at most
 
 
 class Dataset(h5py.Dataset):  # type: ignore[misc]
-    """A dataset that has been looked at. Consecutive rows are read in pieces of at most CHUNKS chunks.
+    """A dataset that has been looked at. Consecutive rows and columns are read in pieces of at most CHUNKS chunks.
 
     sources: what there is of each source of a virtual dataset, open as long as this is: HDF5 reads zeros from those that it
     cannot open.
@@ -35,19 +35,20 @@ class Dataset(h5py.Dataset):  # type: ignore[misc]
 
     def __getitem__(self, args: Any, new_dtype: Any = None) -> Any:
         self._ready()
-        if new_dtype is not None or not self.ndim or (rows := self._rows(args)) is None or self._at_once(rows):
+        box = self._box(args)
+        if new_dtype is not None or box is None or self._touched(box) <= CHUNKS:
             return super().__getitem__(args, new_dtype)
-        out = np.empty((rows.stop - rows.start, *self.shape[1:]), self.dtype)
-        self._read(out, rows)
+        out = np.empty([part.stop - part.start for part in box], self.dtype)
+        self._read(out, box)
         return out
 
     def read_direct(self, dest: Array, source_sel: Any = None, dest_sel: Any = None) -> None:
         self._ready()
-        rows = None if dest_sel is not None or not self.ndim else self._rows(... if source_sel is None else source_sel)
-        if rows is None or self._at_once(rows) or dest.shape != (rows.stop - rows.start, *self.shape[1:]):
+        box = None if dest_sel is not None else self._box(() if source_sel is None else source_sel)
+        if box is None or self._touched(box) <= CHUNKS or dest.shape != tuple(part.stop - part.start for part in box):
             super().read_direct(dest, *(part for part in (source_sel, dest_sel) if part is not None))
         else:
-            self._read(dest, rows)
+            self._read(dest, box)
 
     def chunk_count(self) -> int:
         """How many chunks there may be, in those of all sources where it is virtual."""
@@ -66,48 +67,65 @@ class Dataset(h5py.Dataset):  # type: ignore[misc]
         if self.sources:
             shortage.check_descriptor(f"{self.file.filename}: {(self.name or '').strip('/')!r}")
 
-    def _rows(self, selection: Any) -> slice | None:
-        """The consecutive rows that a selection is, if it is no more than that."""
-        if selection is Ellipsis or (isinstance(selection, tuple) and not selection):
-            return slice(0, len(self))
-        if not isinstance(selection, slice) or selection.step not in (None, 1):
+    def _box(self, selection: Any) -> tuple[slice, ...] | None:
+        """The consecutive indices along each axis that a selection is, if it is no more than that."""
+        parts = selection if isinstance(selection, tuple) else () if selection is Ellipsis else (selection,)
+        if not self.ndim or len(parts) > self.ndim or not all(isinstance(part, slice) for part in parts):
             return None
-        start, stop, _ = selection.indices(len(self))
-        return slice(start, max(start, stop))
+        if any(part.step not in (None, 1) for part in parts):
+            return None
+        whole = (*parts, *(slice(None) for _ in range(self.ndim - len(parts))))
+        edges = [part.indices(length)[:2] for part, length in zip(whole, self.shape, strict=True)]
+        return tuple(slice(start, max(start, stop)) for start, stop in edges)
 
-    def _band(self) -> tuple[int, int]:
-        """Rows that lie in chunks side by side, and how many such chunks there are."""
+    def _grid(self) -> tuple[float, ...]:
+        """How long a chunk is along each axis: for a virtual dataset, on the average along the first."""
         if self.chunks is not None:
-            across = zip(self.shape[1:], self.chunks[1:], strict=True)
-            return self.chunks[0], math.prod(-(-length // chunk) for length, chunk in across)
-        each = self.chunk_count() / max(1, len(self))  # of a row, on the average
-        return (1, math.ceil(each)) if each > 1.0 else (max(1, int(1.0 / each)) if each else max(1, len(self)), 1)
+            return tuple(self.chunks)
+        count = self.chunk_count()
+        return (len(self) / count if count else math.inf, *(math.inf for _ in self.shape[1:]))
 
-    def _at_once(self, rows: slice) -> bool:
-        band, across = self._band()
-        return bool((-(-rows.stop // band) - rows.start // band) * across <= CHUNKS)
+    def _touched(self, box: tuple[slice, ...]) -> float:
+        """Chunks that a read of the box touches; fewer than one where many lie in a chunk."""
+        return float(math.prod(_chunks(part, length) for part, length in zip(box, self._grid(), strict=True)))
 
-    def _read(self, out: Array, rows: slice) -> None:
-        for part, columns in self._cuts(rows):
-            inside = out[part.start - rows.start : part.stop - rows.start]
-            if columns is None:
-                super().read_direct(inside, part)
+    def _read(self, out: Array, box: tuple[slice, ...]) -> None:
+        for part in self._cuts(box):
+            rows = out[part[0].start - box[0].start : part[0].stop - box[0].start]
+            inner = tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(part[1:], box[1:], strict=True))
+            if part[1:] == box[1:]:
+                super().read_direct(rows, part if self.ndim > 1 else part[0])
             else:
-                super().read_direct(inside, (part, columns), np.s_[:, columns])
+                super().read_direct(rows, part, (slice(None), *inner))
 
-    def _cuts(self, rows: slice) -> Iterator[tuple[slice, slice | None]]:
-        """Parts of the rows, and of their columns where one row has too many chunks."""
-        band, across = self._band()
-        step = max(1, CHUNKS // across) * band
-        wide = self.chunks is not None and self.ndim == 2 and across > CHUNKS
-        width = CHUNKS * self.chunks[1] if wide else None
-        for start in range(rows.start - rows.start % band, rows.stop, step):
-            part = slice(max(start, rows.start), min(start + step, rows.stop))
-            if width is None:
-                yield part, None
+    def _cuts(self, box: tuple[slice, ...]) -> Iterator[tuple[slice, ...]]:
+        """Parts of a box that touch few enough chunks: cut along the first axis and, where one row of chunks is too much, the
+        second, where the chunks end."""
+        grid = self._grid()
+        across = math.prod(_chunks(part, length) for part, length in zip(box[1:], grid[1:], strict=True))
+        for rows in _steps(box[0], grid[0], CHUNKS / max(1.0, across)):
+            if across <= CHUNKS or self.ndim == 1:
+                yield rows, *box[1:]
                 continue
-            for first in range(0, self.shape[1], width):
-                yield part, slice(first, min(first + width, self.shape[1]))
+            for columns in _steps(box[1], grid[1], CHUNKS):
+                yield rows, columns, *box[2:]
+
+
+def _chunks(part: slice, length: float) -> float:
+    """How many chunks of a length lie along a part of an axis."""
+    if length < 1.0 or math.isinf(length):  # several chunks a row, or one for all
+        return 1.0 if math.isinf(length) else (part.stop - part.start) / length
+    return float(math.ceil(part.stop / length) - math.floor(part.start / length))
+
+
+def _steps(part: slice, length: float, chunks: float) -> Iterator[slice]:
+    """A part of an axis in steps of so many chunks, which end where chunks do."""
+    if math.isinf(length):
+        yield part
+        return
+    step = max(1, int(max(1, int(chunks)) * length) if length >= 1.0 else int(chunks * length))
+    for start in range(part.start - part.start % step, part.stop, step):
+        yield slice(max(start, part.start), min(start + step, part.stop))
 
 
 def reading_bytes(found: Any) -> int:

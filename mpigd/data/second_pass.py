@@ -166,8 +166,9 @@ def _wanted(job: Job) -> tuple[list[str], list[str], list[str]]:
                 raise DataError(f"{source.path}: column {name!r} has {both}")
         for name in wanted:
             if name not in kinds:
+                said = "".join(f"; {note}" for note in source.notes)  # a key in a folder's name, say
                 why = ", which the training data had"
-                raise DataError(no_column(source.path, name, list(kinds), why))
+                raise DataError(no_column(source.path, name, list(kinds), why) + said)
             if name in numbers and kinds[name] not in NUMERIC:
                 both = f"{kinds[name]}, but numbers in the training data"
                 raise DataError(f"{source.path}: column {name!r} holds {both}")

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from mpigd.comm import Comm, bcast_bytes, together
-from mpigd.data import declared, file_vectors, foreign, hdf5, marks, order, unwritten
+from mpigd.data import column_names, declared, file_vectors, foreign, hdf5, marks, order, unwritten
 from mpigd.data.guard import Attributes
 from mpigd.data.partition import Extent
 from mpigd.data.pieces import reading_bytes
@@ -41,6 +41,7 @@ class Info:
     x: str = "X"  # the names that were given
     y: str = "y"
     classes: tuple[str, ...] | None = None  # the texts that y holds, of all files, ascending
+    columns: str = ""  # digest of the columns' names, empty where there are none
     reading: int = 0  # bytes that HDF5 takes besides the numbers while it reads them
 
     def extent(self) -> Extent:
@@ -82,7 +83,8 @@ def inspect(
                 info = look(file, str(path), x, y, links)
                 if not allow_unwritten:
                     unwritten.check(file, [x, *([y] if info.has_y else []), *info.extras])
-                mine.append(asdict(replace(info, reading=reading_bytes(file.get(x)))))
+                columns = column_names.digest(column_names.columns(file, x, info.d))
+                mine.append(asdict(replace(info, columns=columns, reading=reading_bytes(file.raw(x)))))
     text = json.dumps(mine).encode()
     longest = np.array([len(text)], dtype=np.int64)
     comm.allreduce(longest, "max")
@@ -91,7 +93,7 @@ def inspect(
     infos = [shares[i % comm.size][i // comm.size] for i in range(len(paths))]
     result = [Info(**{**info, "extras": tuple(info["extras"]), "links": tuple(info["links"])}) for info in infos]
     for info in result[1:]:
-        _same(result[0], info)
+        _same(result[0], info, comm)
     result = with_classes(result)
     if sum(info.n for info in result) == 0:
         raise agreed(DataError(f"{result[0].path}: {x!r} has no rows"))
@@ -106,16 +108,39 @@ def agreed(error: DataError) -> DataError:
     return error
 
 
-def _same(first: Info, other: Info) -> None:
+def _same(first: Info, other: Info, comm: Comm) -> None:
+    """Raise DataError, agreed, unless the rows of two files have the same form. Collective."""
     for what, here, there in (
         ("columns", first.d, other.d),
         ("layout", first.layout, other.layout),
         ("extra datasets", first.extras, other.extras),
         ("target", first.has_y, other.has_y),
-        ("encoding", first.names, other.names),
     ):
         if here != there:
             raise agreed(DataError(f"{other.path}: {what} {there} do not match {here} of {first.path}"))
+    if (first.names, first.columns) != (other.names, other.columns):
+        with together(comm):
+            if comm.rank == 0:
+                _explain(first, other)
+
+
+def _explain(first: Info, other: Info) -> None:
+    """DataError for files with other columns, or columns that were encoded otherwise."""
+    for what, here, there in (("encoding", first.names, other.names), ("names of columns", first.columns, other.columns)):
+        if bool(here) != bool(there):
+            has, lacks = (first.path, other.path) if here else (other.path, first.path)
+            way = "import it with `mpigd import --like`" if what == "encoding" else "store them in it as 'feature_names'"
+            raise DataError(f"{lacks} has no {what}, and {has} has: nothing tells whether their columns are the same ({way})")
+    (names_of_first, encoding_of_first), (names_of_other, encoding) = (_told(info) for info in (first, other))
+    column_names.check_same(other.path, names_of_other, f"in {first.path} it is", names_of_first)
+    column_names.check_same_encoding(other.path, encoding, first.path, encoding_of_first)
+
+
+def _told(info: Info) -> tuple[list[str], dict[str, Any]]:
+    """The names of a file's columns, and its encoding."""
+    with hdf5.open_read(info.path, info.links) as file:
+        encoding = hdf5.read_json(file, "encoding") if "encoding" in file else {}
+        return column_names.columns(file, info.x, info.d) or [], encoding
 
 
 def with_classes(infos: list[Info]) -> list[Info]:
@@ -154,11 +179,11 @@ def look(file: hdf5.Group, path: str, x: str, y: str, links: Sequence[str] = ())
             raise DataError(f"{path}: {name!r} holds text, expected numbers")
     if has_y and layout == "dense":
         _check_turned(found, (n, d), path, x, y)
-    names = hdf5.content_digest(file, "encoding") if "encoding" in file else ""
+    encoding = hdf5.content_digest(file, "encoding") if "encoding" in file else ""
     halves = dtype.name == "float16"
     kind = stored_type(dtype)
     return Info(
-        path, int(n), int(d), layout, kind, int(chunk), nonzeros, has_y, extras, names, halves, tuple(links), x, y, classes
+        path, int(n), int(d), layout, kind, int(chunk), nonzeros, has_y, extras, encoding, halves, tuple(links), x, y, classes
     )
 
 

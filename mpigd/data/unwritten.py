@@ -14,72 +14,80 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mpigd.data import declared, hdf5
+from mpigd.data import declared, hdf5, marks
 from mpigd.data.pieces import Dataset
 from mpigd.errors import DataError
 
 BLOCKS = 10_000  # of one source's place in a virtual dataset that are looked at one by one
+ROWS = ("indptr", "codes", "values", "mask")  # in groups, what has an element for each row
 ADVICE = "HDF5 reads its fill value there (--allow-unwritten lets it)"
-Row = Callable[[int], str]  # what an index along the first axis is called
+Named = Callable[[int], str]  # what an index along the axis of the rows is called
 
 
-def check(file: hdf5.Group, names: Sequence[str]) -> None:
-    """DataError if a dataset, or one in a group, of these names has numbers that were never written."""
+def check(file: hdf5.Group, names: Sequence[str], by_rows: bool = True) -> None:
+    """DataError if a dataset, or one in a group, of these names has numbers that were never written.
+
+    by_rows: how sparse matrices are stored.
+    """
     for name in names:
-        for data, row in _datasets(file.raw(name)):
-            _check(data, row)
+        for data, named in _datasets(file, name, by_rows):
+            _check(data, named)
 
 
-def _datasets(found: Any) -> Iterator[tuple[Dataset, Row]]:
+def _datasets(file: hdf5.Group, name: str, by_rows: bool) -> Iterator[tuple[Dataset, Named]]:
+    found = file.raw(name)
     if isinstance(found, Dataset):
         yield found, _row
     elif isinstance(found, hdf5.Group):
-        parts = {name: found.get(name) for name in sorted(h5py.Group.__iter__(found), reverse=True) if _readable(found, name)}
+        parts = {part: found.raw(part) for part in found}
         indptr = parts.get("indptr")
-        for name, part in parts.items():  # indptr before the others, whose rows it tells
-            if isinstance(part, Dataset):
-                yield part, _entry(indptr) if isinstance(indptr, Dataset) and name in ("data", "indices") else _row
-
-
-def _readable(group: hdf5.Group, name: str) -> bool:
-    try:
-        return isinstance(group.get(name), Dataset)
-    except DataError:  # no numbers: names of categories
-        return False
+        for part in sorted(parts, key=lambda part: part != "indptr"):  # before the others, whose rows it tells
+            of_rows = part in ROWS and (by_rows or "indptr" not in parts)
+            named: Named = _row if of_rows else _entry
+            if by_rows and part in ("data", "indices") and isinstance(indptr, Dataset):
+                named = _row_of(indptr)
+            if isinstance(parts[part], Dataset):
+                yield parts[part], named
 
 
 def _row(index: int) -> str:
     return f"row {index}"
 
 
-def _entry(indptr: Dataset) -> Row:
-    def row(index: int) -> str:
+def _entry(index: int) -> str:
+    return f"entry {index}"
+
+
+def _row_of(indptr: Dataset) -> Named:
+    """The row of an entry of a sparse matrix."""
+
+    def named(index: int) -> str:
         low, high = 0, max(0, len(indptr) - 1)
         while low < high:  # the last row that begins at the index or before it
             middle = (low + high + 1) // 2
             low, high = (middle, high) if int(indptr[middle]) <= index else (low, middle - 1)
         return f"row {low}"
 
-    return row
+    return named
 
 
-def _check(data: Dataset, row: Row = _row, first: int = 0, last: int | None = None) -> None:
-    """Look at rows first to last of a dataset."""
+def _check(data: Dataset, named: Named = _row, part: slice = slice(None)) -> None:
+    """Look at a part of the first axis of a dataset."""
     if not data.size:
         return
     if data.is_virtual:
-        _check_virtual(data, row)
+        _check_virtual(data, named)
     elif data.external:
-        _check_external(data, row)
+        _check_external(data, named)
     elif data.chunks is None:
         layout = data.id.get_create_plist().get_layout()
         if layout == h5py.h5d.CONTIGUOUS and not data.id.get_storage_size():
             raise DataError(f"{declared.named(data)}: no row was ever written: {ADVICE}")
     else:
-        _check_chunks(data, row, first, len(data) if last is None else last)
+        _check_chunks(data, named, part)
 
 
-def _check_chunks(data: Dataset, row: Row, first: int, last: int) -> None:
+def _check_chunks(data: Dataset, named: Named, part: slice) -> None:
     """Every chunk has a place in the file. HDF5 is asked for one more than there can be: damage may make it find many."""
     grid = [-(-length // chunk) for length, chunk in zip(data.shape, data.chunks, strict=True)]
     total, count = math.prod(grid), 0
@@ -89,27 +97,43 @@ def _check_chunks(data: Dataset, row: Row, first: int, last: int) -> None:
         count += 1
         return True if count > total else None
 
-    data.id.chunk_iter(counted)
+    chunks_of(data, counted)
     if count > total:
         raise DataError(f"{declared.named(data)} is damaged: it has more than the {total} chunks of its shape")
-    if count == total:
-        return
+    if count < total:
+        _find_missing(data, named, part, grid)
+
+
+def chunks_of(data: h5py.Dataset, callback: Callable[[Any], Any]) -> None:
+    """Tell the callback of every chunk that has a place in the file, until it returns something."""
+    data.id.chunk_iter(callback)
+
+
+def _find_missing(data: Dataset, named: Named, part: slice, grid: Sequence[int]) -> None:
     there = np.zeros(grid, dtype=bool)
 
     def mark(info: Any) -> None:
         there[tuple(at // chunk for at, chunk in zip(info.chunk_offset, data.chunks, strict=True))] = True
 
-    data.id.chunk_iter(mark)
-    size = data.chunks[0]
-    bands = there[first // size : -(-last // size)].reshape(-1, math.prod(grid[1:]))
-    gone = np.flatnonzero(~bands.all(axis=1))
+    chunks_of(data, mark)
+    first, last, _ = part.indices(len(data))
+    there[: first // data.chunks[0]] = True
+    there[-(-last // data.chunks[0]) :] = True
+    gone, axis = np.argwhere(~there), _axis(data)
     if gone.size:
-        start = max(first, (first // size + int(gone[0])) * size)
-        missing = f"{int((~bands).sum())} of {bands.size} chunks were never written, the first at {row(start)}"
+        index = max(int(gone[:, axis].min()) * data.chunks[axis], 0 if axis else first)
+        missing = f"{len(gone)} of {there.size} chunks were never written, the first at {named(index)}"
         raise DataError(f"{declared.named(data)}: {missing}: {ADVICE}")
 
 
-def _check_external(data: Dataset, row: Row) -> None:
+def _axis(data: h5py.Dataset) -> int:
+    """The axis of the rows: the second of a matrix that is stored transposed, and of a vector that is one row."""
+    if data.ndim != 2:
+        return 0
+    return int(data.shape[0] == 1 or bool(marks.transposed(data)))
+
+
+def _check_external(data: Dataset, named: Named) -> None:
     needed, held = data.size * data.dtype.itemsize, 0
     for name, offset, size in data.external:
         there = max(0, os.path.getsize(name) - offset)
@@ -117,11 +141,11 @@ def _check_external(data: Dataset, row: Row) -> None:
         if there < size:
             break
     if held < needed:
-        at = row(held // (data.dtype.itemsize * math.prod(data.shape[1:])))
+        at = named(held // (data.dtype.itemsize * math.prod(data.shape[1:])))
         raise DataError(f"{declared.named(data)}: {name} ends before its numbers do, at {at}: {ADVICE}")
 
 
-def _check_virtual(data: Dataset, row: Row) -> None:
+def _check_virtual(data: Dataset, named: Named) -> None:
     """Something is mapped to every number, is there, and was written."""
     place, left = declared.named(data), h5py.h5s.create_simple(data.shape)
     left.select_hyperslab((0,) * data.ndim, data.shape)
@@ -130,12 +154,12 @@ def _check_virtual(data: Dataset, row: Row) -> None:
         mapped += data.size if _unlimited(source.vspace) else source.vspace.get_select_npoints()
         exact = _take(left, source.vspace, data.shape) and exact
         if not found:
-            at = row(_first(source.vspace))
+            at = named(_first(source.vspace))
             raise DataError(f"{place} leads to {source.file_name}: {source.dset_name!r}, which is not there, at {at}: {ADVICE}")
         for piece in found:
             _check_source(place, source, piece)
     if exact and left.get_select_npoints():
-        at = row(left.get_select_bounds()[0][0])
+        at = named(left.get_select_bounds()[0][0])
         raise DataError(
             f"{place}: no source is mapped to {left.get_select_npoints()} of {data.size} numbers, the first at {at}: {ADVICE}"
         )
@@ -145,15 +169,19 @@ def _check_virtual(data: Dataset, row: Row) -> None:
 
 def _check_source(place: str, source: Any, found: Dataset) -> None:
     """What a virtual dataset takes of one of its sources."""
-    first, last = 0, len(found)
-    if not _unlimited(source.src_space) and source.src_space.get_select_type() == h5py.h5s.SEL_HYPERSLABS:
+    part, kind = slice(None), source.src_space.get_select_type()
+    wanted = None  # the shape that the source must have at least
+    if kind == h5py.h5s.SEL_ALL and not _unlimited(source.vspace):  # of which the file tells no shape
+        if found.size != (count := source.vspace.get_select_npoints()):
+            raise DataError(f"{place} takes {count} numbers from {declared.named(found)}, which has {found.size}")
+    elif kind == h5py.h5s.SEL_HYPERSLABS and not _unlimited(source.src_space):
         low, high = source.src_space.get_select_bounds()
-        if any(edge >= length for edge, length in zip(high, found.shape, strict=False)):
-            wanted = tuple(edge + 1 for edge in high)
-            raise DataError(f"{place} takes numbers of shape {wanted} from {declared.named(found)}, which has {found.shape}")
-        first, last = int(low[0]), int(high[0]) + 1
+        wanted = tuple(int(edge) + 1 for edge in high)
+        part = slice(int(low[0]), wanted[0])
+    if wanted is not None and (len(wanted) != found.ndim or any(a > b for a, b in zip(wanted, found.shape, strict=True))):
+        raise DataError(f"{place} takes numbers up to {wanted} from {declared.named(found)}, which has the shape {found.shape}")
     try:
-        _check(found, first=first, last=last)
+        _check(found, part=part)
     except DataError as error:
         raise DataError(f"{place} is made of {error}") from None
 

@@ -182,3 +182,14 @@ def test_predict_reads_folders_alike(tmp_path, out):
     import_data([str(tmp_path / "t")], out, target="y")
     done = encode_like([str(tmp_path / "t")], str(tmp_path / "p.h5"), read_encoding(out))
     np.testing.assert_array_equal(matrix(done.path), matrix(out))
+
+
+def test_new_data_from_a_part_of_a_partitioned_table_say_what_is_missing(tmp_path, out):
+    FRAME.to_parquet(tmp_path / "t", partition_cols=["year"])
+    import_data([str(tmp_path / "t")], out, target="y")
+    write(tmp_path / "t" / "README.md", "words")
+    message = rf"no column 'year', which .*; year=2013 in .* is no column here: it is one if {tmp_path}/t is imported$"
+    with pytest.raises(DataError, match=message):
+        encode_like([str(tmp_path / "t" / "year=2013")], str(tmp_path / "p.h5"), read_encoding(out))
+    done = encode_like([str(tmp_path / "t")], str(tmp_path / "p.h5"), read_encoding(out))
+    assert done.notes == (f"{tmp_path}/t: files left out (their names tell no format): README.md",)

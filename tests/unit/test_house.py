@@ -78,6 +78,7 @@ DOORS = {
         "mpigd.data.texts",
         "mpigd.data.file_vectors",
         "mpigd.data.importers",
+        "mpigd.data.column_names",
         "mpigd.data.pieces",
         "mpigd.data.unwritten",
         "mpigd.data.writer",

@@ -159,3 +159,87 @@ def test_empty_files_and_column_options_are_refused(tmp_path):
         import_data([write(tmp_path / "f.svm", "1\n0\n")], str(tmp_path / "o.h5"))
     with pytest.raises(UsageError, match="--target does not go with it"):
         import_data([write(tmp_path / "g.svm", "1 1:1\n")], str(tmp_path / "o.h5"), target="y")
+
+
+def test_how_many_features_and_from_which_index(tmp_path):
+    one = write(tmp_path / "a.svm", "1 1:5 3:1\n-1 2:4\n")
+    for options, expected in (
+        (dict(), [[5, 0, 1], [0, 4, 0]]),
+        (dict(features=3), [[5, 0, 1], [0, 4, 0]]),
+        (dict(features=5), [[5, 0, 1, 0, 0], [0, 4, 0, 0, 0]]),
+        (dict(zero_based=True), [[0, 5, 0, 1], [0, 0, 4, 0]]),
+        (dict(zero_based=True, features=5), [[0, 5, 0, 1, 0], [0, 0, 4, 0, 0]]),
+        (dict(zero_based=False), [[5, 0, 1], [0, 4, 0]]),
+    ):
+        done = import_data([one], str(tmp_path / "o.h5"), **options)
+        assert matrix(done.path)[0].tolist() == expected and done.features == len(expected[0])
+        assert matrix(done.path)[1].tolist() == [1, -1]
+    zero = write(tmp_path / "z.svm", "# a header\n1 1:5 3:1\n1 0:4\n")
+    assert import_data([zero], str(tmp_path / "o.h5"), features=4).features == 4
+
+
+def advised(error):
+    """The option that a message ends with, as a keyword of import_data."""
+    import re
+
+    name, value = re.search(r"--(zero-based|one-based|features) ?(\d*)$", str(error)).groups()
+    return {"features": int(value)} if value else {"zero_based": name == "zero-based"}
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("1 1:1\n1 2:1 4:1\n", dict(features=3), "line 2: index 4 is beyond --features 3: use --features 4"),
+        ("1 1:1\n1 2:1 4:1\n", dict(features=4, zero_based=True), "line 2: index 4 is beyond --features 4: use --features 5"),
+        # That indices count from 0 is known only after index 3 was read.
+        ("1 1:1 3:1\n1 0:1\n", dict(features=3), "line 1: index 3 is beyond --features 3: use --features 4"),
+        ("1 1:1\n1 0:1\n", dict(zero_based=False), "line 2: index 0, but --one-based says .* from 1: use --zero-based"),
+    ],
+)
+@pytest.mark.parametrize("block", [5, 1 << 20])
+def test_indices_that_the_options_exclude_are_named_with_an_option(tmp_path, text, options, message, block, monkeypatch):
+    monkeypatch.setattr(svmlight, "BLOCK_BYTES", block)
+    path = write(tmp_path / "a.svm", text)
+    with pytest.raises(DataError, match=f"a.svm {message}$") as caught:
+        import_data([path], str(tmp_path / "o.h5"), **options)
+    import_data([path], str(tmp_path / "o.h5"), **options | advised(caught.value))
+
+
+def test_train_and_test_files_of_one_set(tmp_path):
+    train, test = write(tmp_path / "t.svm", "1 1:1 4:1\n0 2:2\n"), write(tmp_path / "e.svm", "1 1:3\n0 6:5\n")
+    first = import_data([train], str(tmp_path / "t.h5"))
+    with pytest.raises(
+        DataError, match=r"e.svm line 2: index 6 is outside 1 to 4, .* training data: import those with --features 6"
+    ) as caught:
+        import_data([test], str(tmp_path / "e.h5"), like=first.path)
+    first = import_data([train], str(tmp_path / "t.h5"), **advised(caught.value))
+    assert matrix(import_data([test], str(tmp_path / "e.h5"), like=first.path).path)[0].tolist() == [
+        [3, 0, 0, 0, 0, 0],
+        [0] * 5 + [5],
+    ]
+    fewer = write(tmp_path / "f.svm", "1 1:3\n")
+    assert matrix(import_data([fewer], str(tmp_path / "f.h5"), like=first.path).path)[0].tolist() == [[3, 0, 0, 0, 0, 0]]
+    zero = write(tmp_path / "z.svm", "1 0:3\n")
+    with pytest.raises(DataError, match=r"z.svm line 1: index 0 is outside 1 to 6, .* import those with --zero-based") as caught:
+        import_data([zero], str(tmp_path / "z.h5"), like=first.path)
+    again = import_data([train], str(tmp_path / "t.h5"), features=7, **advised(caught.value))
+    assert matrix(import_data([zero], str(tmp_path / "z.h5"), like=again.path).path)[0].tolist() == [[3, 0, 0, 0, 0, 0, 0]]
+    for options in (dict(features=7), dict(zero_based=True), dict(zero_based=False)):
+        with pytest.raises(UsageError, match=r"--like encodes as .* was, so --(features|zero-based|one-based)"):
+            import_data([test], str(tmp_path / "e.h5"), like=first.path, **options)
+
+
+@pytest.mark.parametrize("start", [b"\xef\xbb\xbf", b"\xef\xbb\xbf# made by a program\r\n\r\n", b"# made by a program\n#\n"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_marks_headers_and_line_ends_of_windows(tmp_path, start, end):
+    (tmp_path / "a.svm").write_bytes(start + end.join([b"+1 1:0.5 2:-2", b"-1 2:3 # x", b"+1 1:7"]) + end)
+    found, y = matrix(import_data([str(tmp_path / "a.svm")], str(tmp_path / "o.h5")).path)
+    assert found.tolist() == [[0.5, -2], [0, 3], [7, 0]] and y.tolist() == [1, -1, 1]
+
+
+def test_a_line_without_end_is_not_read_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(svmlight, "MOST_LINE", 5000)
+    monkeypatch.setattr(svmlight, "BLOCK_BYTES", 1000)
+    path = write(tmp_path / "a.svm", "1 1:1\n" + " " * 9000)
+    with pytest.raises(DataError, match=r"a.svm: a line is longer than 5,000 bytes"):
+        import_data([path], str(tmp_path / "o.h5"))

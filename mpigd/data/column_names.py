@@ -1,0 +1,140 @@
+"""The names of the columns of X, wherever a file has them, and what tells two files' columns apart.
+
+mpigd's own files have them in `encoding`. Others have a dataset or an attribute `feature_names` (or `column_names`, or
+`columns`) beside X or on it, or AnnData's `var`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from mpigd.data import hdf5, texts
+from mpigd.data.guard import Attributes
+from mpigd.errors import DataError
+
+if TYPE_CHECKING:
+    from mpigd.comm import Comm
+    from mpigd.data.shard import Shard
+
+KEYS = ("feature_names", "column_names", "columns")
+LONGEST = 1000  # bytes of a name
+
+
+def columns(file: hdf5.Group, x: str, d: int) -> list[str] | None:
+    """The names of the d columns of the matrix `x`, or None. DataError if `feature_names` are not d texts."""
+    if "encoding" in file:
+        found = hdf5.read_json(file, "encoding").get("feature_names")
+        return None if found is None else [str(name) for name in found]
+    matrix = file.raw(x)
+    for key in KEYS:
+        names = _stored(file, key)
+        for item in (file, matrix):
+            names = _attribute(item, key) if names is None else names
+        if names is not None and len(names) == d:
+            return names
+        if names is not None and key == KEYS[0]:
+            raise DataError(f"{file.filename}: {key!r} has {len(names)} names, but {x!r} has {d} columns")
+    names = None if x.startswith(("obsm/", "obsp/", "raw/")) else _of_annotations(file)
+    return names if names is not None and len(names) == d else None
+
+
+def _stored(group: hdf5.Group, key: str) -> list[str] | None:
+    found = group.raw(key)
+    if not isinstance(found, h5py.Dataset) or found.ndim != 1 or not texts.holds_text(found):
+        return None
+    return [_name(text, group) for _, slab in texts.slabs(found, 0, len(found)) for text in slab]
+
+
+def _name(text: bytes, group: h5py.Group) -> str:
+    if len(text) > LONGEST:
+        raise DataError(f"{group.file.filename}: a text of {len(text)} bytes is no name of a column")
+    return text.decode(errors="replace")
+
+
+def _attribute(item: Any, key: str) -> list[str] | None:
+    attributes = Attributes(item)
+    if key not in attributes:
+        return None
+    if attributes.varies(key):  # as h5py writes a list of str: there is no other way to read it
+        values = attributes.varying(key)
+    else:
+        kind = attributes.get_id(key).get_type()
+        values = attributes[key] if isinstance(kind, h5py.h5t.TypeStringID) else None
+    if not isinstance(values, np.ndarray) or values.ndim != 1:
+        return None
+    return [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values.tolist()]
+
+
+def _of_annotations(file: hdf5.Group) -> list[str] | None:
+    """AnnData's names of variables: the dataset in `var` that its attribute _index names."""
+    var = file.raw("var")
+    if not isinstance(var, hdf5.Group):
+        return None
+    key = "_index"
+    if var.raw(key) is None and key in var.attrs:
+        value = var.attrs.varying(key) if var.attrs.varies(key) else var.attrs[key]
+        key = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return _stored(var, key)
+
+
+def digest(names: Sequence[str] | None) -> str:
+    """What is the same for the same names in the same order; empty for none."""
+    return "" if names is None else hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()
+
+
+def check_same(path: str, names: Sequence[str] | None, other: str, known: Sequence[str] | None) -> None:
+    """DataError, naming the first column that differs from that of the data set, or the model, `other`; where both have names."""
+    if names is None or known is None:
+        return
+    for j, (here, there) in enumerate(zip(names, known, strict=False)):
+        if here != there:
+            how = " (the same columns in another order)" if sorted(names) == sorted(known) else ""
+            raise DataError(f"{path}: column {j} is {here!r}, but {other} {there!r}{how}")
+    if len(names) != len(known):
+        raise DataError(f"{path}: has {len(names)} names of columns, but {other} {len(known)}")
+
+
+def check_columns(shard: Shard, d: int, known: Sequence[str] | None) -> str:
+    """DataError, the same on all ranks, unless the data's columns are the d that were trained on, `known` by their names.
+
+    Returns what the user should know: that nothing but the order tells which column is which.
+    """
+    here = shard.feature_names
+    try:
+        if shard.X.d != d:
+            raise DataError(f"{shard.name}: {shard.X.d} columns, but the model was trained on {d}")
+        check_same(shard.name, here, "the model was trained on", known)
+    except DataError as error:
+        error.agreed = True
+        raise
+    if known is None or here is not None:
+        return ""
+    return f"{shard.name} has no names of columns: they are taken in the order that the model was trained on"
+
+
+def tell(text: str, note: Callable[[str], None], comm: Comm) -> None:
+    """Say it on one rank, if there is something to say."""
+    if text and comm.rank == 0:
+        note(text)
+
+
+def check_same_encoding(path: str, encoding: Mapping[str, Any], other: str, known: Mapping[str, Any]) -> None:
+    """DataError saying in what the encodings of two files differ."""
+    check_same(path, encoding.get("feature_names") or (), f"in {other} it is", known.get("feature_names") or ())
+    for here, there in zip(encoding.get("columns") or (), known.get("columns") or (), strict=False):
+        for key in sorted(set(here) | set(there)):
+            if here.get(key) != there.get(key):
+                raise DataError(f"{path}: column {here.get('name')!r} was imported with another {key} than in {other} ({ADVICE})")
+    for key in sorted(set(encoding) | set(known)):
+        if encoding.get(key) != known.get(key):
+            raise DataError(f"{path}: {key} is not as in {other} ({ADVICE})")
+    raise DataError(f"{path}: its encoding is not that of {other} ({ADVICE})")
+
+
+ADVICE = "`mpigd import --like` encodes one file as another"
