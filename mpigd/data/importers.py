@@ -59,9 +59,8 @@ def import_data(
     ticker = Ticker(progress)
     if like is not None:
         told.refuse(("missing", "unseen", "dialect", "allow_duplicates"), f"--like encodes as {like} was")
-        policies = Policies(
-            None if told.missing == "refuse" else told.missing, None if told.unseen == "error" else told.unseen
-        )  # fmt: skip
+        given = {"missing": told.missing, "unseen": told.unseen}
+        policies = Policies(**{name: value for name, value in given.items() if value not in ("refuse", "error")})
         return encode_like(sources, output, read_encoding(like), policies, format=format, progress=progress,
                            allow_duplicates=told.allow_duplicates)  # fmt: skip
     found = tables.expand(sources, format, told.dialect, allow_duplicates=told.allow_duplicates)
