@@ -50,7 +50,10 @@ def write_data(path: Path, layout: str, libver: Any = "earliest") -> None:
         file["offset"] = np.zeros(ROWS, "f4")
         file["key"] = np.arange(ROWS)
         names = json.dumps({"feature_names": [f"c{j}" for j in range(COLUMNS)], "target": {"name": "y", "classes": ["a", "b"]}})
-        file["encoding"] = np.frombuffer(names.encode(), np.uint8)
+        if layout == "names":
+            file.attrs["feature_names"] = [f"c{j}" for j in range(COLUMNS)]
+        else:
+            file["encoding"] = np.frombuffer(names.encode(), np.uint8)
         if layout == "texts":
             file["labels"] = np.array(["a", "bc"] * (ROWS // 2), dtype=h5py.string_dtype())
             file["alias"] = h5py.SoftLink("/X")
@@ -82,7 +85,7 @@ def write_trained(path: Path, kind: str) -> None:
 SOURCES: dict[str, Callable[[Path], None]] = {
     **{
         f"data-{layout}": lambda path, layout=layout: write_data(path, layout)
-        for layout in ("plain", "gzip", "chunks", "csr", "texts")
+        for layout in ("plain", "gzip", "chunks", "csr", "names", "texts")
     },
     "data-latest": lambda path: write_data(path, "gzip", "latest"),
     "data-latest-csr": lambda path: write_data(path, "csr", "latest"),
