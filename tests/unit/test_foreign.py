@@ -392,6 +392,12 @@ def test_predictions_have_the_names(tmp_path: Path) -> None:
         found = file["prediction"].asstr()[...]
     assert set(found) == {"B cell", "T cell"}
     assert np.mean((found == "B cell") == (y == 1)) > 0.7
+    for name, labels in (("texts", np.array([b""] * 40)), ("numbers", np.full(40, np.nan))):  # which nobody knows yet
+        rows_without = plain(tmp_path / f"{name}.h5", X, labels)
+        done = python("-m", "mpigd", "predict", tmp_path / "model.h5", rows_without, "-o", tmp_path / f"p-{name}.h5")
+        assert done.returncode == 0, done.stderr
+        with h5py.File(tmp_path / f"p-{name}.h5") as file:
+            np.testing.assert_array_equal(file["prediction"].asstr()[...], found)
 
 
 def test_a_plan_counts_the_classes(tmp_path: Path) -> None:
