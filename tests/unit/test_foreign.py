@@ -436,10 +436,17 @@ def test_a_target_of_several_columns(tmp_path: Path) -> None:
     assert "'y' has shape (40, 2), expected (40,): one column for each class or output is not read" in message
 
 
+def letters(labels: Array) -> Array:
+    """Texts as netCDF's classic model has them: (n, k) letters."""
+    fixed = np.char.encode(labels, "utf-8")
+    return fixed.view("S1").reshape(len(fixed), -1)
+
+
 LABELS = ["öl", "b", "a and b", "10", "9"]
 TEXTS: dict[str, Any] = {
     "fixed": lambda file, labels: file.create_dataset("y", data=np.char.encode(labels, "utf-8")),
     "fixed in a column": lambda file, labels: file.create_dataset("y", data=np.char.encode(labels, "utf-8").reshape(-1, 1)),
+    "letters": lambda file, labels: file.create_dataset("y", data=letters(labels)),
     "variable": lambda file, labels: file.create_dataset("y", data=labels.astype(object), dtype=h5py.string_dtype()),
     "variable in a column": lambda file, labels: file.create_dataset(
         "y", data=labels.astype(object).reshape(-1, 1), dtype=h5py.string_dtype()
