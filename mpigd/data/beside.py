@@ -1,8 +1,8 @@
 """What stands beside the rows of a data set and goes with them into predictions: ids, file names and row numbers.
 
-A file may have `id` (n,): whole numbers, or texts of fixed length in UTF-8. A file that was made of raw tables has
-`source_file` (n,) int32, positions in the JSON list `sources`, and `source_row` (n,) int64: which data row of which table a row
-was, from 0. Rows that were left out there are absent.
+A file may have `id` (n,): whole numbers, or texts in UTF-8, of fixed or of variable length. A file that was made of raw
+tables has `source_file` (n,) int32, positions in the JSON list `sources`, and `source_row` (n,) int64: which data row of which
+table a row was, from 0. Rows that were left out there are absent.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from mpigd.comm import Comm, together
-from mpigd.data import hdf5
+from mpigd.data import hdf5, texts
 from mpigd.data.shard import Shard
 from mpigd.errors import DataError
 
 Array = np.ndarray[Any, Any]
 Take = Callable[[int], tuple[Array | None, Array, Array]]
+ID_BYTES = 1 << 10  # an id is short
 INDEX, NUMBER = np.dtype(np.int32), np.dtype(np.int64)
 ID, FILE, ROW, SOURCES, SKIPPED = "id", "source_file", "source_row", "sources", "skipped"
 
@@ -83,15 +84,16 @@ def _joined(parts: Sequence[Any], kind: np.dtype[Any]) -> Array:
 
 
 def _ids(source: hdf5.Group, rows: slice, kind: np.dtype[Any]) -> Array:
-    values = np.asarray(source.raw(ID)[rows])
+    found = source.raw(ID)
     if kind.kind != "S":
-        return values
-    for place, value in enumerate(values.tolist()):
+        return np.asarray(found[rows])
+    values = [text for _, some in texts.slabs(found, rows.start, rows.stop) for text in some]
+    for place, value in enumerate(values):
         try:
             value.decode()
         except UnicodeDecodeError:
             raise DataError(f"{source.filename}: {ID!r} row {rows.start + place} is {value!r}: not UTF-8") from None
-    return values
+    return np.array(values, dtype=kind)
 
 
 def beside(shard: Shard, links: Sequence[str], comm: Comm) -> Beside | None:
@@ -132,10 +134,14 @@ def _kind(file: hdf5.Group, n: int) -> tuple[np.dtype[Any] | None, str]:
     if isinstance(found, hdf5.Group) or found.shape != (n,):
         shape = "of a group" if isinstance(found, hdf5.Group) else found.shape
         return None, f"{ID!r} has shape {shape}, expected ({n},): {left}"
-    if found.dtype.kind not in "iuS":
-        told = "text of variable length" if found.dtype.kind == "O" else found.dtype
-        return None, f"{ID!r} holds {told}, but ids are whole numbers, or texts of fixed length in UTF-8: {left}"
-    return np.dtype(found.dtype.str) if found.dtype.kind == "S" else found.dtype, ""
+    if found.dtype.kind in "iu":
+        return found.dtype, ""
+    if not texts.holds_text(found):
+        return None, f"{ID!r} holds {found.dtype}, but ids are whole numbers or texts: {left}"
+    longest = max((len(text) for _, some in texts.slabs(found, 0, n) for text in some), default=1)
+    if longest > ID_BYTES:
+        return None, f"{ID!r} holds texts of up to {longest:,} bytes, more than {ID_BYTES:,}: {left}"
+    return np.dtype(f"S{max(1, longest)}"), ""
 
 
 def _common(kinds: Sequence[np.dtype[Any] | None], files: Sequence[tuple[str, int]]) -> np.dtype[Any] | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from mpigd.data import hdf5, texts
+from mpigd.data import hdf5, headers, texts
 from mpigd.data.guard import Attributes
 from mpigd.errors import DataError
 
@@ -58,17 +58,17 @@ def _name(text: bytes, group: h5py.Group) -> str:
 
 
 def _attribute(item: Any, key: str) -> list[str] | None:
-    attributes = Attributes(item)
+    """The texts of an attribute, or None."""
+    attributes, place = Attributes(item), f"{item.file.filename}: attribute {key!r}"
     if key not in attributes:
         return None
-    if attributes.varies(key):  # as h5py writes a list of str: there is no other way to read it
-        values = attributes.varying(key)
-    else:
-        kind = attributes.get_id(key).get_type()
-        values = attributes[key] if isinstance(kind, h5py.h5t.TypeStringID) else None
-    if not isinstance(values, np.ndarray) or values.ndim != 1:
+    if attributes.varies(key):  # as h5py writes a list of str
+        found = headers.texts(item, key, place)
+        return None if found is None else [_name(text, item) for text in found]
+    kind = attributes.get_id(key).get_type()
+    if not isinstance(kind, h5py.h5t.TypeStringID):
         return None
-    return [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values.tolist()]
+    return [_name(bytes(value), item) for value in np.atleast_1d(attributes[key]).tolist()]
 
 
 def _of_annotations(file: hdf5.Group) -> list[str] | None:
@@ -77,9 +77,8 @@ def _of_annotations(file: hdf5.Group) -> list[str] | None:
     if not isinstance(var, hdf5.Group):
         return None
     key = "_index"
-    if var.raw(key) is None and key in var.attrs:
-        value = var.attrs.varying(key) if var.attrs.varies(key) else var.attrs[key]
-        key = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    if var.raw(key) is None and (told := _attribute(var, key)):
+        key = told[0]
     return _stored(var, key)
 
 

@@ -62,7 +62,7 @@ def to_text(array: Any) -> Any:
     array = plain(array)
     if pa.types.is_floating(array.type):
         array = pc.if_else(pc.is_nan(array), None, array)
-    return array.cast(pa.string())
+    return array if pa.types.is_string(array.type) else array.cast(pa.string())
 
 
 def to_keys(array: Any) -> Array:

@@ -54,7 +54,7 @@ MAGIC = (
     (b"ORC", "ORC data", "--format orc reads it"),
     (b"PARE", "encrypted Parquet", "write it without encryption"),
     (b"FEA1", "Feather of version 1", "write it anew with a newer pyarrow"),
-    (b"\x89HDF\r\n\x1a\n", "HDF5", "train on it as it is"),
+    (b"\x89HDF\r\n\x1a\n", "HDF5", ".h5"),
     (b"CDF\x01", "netCDF of version 3", "nccopy -k nc4 makes HDF5 of it"),
     (b"CDF\x02", "netCDF of version 3", "nccopy -k nc4 makes HDF5 of it"),
     (b"\xd0\xcf\x11\xe0", "an old spreadsheet", "save it as CSV in a spreadsheet program"),
@@ -65,6 +65,7 @@ MAGIC = (
     (b"\x80\x04\x95", "a Python pickle", "write its table as CSV with Python"),
 )  # fmt: skip
 FIRST = {"parquet": (b"PAR1",), "arrow": (b"ARROW1", b"\xff\xff\xff\xff"), "orc": (b"ORC",)}
+NAMES = {"parquet": "Parquet", "arrow": "Arrow data", "orc": "ORC"}
 UNPACKERS = {".gz": "gzip -d", ".bz2": "bzip2 -d", ".xz": "xz -d", ".zst": "zstd -d", ".zstd": "zstd -d", ".zip": "unzip"}
 
 
@@ -105,12 +106,13 @@ def check(path: str, format: str, encoding: str = "utf-8") -> None:
         if not head:
             raise DataError(f"{path}: is empty")
         found, advice = _known(head)
-        if advice.startswith("."):
-            raise DataError(f"{path}: is packed twice: {UNPACKERS[packing]} '{path}' unpacks it once")
+        if found:
+            raise DataError(f"{path}: holds {found} that is packed: {UNPACKERS[packing]} '{path}' unpacks it")
     if format in FIRST:
         if not head.startswith(FIRST[format]):
             known = f"holds {found}, " if found else ""
-            raise DataError(f"{path}: {known}is no {format.capitalize()}" + (f": {_way_out(path, advice)}" if found else ""))
+            way_out = _way_out(path, advice) or "--format csv reads it if it is CSV"
+            raise DataError(f"{path}: {known}is no {NAMES[format]}: {way_out}")
     elif found:
         raise DataError(f"{path}: holds {found}, not {'text' if format == 'csv' else format}: {_way_out(path, advice)}")
     else:
@@ -129,7 +131,7 @@ def _known(head: bytes) -> tuple[str, str]:
         if head.startswith(magic) and (binary or not magic.isalnum()):
             return what, advice
     if head[257:262] == b"ustar":
-        return "a tar archive", UNPACK
+        return "a tar archive", ".tar"
     return "", ""
 
 

@@ -76,8 +76,8 @@ def read(array: Any, format: str | None = None) -> tuple[Array, int]:
 
 
 def read_cells(array: Any, format: str | None = None) -> tuple[Array, Array | None]:
-    """Times (m,) datetime64[us] of an Arrow array, NaT where missing and where a value is no date; and
-    where that is, (m,) bool, or None if it is nowhere.
+    """Times (m,) datetime64[us] of an Arrow array, NaT where missing and where a value is no date;
+    and where that is, (m,) bool, or None if it is nowhere.
 
     Text is read as ISO 8601: a date, a date and a time after T or a blank, with a time zone or not,
     or times of day alone (all of them: the first decides). Or as `format` says, in the directives

@@ -23,8 +23,9 @@ SLAB_BYTES = 1 << 22  # of dense rows made at once
 
 @dataclass(frozen=True)
 class Encoded:
-    """m rows. numbers (P, m): values of the columns that each have a place of their own. places (C, m):
-    the column that is 1, or NOWHERE. slots, signs (H, m): of hashed categories. vectors: name -> (m,)."""
+    """m rows. numbers (P, m): values of the columns that each have a place of their own. places
+    (C, m): the column that is 1, or NOWHERE. slots, signs (H, m): of hashed categories. vectors:
+    name -> (m,)."""
 
     numbers: Array
     places: Array
@@ -40,7 +41,9 @@ class Encoded:
             name: values[kept] if isinstance(values, np.ndarray) else values.filter(pa.array(kept))
             for name, values in self.vectors.items()
         }  # fmt: skip
-        return Encoded(self.numbers[:, kept], self.places[:, kept], self.slots[:, kept], self.signs[:, kept], vectors)
+        parts = (self.numbers, self.places, self.slots, self.signs)
+        numbers, places, slots, signs = (part[:, kept] for part in parts)
+        return Encoded(numbers, places, slots, signs, vectors)
 
 
 class Encoder:
@@ -68,7 +71,8 @@ class Encoder:
         self._hashes = Hashes(of_kind["hash"], slots, encoding.hash_bits or 0)
         self._fixed = np.concatenate([self._numbers.fixed, self._dates.fixed])
         # The entries of a row ascend, but for the hashed ones, which are sorted later.
-        order = np.argsort(np.concatenate([self._fixed, self._categories.first[:, 0]]), kind="stable")
+        places = np.concatenate([self._fixed, self._categories.first[:, 0]])
+        order = np.argsort(places, kind="stable")
         rest = order.size + np.arange(len(of_kind["hash"]))
         self._order = np.concatenate([order, rest])
 
@@ -78,7 +82,8 @@ class Encoder:
         hashed = counts[2] - counts[0] - counts[1]
         places = np.empty((counts[1], 0), dtype=np.int64)
         slots = np.empty((hashed, 0), dtype=np.int64)
-        return Encoded(np.empty((counts[0], 0)), places, slots, np.empty((hashed, 0)), self._vectors.none())
+        numbers, signs = np.empty((counts[0], 0)), np.empty((hashed, 0))
+        return Encoded(numbers, places, slots, signs, self._vectors.none())
 
     @property
     def bad(self) -> Any:
@@ -111,9 +116,11 @@ class Encoder:
 
     def dense(self, encoded: Encoded) -> Iterator[Array]:
         """The rows in order as slabs (r, d). Not for hashed categories."""
-        d, kind, first = self._encoding.features, np.dtype(self._encoding.dtype), self._fixed[:1]
-        together = np.array_equal(self._fixed, np.arange(self._fixed.size) + (first[0] if first.size else 0))
-        where = slice(int(first[0]), int(first[0]) + self._fixed.size) if first.size and together else self._fixed
+        d, kind = self._encoding.features, np.dtype(self._encoding.dtype)
+        first = int(self._fixed.min(initial=d))
+        where: slice | Array = slice(first, first + self._fixed.size)
+        if not np.array_equal(self._fixed, first + np.arange(self._fixed.size)):
+            where = self._fixed
         m = encoded.numbers.shape[1]
         step = max(1, SLAB_BYTES // (d * kind.itemsize))
         for start in range(0, m, step):
@@ -139,7 +146,9 @@ class Encoder:
         value = value.astype(self._encoding.dtype)
         there = value != 0
         lengths, index, value = there.sum(axis=1), index[there], value[there]
-        return self._sorted(lengths, index, value) if encoded.slots.size else (lengths, index, value)
+        if encoded.slots.size:
+            return self._sorted(lengths, index, value)
+        return lengths, index, value
 
     def _sorted(self, lengths: Array, index: Array, value: Array) -> tuple[Array, Array, Array]:
         """Hashed categories come in no order and may share a slot: their signs are added."""

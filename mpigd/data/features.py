@@ -64,8 +64,8 @@ def read_numbers(
     block: Block, names: Sequence[str], forms: Sequence[NumberFormat], dtype: str, infinite: bool,
     rows: Rows,
 ) -> Array:  # fmt: skip
-    """Columns as float64 (p, m), NaN where missing (and where infinite, if such values are missing);
-    0 where a value is no number that fits `dtype`, which is a fault of its row."""
+    """Columns as float64 (p, m), NaN where missing (and where infinite, if such values are
+    missing); 0 where a value is no number that fits `dtype`, which is a fault of its row."""
     values, wrong = read_cells(block, names, forms)
     if wrong is not None:
         for j in map(int, np.flatnonzero(wrong.any(axis=1))):
@@ -90,7 +90,8 @@ def misread(array: Any, expected: str) -> Callable[[int], str]:
 def _refuse_large(rows: Rows, name: str, over: Array, values: Array, dtype: str) -> None:
     def describe(row: int) -> str:
         value = float(values[row])
-        return f"{value:g}, " + ("not a finite number" if np.isinf(value) else f"too large for {dtype}")
+        why = "not a finite number" if np.isinf(value) else f"too large for {dtype}"
+        return f"{value:g}, {why}"
 
     if rows.told.command == "import" and not np.isinf(values[over]).any():
         rows.fault(name, over, describe, "--dtype float64")
@@ -116,7 +117,8 @@ class Dates:
                 form = column.format or "as in 2013-12-31"
                 rows.fault(column.name, wrong, misread(array, f"a date {form}"))
             gone = np.isnat(values)
-            rows.missing(column.name, gone if wrong is None else gone & ~wrong, not rows.fills_means)
+            gone = gone if wrong is None else gone & ~wrong
+            rows.missing(column.name, gone, not rows.fills_means)
             found.append(np.nan_to_num(dates.parts(values, column.parts or ()), nan=0.0))
         return np.concatenate(found)
 
@@ -156,10 +158,8 @@ class Categories:
             options += ["--unseen zero"] if column.reference is None else []
             options += ["--unseen other"] if column.rare is not None else []
 
-        def describe(row: int) -> str:
-            return f"{array[row].as_py()!r}, which the training data did not have (it had {listed(known)})"
-
-        rows.fault(column.name, unseen, describe, *options)
+        why = f"which the training data did not have (it had {listed(known)})"
+        rows.fault(column.name, unseen, lambda row: f"{array[row].as_py()!r}, {why}", *options)
 
 
 def _column(values: Sequence[int]) -> Array:
@@ -173,7 +173,8 @@ def _positions(column: Column) -> dict[str, int]:
 
 
 def _position(column: Column) -> int:
-    return len(_positions(column)) + 1 if column.reference is None else _positions(column)[column.reference]
+    positions = _positions(column)
+    return len(positions) + 1 if column.reference is None else positions[column.reference]
 
 
 def _for_unseen(column: Column, unseen: str) -> int:

@@ -6,20 +6,22 @@ again from the start as text, once all rows were seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from mpigd.data import dates
 from mpigd.data.ahead import ahead
-from mpigd.data.columns import absent, to_text
 from mpigd.data.facts import Facts, Plan
 from mpigd.data.missing import Missing
 from mpigd.data.number_columns import Numbers
 from mpigd.data.tables import Block, Source
+from mpigd.data.text_counts import counted
 from mpigd.errors import DataError
 
+Array = np.ndarray[Any, Any]
 MOST_CATEGORIES = 100_000  # of one column; more are no categories, and would not stay in bounded memory
 Tick = Callable[[int], None]
 
@@ -27,26 +29,28 @@ Tick = Callable[[int], None]
 class Text:
     """A column of categories, or of what is to be found out."""
 
-    def __init__(self, name: str, before: int = 0) -> None:
+    def __init__(self, before: int = 0) -> None:
         """before: rows so far, all of them missing."""
         self.facts = Facts("text", rows=before, missing=before)
-        self._name = name
 
-    def add(self, block: Block, missing: Missing) -> None:
-        text = to_text(block.columns[self._name])
-        gone = absent(text)
-        missing.add(self._name, gone, block)
-        facts = self.facts
-        facts.rows += block.rows
-        facts.missing += int(gone.sum())
-        facts.nonzeros += int(gone.size - gone.sum())
-        counts = text.value_counts()
-        values = facts.values
-        for value, count in zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True):
-            if value in values or (value is not None and len(values) < MOST_CATEGORIES):
+    def add(self, gone: Array, texts: Sequence[str], counts: Sequence[int]) -> None:
+        """The next rows: where values are missing (m,), the different ones and how often each comes."""
+        facts, values, missed = self.facts, self.facts.values, int(np.count_nonzero(gone))
+        facts.rows += gone.size
+        facts.missing += missed
+        facts.nonzeros += gone.size - missed
+        for value, count in zip(texts, counts, strict=True):
+            if value in values or len(values) < MOST_CATEGORIES:
                 values[value] = values.get(value, 0) + count
-            elif value is not None:
+            else:
                 facts.whole = False
+
+
+def _add_texts(columns: Mapping[str, Text], block: Block, missing: Missing) -> None:
+    found = counted([block.columns[name] for name in columns])
+    for (name, column), (gone, texts, counts) in zip(columns.items(), found, strict=True):
+        missing.add(name, gone, block)
+        column.add(gone, texts, counts)
 
 
 class Dates:
@@ -86,28 +90,26 @@ def look_through(sources: Sequence[Source], plan: Plan, tick: Tick, most: int | 
     """The facts of every column over all rows (or the first `most`), and what they miss."""
     names = list(plan.kinds)
     numbers = Numbers([name for name in names if plan.kinds[name] in ("auto", "number")], plan)
-    others: dict[str, Text | Dates] = {}
-    for name, kind in plan.kinds.items():
-        if kind == "date":
-            others[name] = Dates(name, plan.dates[name])
-        elif kind not in ("auto", "number"):
-            others[name] = Text(name)
+    kinds = plan.kinds.items()
+    days = {name: Dates(name, plan.dates[name]) for name, kind in kinds if kind == "date"}
+    texts = {name: Text() for name, kind in kinds if kind not in ("auto", "number", "date")}
     missing, again, rows = Missing(), list[str](), 0
     for block in ahead(_blocks(sources, names, tick, most)):
         before = rows
         rows += block.rows
         for name, unseen in numbers.add(block, missing).items():
             if unseen:  # nothing was there yet, so that nothing is lost by beginning here
-                others[name] = Text(name, before)
+                texts[name] = Text(before)
             else:
                 again.append(name)
-        for column in others.values():
+        _add_texts(texts, block, missing)
+        for column in days.values():
             column.add(block, missing)
-    facts = numbers.facts() | {name: column.facts for name, column in others.items()}
+    facts = numbers.facts() | {name: column.facts for name, column in texts.items()}
+    facts |= {name: column.facts for name, column in days.items()}
     if again:
         missing.forget(again)
-        texts = replace(plan, kinds=dict.fromkeys(again, "text"))
-        more, also = look_through(sources, texts, tick, most)
+        more, also = look_through(sources, replace(plan, kinds=dict.fromkeys(again, "text")), tick, most)
         facts |= more
         missing.join(also)
     return {name: facts[name] for name in names}, missing

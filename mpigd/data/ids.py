@@ -1,4 +1,4 @@
-"""An id for each row: whole numbers if all are, else texts of fixed length, as long as the longest."""
+"""An id for each row: whole numbers if all are, else texts of fixed length, the longest's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class Ids:
             self._texts = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
             self._ends = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         except OSError as error:
-            raise StorageError(f"{folder}: no temporary file can be made: {error.strerror}") from error
+            why = f"no temporary file can be made: {error.strerror}"
+            raise StorageError(f"{folder}: {why}") from error
 
     def append(self, texts: Any) -> None:
         """Add texts (m,) of Arrow, none of them missing."""

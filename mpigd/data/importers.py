@@ -46,20 +46,21 @@ def import_data(
     second with the rows read in this pass.
 
     options, each as of `mpigd import`: target, weight, offset, key, id: raw columns. drop: those to
-    leave out. categorical, number, date: columns to be taken for that, whatever they look like; date as
-    NAME or NAME=FORMAT, or a mapping. missing: "refuse", "mean", "zero" or "drop" (the row). infinite:
-    "refuse" or "missing". hash_bits: hash categories into 2**hash_bits columns. drop_first, reference
-    (column -> level): levels without a column. dtype of X: "auto" (float32, unless a column needs more),
-    "float32" or "float64". And how CSV files are written: the fields of mpigd.data.csv_file.Dialect.
+    leave out. categorical, number, date: columns to be taken for that, whatever they look like; date
+    as NAME or NAME=FORMAT, or a mapping. missing: "refuse", "mean", "zero" or "drop" (the row).
+    infinite: "refuse" or "missing". hash_bits: hash categories into 2**hash_bits columns.
+    drop_first, reference (column -> level): levels without a column. min_count: levels of fewer
+    rows share a column, NAME=<other>; unseen: "error", "zero" or "other", what becomes of levels of
+    later data. dtype of X: "auto" (float32, unless a column needs more), "float32" or "float64".
+    And how CSV files are written: the fields of mpigd.data.csv_file.Dialect.
     Raises UsageError for options that do not fit, DataError for the data, StorageError for `output`.
     """
     told = options_of(options)
     ticker = Ticker(progress)
     if like is not None:
         told.refuse(("missing", "unseen", "dialect", "allow_duplicates"), f"--like encodes as {like} was")
-        policies = Policies(
-            None if told.missing == "refuse" else told.missing, None if told.unseen == "error" else told.unseen
-        )  # fmt: skip
+        given = {"missing": told.missing, "unseen": told.unseen}
+        policies = Policies(**{name: value for name, value in given.items() if value not in ("refuse", "error")})
         return encode_like(sources, output, read_encoding(like), policies, format=format, progress=progress,
                            allow_duplicates=told.allow_duplicates)  # fmt: skip
     found = tables.expand(sources, format, told.dialect, allow_duplicates=told.allow_duplicates)

@@ -23,7 +23,8 @@ class Lost:
             if number not in self.rows:
                 rows.append(number)
             number += 1
-        return np.array(rows, dtype=np.int64), [self.rows.pop(row) for row in sorted(self.rows) if row < number]
+        before = sorted(row for row in self.rows if row < number)
+        return np.array(rows, dtype=np.int64), [self.rows.pop(row) for row in before]
 
     def rest(self) -> list[str]:
         """What is wrong with the rows after the last one."""

@@ -41,20 +41,20 @@ class Missing:
         return self._found.get(name, (0, ""))[0]
 
     def check(
-        self, policy: str, required: Collection[str], told: Policies = FIRST, dates: Collection[str] = (),
-        with_reference: Collection[str] = (),
+        self, policy: str, required: Collection[str], told: Policies = FIRST,
+        dates: Collection[str] = (), with_reference: Collection[str] = (),
     ) -> None:  # fmt: skip
-        """DataError for what `policy` does not cover; of the columns `required` (target, weight, ...)
-        only drop does, and of dates no mean. with_reference: columns with a reference level, which
-        zeros would be."""
+        """DataError for what `policy` does not cover; of the columns `required` (target, weight,
+        ...) only drop does, and of dates no mean. with_reference: columns with a reference level,
+        which zeros would be."""
         if policy == "drop":
             return
         if policy == "mean":
             required = {*required, *dates}
         self._refuse([name for name in self._found if name in required], told.of_missing(()))
         if policy == "refuse":
-            fills = [] if any(name in self._found for name in with_reference) else ["mean", "zero"]
-            fills = [fill for fill in fills if fill == "zero" or not any(name in self._found for name in dates)]
+            fills = ["zero"] if any(name in self._found for name in dates) else ["mean", "zero"]
+            fills = [] if any(name in self._found for name in with_reference) else fills
             self._refuse(list(self._found), told.of_missing(fills))
 
     def check_levels(self, policy: str, with_reference: Sequence[str], told: Policies = FIRST) -> None:

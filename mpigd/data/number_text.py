@@ -47,13 +47,15 @@ class NumberFormat:
 
         if self.adorned:
             sign = rf"[{CURRENCY}]?[ \x{{a0}}]?"
-            text = pc.replace_substring_regex(text, rf"^([+-]?){sign}(.*?)[ \x{{a0}}]?[%{CURRENCY}]?$", r"\1\2")
+            shape = rf"^([+-]?){sign}(.*?)[ \x{{a0}}]?[%{CURRENCY}]?$"
+            text = pc.replace_substring_regex(text, shape, r"\1\2")
         thousands = self.thousands or ("," if self.adorned and self.decimal == "." else "")
         mark, rest = _escaped(self.decimal), r"([eE][+-]?\d+)?"
         shape = rf"\d+({mark}\d*)?{rest}|{mark}\d+{rest}"
         if thousands:
             shape += rf"|\d{{1,3}}({_escaped(thousands)}\d{{3}})+({mark}\d*)?"
-        fits = pc.match_substring_regex(text, rf"^[+-]?({shape}|nan(\(\w*\))?|inf|infinity)$", ignore_case=True)
+        shape = rf"^[+-]?({shape}|nan(\(\w*\))?|inf|infinity)$"
+        fits = pc.match_substring_regex(text, shape, ignore_case=True)
         if thousands:
             text = pc.replace_substring(text, thousands, "")
         if self.decimal != ".":
@@ -66,6 +68,7 @@ def _escaped(mark: str) -> str:
 
 
 PLAIN = NumberFormat()
+Forms = Sequence[NumberFormat]
 
 
 def to_numbers(array: Any, form: NumberFormat = PLAIN) -> tuple[Array, int]:
@@ -77,9 +80,9 @@ def to_numbers(array: Any, form: NumberFormat = PLAIN) -> tuple[Array, int]:
     return np.empty(0), int(wrong[0].argmax())
 
 
-def read_cells(block: Block, names: Sequence[str], forms: Sequence[NumberFormat]) -> tuple[Array, Array | None]:
-    """Columns as float64 (p, m), NaN where missing and where a value is no number; and where that is,
-    (p, m) bool, or None if it is nowhere."""
+def read_cells(block: Block, names: Sequence[str], forms: Forms) -> tuple[Array, Array | None]:
+    """Columns as float64 (p, m), NaN where missing and where a value is no number; and where that
+    is, (p, m) bool, or None if it is nowhere."""
     values, wrong = np.empty((len(names), block.rows)), None
     arrays = [block.columns[name] for name in names]
     alike: dict[Any, list[int]] = {}
@@ -96,9 +99,9 @@ def read_cells(block: Block, names: Sequence[str], forms: Sequence[NumberFormat]
     return values, wrong
 
 
-def read_matrix(block: Block, names: Sequence[str], forms: Sequence[NumberFormat]) -> tuple[Array, dict[int, int]]:
-    """Columns as float64 (p, m), NaN where missing; and, of columns that are no numbers (they are NaN),
-    position -> first such row."""
+def read_matrix(block: Block, names: Sequence[str], forms: Forms) -> tuple[Array, dict[int, int]]:
+    """Columns as float64 (p, m), NaN where missing; and, of columns that are no numbers (they are
+    NaN), position -> first such row."""
     found: dict[int, int] = {}
     if block.rows > 4 * HEAD:  # text shows soon, and reading all of it with care takes long
         found = _misfits(read_cells(block.first_rows(HEAD), names, forms)[1])
@@ -121,8 +124,8 @@ def _misfits(wrong: Array | None) -> dict[int, int]:
 
 
 def _convert(arrays: Sequence[Any], form: NumberFormat) -> tuple[Array, Array | None]:
-    """Arrays of one type as float64 (p, m), NaN where missing or no number, and where that is, or None.
-    All at once, since a call for each is slow for thousands."""
+    """Arrays of one type as float64 (p, m), NaN where missing or no number, and where that is, or
+    None. All at once, since a call for each is slow for thousands."""
     import pyarrow as pa
 
     shape = len(arrays), len(arrays[0])

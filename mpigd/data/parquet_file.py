@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from mpigd.data import spread
+from mpigd.data import arrow_types, spread
 from mpigd.data.compressed import reading
 from mpigd.data.names import rename_duplicates
 from mpigd.errors import DataError
@@ -53,22 +53,23 @@ class Table:
     def lengths(self) -> dict[str, int]:
         """The lengths of lists without a fixed size, by spread.measure; none where there is no list."""
         found: dict[str, int] = {}
-        for j, field in enumerate(self._schema):
-            if spread.unmeasured(field.name, field.type, found):
-                for arrays, _ in self._batches([j], 100):
-                    spread.measure(field.name, field.type, arrays[0], found)
-                    if not spread.unmeasured(field.name, field.type, found):
-                        break
+        columns = [(j, name, field.type) for j, (name, field) in enumerate(zip(self.names, self._schema, strict=True))]
+        unknown = [column for column in columns if spread.unmeasured(*column[1:], found)]
+        for arrays, _ in self._batches([j for j, _, _ in unknown], 100) if unknown else ():
+            for (_, name, type), array in zip(unknown, arrays, strict=True):
+                spread.measure(name, type, array, found)
+            if not any(spread.unmeasured(name, type, found) for _, name, type in unknown):
+                break
         return found
 
     def lacks(self, lengths: Mapping[str, int]) -> bool:
         """Whether the length of some list is not known."""
-        return any(spread.unmeasured(field.name, field.type, lengths) for field in self._schema)
+        return any(spread.unmeasured(name, field.type, lengths) for name, field in zip(self.names, self._schema, strict=True))
 
     def layout(self, lengths: Mapping[str, int]) -> Layout:
         """The plain columns of the file. DataError for columns with the same name."""
         leaves = [
-            spread.leaves(name, field.name, field.type, lengths, spread.extension_of(field))
+            spread.leaves(name, field.type, lengths, arrow_types.extension_of(field))
             for name, field in zip(self.names, self._schema, strict=True)
         ]
         names = [name for column in leaves for name, _ in column]
@@ -89,7 +90,7 @@ class Table:
         which = set(wanted)
         columns = [j for j, parts in enumerate(layout.parts) if which.intersection(parts)]
         width = sum(len(layout.parts[j]) for j in columns)
-        ready = {j for j in columns if spread.is_ready(self._schema.field(j))}
+        ready = {j for j in columns if arrow_types.is_ready(self._schema.field(j))}
         first = 0
         for arrays, rows in self._batches(columns, _rows_of_a_block(width)):
             found: Arrays = {}
@@ -98,7 +99,7 @@ class Table:
                     found[layout.parts[j][0]] = array
                     continue
                 try:
-                    plain = spread.arrays(self._stored[j], array, lengths)
+                    plain = spread.arrays(self.names[j], array, lengths)
                 except spread.Misfit as error:
                     where = f"{self.path} row {first + error.row}: column {self.names[j]!r}"
                     raise DataError(f"{where} {error.reason}: leave it out with --drop {shlex.quote(self.names[j])}") from None
@@ -114,12 +115,28 @@ class Table:
         after = [0]
         with reading(self.path, after), _opened(self.path, self._format) as file:
             for batch in file.batches(asked, rows):
-                batch.validate(full=True)  # damaged text would fail later, where nobody knows the file
+                self._validate(batch)
                 places: dict[str, list[int]] = {}
                 for place, name in enumerate(batch.schema.names):
                     places.setdefault(name, []).append(place)
                 yield [batch.column(places[names[j]][n]) for j, n in zip(columns, nth, strict=True)], batch.num_rows
                 after[0] += batch.num_rows
+
+    def _validate(self, batch: Any) -> None:
+        """DataError for values that do not fit their type: they would fail later, where nobody knows the file."""
+        import pyarrow as pa
+
+        try:
+            batch.validate(full=True)
+        except pa.ArrowInvalid as whole:
+            for name, array in zip(batch.schema.names, batch.columns, strict=True):
+                try:
+                    array.validate(full=True)
+                except pa.ArrowInvalid as error:
+                    reason = " ".join(str(error).split())[:200]
+                    advice = f"leave it out with --drop {shlex.quote(name)}"
+                    raise DataError(f"{self.path}: cannot be read: column {name!r}: {reason}: {advice}") from whole
+            raise
 
 
 def _rows_of_a_block(width: int) -> int:

@@ -14,9 +14,9 @@ ON_BAD_ROW = ("error", "skip")
 
 @dataclass(frozen=True)
 class Policies:
-    """missing, unseen: in place of what the encoding says, if not None. on_bad_row: "error", or "skip"
-    to leave out rows that cannot be encoded. command: "import", "import --like", "evaluate" or
-    "predict"; messages advise only options that it has."""
+    """missing, unseen: in place of what the encoding says, if not None. on_bad_row: "error", or
+    "skip" to leave out rows that cannot be encoded. command: "import", "import --like", "evaluate"
+    or "predict"; messages advise only options that it has."""
 
     missing: str | None = None
     unseen: str | None = None
@@ -44,26 +44,28 @@ class Policies:
         return ", ".join(f"{name} {value}" for name, value in options.items() if value is not None)
 
     def settle(self, encoding: Encoding, labelled: bool = True) -> Encoding:
-        """The encoding with these policies. A model of rows without gaps says "drop", but predictions
-        that lack rows would no longer stand beside them: only `import --like` of labelled data does
-        so unasked. DataError for --unseen other where no column has a level for it."""
+        """The encoding with these policies. A model of rows without gaps says "drop", but
+        predictions that lack rows would no longer stand beside them: only `import --like` of
+        labelled data does so unasked. DataError for --unseen other where no column has a level for
+        it."""
         missing = self.missing or encoding.missing
         unasked = self.missing is None and missing == "drop"
         if unasked and (self.command in ("evaluate", "predict") or not labelled):
             missing = "refuse"
-        if self.unseen == "other" and not any(column.rare is not None for column in encoding.columns):
+        gathers = any(column.rare is not None for column in encoding.columns)
+        if self.unseen == "other" and not gathers:
             why = "no column has a level for rare ones, as import --min-count makes it"
             raise DataError(f"--unseen other: {why}: use --unseen zero")
         return replace(encoding, missing=missing, unseen=self.unseen or encoding.unseen)
 
     def advice(self, *options: str) -> str:
-        """What to do about a row: correct it, or one of the options, as far as the command has it."""
+        """What to do about a row: correct it, or one of the options that the command has."""
         if self.command in ("evaluate", "predict"):
             options = (*options, "--on-bad-row skip")
         return "correct it" + (f", or use {_either(options)}" if options else "")
 
     def of_missing(self, fills: Sequence[str]) -> str:
-        """What to do about missing values; fills: the policies that put something in their place."""
+        """What to do about missing values; fills: policies that put something in their place."""
         options = [*fills, *([] if self.command == "predict" else ["drop"])]
         spelled = [f"--missing {option}" for option in options]
         if self.command in ("evaluate", "predict"):

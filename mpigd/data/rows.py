@@ -41,8 +41,8 @@ class Rows:
         return ~out if out.any() else None
 
     def fault(self, name: str, where: Array, describe: Callable[[int], str], *options: str) -> None:
-        """Rows (m,) bool whose column `name` cannot be encoded; describe: row -> "'x', expected ...".
-        options: those of the command line that would help, besides leaving out bad rows."""
+        """Rows (m,) bool whose column `name` cannot be encoded; describe: row -> what it is and why
+        not. options: those of the command line that would help, besides leaving out bad rows."""
         block, advice = self._block, self.told.advice(*options)
 
         def line(row: int) -> str:
@@ -63,8 +63,8 @@ class Rows:
         self._missing.add(name, gone, self._block)
 
     def check(self, required: Sequence[str]) -> None:
-        """DataError if values are missing that the policy does not cover. required: columns for which
-        nothing can be filled in, such as the target."""
+        """DataError if values are missing that the policy does not cover. required: columns for
+        which nothing can be filled in, such as the target."""
         dates = [column.name for column in self._columns if column.kind == "date"]
         levels = [column.name for column in self._columns if column.reference is not None]
         self._missing.check(self._policy, required, self.told, dates, levels)

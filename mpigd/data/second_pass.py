@@ -21,6 +21,7 @@ from mpigd.data.writer import Writer
 from mpigd.errors import DataError, UsageError
 
 SECONDS = 1.0  # between two calls of `progress`
+NUMERIC = ("text", "string", "number", "category", "null")  # kinds of columns that may be numbers
 Progress = Callable[[int], None]
 
 
@@ -68,19 +69,22 @@ class Job:
         return self.policies.command in ("evaluate", "predict")
 
 
-def write_all(job: Job, file: h5py.File, output: str, ticker: Ticker, notes: Sequence[str]) -> Summary:
+def write_all(
+    job: Job, file: h5py.File, output: str, ticker: Ticker, notes: Sequence[str]
+) -> Summary:  # fmt: skip
     """Encode and append all rows."""
     encoding, found = job.encoding, job.found
     vectors, wanted, lacking = (["y"], [], []) if encoding.format == "svmlight" else _wanted(job)
     traces = [*SOURCE] if job.traced else []
     folder = os.path.dirname(os.path.abspath(output))
-    writer = Writer(file, encoding.layout, encoding.features, encoding.dtype, [*vectors, *traces], folder)
+    made = [*vectors, *traces]
+    writer = Writer(file, encoding.layout, encoding.features, encoding.dtype, made, folder)
     encoder: Encoder | svmlight.Encoder
     bad, left_out = 0, list[str]()
     if encoding.format == "svmlight":
         encoder, read = _lines(job, writer, ticker)
     else:
-        encoder, read = _blocks(job, [*vectors, *traces], wanted, writer, ticker)
+        encoder, read = _blocks(job, made, wanted, writer, ticker)
         bad, left_out = encoder.bad.count, encoder.bad.notes()
     encoder.check()
     if writer.rows == 0:
@@ -90,8 +94,8 @@ def write_all(job: Job, file: h5py.File, output: str, ticker: Ticker, notes: Seq
     notes = [*notes, *lacking, *([encoder.note] if encoder.note else []), *left_out]
     dropped = read - bad - writer.rows
     return Summary(
-        writer.rows, encoding.features, writer.nonzeros, dropped, encoding.layout, output, tuple(notes),
-        skipped=bad,
+        writer.rows, encoding.features, writer.nonzeros, dropped, encoding.layout, output,
+        tuple(notes), skipped=bad,
     )  # fmt: skip
 
 
@@ -126,7 +130,8 @@ def _blocks(
     encoding, read = job.encoding, 0
     encoder = Encoder(encoding, vectors, job.policies, [source.path for source in job.found])
     in_place = encoding.layout == "dense" and not encoding.hashed
-    for block in ahead(block for source in job.found for block in source.blocks(wanted, job.traced)):
+    lost = job.traced  # rows with too many fields come with the blocks
+    for block in ahead(block for source in job.found for block in source.blocks(wanted, lost)):
         encoded = encoder.read(block)
         if in_place:
             writer.append_dense(encoder.dense(encoded), encoded.vectors)
@@ -142,13 +147,14 @@ def _wanted(job: Job) -> tuple[list[str], list[str], list[str]]:
     DataError for a column not there."""
     found, encoding = job.found, job.encoding
     raw = {**({"y": encoding.target.name} if encoding.target else {}), **encoding.extras}
-    if job.policies.command == "predict":  # whatever the columns have that a prediction does not need
+    if job.policies.command == "predict":  # other columns may have anything then
         raw = {vector: name for vector, name in raw.items() if vector in ("offset", "id")}
     kinds = found[0].kinds()
     labelled = "y" in raw and raw["y"] in kinds
     optional = ("key", "id") if labelled else ("y", "sample_weight", "key", "id")
     vectors = [vector for vector, name in raw.items() if name in kinds or vector not in optional]
-    notes = [f"no column {raw['id']!r}, so there are no ids"] if "id" in raw and "id" not in vectors else []
+    no_ids = "id" in raw and "id" not in vectors
+    notes = [f"no column {raw['id']!r}, so there are no ids"] if no_ids else []
     wanted = [*(column.name for column in encoding.columns), *(raw[vector] for vector in vectors)]
     numbers = {column.name for column in encoding.columns if column.kind == "number"}
     for source in found:
@@ -156,11 +162,14 @@ def _wanted(job: Job) -> tuple[list[str], list[str], list[str]]:
         for name, parts in source.groups().items():
             known = encoding.lists.get(name, len(parts))
             if len(parts) != known:
-                raise DataError(f"{source.path}: column {name!r} has {len(parts)} parts, but {known} in the training data")
+                both = f"{len(parts)} parts, but {known} in the training data"
+                raise DataError(f"{source.path}: column {name!r} has {both}")
         for name in wanted:
             if name not in kinds:
                 said = "".join(f"; {note}" for note in source.notes)  # a key in a folder's name, say
-                raise DataError(no_column(source.path, name, list(kinds), ", which the training data had") + said)
-            if name in numbers and kinds[name] not in ("text", "string", "number", "category", "null"):
-                raise DataError(f"{source.path}: column {name!r} holds {kinds[name]}, but numbers in the training data")
+                why = ", which the training data had"
+                raise DataError(no_column(source.path, name, list(kinds), why) + said)
+            if name in numbers and kinds[name] not in NUMERIC:
+                both = f"{kinds[name]}, but numbers in the training data"
+                raise DataError(f"{source.path}: column {name!r} holds {both}")
     return vectors, wanted, notes

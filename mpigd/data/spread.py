@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from mpigd.data import arrow_types
+from mpigd.data.arrow_types import TRANSPARENT, extension_of
+
 Array = np.ndarray[Any, Any]
 MOST_ITEMS = 1 << 16  # features that one column may become
 VECTOR = ("type", "size", "indices", "values")  # the fields of Spark's VectorUDT
-STRINGS = ("string", "large_string", "string_view")
-# Extension types whose storage means the same as they do; others (periods, ...) are refused by name.
-TRANSPARENT = ("arrow.fixed_shape_tensor", "arrow.bool8", "arrow.json")
-SECONDS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 
 class Misfit(Exception):
@@ -30,16 +29,15 @@ class Misfit(Exception):
         self.row, self.reason = row, reason
 
 
-def leaves(name: str, path: str, type: Any, lengths: Mapping[str, int], extension: str = "") -> list[tuple[str, str]]:
+def leaves(name: str, type: Any, lengths: Mapping[str, int], extension: str = "") -> list[tuple[str, str]]:
     """The plain columns that a column becomes: their names, which begin with `name`, and kinds
     (number, string, category, time, null, or what it is that cannot be read).
 
-    path: the name that the column has in the file. lengths: those of lists without a fixed size, by
-    `measure`; a column with a list of unknown length is all missing. extension: the name of an
-    extension type that pyarrow does not know.
+    lengths: those of lists without a fixed size, by `measure`; a column with a list of unknown
+    length is all missing. extension: the name of an extension type that pyarrow does not know.
     """
     try:
-        return _leaves(name, path, type, lengths, extension)
+        return _leaves(name, name, type, lengths, extension)
     except _TooManyError as error:
         return [(name, str(error))]
 
@@ -49,7 +47,7 @@ class _TooManyError(Exception):
 
 
 def _leaves(name: str, path: str, type: Any, lengths: Mapping[str, int], extension: str = "") -> list[tuple[str, str]]:
-    storage, extension = _storage(type, extension)
+    storage, extension = arrow_types.storage(type, extension)
     if extension and extension not in TRANSPARENT:
         return [(name, extension)]
     if is_vector(storage) or is_list(storage):
@@ -71,45 +69,27 @@ def _leaves(name: str, path: str, type: Any, lengths: Mapping[str, int], extensi
         fields = [storage.field(i) for i in range(storage.num_fields)]
         inner = [_leaves(f"{name}.{f.name}", f"{path}.{f.name}", f.type, lengths, extension_of(f)) for f in fields]
         return [leaf for part in inner for leaf in part]
-    return [(name, _kind(storage))]
-
-
-def _kind(type: Any) -> str:
-    from pyarrow import types
-
-    if types.is_dictionary(type) and str(type.value_type) in STRINGS:
-        return "category"
-    if types.is_dictionary(type) or types.is_run_end_encoded(type):
-        type = type.value_type
-    if types.is_integer(type) or types.is_floating(type) or types.is_decimal(type) or types.is_boolean(type):
-        return "number"
-    if str(type) in STRINGS:
-        return "string"
-    if types.is_duration(type):
-        return "number"
-    if types.is_temporal(type):
-        return "time"
-    return str(type)
+    return [(name, arrow_types.kind(storage))]
 
 
 def _is_unreadable(type: Any) -> bool:
     """Whether a type has a part that is neither a number nor text nor a time."""
-    storage, extension = _storage(type)
+    storage, extension = arrow_types.storage(type)
     if extension and extension not in TRANSPARENT:
         return True
     if is_vector(storage) or is_list(storage):
         return _is_unreadable(_item(storage))
     if _is_struct(storage):
         return any(extension_of(f) not in ("", *TRANSPARENT) or _is_unreadable(f.type) for f in storage)
-    return _kind(storage) not in ("number", "string", "category", "time", "null")
+    return arrow_types.kind(storage) not in ("number", "string", "category", "time", "null")
 
 
 def measure(name: str, type: Any, array: Any, lengths: MutableMapping[str, int]) -> None:
     """Learn the lengths of lists without a fixed size from the first list of a pyarrow array."""
-    storage, extension = _storage(type)
+    storage, extension = arrow_types.storage(type)
     if extension and extension not in TRANSPARENT:
         return
-    array = _stored(array)
+    array = arrow_types.stored(array)
     if is_vector(storage):
         there = array.filter(array.is_valid()).slice(0, 1)
         if name not in lengths and len(there):
@@ -127,7 +107,7 @@ def measure(name: str, type: Any, array: Any, lengths: MutableMapping[str, int])
 
 def unmeasured(name: str, type: Any, lengths: Mapping[str, int]) -> bool:
     """Whether a type has lists of which `lengths` does not know the length."""
-    storage, extension = _storage(type)
+    storage, extension = arrow_types.storage(type)
     if extension and extension not in TRANSPARENT:
         return False
     if is_vector(storage):
@@ -140,16 +120,6 @@ def unmeasured(name: str, type: Any, lengths: Mapping[str, int]) -> bool:
     return False
 
 
-def is_ready(field: Any) -> bool:
-    """Whether the arrays of a field are plain columns as they are."""
-    from pyarrow import types
-
-    type = field.type
-    if types.is_float16(type) or types.is_decimal(type) or types.is_duration(type) or extension_of(field):
-        return False
-    return bool(types.is_primitive(type) or types.is_string(type) or types.is_null(type))
-
-
 def arrays(path: str, array: Any, lengths: Mapping[str, int]) -> list[Any]:
     """The plain pyarrow arrays of a column, in the order of `leaves`. Misfit names a row whose list
     has another length."""
@@ -157,7 +127,7 @@ def arrays(path: str, array: Any, lengths: Mapping[str, int]) -> list[Any]:
 
     if getattr(array.type, "extension_name", TRANSPARENT[0]) not in TRANSPARENT:
         return [array]
-    array = _stored(array)
+    array = arrow_types.stored(array)
     if is_vector(array.type) or is_list(array.type):
         length = array.type.list_size if _is_fixed(array.type) else lengths.get(path)
         if length and _is_unreadable(_item(array.type)):
@@ -174,7 +144,7 @@ def arrays(path: str, array: Any, lengths: Mapping[str, int]) -> list[Any]:
             known = extension_of(field) in ("", *TRANSPARENT)
             inner += arrays(f"{path}.{field.name}", part, lengths) if known else [part]
         return inner
-    return [_plain(array)]
+    return [arrow_types.plain(array)]
 
 
 def _nulls(array: Any) -> Any:
@@ -237,29 +207,6 @@ def _vectors(array: Any, length: int) -> Any:
     return pa.array(out.ravel(), mask=np.tile(gone, length) if gone.any() else None)
 
 
-def _plain(array: Any) -> Any:
-    """A column of a type that all of import knows: strings of one kind, durations as seconds, and
-    decimals as text, since pyarrow's own way to float64 is not the nearest number."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    from pyarrow import types
-
-    if types.is_run_end_encoded(array.type):
-        array = pc.run_end_decode(array)
-    if types.is_dictionary(array.type) and array.type.value_type != pa.string():
-        array = array.dictionary_decode()
-    if str(array.type) in STRINGS[1:]:
-        return array.cast(pa.string())
-    if types.is_float16(array.type):
-        return array.cast(pa.float32())
-    if types.is_decimal(array.type):
-        return array.cast(pa.string())
-    if types.is_duration(array.type):
-        whole = array.cast(pa.int64())
-        return pc.divide(whole.cast(pa.float64(), safe=False), SECONDS[array.type.unit])
-    return array
-
-
 def is_vector(type: Any) -> bool:
     """Whether a type is that of Spark's VectorUDT."""
     from pyarrow import types
@@ -293,17 +240,3 @@ def _item(type: Any) -> Any:
     import pyarrow as pa
 
     return pa.float64() if is_vector(type) else type.value_type
-
-
-def extension_of(field: Any) -> str:
-    """The extension type of a field that pyarrow does not know, which stands in its metadata."""
-    return str((field.metadata or {}).get(b"ARROW:extension:name", b""), errors="replace")
-
-
-def _storage(type: Any, extension: str = "") -> tuple[Any, str]:
-    name = getattr(type, "extension_name", extension)
-    return getattr(type, "storage_type", type), name
-
-
-def _stored(array: Any) -> Any:
-    return getattr(array, "storage", array)

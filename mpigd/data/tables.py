@@ -280,6 +280,8 @@ def _folder(folder: str, format: str | None, dialect: csv_file.Dialect) -> list[
             raise contents.unknown(os.path.join(folder, others[0]))
         raise DataError(f"{folder}: no CSV, Parquet or svmlight file in this folder")
     notes = [*_unused_keys(os.path.join(folder, "x"))]
+    if found[0].format == "svmlight" and found[0].constants:
+        notes.append(f"{folder}: svmlight has no named columns, so {listed(list(found[0].constants))} is left out")
     for names, why in ((others, "their names tell no format"), (empty, "empty")):
         if names:
             notes.append(f"{folder}: files left out ({why}): {listed(names)}")

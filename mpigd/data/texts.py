@@ -52,8 +52,9 @@ def slabs(data: h5py.Dataset, start: int, stop: int) -> Iterator[tuple[int, list
     DataError for damage, and for what only HDF5's own reader could read.
     """
     fixed = data.dtype.kind == "S"
-    step = max(1, SLAB_BYTES // max(1, data.dtype.itemsize * (data.shape[1] if _spelt(data) else 1) if fixed else ELEMENT))
-    heap = None if fixed else _Heap(data)
+    width = data.shape[1] if _spelt(data) else 1
+    step = max(1, SLAB_BYTES // max(1, data.dtype.itemsize * width if fixed else ELEMENT))
+    heap = None if fixed else _Stored(data)
     for first in range(start, stop, step):
         last = min(first + step, stop)
         if _spelt(data):
@@ -80,31 +81,83 @@ def _padded(data: h5py.Dataset, values: Array) -> Array:
     return np.char.rstrip(values, b" ") if spaces else values
 
 
-class _Heap:
-    """Reads texts of variable length from the bytes of the file."""
+class Heap:
+    """Reads texts of variable length from the bytes of a file. place: what messages call them."""
 
-    def __init__(self, data: h5py.Dataset) -> None:
-        self._data, self._place = data, declared.named(data)
-        self._handle = int(data.file.id.get_vfd_handle())
-        self._base = int(data.file.userblock_size)
+    def __init__(self, file: h5py.File, place: str) -> None:
+        self._place = place
+        self._handle = int(file.id.get_vfd_handle())
+        self._base = int(file.userblock_size)
         self._size = os.fstat(self._handle).st_size
         self._collections: dict[int, dict[int, bytes]] = {}
+
+    def texts(self, raw: bytes) -> list[bytes]:
+        """The texts of elements as a dataset or an attribute holds them."""
+        return [self._text(*struct.unpack_from("<IQI", raw, at)) for at in range(0, len(raw), ELEMENT)]
+
+    def _error(self, why: str) -> DataError:
+        return DataError(f"{self._place} {why}")
+
+    def _text(self, length: int, address: int, number: int) -> bytes:
+        if length == 0:
+            return b""
+        if address not in self._collections:
+            if len(self._collections) >= KEPT:
+                self._collections.clear()
+            self._collections[address] = self._collection(address)
+        text = self._collections[address].get(number)
+        if text is None or len(text) < length:
+            raise self._error("is damaged: a text is not where it should be")
+        return text[:length].split(b"\0", 1)[0]
+
+    def _collection(self, address: int) -> dict[int, bytes]:
+        """The objects of the collection at `address`, by their numbers."""
+        mark, size = struct.unpack("<8sQ", self.bytes_at(self._base + address, 16))
+        if mark[:5] != b"GCOL\1" or not 16 <= size <= LARGEST:
+            raise self._error("is damaged: its texts are not where they should be")
+        raw, at, found = self.bytes_at(self._base + address, size), 16, {}
+        while at + 16 <= size:
+            number, length = struct.unpack_from("<H6xQ", raw, at)
+            if number == 0:  # the rest is free
+                break
+            if length > size - at - 16:
+                raise self._error("is damaged: a text is longer than what holds it")
+            found[number] = raw[at + 16 : at + 16 + length]
+            at += 16 + (length + 7) // 8 * 8
+        return found
+
+    def bytes_at(self, place: int, count: int) -> bytes:
+        if place + count > self._size:
+            raise self._error("is damaged: its texts lie behind the end of the file")
+        parts, got = [], 0
+        while got < count:
+            part = os.pread(self._handle, count - got, place + got)
+            if not part:
+                raise self._error("is damaged: the file has become shorter")
+            parts.append(part)
+            got += len(part)
+        return b"".join(parts)
+
+
+class _Stored(Heap):
+    """The texts of a dataset."""
+
+    def __init__(self, data: h5py.Dataset) -> None:
+        super().__init__(data.file, declared.named(data))
+        self._data = data
         sizes = data.file.id.get_create_plist().get_sizes()
         compact = data.id.get_create_plist().get_layout() == h5py.h5d.COMPACT
         if data.is_virtual or data.external or sizes != (8, 8) or compact:
             raise self._error("holds texts of variable length in a way that is not read here: store texts of fixed length")
 
-    def _error(self, why: str) -> DataError:
-        return DataError(f"{self._place} {why}")
-
     def read(self, start: int, stop: int) -> list[bytes]:
         raw = self._elements(start, stop)
-        return [self._text(*struct.unpack_from("<IQI", raw, at)) for at in range(0, len(raw), ELEMENT)]
+        return self.texts(raw)
 
     def _elements(self, start: int, stop: int) -> bytes:
         if self._data.chunks is None:
             place, size = self._data.id.get_offset(), (stop - start) * ELEMENT
-            return bytes(size) if place is None else self._bytes(int(place) + start * ELEMENT, size)  # None: never written
+            return bytes(size) if place is None else self.bytes_at(int(place) + start * ELEMENT, size)  # None: never written
         if self._data.ndim != 1:
             raise self._error("holds texts of variable length in chunks of a matrix: store a vector")
         length, parts = self._data.chunks[0], []
@@ -137,43 +190,3 @@ class _Heap:
             return zlib.decompressobj().decompress(raw, size + 1)
         except zlib.error as error:
             raise self._error(f"is damaged: {error}") from error
-
-    def _text(self, length: int, address: int, number: int) -> bytes:
-        if length == 0:
-            return b""
-        if address not in self._collections:
-            if len(self._collections) >= KEPT:
-                self._collections.clear()
-            self._collections[address] = self._collection(address)
-        text = self._collections[address].get(number)
-        if text is None or len(text) < length:
-            raise self._error("is damaged: a text is not where it should be")
-        return text[:length].split(b"\0", 1)[0]
-
-    def _collection(self, address: int) -> dict[int, bytes]:
-        """The objects of the collection at `address`, by their numbers."""
-        mark, size = struct.unpack("<8sQ", self._bytes(self._base + address, 16))
-        if mark[:5] != b"GCOL\1" or not 16 <= size <= LARGEST:
-            raise self._error("is damaged: its texts are not where they should be")
-        raw, at, found = self._bytes(self._base + address, size), 16, {}
-        while at + 16 <= size:
-            number, length = struct.unpack_from("<H6xQ", raw, at)
-            if number == 0:  # the rest is free
-                break
-            if length > size - at - 16:
-                raise self._error("is damaged: a text is longer than what holds it")
-            found[number] = raw[at + 16 : at + 16 + length]
-            at += 16 + (length + 7) // 8 * 8
-        return found
-
-    def _bytes(self, place: int, count: int) -> bytes:
-        if place + count > self._size:
-            raise self._error("is damaged: its texts lie behind the end of the file")
-        parts, got = [], 0
-        while got < count:
-            part = os.pread(self._handle, count - got, place + got)
-            if not part:
-                raise self._error("is damaged: the file has become shorter")
-            parts.append(part)
-            got += len(part)
-        return b"".join(parts)

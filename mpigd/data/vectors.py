@@ -38,7 +38,8 @@ class Vectors:
         """The vectors of no rows."""
         import pyarrow as pa
 
-        return {name: pa.array([], pa.string()) if name == "id" else np.empty(0) for name in self._names}
+        none = {"id": pa.array([], pa.string())}
+        return {name: none.get(name, np.empty(0)) for name in self._names}
 
     def read(self, block: Block, rows: Rows) -> dict[str, Any]:
         """Each vector (m,): numpy arrays, but an id as text or whole numbers of Arrow."""
@@ -85,5 +86,6 @@ class Vectors:
 
         long = pc.greater(pc.binary_length(text), ID_BYTES).fill_null(False)
         where = np.asarray(long.to_numpy(zero_copy_only=False))
-        rows.fault(name, where, lambda row: f"{text[row].as_py()[:40]!r}...: an id has at most {ID_BYTES:,} bytes")
+        why = f"an id has at most {ID_BYTES:,} bytes"
+        rows.fault(name, where, lambda row: f"{text[row].as_py()[:40]!r}...: {why}")
         return text

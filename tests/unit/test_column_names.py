@@ -13,7 +13,7 @@ import pytest
 import mpigd
 from mpigd.comm import SelfComm
 from mpigd.config import Config
-from mpigd.data import column_names, hdf5
+from mpigd.data import column_names, hdf5, headers
 from mpigd.data.loading import Layout, load
 from mpigd.errors import DataError
 from mpigd.info import describe
@@ -198,3 +198,69 @@ def test_raw_tables_need_a_model_of_imported_data(tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("age,größe,c\n1,2,3\n")
     with pytest.raises(DataError, match="was not trained on imported data"):
         evaluate(model, [str(tmp_path / "new.csv")], Config(), SelfComm())
+
+
+# Attributes of variable length, which are read without HDF5
+
+
+@pytest.mark.parametrize("libver", ["earliest", "v110", "latest"])
+@pytest.mark.parametrize("others", [0, 4, 30])
+@pytest.mark.parametrize("userblock", [0, 512])
+def test_attributes_are_read_from_the_header(libver: str, others: int, userblock: int, tmp_path: Path) -> None:
+    """In every version of it, in its later blocks too. New files put many attributes elsewhere: these are not read."""
+    path, columns = tmp_path / "a.h5", ["age", "größe", "", "a longer name " * 20]
+    with h5py.File(path, "w", libver=libver, userblock_size=userblock) as file:
+        file["X"] = np.ones((3, 4))
+        for item in (file, file["X"]):
+            for number in range(others):
+                item.attrs[f"other{number}"] = ["some", "texts"]
+            item.attrs["columns"] = columns
+            item.attrs["one"] = "größe"
+            item.attrs["none"] = np.array([], dtype=h5py.string_dtype())
+    expected = {"columns": [name.encode() for name in columns], "one": ["größe".encode()], "none": []}
+    with hdf5.open_read(path) as file:
+        for item in (file, file.raw("X")):
+            for key, texts in expected.items():
+                found = headers.texts(item, key, "here")
+                assert found == (None if others > 6 and libver != "earliest" else texts)
+
+
+def test_damage_of_a_heap_is_an_error_and_no_loop(tmp_path: Path) -> None:
+    """Every bit of the heap and of the header: names, another error of ours, or nothing. HDF5 itself would not come back."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["X"], file.attrs["feature_names"] = np.ones((5, 3)), ["a", "bb", "ccc"]
+    whole = path.read_bytes()
+    heap = whole.index(b"GCOL")
+    found = set()
+    for bit in range(8 * 96):
+        damaged = bytearray(whole)
+        damaged[heap + bit // 8] ^= 1 << bit % 8
+        path.with_name(f"{bit}.h5").write_bytes(damaged)
+        with hdf5.open_read(path.with_name(f"{bit}.h5")) as file:
+            try:
+                found.add(str(column_names.columns(file, "X", 3)))
+            except DataError as error:
+                assert "attribute 'feature_names' is damaged: " in str(error)
+                found.add("damaged")
+    assert {"damaged", "['a', 'bb', 'ccc']"} < found
+
+
+def test_a_header_in_a_circle(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["X"] = np.ones((5, 3))
+        for number in range(6):
+            file.attrs[f"other{number}"] = ["text"] * 20
+        file.attrs["feature_names"] = ["a", "b", "c"]
+    raw = bytearray(path.read_bytes())
+    with h5py.File(path) as file:
+        start = h5py.h5o.get_info(file.id).addr + 16
+    at = start
+    while raw[at] != headers.CONTINUATION:
+        at += 8 + int.from_bytes(raw[at + 2 : at + 4], "little")
+    with hdf5.open_read(path) as file:
+        raw[at + 8 : at + 24] = start.to_bytes(8, "little") + (at + 24 - start).to_bytes(8, "little")
+        path.write_bytes(raw)  # HDF5 has read it before
+        with pytest.raises(DataError, match="is damaged: the header of its object has no end"):
+            headers.texts(file, "feature_names", "a.h5")

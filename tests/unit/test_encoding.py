@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import math
+from collections import Counter
 from decimal import Decimal
 from fractions import Fraction
 
@@ -23,6 +24,7 @@ from mpigd.data.encoder import Encoder
 from mpigd.data.encoding import Column, Encoding, Target
 from mpigd.data.number_text import read_numbers, to_numbers
 from mpigd.data.tables import Block
+from mpigd.data.text_counts import counted
 from mpigd.errors import DataError
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -217,3 +219,17 @@ def test_the_layout_on_disk_whatever_the_pieces(tmp_path, layout, monkeypatch):
                 assert (again != X).nnz == 0
             np.testing.assert_array_equal(file["y"][...], y)
             np.testing.assert_array_equal(file["key"][...], np.arange(300))
+
+
+@pytest.mark.parametrize("columns", [1, 2, 40])
+@pytest.mark.parametrize("rows", [0, 1, 50, 2000])
+def test_texts_are_counted_in_the_order_in_which_they_come(columns, rows):
+    rng = np.random.default_rng(rows)
+    values = [rng.choice(["a", "b", "", "zz", None], rows).tolist() for _ in range(columns)]
+    values[0] = [3 if text is None else None for text in values[0]]  # numbers are texts too
+    found = list(counted([pa.array(column, pa.int64() if j == 0 else pa.string()) for j, column in enumerate(values)]))
+    assert len(found) == columns
+    for column, (gone, texts, counts) in zip(values, found, strict=True):
+        assert gone.tolist() == [value is None for value in column]
+        truth = Counter(str(value) for value in column if value is not None)
+        assert list(zip(texts, counts, strict=True)) == list(truth.items())

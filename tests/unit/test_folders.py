@@ -193,3 +193,10 @@ def test_new_data_from_a_part_of_a_partitioned_table_say_what_is_missing(tmp_pat
         encode_like([str(tmp_path / "t" / "year=2013")], str(tmp_path / "p.h5"), read_encoding(out))
     done = encode_like([str(tmp_path / "t")], str(tmp_path / "p.h5"), read_encoding(out))
     assert done.notes == (f"{tmp_path}/t: files left out (their names tell no format): README.md",)
+
+
+def test_keys_of_svmlight_are_said_to_be_left_out(tmp_path, out):
+    (tmp_path / "t" / "year=2013").mkdir(parents=True)
+    write(tmp_path / "t" / "year=2013" / "a.svm", "1 1:2\n")
+    done = import_data([str(tmp_path / "t")], out)
+    assert done.notes == (f"{tmp_path}/t: svmlight has no named columns, so year is left out",)

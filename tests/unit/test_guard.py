@@ -305,7 +305,7 @@ TYPES = {
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_types_that_are_no_numbers(kind: str, tmp_path: Path) -> None:
-    refused(data(tmp_path / "data.h5", typed(TYPES[kind][0])), TYPES[kind][1], unwritten=True)
+    refused(data(tmp_path / "data.h5", typed(TYPES[kind][0])), TYPES[kind][1])
 
 
 def test_a_dataset_without_a_shape(tmp_path: Path) -> None:

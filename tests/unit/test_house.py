@@ -73,6 +73,7 @@ DOORS = {
         "mpigd.data.foreign_matrix",
         "mpigd.data.guard",
         "mpigd.data.hdf5",
+        "mpigd.data.headers",
         "mpigd.data.marks",
         "mpigd.data.source",
         "mpigd.data.texts",

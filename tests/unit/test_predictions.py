@@ -163,13 +163,15 @@ def test_labels_that_are_fractions(tmp_path: Path) -> None:
 # Ids.
 
 
-def with_ids(files: Sequence[str], ids: Array) -> None:
+def with_ids(files: Sequence[str], ids: Array, varying: bool = False) -> None:
     start = 0
     for path in files:
         with h5py.File(path, "r+") as file:
             n = file["X"].shape[0]
             part = ids[start : start + n]
-            if part.dtype.kind == "S":
+            if varying:
+                file["id"] = [text.decode() for text in part.tolist()]
+            elif part.dtype.kind == "S":
                 width = max(1, max(map(len, part.tolist())))  # each file has texts of a length of its own
                 file["id"] = part.astype(h5py.string_dtype("utf-8", width))
             else:
@@ -186,16 +188,16 @@ IDS = {
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
-@pytest.mark.parametrize("kind", IDS)
+@pytest.mark.parametrize("kind", [*IDS, "varying texts"])
 def test_ids(kind: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predicting, "SLAB", 20)
     model, files = softmax(tmp_path, ("a", "b"))
-    with_ids(files, IDS[kind])
+    with_ids(files, IDS[kind.removeprefix("varying ")], kind.startswith("varying"))
     targets = in_folder(tmp_path)
     run(size, lambda comm: predict(model, files, targets, Config(), comm, True))
     columns = agree(targets, 157)
     assert list(columns)[:4] == ["id", "file", "row", "prediction"]
-    expected = IDS[kind].tolist() if kind != "texts" else [text.decode() for text in IDS[kind].tolist()]
+    expected = IDS[kind].tolist() if "texts" not in kind else [text.decode() for text in IDS["texts"].tolist()]
     assert columns["id"] == expected
 
 
@@ -224,7 +226,7 @@ def test_ids_that_do_not_fit(tmp_path: Path) -> None:
         predict(model, files[2:], out, Config(), SelfComm())
 
 
-@pytest.mark.parametrize("ids", [np.arange(157.0), np.arange(3), [["x"]] * 157])
+@pytest.mark.parametrize("ids", [np.arange(157.0), np.arange(3), [["x"]] * 157, ["x" * 1025] * 157])
 def test_ids_that_cannot_be_copied_are_said(ids: Any, tmp_path: Path) -> None:
     """Nothing is left out silently; the predictions come all the same."""
     model, files = softmax(tmp_path, ("a", "b"))

@@ -168,7 +168,7 @@ def test_a_vector_too_wide_for_columns_is_refused(tmp_path):
 
 
 DAY, ZONE = dt.datetime(2013, 1, 1, 10), dt.UTC
-TYPES = {
+TYPES = {  # array, kind, values
     "decimal128": (pa.array([Decimal("1.50"), None], pa.decimal128(38, 2)), "number", [1.5, None]),
     "decimal256": (pa.array([Decimal("0.1"), Decimal("1e30")], pa.decimal256(76, 20)), "number", [0.1, 1e30]),
     "half": (pa.array(np.array([1.5, 65504], np.float16)), "number", [1.5, 65504]),
@@ -181,6 +181,11 @@ TYPES = {
     "large text": (pa.array(["a", None], pa.large_string()), "string", ["a", None]),
     "text view": (pa.array(["a", "b" * 50], pa.string_view()), "string", ["a", "b" * 50]),
     "large dictionary": (pa.array(["a", "b"], pa.large_string()).dictionary_encode(), "category", ["a", "b"]),
+    "view dictionary": (
+        pa.DictionaryArray.from_arrays(pa.array([1, 0]), pa.array(["a", "b"], pa.string_view())),
+        "category",
+        ["b", "a"],
+    ),
     "date": (pa.array([DAY.date()] * 2, pa.date32()), "time", [DAY.date()] * 2),
     "time": (pa.array([DAY] * 2, pa.timestamp("us")), "time", [DAY] * 2),
     "zone": (pa.array([DAY] * 2, pa.timestamp("us", "UTC")), "time", [DAY.replace(tzinfo=ZONE)] * 2),
@@ -194,7 +199,7 @@ TYPES = {
 @pytest.mark.parametrize("name", list(TYPES))
 def test_every_type(tmp_path, name):
     array, kind, values = TYPES[name]
-    path = table(tmp_path, {"a": array})
+    path = table(tmp_path, {"a": array}, "a.arrows.arrow" if name == "view dictionary" else "a.parquet")
     kinds, found = read(path, None if values else [])
     assert kinds == {"a": kind} or (kind.startswith("map") and kinds["a"].startswith("map"))
     if kind == "number":
@@ -284,5 +289,20 @@ def test_damaged_text_is_named_with_its_file(tmp_path):
     path = table(tmp_path, {"a": ["good", "hmm!"]}, use_dictionary=False, compression="none", write_statistics=False)
     raw = Path(path).read_bytes()
     Path(path).write_bytes(raw.replace(b"hmm!", b"hm\xff!", 1))
-    with pytest.raises(DataError, match=r"a.parquet: cannot be read: .*UTF8"):
+    with pytest.raises(DataError, match=r"a.parquet: cannot be read: column 'a': .*UTF8.*: leave it out with --drop a$"):
         read(path)
+
+
+def test_two_columns_of_lists_with_the_same_name(tmp_path):
+    path = table(tmp_path, [("v", [[1, 2]]), ("v", [[3, 4, 5]])])
+    assert read(path, rename=True)[1] == {"v[0]": [1], "v[1]": [2], "v.1[0]": [3], "v.1[1]": [4], "v.1[2]": [5]}
+
+
+def test_many_columns_of_lists_are_measured_in_one_pass(tmp_path, monkeypatch):
+    opened = []
+    usual = pq.ParquetFile
+    monkeypatch.setattr(pq, "ParquetFile", lambda *args, **options: opened.append(1) or usual(*args, **options))
+    path = table(tmp_path, {f"v{j}": [[1.0, 2.0]] for j in range(50)})
+    opened.clear()
+    kinds, _ = read(path)
+    assert len(kinds) == 100 and len(opened) <= 3
