@@ -55,7 +55,7 @@ class Texts:
 
     def __init__(self, place: str, data: h5py.Dataset, mask: h5py.Dataset | None = None) -> None:
         self.place, self._data, self._mask = place, data, mask
-        self.shape = data.shape
+        self.shape = texts.shape_of(data)
 
     def classes(self) -> tuple[str, ...]:
         """The different texts, ascending."""

@@ -137,8 +137,8 @@ def _row_at(info: Info, x: str, wanted: int) -> int:
 
 
 def _read_vectors(info: Info, segment: Segment, layout: Layout) -> dict[str, Array]:
-    """Everything of a segment but X."""
-    wanted = [*info.extras, *([layout.y] if info.has_y else [])]
+    """Everything of a segment but X; the target only where it is needed: rows to be predicted may have none."""
+    wanted = [*info.extras, *([layout.y] if info.has_y and layout.need_y else [])]
     with reading(info, segment) as file:
         vectors = {name: read_vector(file, name, segment, info) for name in wanted}
     if layout.y != "y" and layout.y in vectors:

@@ -35,17 +35,32 @@ def holds_text(data: h5py.Dataset) -> bool:
     return data.dtype.kind == "S" or h5py.check_string_dtype(data.dtype) is not None
 
 
+def shape_of(data: h5py.Dataset) -> tuple[int, ...]:
+    """The shape of the texts: netCDF has texts, too, whose letters are a row of a matrix."""
+    shape: tuple[int, ...] = data.shape
+    return shape[:1] if _spelt(data) else shape
+
+
+def _spelt(data: h5py.Dataset) -> bool:
+    return bool(data.dtype == np.dtype("S1") and data.ndim == 2 and min(data.shape) > 1)
+
+
 def slabs(data: h5py.Dataset, start: int, stop: int) -> Iterator[tuple[int, list[bytes]]]:
-    """Texts start to stop of a vector (n,), (n, 1) or (1, n), piece by piece: the first row of each, and the bytes of its texts.
+    """Texts start to stop of a vector (n,), (n, 1) or (1, n), or of letters (n, k), piece by piece: the first row of each, and
+    the bytes of its texts.
 
     DataError for damage, and for what only HDF5's own reader could read.
     """
     fixed = data.dtype.kind == "S"
-    step = max(1, SLAB_BYTES // max(1, data.dtype.itemsize if fixed else ELEMENT))
+    width = data.shape[1] if _spelt(data) else 1
+    step = max(1, SLAB_BYTES // max(1, data.dtype.itemsize * width if fixed else ELEMENT))
     heap = None if fixed else _Stored(data)
     for first in range(start, stop, step):
         last = min(first + step, stop)
-        if heap is None:
+        if _spelt(data):
+            letters = np.ascontiguousarray(data[first:last])
+            yield first, np.char.rstrip(letters.view(f"S{data.shape[1]}")[:, 0], b" ").tolist()
+        elif heap is None:
             yield first, _padded(data, piece(data, first, last)).tolist()
         else:
             yield first, heap.read(first, last)

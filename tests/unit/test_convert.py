@@ -25,7 +25,9 @@ Array = np.ndarray[Any, Any]
 
 
 def read(path: Path) -> tuple[Shard, Array]:
-    shard = load([str(path)], Layout(need_y=False), SelfComm())
+    with h5py.File(path) as file:
+        target = "y" in file
+    shard = load([str(path)], Layout(need_y=target), SelfComm())
     if isinstance(shard.X, Dense):
         return shard, shard.X.values
     assert isinstance(shard.X, CSR)

@@ -392,6 +392,12 @@ def test_predictions_have_the_names(tmp_path: Path) -> None:
         found = file["prediction"].asstr()[...]
     assert set(found) == {"B cell", "T cell"}
     assert np.mean((found == "B cell") == (y == 1)) > 0.7
+    for name, labels in (("texts", np.array([b""] * 40)), ("numbers", np.full(40, np.nan))):  # which nobody knows yet
+        rows_without = plain(tmp_path / f"{name}.h5", X, labels)
+        done = python("-m", "mpigd", "predict", tmp_path / "model.h5", rows_without, "-o", tmp_path / f"p-{name}.h5")
+        assert done.returncode == 0, done.stderr
+        with h5py.File(tmp_path / f"p-{name}.h5") as file:
+            np.testing.assert_array_equal(file["prediction"].asstr()[...], found)
 
 
 def test_a_plan_counts_the_classes(tmp_path: Path) -> None:
@@ -430,10 +436,17 @@ def test_a_target_of_several_columns(tmp_path: Path) -> None:
     assert "'y' has shape (40, 2), expected (40,): one column for each class or output is not read" in message
 
 
+def letters(labels: Array) -> Array:
+    """Texts as netCDF's classic model has them: (n, k) letters."""
+    fixed = np.char.encode(labels, "utf-8")
+    return fixed.view("S1").reshape(len(fixed), -1)
+
+
 LABELS = ["öl", "b", "a and b", "10", "9"]
 TEXTS: dict[str, Any] = {
     "fixed": lambda file, labels: file.create_dataset("y", data=np.char.encode(labels, "utf-8")),
     "fixed in a column": lambda file, labels: file.create_dataset("y", data=np.char.encode(labels, "utf-8").reshape(-1, 1)),
+    "letters": lambda file, labels: file.create_dataset("y", data=letters(labels)),
     "variable": lambda file, labels: file.create_dataset("y", data=labels.astype(object), dtype=h5py.string_dtype()),
     "variable in a column": lambda file, labels: file.create_dataset(
         "y", data=labels.astype(object).reshape(-1, 1), dtype=h5py.string_dtype()
