@@ -9,6 +9,8 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
+from sklearn.preprocessing import OneHotEncoder
 
 from mpigd.data import csv_file, hdf5, ids
 from mpigd.data.encoding import Column, Encoding, Target
@@ -48,7 +50,11 @@ BAD = {
 
 def matrix(path):
     with h5py.File(path) as file:
-        return file["X"][...]
+        X = file["X"]
+        if isinstance(X, h5py.Group):
+            parts = (X[name][...] for name in ("data", "indices", "indptr"))
+            return sp.csr_matrix(tuple(parts), X.attrs["shape"]).toarray()
+        return X[...]
 
 
 def vector(path, name):
@@ -220,6 +226,23 @@ def test_rare_and_unseen_levels(tmp_path, out, unseen):
     sizes = table(tmp_path / "c.csv", ["rome,xl,0"], "city,size,y")
     with pytest.raises(DataError, match=r"column 'size' is 'xl'.*: correct it, or use --unseen zero or --on-bad-row skip"):
         encode_like([sizes], other, Encoding.from_dict(stored(out)), Policies(unseen="other", command="predict"))
+
+
+def test_rare_levels_are_those_of_scikit_learn(tmp_path, out):
+    rng = np.random.default_rng(4)
+    levels = np.array([f"l{i:02}" for i in range(30)])
+    train = pd.DataFrame({"c": levels[rng.geometric(0.15, 2000) % 30], "y": 0.5})
+    new = pd.DataFrame({"c": [*levels, "new", "l1"], "y": 0.5})
+    known = OneHotEncoder(min_frequency=25, handle_unknown="infrequent_if_exist", sparse_output=False)
+    known.fit(train[["c"]])
+    for frame, name in ((train, "train.csv"), (new, "new.csv")):
+        frame.to_csv(tmp_path / name, index=False)
+    import_data([str(tmp_path / "train.csv")], out, target="y", min_count=25, unseen="other")
+    import_data([str(tmp_path / "new.csv")], out + "2", like=out)
+    for frame, path in ((train, out), (new, out + "2")):
+        np.testing.assert_array_equal(matrix(path), known.transform(frame[["c"]]))
+    kept = [f"c={level}" for level in levels if level not in known.infrequent_categories_[0]]
+    assert names(out) == [name for name in kept if name[2:] in set(train["c"])] + ["c=<other>"]
 
 
 def stored(path):

@@ -29,7 +29,7 @@ def test_paths_may_be_path_objects(tmp_path: Path) -> None:
 def test_import_takes_path_objects(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("a,b\n1,2\n3,4\n")
     assert mpigd.import_data(tmp_path / "table.csv", tmp_path / "table.h5", target="b").rows == 2
-    with pytest.raises(UsageError, match="--format xls: expected csv, parquet or svmlight"):
+    with pytest.raises(UsageError, match="--format xls: expected csv, parquet, arrow, orc, svmlight"):
         mpigd.import_data(tmp_path / "table.csv", tmp_path / "table.h5", target="b", format="xls")
 
 
