@@ -23,6 +23,7 @@ from mpigd.model.fitted import Model
 from mpigd.model.losses import LOSSES, Loss
 from mpigd.model.response import margins, mean_response, predicted_class
 from mpigd.model.targets import Classes, check_codes, check_domain
+from mpigd.places import located
 from mpigd.reduce import total
 from mpigd.world import enter
 
@@ -116,7 +117,7 @@ def encoded(paths: Sequence[str], model: Model, comm: Comm, need_y: bool = True)
 
 
 def _temporary_folder() -> str:
-    where = os.environ.get("MPIGD_TMPDIR", ".")
+    where = located(os.environ.get("MPIGD_TMPDIR", "."))
     try:
         return tempfile.mkdtemp(prefix=".mpigd-", dir=where)
     except OSError as error:
