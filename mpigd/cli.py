@@ -21,7 +21,9 @@ from mpigd.launch import launched
 from mpigd.options import Parser, add_options
 from mpigd.predict_arguments import evaluate_arguments, predict_arguments
 from mpigd.streams import put, say
-from mpigd.world import enter
+from mpigd.world import HANG_TIMEOUT, connect, enter
+
+STARTING = 30.0  # seconds by which ranks may start later than others, at least: a launcher and a busy disk take their time
 
 
 def parser() -> Parser:
@@ -78,8 +80,10 @@ def _cv_arguments(sub: argparse.ArgumentParser) -> None:
 
 def _connect(arguments: argparse.Namespace, limit: float | None = None) -> Comm:
     """The communicator, with the kernels' cache in place before anything imports numba. limit: seconds to wait for all ranks."""
+    what = f"mpigd {arguments.command}"
     cache.check()
-    comm = enter(None, f"mpigd {arguments.command}", limit)
+    connect(max(limit or HANG_TIMEOUT, STARTING), what)
+    comm = enter(None, what, limit)
     cache.prepare()
     cache.import_lean()
     return comm

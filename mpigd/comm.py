@@ -158,10 +158,14 @@ class MPIComm:
         return received, incoming
 
     def send(self, buffer: Array, dest: int) -> None:
+        self.recorder.wait()
         self._slices(self._raw.Send, buffer, dest)
+        self.recorder.go()
 
     def recv(self, buffer: Array, source: int) -> None:
+        self.recorder.wait()
         self._slices(self._raw.Recv, _flat(buffer), source)
+        self.recorder.go()
 
     def split(self, color: int) -> Comm:
         self.recorder.enter(b"split", 0)

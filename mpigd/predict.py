@@ -24,6 +24,7 @@ from mpigd.model.fitted import Model
 from mpigd.model.losses import LOSSES, Loss
 from mpigd.model.response import margins, mean_response, predicted_class
 from mpigd.model.targets import Classes, as_trained, check_codes, check_domain, check_numeric, check_weights
+from mpigd.places import located
 from mpigd.predictions import Form, Slab, Targets, check_parquet, writing
 from mpigd.reduce import total
 from mpigd.world import enter
@@ -123,7 +124,7 @@ def encoded(
 
 
 def _temporary_folder() -> str:
-    where = os.environ.get("MPIGD_TMPDIR", ".")
+    where = located(os.environ.get("MPIGD_TMPDIR", "."))
     try:
         return tempfile.mkdtemp(prefix=".mpigd-", dir=where)
     except OSError as error:

@@ -126,8 +126,16 @@ class Recorder:
         self._entered = 0.0
         LEFT.pack_into(self._map, self._at + LEFT_AT, time.time())
 
+    def wait(self) -> None:
+        """This rank waits for one other: nothing that all of them count."""
+        self._entered = time.time()
+
+    def go(self) -> None:
+        """It does not wait any more."""
+        self._entered = 0.0
+
     def inside(self) -> float:
-        """Seconds since the collective was entered in which this rank is; 0 if in none."""
+        """Seconds since the collective was entered in which this rank is, or since it waits; 0 if in none."""
         entered = self._entered
         return time.time() - entered if entered else 0.0
 

@@ -51,12 +51,30 @@ def test_one_rank_alone_trains(what: str, flavour: str) -> None:
 def test_another_command_alone(place: Place) -> None:
     """The other process never starts MPI: the wait is within its start."""
     words = [*place.train("another", None)]
-    done = mpiexec(1, *words, ":", "-n", "1", sys.executable, "-c", "import time; time.sleep(60)", timeout=40)
+    done = mpiexec(1, *words, ":", "-n", "1", sys.executable, "-c", "import time; time.sleep(90)", timeout=60)
     assert done.returncode == 70, done.stderr
-    assert f"mpigd train has waited {HANG} s (--hang-timeout) for the other ranks to call it too" in done.stderr
+    assert "mpigd train has waited 30 s (--hang-timeout) for the other ranks to call it too" in done.stderr
 
 
-def test_ranks_with_different_commands(place: Place, tmp_path: Path) -> None:
+WAITS = """
+import time, numpy as np
+from mpigd import world
+comm = world.connect({limit})
+if comm.rank == 0:
+    comm.recv(np.zeros(3), 1)
+time.sleep(60)
+"""
+
+
+def test_a_message_that_never_comes() -> None:
+    """As where predictions go to the rank that writes them."""
+    done = mpiexec(2, "-c", WAITS.format(limit=HANG), timeout=40)
+    assert done.returncode == 70, done.stderr
+    assert f"a collective has not ended after {HANG} s (--hang-timeout)" in done.stderr
+    assert "in comm.py:" in done.stderr
+
+
+def test_ranks_with_different_commands(place: Place) -> None:
     words = place.train("different")
     done = mpiexec(1, *words, ":", "-n", "1", sys.executable, "-m", "mpigd", "doctor", timeout=40)
     assert done.returncode == 69, done.stderr
