@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from mpigd.config import Config
 from mpigd.data.beside import Beside, beside, named
 from mpigd.data.column_names import check_columns, tell
 from mpigd.data.loading import Layout, load, passing
-from mpigd.data.policies import Policies
 from mpigd.data.shard import Shard
 from mpigd.errors import DataError, MpigdError, StorageError, UsageError
 from mpigd.metrics import score
@@ -28,6 +27,9 @@ from mpigd.places import located
 from mpigd.predictions import Form, Slab, Targets, check_parquet, writing
 from mpigd.reduce import total
 from mpigd.world import enter
+
+if TYPE_CHECKING:  # which imports what training has no use for
+    from mpigd.data.policies import Policies
 
 Array = np.ndarray[Any, Any]
 Note = Callable[[str], None]
@@ -131,6 +133,13 @@ def _temporary_folder() -> str:
         raise StorageError(f"{where}: no folder for encoded data can be made: {error.strerror} (MPIGD_TMPDIR)") from error
 
 
+def _policies(command: str) -> Policies:
+    """Those of the model."""
+    from mpigd.data.policies import Policies
+
+    return Policies(command=command)
+
+
 def _encode(
     paths: Sequence[str], output: str, model: Model, policies: Policies, note: Note, allow_duplicates: bool
 ) -> None:  # fmt: skip
@@ -162,7 +171,7 @@ def evaluate(
     policies: what becomes of rows of raw tables that do not fit. note: takes what the user should know.
     """
     comm = enter(comm, "evaluate")
-    policies = policies or Policies(command="evaluate")
+    policies = policies or _policies("evaluate")
     with encoded(paths, model, comm, policies, note, config.allow_duplicates) as files:
         layout = _layout(model, config, config.partition)
         shard, slabs = passing(files, layout, comm)
@@ -202,7 +211,7 @@ def predict(
     with together(comm):
         if comm.rank == 0:
             targets.check([*paths, *models])
-    policies = policies or Policies(command="predict")
+    policies = policies or _policies("predict")
     with encoded(paths, model, comm, policies, note, config.allow_duplicates) as files:
         shard = load(files, _layout(model, config, "range", need_y=False), comm)
         tell(check_columns(shard, model.coef.shape[1], model.encoding.get("feature_names")), note, comm)
