@@ -220,8 +220,8 @@ def world(kind: type[AnyComm], recorder: Recorder, finalize: bool = True) -> Any
     """A communicator of all ranks; of our own, unless `finalize` is off. Only here is MPI initialised."""
     import mpi4py
 
-    if not finalize:  # else as mpi4py, or who uses us, has it
-        mpi4py.rc.finalize = False
+    if mpi4py.rc.finalize is None or not finalize:  # else as who uses us has it
+        mpi4py.rc.finalize = finalize
     if "mpi4py.MPI" not in sys.modules:
         mpi4py.rc.initialize = False  # it would not let the watch's thread run meanwhile
     from mpi4py import MPI
