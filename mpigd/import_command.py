@@ -132,7 +132,7 @@ def import_command(arguments: argparse.Namespace) -> int:
 
     done = import_data(arguments.source, arguments.output, progress=show, **options)
     if done.table:
-        put(done.table)
+        say(f"{done.table}\n")
     for note in done.notes:
         say(f"note: {note}\n")
     dropped = f", {done.dropped:,} rows dropped" if done.dropped else ""

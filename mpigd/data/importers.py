@@ -67,8 +67,8 @@ def import_data(
     with _output(found, output) as file, tables.guarded(found):
         if found[0].format == "svmlight":
             told.refuse(SVMLIGHT_OPTIONS, "svmlight has no named columns")
-            fitted = svmlight.fit(found, told.missing, told.dtype, ticker, told.features, told.zero_based)
-            encoding, notes, table = fitted, [note for source in found for note in source.notes], ""
+            encoding, notes = svmlight.fit(found, told.missing, told.dtype, ticker, told.features, told.zero_based)
+            table = ""
         else:
             _refuse_indices(found, told)
             seen = survey(found, told, ticker)

@@ -6,14 +6,17 @@ around a large number: seconds since 1970 within a day become a handful of value
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from mpigd.data.encoding import listed
 from mpigd.data.exact_means import slabs
 
 Array = np.ndarray[Any, Any]
 FEW_STEPS = 1 << 10  # of float32 between the smallest and the largest value
+MOST_COLUMNS = 1 << 22  # of compressed rows whose spread is known
 NOISE = 2.0**-42  # relative: what computing in float64 leaves of equal numbers
 
 
@@ -98,3 +101,46 @@ class Spread:
         self.changes[columns] += np.count_nonzero(changed, axis=1)
         kept = changed & (after.astype(np.float32) != before.astype(np.float32))
         self.kept[columns] += np.count_nonzero(kept, axis=1)
+
+
+class EntrySpread(Spread):
+    """The same of compressed rows, from the entries that are stored, for columns below MOST_COLUMNS.
+
+    How values change from one row to the next is not looked at.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def add_entries(self, columns: Array, values: Array) -> None:
+        """Look at entries: their columns (m,) and values (m,) float64; NaN and zeros are left out."""
+        some = (columns < MOST_COLUMNS) & (values != 0) & np.isfinite(values)
+        columns, values = columns[some], values[some]
+        if columns.size == 0:
+            return
+        self._grow(int(columns.max()) + 1)
+        with np.errstate(over="ignore", under="ignore"):
+            short = values.astype(np.float32)
+        np.minimum.at(self.low, columns, values)
+        np.maximum.at(self.high, columns, values)
+        self.rounded[columns[short != values]] = True
+        np.add.at(self.vanished, columns[short == 0], 1)
+        np.add.at(self.infinite, columns[np.isinf(short)], 1)
+
+    def _grow(self, p: int) -> None:
+        more = p - self.low.size
+        if more > 0:
+            fresh = vars(Spread(max(more, self.low.size)))
+            for name, known in vars(self).items():
+                setattr(self, name, np.concatenate([known, fresh[name]]))
+
+
+def type_of(damaged: Mapping[str, str], asked: str) -> tuple[str, list[str]]:
+    """The type of X, and a note if float32 damages columns. damaged: column -> what float32 does to
+    it; asked: "auto", "float32" or "float64"."""
+    if not damaged or asked == "float64":
+        return "float32" if asked == "auto" else asked, []
+    each = listed([f"{column}: {why}" for column, why in damaged.items()])
+    if asked == "float32":
+        return asked, [f"{each}: --dtype float64 keeps them"]
+    return "float64", [f"X is float64, because of {each}"]

@@ -20,6 +20,7 @@ from mpigd.data.levels import Groups, check_unseen, describe, describe_rare, gat
 from mpigd.data.looks import alike, look
 from mpigd.data.missing import Missing
 from mpigd.data.number_text import NumberFormat
+from mpigd.data.precision import type_of
 from mpigd.data.spelling import merged
 from mpigd.data.tables import Source
 from mpigd.errors import DataError, UsageError
@@ -65,7 +66,8 @@ class Survey:
         self.missing.check(options.missing, special, dates=dates, with_reference=levels)
         self.missing.check_levels(options.missing, list(levels))
         numbers = {name: facts[name] for name in features if self.kinds[name] == "number"}
-        dtype, notes = _dtype(numbers, options.dtype)
+        damaged = {f"column {name!r}": fact.damaged for name, fact in numbers.items() if fact.damaged}
+        dtype, notes = type_of(damaged, options.dtype)
         notes = [*self.told, *describe(levels, options.drop_first), *describe_rare(groups), *notes]
         notes += [
             f"column {name!r} counts the rows ({facts[name].low:g} to {facts[name].high:g}): "
@@ -192,16 +194,6 @@ def _text(name: str, fact: Facts, kind: str, options: Options) -> tuple[str, str
         fact.mean = true / sum(fact.values.values())
         fact.nonzeros = true
     return seen.kind, seen.problem
-
-
-def _dtype(numbers: Mapping[str, Facts], asked: str) -> tuple[str, list[str]]:
-    """The type of X, and a note if float32 would lose what makes up a column."""
-    damaged = [f"column {name!r}: {fact.damaged}" for name, fact in numbers.items() if fact.damaged]
-    if not damaged or asked == "float64":
-        return "float32" if asked == "auto" else asked, []
-    if asked == "float32":
-        return asked, [f"{listed(damaged)}: --dtype float64 keeps them"]
-    return "float64", [f"X is float64, because of {listed(damaged)}"]
 
 
 def _encoding(

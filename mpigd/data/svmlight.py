@@ -17,6 +17,7 @@ import numpy as np
 from mpigd.data.compressed import open_bytes, reading
 from mpigd.data.encoding import Encoding
 from mpigd.data.policies import Policies
+from mpigd.data.precision import EntrySpread, type_of
 from mpigd.data.survey import choose_layout
 from mpigd.data.tables import Source
 from mpigd.errors import DataError
@@ -171,20 +172,23 @@ def _check(block: Lines) -> None:
 def fit(
     sources: Sequence[Source], missing: str, dtype: str, tick: Callable[[int], None],
     features: int | None = None, zero_based: bool | None = None,
-) -> Encoding:  # fmt: skip
-    """The encoding of these files: how many features, from which index, and whether the rows are sparse. One pass.
+) -> tuple[Encoding, list[str]]:  # fmt: skip
+    """The encoding of these files (how many features, from which index, whether the rows are sparse),
+    and notes for the user. One pass.
 
     features: how many there are, None for as many as the highest index tells. zero_based: whether
     indices count from 0 or from 1, None for from 1 unless some index is 0.
     """
     rows = nonzeros = 0
     low, high = MOST_FEATURES, -1
+    spread = EntrySpread()
     most = MOST_FEATURES if features is None else features - (zero_based is True)
     for source in sources:
         for block in read(source.path):
             rows += block.y.size
             nonzeros += int(np.count_nonzero(block.values))
             _check_told(block, zero_based, features, most)
+            spread.add_entries(block.indices, block.values)
             if block.indices.size:
                 low, high = min(low, int(block.indices.min())), max(high, int(block.indices.max()))
             tick(rows)
@@ -197,10 +201,11 @@ def fit(
         for source in sources:
             for block in read(source.path):
                 _check_told(block, zero_based, features, width - 1)
-    return Encoding(
-        format="svmlight", features=width, missing=missing, dtype="float32" if dtype == "auto" else dtype, zero_based=zero_based,
-        layout=choose_layout(nonzeros, rows, width),
-    )  # fmt: skip
+    damaged = {f"index {j}": spread.why(j) for j in np.flatnonzero(spread.damaged()).tolist()}
+    dtype, told = type_of(damaged, dtype)
+    notes = [note for source in sources for note in source.notes] + told
+    layout = choose_layout(nonzeros, rows, width)
+    return Encoding(format="svmlight", features=width, missing=missing, dtype=dtype, zero_based=zero_based, layout=layout), notes
 
 
 def _check_told(block: Lines, zero_based: bool | None, features: int | None, most: int) -> None:

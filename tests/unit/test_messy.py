@@ -165,7 +165,7 @@ def test_a_category_is_still_a_category(tmp_path, capsys):
     diamonds = data("ggplot2", "diamonds").drop(columns="rownames", errors="ignore").head(2000)
     diamonds.to_csv(tmp_path / "d.csv", index=False)
     assert main(["import", str(tmp_path / "d.csv"), "-o", str(tmp_path / "d.h5"), "--target", "price"]) == 0
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     assert "Ideal" in printed and "5 columns" in printed and "target" in printed
     with h5py.File(tmp_path / "d.h5") as file:
         assert file["y"].shape == (2000,)
@@ -174,7 +174,7 @@ def test_a_category_is_still_a_category(tmp_path, capsys):
 def test_the_table_says_what_became_of_each_column(tmp_path, capsys):
     path = save(tmp_path, texts(c=["u", "v", "u"] * 100, a=gaps("NA")[0], junk=1))
     assert command(path, tmp_path / "o.h5", "--missing", "mean", "--drop", "junk") == 0
-    table = capsys.readouterr().out.splitlines()
+    table = capsys.readouterr().err.splitlines()[1:-1]
     assert [line.split()[0] for line in table] == ["column", "x", "y", "c", "a", "junk"]
     assert table[3].split(None, 2)[1:] == ["category", "2  u 66.7%, v 33.3%            2 columns"] or "u 66.7%" in table[3]
     assert table[4].split()[1:4] == ["number", "6", ">"] and table[5].endswith("left out")

@@ -121,7 +121,7 @@ def test_mistakes_are_named_by_line(tmp_path, line, message, block, monkeypatch)
     monkeypatch.setattr(svmlight, "BLOCK_BYTES", block)
     path = write(tmp_path / "bad.svm", f"1 1:1\n-1 1:1 7:2\n{line}\n1 1:1\n")
     with pytest.raises(DataError, match=message) as caught:
-        import_data([path], str(tmp_path / "o.h5"))
+        import_data([path], str(tmp_path / "o.h5"), dtype="float32")
     assert str(caught.value).startswith(path) and "\n" not in str(caught.value)
     assert not (tmp_path / "o.h5").exists()
 
@@ -243,3 +243,16 @@ def test_a_line_without_end_is_not_read_into_memory(tmp_path, monkeypatch):
     path = write(tmp_path / "a.svm", "1 1:1\n" + " " * 9000)
     with pytest.raises(DataError, match=r"a.svm: a line is longer than 5,000 bytes"):
         import_data([path], str(tmp_path / "o.h5"))
+
+
+def test_columns_that_float32_would_damage_make_the_data_float64(tmp_path):
+    path, out = tmp_path / "a.svm", str(tmp_path / "a.h5")
+    path.write_text("".join(f"{i % 2} 1:{1577836800 + i} 2:{i / 7} 900:0.1\n" for i in range(60)))
+    why = "index 1: float32 rounds values between 1577836800 and 1577836859 to steps of 128"
+    assert import_data([str(path)], out).notes == (f"X is float64, because of {why}",)
+    with h5py.File(out) as file:
+        data, indices = file["X/data"][...], file["X/indices"][...]
+    assert data.dtype == np.float64 and data[indices == 0].tolist() == [1577836800 + i for i in range(60)]
+    assert import_data([str(path)], out, dtype="float32").notes == (f"{why}: --dtype float64 keeps them",)
+    path.write_text("".join(f"{i % 2} 1:{i} 2:{i / 7} 900:0.1\n" for i in range(60)))
+    assert import_data([str(path)], out).notes == ()
