@@ -15,6 +15,7 @@ import numpy as np
 from mpigd.data import dates
 from mpigd.data.ahead import ahead
 from mpigd.data.facts import Facts, Plan
+from mpigd.data.kept import Kept
 from mpigd.data.missing import Missing
 from mpigd.data.number_columns import Numbers
 from mpigd.data.tables import Block, Source
@@ -86,8 +87,11 @@ class Dates:
         return replace(self._facts, parts=self._seen.parts())
 
 
-def look_through(sources: Sequence[Source], plan: Plan, tick: Tick, most: int | None = None) -> tuple[dict[str, Facts], Missing]:
-    """The facts of every column over all rows (or the first `most`), and what they miss."""
+def look_through(
+    sources: Sequence[Source], plan: Plan, tick: Tick, most: int | None = None, kept: Kept | None = None
+) -> tuple[dict[str, Facts], Missing]:
+    """The facts of every column over all rows (or the first `most`), and what they miss. The rows stay
+    in `kept`, if they are few enough and were all read right at once."""
     names = list(plan.kinds)
     numbers = Numbers([name for name in names if plan.kinds[name] in ("auto", "number")], plan)
     kinds = plan.kinds.items()
@@ -102,12 +106,16 @@ def look_through(sources: Sequence[Source], plan: Plan, tick: Tick, most: int | 
                 texts[name] = Text(before)
             else:
                 again.append(name)
+        if kept is not None:
+            kept.add(numbers.settled(block))
         _add_texts(texts, block, missing)
         for column in days.values():
             column.add(block, missing)
     facts = numbers.facts() | {name: column.facts for name, column in texts.items()}
     facts |= {name: column.facts for name, column in days.items()}
     if again:
+        if kept is not None:
+            kept.give_up()  # numbers were kept of columns that are text
         missing.forget(again)
         more, also = look_through(sources, replace(plan, kinds=dict.fromkeys(again, "text")), tick, most)
         facts |= more

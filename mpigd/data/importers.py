@@ -68,14 +68,14 @@ def import_data(
         if found[0].format == "svmlight":
             told.refuse(SVMLIGHT_OPTIONS, "svmlight has no named columns")
             encoding, notes = svmlight.fit(found, told.missing, told.dtype, ticker, told.features, told.zero_based)
-            table = ""
+            table, kept = "", None
         else:
             _refuse_indices(found, told)
             seen = survey(found, told, ticker)
             encoding, notes = seen.encoding()
-            table = import_table.text(seen, encoding)
+            table, kept = import_table.text(seen, encoding), seen.kept
         hdf5.write_json(file, "encoding", encoding.to_dict())
-        job = Job(found, encoding, Policies(command="import"))
+        job = Job(found, encoding, Policies(command="import"), kept)
         return replace(write_all(job, file, output, ticker, notes), table=table)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ class Numbers:
         self._whole, self._counter = np.ones((2, p), dtype=bool)
         self._last = np.full(p, np.nan)
         self._problems: dict[str, str] = {}
+        self._values = np.empty((p, 0))
         self._distinct, self._sums, self._spread = Distinct(p), ExactSums(p), Spread(p)
 
     def add(self, block: Block, missing: Missing) -> dict[str, bool]:
@@ -53,7 +55,15 @@ class Numbers:
         if self.names and block.rows:
             self._add(block, values, missing)
         self._rows += block.rows
+        self._values = values
         return lost
+
+    def settled(self, block: Block) -> Block:
+        """The block that was taken in last, with numbers in place of their text."""
+        import pyarrow as pa
+
+        numbers = {name: pa.array(row) for name, row in zip(self.names, self._values, strict=True)}
+        return replace(block, columns={**block.columns, **numbers})
 
     def _keep(self, kept: Array) -> None:
         self.names = [name for name, stays in zip(self.names, kept, strict=True) if stays]

@@ -14,6 +14,7 @@ from mpigd.data import svmlight
 from mpigd.data.ahead import ahead
 from mpigd.data.encoder import Encoder
 from mpigd.data.encoding import Encoding, no_column
+from mpigd.data.kept import Kept
 from mpigd.data.policies import Policies
 from mpigd.data.tables import Source
 from mpigd.data.vectors import SOURCE
@@ -57,11 +58,13 @@ class Ticker:
 
 @dataclass(frozen=True)
 class Job:
-    """Files that are encoded, with an encoding that has been settled with the policies."""
+    """Files that are encoded, with an encoding that has been settled with the policies. kept: their
+    rows, as the first pass has read them."""
 
     found: Sequence[Source]
     encoding: Encoding
     policies: Policies
+    kept: Kept | None = None
 
     @property
     def traced(self) -> bool:
@@ -131,7 +134,8 @@ def _blocks(
     encoder = Encoder(encoding, vectors, job.policies, [source.path for source in job.found])
     in_place = encoding.layout == "dense" and not encoding.hashed
     lost = job.traced  # rows with too many fields come with the blocks
-    for block in ahead(block for source in job.found for block in source.blocks(wanted, lost)):
+    again = (block for source in job.found for block in source.blocks(wanted, lost))
+    for block in job.kept.blocks() if job.kept and job.kept.complete else ahead(again):
         encoded = encoder.read(block)
         if in_place:
             writer.append_dense(encoder.dense(encoded), encoded.vectors)

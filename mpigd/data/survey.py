@@ -16,6 +16,7 @@ from mpigd.data.encoding import Column, Encoding, Target, listed, no_column
 from mpigd.data.facts import Facts, Plan
 from mpigd.data.first_pass import look_through
 from mpigd.data.import_options import Options
+from mpigd.data.kept import Kept
 from mpigd.data.levels import Groups, check_unseen, describe, describe_rare, gather, levels_of
 from mpigd.data.looks import alike, look
 from mpigd.data.missing import Missing
@@ -46,6 +47,7 @@ class Survey:
     empty: bool  # whether there is a column without name and values
     told: Sequence[str] = ()  # notes on the files
     lists: Mapping[str, int] = field(default_factory=dict)
+    kept: Kept = field(default_factory=Kept)  # the rows, if they are few enough
 
     def encoding(self) -> tuple[Encoding, list[str]]:
         """The encoding of these data, and notes for the user. DataError if columns need an option or
@@ -97,13 +99,14 @@ def survey(sources: Sequence[Source], options: Options, tick: Callable[[int], No
     _check_names(sources[0].path, kinds, special, options)
     kinds = {name: kind for name, kind in kinds.items() if name not in options.drop}
     plan = _plan(sources[0].path, kinds, options)
-    facts, missing = look_through(sources, plan, tick, most)
+    kept = Kept()
+    facts, missing = look_through(sources, plan, tick, most, kept)
     empty = UNNAMED in facts and facts[UNNAMED].missing == facts[UNNAMED].rows and UNNAMED not in special
     if empty:
         del facts[UNNAMED]
         missing.forget([UNNAMED])
     found, problems = _settle(facts, kinds, options)
-    return Survey(options, facts, found, problems, missing, empty, notes, _lists(sources[0], found))
+    return Survey(options, facts, found, problems, missing, empty, notes, _lists(sources[0], found), kept)
 
 
 def _with_parts(options: Options, groups: Mapping[str, Sequence[str]]) -> Options:

@@ -234,8 +234,9 @@ GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536
 PROBE = """
 import sys
 from pathlib import Path
-from mpigd.data import csv_file, parquet_file, svmlight
+from mpigd.data import csv_file, kept, parquet_file, svmlight
 from mpigd.data.importers import import_data
+kept.KEPT_BYTES = 1 << 20
 csv_file.BLOCK_BYTES = parquet_file.BLOCK_BYTES = svmlight.BLOCK_BYTES = 1 << 18
 source, out, target = sys.argv[1:]
 import_data([source], out, target=target or None, dtype="float64")
