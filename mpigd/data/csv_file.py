@@ -233,7 +233,7 @@ def _texts(path: str, dialect: Dialect) -> Iterator[tuple[Iterator[bytes], int]]
             wide = next((name for mark, name in WIDE.items() if re.match(mark, start, re.DOTALL)), None)
             if wide and dialect.encoding == "utf-8":
                 raise DataError(f"{path}: the text is not UTF-8: --encoding {wide}")
-            pieces = _filtered(_chunks(start, file), dialect)
+            pieces = _from_text(_filtered(_chunks(start, file), dialect))
             held: list[bytes] = []
             length = 0
             for piece in pieces:
@@ -245,6 +245,16 @@ def _texts(path: str, dialect: Dialect) -> Iterator[tuple[Iterator[bytes], int]]
             yield chain(held, pieces), max(BLOCK_BYTES, LINES * length)
     except UnicodeError as error:
         raise _other_encoding(path, dialect.encoding) from error
+
+
+def _from_text(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The pieces without empty lines at their start, which would be taken for the header."""
+    for piece in pieces:
+        text = piece.removeprefix(codecs.BOM_UTF8).lstrip(b"\r\n")
+        if text:
+            yield text
+            break
+    yield from pieces
 
 
 def _chunks(start: bytes, file: BinaryIO) -> Iterator[bytes]:

@@ -21,13 +21,16 @@ FEW = 6  # values shown in a message
 SMALL, NEARLY_ALL = 10, 0.9  # an identifier: at least so many values, of which this share differs
 LARGE, HALF = 1000, 0.5  # or more than these
 SAMPLE = 1000  # different values on which a form of dates is tried
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE | re.ASCII)
 GROUPS = r"\d{1,3}(,\d{3})+(\.\d*)?"
 SIGN = rf"[{CURRENCY}]"
-ADORNED = re.compile(rf"[+-]?{SIGN}?[ \u00a0]?({GROUPS}|\d+\.?\d*|\.\d+)[ \u00a0]?(%|{SIGN})?")
-GROUPED = re.compile(rf"[+-]?{GROUPS}")
-COMMA = re.compile(r"[+-]?(\d{1,3}(\.\d{3})+|\d*),\d+")
-ZEROS = re.compile(r"[+-]?0\d+")
+ADORNED = re.compile(rf"[+-]?{SIGN}?[ \u00a0]?({GROUPS}|\d+\.?\d*|\.\d+)[ \u00a0]?(%|{SIGN})?", re.ASCII)
+GROUPED = re.compile(rf"[+-]?{GROUPS}", re.ASCII)
+COMMA = re.compile(r"[+-]?(\d{1,3}(\.\d{3})+|\d*),\d+", re.ASCII)
+OTHER_DIGITS = re.compile(r"[+-]?\d+([.,\u066b]\d+)?")
+# A number and a unit; a few such values may well be categories (36 months, 60 months).
+UNIT = re.compile(r"[<>~]?[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)? ?([^\W\d_]{1,8}|°[CF]?)", re.ASCII)
+MANY_UNITS = 10
 TIME = r"\d{1,2}:\d\d(:\d\d([.,]\d+)?)?( ?[AaPp]\.?[Mm]\.?)?"
 MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 DATE = re.compile(
@@ -69,7 +72,7 @@ def look(
     shown = shlex.quote(name)
     text = f"--text {shown} if these are classes" if target else f"--text {shown} if these are categories, or --drop {shown}"
     numbers = [value for value in values if NUMBER.fullmatch(value)]
-    problem = _signs(values, numbers, shown, typed) or _dates(values, shown) or _mixed(values, numbers)
+    problem = _signs(values, numbers, shown, typed) or _dates(values, shown) or _mixed(values, numbers) or _units(values)
     if not problem and not hashed:
         problem = _identifier(values, whole)
         problem += f": --id {shown} keeps it beside the data" if problem and not target else ""
@@ -111,7 +114,8 @@ def _dates(values: Mapping[str, int], name: str) -> str:
 def date_formats(values: Mapping[str, int]) -> list[str]:
     """Forms (of strptime) in which all these texts are dates."""
     texts = list(islice(values, SAMPLE))
-    return [day + time for day, time in product(DAYS, TIMES) if all(_parses(text, day + time) for text in texts)]
+    forms = [*(day + time for day, time in product(DAYS, TIMES)), *(time.strip() for time in TIMES[1:])]
+    return [form for form in forms if all(_parses(text, form) for text in texts)]
 
 
 def _parses(text: str, form: str) -> bool:
@@ -130,8 +134,18 @@ def _mixed(values: Mapping[str, int], numbers: list[str]) -> str:
     return f"has numbers ({_some(numbers)}) and other values: {_na(other)}" if other else ""
 
 
+def _units(values: Mapping[str, int]) -> str:
+    if all(OTHER_DIGITS.fullmatch(value) for value in values):
+        return f"has numbers in other digits than 0 to 9 ({_some(values)}): write them in these"
+    found = [UNIT.fullmatch(value) for value in values]
+    units = {match[3] for match in found if match}
+    if len(values) <= MANY_UNITS or len(units) != 1 or not all(found):
+        return ""
+    return f"has numbers with {min(units)!r} after them ({_some(values)}): write them without it"
+
+
 def _na(other: list[str]) -> str:
-    if len(other) > FEW:
+    if len(other) > FEW or not all(map(str.isprintable, other)):
         return f"{_some(other)}"
     return f"{_some(other)}: --na {' '.join(map(shlex.quote, other))} if they are missing values"
 

@@ -105,7 +105,8 @@ class Numbers:
         """Look for codes among columns of whole numbers: leading zeros, and more digits than float64
         has."""
         whole = self._whole
-        whole[whole] = ((np.rint(values[whole]) == values[whole]) | gone[whole]).all(axis=1)
+        with np.errstate(invalid="ignore"):  # NaN of damaged files may be signalling ones
+            whole[whole] = ((np.rint(values[whole]) == values[whole]) | gone[whole]).all(axis=1)
         free = [int(j) for j in np.flatnonzero(whole) if self._plan.kinds[self.names[j]] == "auto"]
         for i, row in leading_zeros([block.columns[self.names[j]] for j in free]):
             self._code(block, free[i], row, "leading zeros, like a code")

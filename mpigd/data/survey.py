@@ -93,6 +93,10 @@ def survey(sources: Sequence[Source], options: Options, tick: Callable[[int], No
     not fit together or to the options."""
     options = _with_parts(options, sources[0].groups())
     kinds, notes = _without_labels(sources, options)
+    if len(kinds) == 1 and sources[0].format == "csv":
+        why = f"the header is one column, {next(iter(kinds))!r}"
+        ways = "--delimiter space if blanks are between values; --comment TEXT leaves out lines above it that begin with TEXT"
+        raise DataError(f"{sources[0].path}: {why}: {ways}")
     if options.target is None:
         raise UsageError(f"--target COLUMN is needed, or --like FILE for new data; the columns are {listed(list(kinds), 30)}")
     special = [options.target, *options.extras().values()]
