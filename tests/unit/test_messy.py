@@ -35,7 +35,7 @@ def gaps(mark, every=50):
 
 
 def parts(*names):
-    known = {name: getattr(DAYS.dt if hasattr(DAYS, "dt") else DAYS, name) for name in names}
+    known = {name: getattr(DAYS, "dayofweek" if name == "weekday" else name) for name in names}
     return {f"d.{name}": np.asarray(values, dtype=float) for name, values in known.items()}
 
 
