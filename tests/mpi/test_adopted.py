@@ -14,6 +14,7 @@ from mpigd.comm import Comm, MPIComm, SelfComm
 from mpigd.config import Config
 from mpigd.errors import LaunchError, UsageError
 from mpigd.predict import evaluate, predict
+from mpigd.predictions import Targets
 from tests.scenarios import generate, write
 
 TABLE = generate("logistic", n=120, d=4)
@@ -68,7 +69,7 @@ def test_other_functions(mpi: Any, comm: Comm, tmp_path: Path) -> None:
     model = mpigd.train(files, comm=mpi.COMM_WORLD, **RIDGE)
     own = Config(threads=1)
     assert evaluate(model, files, own, mpi.COMM_WORLD) == evaluate(model, files, own, SelfComm())
-    assert predict(model, files, str(tmp_path / "predictions.h5"), None, own, mpi.COMM_WORLD) == 120
+    assert predict(model, files, Targets(str(tmp_path / "predictions.h5")), own, mpi.COMM_WORLD) == 120
     found = mpigd.cv(rows_of(mpi.COMM_WORLD), "1e-3,1e-1", 3, loss="logistic", comm=mpi.COMM_WORLD)
     assert found.plain() == mpigd.cv((TABLE.X, TABLE.y), "1e-3,1e-1", 3, loss="logistic", comm=SelfComm()).plain()
 
