@@ -111,9 +111,22 @@ def _key() -> str:
         total.update(f"{name} {metadata.version(name)}\n".encode())
     spec = util.find_spec("mpigd_kernels")
     for folder in (spec.submodule_search_locations or []) if spec else []:
-        for path in sorted(Path(folder).glob("*.py")):
-            total.update(path.read_bytes())
+        total.update(_sources(Path(folder)))
     return total.hexdigest()[:16]
+
+
+def _sources(folder: Path) -> bytes:
+    """A hash of all Python files in a folder and its sub-folders, with their relative paths.
+
+    Lengths are hashed too, so that no text can pass from the end of one file to the next.
+    """
+    total = hashlib.sha256()
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.py")}
+    for name in sorted(files):
+        content = files[name].read_bytes()
+        total.update(f"{name}\0{len(content)}\0".encode())
+        total.update(content)
+    return total.digest()
 
 
 def _cpu() -> str:

@@ -47,6 +47,9 @@ class Callback:
     """Does nothing; the others override what they need."""
 
     words = 0  # how many this one adds to the step's buffer
+    # The group of `state` in a checkpoint. It is part of the file format, so it stays the same if
+    # the class is renamed or moved. Empty: this callback has no state, and `state` is not called.
+    state_name = ""
 
     def before(self, words: Array) -> None:
         """Fill this rank's words before a step; not called where there are none."""
@@ -56,10 +59,11 @@ class Callback:
         return None
 
     def state(self) -> dict[str, Array]:
+        """Named arrays that `restore` continues from; only called if `state_name` is set."""
         return {}
 
     def restore(self, state: dict[str, Array]) -> None:
-        pass
+        """Continue from the arrays that `state` returned."""
 
 
 class Tolerance(Callback):
@@ -68,6 +72,8 @@ class Tolerance(Callback):
     optimality: what measures that (mpigd/optimality.py). "flat": the optimiser found no way down that rounding leaves
     visible.
     """
+
+    state_name = "tolerance"
 
     def __init__(self, tol: float, optimality: Measure) -> None:
         self._tol, self._optimality = tol, optimality
@@ -88,6 +94,8 @@ class Tolerance(Callback):
 @dataclass
 class History(Callback):
     """A record per epoch: the mean of its steps' objectives and the last gradient's norm."""
+
+    state_name = "history"
 
     records: list[dict[str, Any]] = field(default_factory=list)
     _sum: float = 0.0
@@ -121,6 +129,8 @@ class EarlyStop(Callback):
     A tie is no improvement, as in Keras and scikit-learn: of equal scores the first is the best, and each later one counts
     towards `patience`. Neither is NaN one (a score that is not defined).
     """
+
+    state_name = "earlystop"
 
     def __init__(
         self, score: Callable[[Array], dict[str, Any]], metric: str, higher: bool, every: int, patience: int | None,

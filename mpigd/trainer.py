@@ -179,7 +179,7 @@ class Run:
                 self.reason = found  # the first: a run at its end is not one that a signal has stopped
 
     def _parts(self) -> dict[str, checkpoint.Arrays]:
-        callbacks = {type(callback).__name__.lower(): callback.state() for callback in self.callbacks}
+        callbacks = {callback.state_name: callback.state() for callback in self.callbacks if callback.state_name}
         parts = {"optimizer": self.state, "reducer": self.problem.reducer.state(), **callbacks}
         return {name: arrays for name, arrays in parts.items() if arrays}
 
@@ -217,7 +217,7 @@ class Run:
         self.first, self.w, self.state = saved.step, saved.w, saved.parts["optimizer"]
         self.problem.reducer.restore(saved.parts.get("reducer", {}))
         for callback in self.callbacks:
-            if (state := saved.parts.get(type(callback).__name__.lower())) is not None:
+            if (state := saved.parts.get(callback.state_name)) is not None:
                 callback.restore(state)
         self.history.records[:] = saved.notes["history"]
         self.report.skip()

@@ -208,6 +208,49 @@ def test_heavy_libraries_are_imported_late(module: str) -> None:
     assert not early & HEAVY, "import it inside the function that needs it: every rank pays for it otherwise"
 
 
+def names_of_bases(node: ast.ClassDef) -> set[str]:
+    return {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+
+
+def callbacks() -> dict[str, ast.ClassDef]:
+    """Every class of mpigd that is derived from Callback, at any depth."""
+    nodes = [node for module in MODULES for node in ast.walk(tree(module))]
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+    found: dict[str, ast.ClassDef] = {}
+    while new := {
+        node.name: node
+        for node in classes
+        if node.name not in found and names_of_bases(node) & {"Callback", *found}
+    }:  # fmt: skip
+        found |= new
+    return found
+
+
+def state_name(node: ast.ClassDef) -> str | None:
+    """The text that the class sets its own `state_name` to."""
+    for part in node.body:
+        if isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == "state_name":
+            return str(ast.literal_eval(part.value))
+    return None
+
+
+def test_callbacks_with_state_have_names_of_their_own() -> None:
+    """The names stand in checkpoints: they stay as they are, whatever the classes are called."""
+    names = {}
+    for name, node in callbacks().items():
+        methods = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
+        stateful = {method in methods for method in ("state", "restore")}
+        stateful.add(state_name(node) is not None)
+        assert len(stateful) == 1, f"{name}: state, restore and state_name go together"
+        if stateful == {True}:
+            names[name] = state_name(node)
+    used = list(names.values())
+    assert len(set(used)) == len(used), f"two callbacks share their state in a checkpoint: {names}"
+    other_parts = {"", "optimizer", "reducer", "w", "config", "notes", "format"}
+    assert not set(used) & other_parts, "the name is that of another part of a checkpoint"
+    assert set(used) >= {"earlystop", "history", "tolerance"}, "names in existing checkpoints"
+
+
 def test_kernels_are_arithmetic_alone() -> None:
     for module in MODULES:
         if module.startswith("mpigd_kernels"):
