@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # The core of the tests, and digests of models, with other versions of Python and numba.
 #
-#   scripts/matrix.sh [ENTRY...]     ENTRY: PYTHON, or PYTHON+REQUIREMENT such as 'python3.11+numba==0.62.*'
+#   scripts/matrix.sh [ENTRY...]     ENTRY: PYTHON, or PYTHON+REQUIREMENT,
+#                                    for example 'python3.11+numba==0.62.*'
 #
-# Without entries: each of python3.11 to python3.14 on the PATH, and the oldest numba that pyproject.toml allows
-# on the first of them. Every entry gets an environment of its own in a temporary folder, into which the last commit
-# is installed. All entries must pass the tests and give the same digests. About three minutes an entry.
+# Without entries: each of python3.11 to python3.14 on the PATH, and the oldest numba that
+# pyproject.toml allows on the first of them. Every entry gets an environment of its own in a
+# temporary folder, into which the last commit is installed. All entries must pass the tests and
+# give the same digests.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 work="$(mktemp -d)"
@@ -37,7 +39,8 @@ for entry in "${entries[@]}"; do
     "${entry%%+*}" -m venv "$folder"
     requirements=("$work/source[demo]" pytest pytest-xdist hypothesis scipy)
     [ "$entry" = "${entry#*+}" ] || requirements+=("${entry#*+}")
-    if ! "$folder/bin/python" -m pip install -q --disable-pip-version-check "${requirements[@]}"; then
+    export PIP_DISABLE_PIP_VERSION_CHECK=1
+    if ! "$folder/bin/python" -m pip install -q "${requirements[@]}"; then
         echo "   cannot be installed"
         failed=1
         continue

@@ -1,4 +1,4 @@
-"""Release habits: the version stands once, the changelog keeps its form, links in the pages lead somewhere."""
+"""Release habits: one version, the changelog's form, bounds of numba, links that lead somewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 SECTIONS = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md")])
+FOLDERS = (ROOT / "docs", ROOT / ".github")
+PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in folder.rglob("*.md"))])
 
 
 def slug(heading: str) -> str:
