@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that must hold: lint, types, and tests with both MPI wheels.
+# Everything that must hold: lint, types, spelling, and tests with both MPI wheels.
 #
 #   scripts/test.sh [--full] [pytest arguments]      --full: the long forms of the tests too
 set -euo pipefail
@@ -15,6 +15,7 @@ cd "$root"
 ruff check .
 ruff format --check .
 mypy
+codespell
 [ $# = 0 ] || exec python -m pytest "$@"
 failed=0
 # One process a core, and first: they compile what the jobs then find compiled.
