@@ -18,7 +18,7 @@ from mpigd.comm import SelfComm
 from scripts.bench import data, harness, problems, run, solve, solvers, solving
 from scripts.bench.common import Common
 from scripts.bench.harness import ABSENT, MISSING, Row, Size
-from tests import scenarios, truths
+from tests import launch, scenarios, truths
 
 Array = np.ndarray[Any, Any]
 TINY = Size(megabytes=0.5, repeats=5)
@@ -278,7 +278,7 @@ def test_a_peer_is_given_its_time_and_no_more() -> None:
         return known.coef_, known.intercept_
 
     def late(X: Array, y: Array, part: Any, tol: float) -> tuple[Array, Array]:
-        time.sleep(0.0 if tol == solvers.TOLERANCES[0] else 60.0)
+        time.sleep(0.0 if tol == solvers.TOLERANCES[0] else 600.0)
         return np.zeros((1, X.shape[1])), np.zeros(1)
 
     def failing(X: Array, y: Array, part: Any, tol: float) -> tuple[Array, Array]:
@@ -287,6 +287,7 @@ def test_a_peer_is_given_its_time_and_no_more() -> None:
     spent, error = solvers.trial(there, common, X, best, 20.0)
     assert 0.0 < spent < 20.0 and abs(error) <= 1e-6
     begin = time.perf_counter()
-    spent, error = solvers.trial(late, common, X, best, 0.5)
-    assert spent < 0.5 and error > 1e-6 and time.perf_counter() - begin < 30.0  # its first fit came, its second is not waited for
+    spent, error = solvers.trial(late, common, X, best, 2.0)
+    assert spent < 2.0 and error > 1e-6  # its first fit came
+    assert time.perf_counter() - begin < launch.CEILING  # its second is not waited for
     assert solvers.trial(failing, common, X, best, 0.5) == (np.inf, np.inf)
