@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +53,14 @@ def test_a_copy_of_the_project_is_noticed(copied: bool, tmp_path: Path) -> None:
     python.chmod(0o755)
     done = shell('root="$folder/root"; is_editable "$folder" && echo yes || echo no', tmp_path)
     assert (done.returncode, done.stdout) == (0, "no\n" if copied else "yes\n"), done.stderr
+
+
+def test_what_waits_for_full_is_listed() -> None:
+    """docs/testing.md names every file with tests that only --full runs, and why nothing is lost."""
+    page = (SCRIPTS.parent / "docs" / "testing.md").read_text()
+    uses = re.compile(r"mark\.full\(|\bif FULL\b|\bFULL or\b|not FULL\b|environ.get\(\"TEST_FULL\"\)")
+    tests = SCRIPTS.parent / "tests"
+    found = [path for path in tests.rglob("test_*.py") if uses.search(path.read_text())]
+    assert len(found) > 10
+    missing = [str(path.relative_to(SCRIPTS.parent)) for path in found if f"`{path.relative_to(SCRIPTS.parent)}`" not in page]
+    assert missing == []
