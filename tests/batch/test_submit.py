@@ -30,7 +30,7 @@ ARRAYS = {"slurm": " --array=0-1\n", "pbs": " -J 0-1\n", "lsf": ' -J "mpigd[1-2]
 
 
 def is_a_script(text: str) -> None:
-    done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, timeout=10)
+    done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, ""), text
 
 
@@ -90,7 +90,7 @@ def test_a_lost_node(name: Path, tmp_path: Path) -> None:
     env = NODES | {"PBS_O_WORKDIR": str(tmp_path), "PBS_NODEFILE": str(hosts), "LSB_DJOB_HOSTFILE": str(hosts)}
     for made, code in (("true", 75), ("false", 1), (f"touch {model}", 0)):
         said = os.environ | env | {"MADE": made}
-        done = subprocess.run(["bash", script], cwd=tmp_path, env=said, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(["bash", script], cwd=tmp_path, env=said, capture_output=True, text=True, timeout=60)
         assert done.returncode == code, done.stderr
         assert done.stdout.strip() == (AGAIN[str(name)].format(script=script) if code == 75 else "")
 
@@ -151,7 +151,7 @@ def test_pbs_and_lsf_by_hand(scheduler: str, flavour: str, tmp_path: Path) -> No
     env = environment({"PBS_O_WORKDIR": str(tmp_path), "PBS_NODEFILE": str(hosts), "LSB_DJOB_HOSTFILE": str(hosts)}, flavour)
     for code in (75, 0):
         with Job(["bash", str(script)], env, tmp_path) as job:
-            done = job.finish(90)
+            done = job.finish()
         assert done.returncode == code, done.stdout + done.stderr
         if code == 75:
             assert "stopped by the end of its time" in done.stderr
@@ -161,5 +161,5 @@ def test_pbs_and_lsf_by_hand(scheduler: str, flavour: str, tmp_path: Path) -> No
     if scheduler == "pbs":
         assert (tmp_path / "queued").read_text() == f"-v TURN=1 {script}\n"
     with Job([sys.executable, "-m", "mpigd", *words(data, tmp_path, "alone")], environment(), tmp_path) as job:
-        assert job.finish(90).returncode == 0
+        assert job.finish().returncode == 0
     assert fitted.load(str(tmp_path / "job.h5")).digest == fitted.load(str(tmp_path / "alone.h5")).digest

@@ -208,7 +208,7 @@ def test_the_log_has_every_number(records: Records, folder: Path) -> None:
 
 
 def info(path: Path, *words: str) -> Any:
-    done = python("-m", "mpigd", "info", "--json", path, *words, timeout=30)
+    done = python("-m", "mpigd", "info", "--json", path, *words)
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout)
 
@@ -224,7 +224,7 @@ def test_info(records: Records, folder: Path) -> None:
         size = file["X/data"].shape[0]
     assert (data["kind"], data["layout"], data["nonzeros"], data["columns"]) == ("data", "csr", size, 4)
     assert data["extras"] == ["sample_weight"]
-    shown = python("-m", "mpigd", "info", folder / "full/model1.h5", timeout=30).stdout
+    shown = python("-m", "mpigd", "info", folder / "full/model1.h5").stdout
     assert f"{about['objective']:.8g}" in shown
     assert len(shown.splitlines()) < 45, "a screen"
 
@@ -281,7 +281,7 @@ def test_what_is_not_needed_is_not_loaded(words: str, spared: str, folder: Path)
         f"print(code, [name for name in {spared.split()} if name in sys.modules], file=sys.stderr)"
     )
     path = folder / "full/train/part0.h5"
-    done = mpiexec(1, "-c", script, *words.format(path).split(), timeout=30)
+    done = mpiexec(1, "-c", script, *words.format(path).split())
     assert done.stderr.strip() == "0 []", done.stderr
     assert done.stdout
 
@@ -294,7 +294,7 @@ def test_a_rank_imports_few_modules(folder: Path, tmp_path: Path) -> None:
     """If this fails: what new import is on the way to training, and can it wait inside a function?"""
     root = Path(__file__).resolve().parents[2]
     words = [str(root / "scripts/bench/inside.py"), str(tmp_path / "note"), "train", str(folder / "full/train/part0.h5")]
-    done = mpiexec(2, *words, "-o", "model.h5", "--quiet", "--epochs", "2", cwd=tmp_path, timeout=100)
+    done = mpiexec(2, *words, "-o", "model.h5", "--quiet", "--epochs", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     notes = [json.loads((tmp_path / f"note.{rank}").read_text()) for rank in range(2)]
     assert all(note["modules"] <= MODULES and note["others"] <= OTHERS for note in notes), notes

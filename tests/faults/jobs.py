@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpigd.model import fitted
-from tests.launch import Job, mpiexec, python, start
+from tests.launch import CEILING, Job, mpiexec, python, start
 from tests.scenarios import generate, write
 
 FULL = bool(os.environ.get("TEST_FULL"))
 SEED = int(os.environ.get("TEST_SEED", "3"))  # scripts/faults.sh takes another each time
 RANKS = 3
-LIMIT = 90.0  # seconds for a job that should end by itself: the machine may be busy
+LIMIT = CEILING  # seconds for a job that should end by itself
 HANG = 3  # seconds, as --hang-timeout
 SOON = {"OMPI_MCA_mpi_ft_detector_period": "1", "OMPI_MCA_mpi_ft_detector_timeout": "4"}  # standing still
 NOT_STARTED = "The PMIx server's listener thread failed to start"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,8 +22,8 @@ y = X[:, 0] + np.random.default_rng(1).normal(size=60)
 # What the others do instead: their own barrier, or nothing that has to do with MPI.
 OTHERWISE = {
     "barrier": "from mpi4py import MPI\n{train}\nMPI.COMM_WORLD.Barrier()",
-    "sleep": "if rank != 0: time.sleep(60)\n{train}",
-    "second": "mpigd.train((X, y), hang_timeout={limit})\nif rank != 0: time.sleep(60)\n{train}",
+    "sleep": "if rank != 0: time.sleep(600)\n{train}",
+    "second": "mpigd.train((X, y), hang_timeout={limit})\nif rank != 0: time.sleep(600)\n{train}",
     "theirs": "from mpi4py import MPI\n{train}\nMPI.COMM_WORLD.Barrier()",
 }
 
@@ -32,26 +31,24 @@ OTHERWISE = {
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("what", OTHERWISE)
 def test_one_rank_alone_trains(what: str, flavour: str) -> None:
-    """It ends within the time that it was given, and says what it has waited for."""
+    """It ends long before the others have slept, and says what it has waited for."""
     given = ", comm=MPI.COMM_WORLD" if what == "theirs" else ""
     train = f"if rank == 0: mpigd.train((X, y), hang_timeout={HANG}{given})"
     script = ROWS + OTHERWISE[what].format(train=train, limit=HANG)
-    begin = time.monotonic()
     with start(2, "-c", script, flavour=flavour) as job:
-        done = job.finish(40)
+        done = job.finish()
         assert job.survivors() == []
     assert done.returncode == 70, done.stderr
     said = (
         rf"mpigd: mpigd\.train has waited {HANG} s \(--hang-timeout\) for the other ranks to call it too: all 2 ranks must call"
     )
     assert re.search(said, done.stderr), done.stderr
-    assert time.monotonic() - begin < 30 + HANG
 
 
 def test_another_command_alone(place: Place) -> None:
     """The other process never starts MPI: the wait is within its start."""
     words = [*place.train("another", None)]
-    done = mpiexec(1, *words, ":", "-n", "1", sys.executable, "-c", "import time; time.sleep(90)", timeout=60)
+    done = mpiexec(1, *words, ":", "-n", "1", sys.executable, "-c", "import time; time.sleep(600)")
     assert done.returncode == 70, done.stderr
     assert "mpigd train has waited 30 s (--hang-timeout) for the other ranks to call it too" in done.stderr
 
@@ -62,13 +59,13 @@ from mpigd import world
 comm = world.connect({limit})
 if comm.rank == 0:
     comm.recv(np.zeros(3), 1)
-time.sleep(60)
+time.sleep(600)
 """
 
 
 def test_a_message_that_never_comes() -> None:
     """As where predictions go to the rank that writes them."""
-    done = mpiexec(2, "-c", WAITS.format(limit=HANG), timeout=40)
+    done = mpiexec(2, "-c", WAITS.format(limit=HANG))
     assert done.returncode == 70, done.stderr
     assert f"a collective has not ended after {HANG} s (--hang-timeout)" in done.stderr
     assert "in comm.py:" in done.stderr
@@ -76,7 +73,7 @@ def test_a_message_that_never_comes() -> None:
 
 def test_ranks_with_different_commands(place: Place) -> None:
     words = place.train("different")
-    done = mpiexec(1, *words, ":", "-n", "1", sys.executable, "-m", "mpigd", "doctor", timeout=40)
+    done = mpiexec(1, *words, ":", "-n", "1", sys.executable, "-m", "mpigd", "doctor")
     assert done.returncode == 69, done.stderr
     assert done.stderr.count("mpigd: rank 0 calls mpigd train, rank 1 calls mpigd doctor: all ranks must call the same") == 1
 
@@ -108,7 +105,7 @@ def test_a_pool_of_processes(method: str, first: bool, place: Place, tmp_path: P
     """Its members are no ranks. Both ways out that the message names are tried, word for word."""
     words = (tmp_path / "pool.py", method, place.data[0], *(["first"] if first else []))
     words[0].write_text(POOL.format(imported="", given=""))  # type: ignore[union-attr]
-    done = mpiexec(2, *words, timeout=60)
+    done = mpiexec(2, *words)
     assert done.returncode == 0, done.stderr
     told = [re.match(NO_RANK, line) for line in done.stdout.splitlines()]
     assert len(told) == 4
@@ -118,8 +115,8 @@ def test_a_pool_of_processes(method: str, first: bool, place: Place, tmp_path: P
     expected = [fitted.load(str(tmp_path / "model.h5")).digest] * 2
     assert told[0] is not None
     words[0].write_text(POOL.format(imported=told[0][2], given=f", {told[0][1]}"))  # type: ignore[union-attr]
-    done = mpiexec(2, *words, timeout=60)
+    done = mpiexec(2, *words)
     assert done.stdout.split() == 2 * expected, done.stderr
     words[0].write_text(POOL.format(imported="", given=""))  # type: ignore[union-attr]
-    assert python(*words, timeout=60).stdout.split() == expected
-    assert mpiexec(1, *words, timeout=60).stdout.split() == expected, "one rank: nobody could be meant but the process itself"
+    assert python(*words).stdout.split() == expected
+    assert mpiexec(1, *words).stdout.split() == expected, "one rank: nobody could be meant but the process itself"

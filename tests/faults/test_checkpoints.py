@@ -38,7 +38,7 @@ def test_killed_at_random_moments(flavour: str, place: Place) -> None:
             victim = (0, 1, -1)[turn % 3]
             if job.process.poll() is None:  # else the work is done
                 os.kill(job.process.pid if victim < 0 else victims[victim], signal.SIGKILL)
-            assert job.survivors(20) == []
+            assert job.survivors(60) == []
         for path in checkpoint.found(str(folder)):
             checkpoint.read(path)
     ended = place.run(name, flavour=flavour)

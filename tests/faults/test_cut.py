@@ -29,7 +29,7 @@ RETRIES = 5  # of the kernel, to send what is not answered: thirteen seconds. It
 
 
 def ip(*words: str, check: bool = True) -> str:
-    return subprocess.run(["ip", *words], check=check, timeout=10, capture_output=True, text=True).stdout
+    return subprocess.run(["ip", *words], check=check, timeout=60, capture_output=True, text=True).stdout
 
 
 class Hosts:

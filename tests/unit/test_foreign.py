@@ -24,6 +24,7 @@ from mpigd.model.fitted import Model
 from mpigd.plan import plan
 from mpigd.predict import evaluate
 from tests import foreign
+from tests.faults.jobs import FULL
 from tests.foreign import NETCDF_FILL, anndata, commands, follow, jld2, matlab, netcdf, plain, rows
 from tests.launch import python
 from tests.scenarios import fit
@@ -39,9 +40,9 @@ def truth_of(path: Path, **options: Any) -> Model:
 
 
 def trained(path: Path | list[str], **options: Any) -> Model:
-    """The model of a file: the same on 1, 2 and 3 ranks, and streamed where it is dense."""
+    """The model of a file: the same on 1 and 3 ranks (--full: 2 too), and streamed on 2 if it is dense."""
     paths = path if isinstance(path, list) else [str(path)]
-    ways: list[tuple[int, dict[str, Any]]] = [(1, {}), (2, {}), (3, {})]
+    ways: list[tuple[int, dict[str, Any]]] = [(1, {}), *([(2, {})] if FULL else []), (3, {})]
     dense = inspect(paths, options.get("x", "X"), options.get("y", "y"), SelfComm())[0].layout == "dense"
     if dense and options.get("partition") != "hash":
         ways += [(2, {"max_memory": "100"})]

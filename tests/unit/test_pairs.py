@@ -12,6 +12,7 @@ from mpigd.config import FIELDS, from_mapping
 from mpigd.errors import UsageError
 from mpigd.model.fitted import Model
 from mpigd.model.losses import LOSSES
+from tests.faults.jobs import FULL
 from tests.scenarios import fit, same, shard
 from tests.threadcomm import run
 from tests.truths import ALL_LOSSES, Table, generate
@@ -24,7 +25,7 @@ PENALTIES: dict[str, dict[str, Any]] = {
     "bounds": dict(nonnegative=True, l2=0.1),
 }
 STEPS: dict[str, dict[str, Any]] = {"full": dict(epochs=6), "minibatch": dict(epochs=3, batch_size=16)}
-RANKS = (2, 3)
+RANKS = (2, 3) if FULL else (3,)  # other numbers of ranks: test_training.py, tests/mpi
 
 
 def mode_of(name: str) -> str:

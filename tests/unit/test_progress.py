@@ -208,7 +208,7 @@ def test_showing_costs_little() -> None:
     import time
 
     progress = Progress(io.StringIO(), every=1e9)
-    begin = time.perf_counter()
+    begin = time.process_time()  # of this process: what else the machine does is not counted
     for step in range(1, 20_001):
         progress.update(epoch=1, epochs=1, step=step, steps=10**9, loss=1.0, gradient_norm=1.0, rows_per_second=1.0)
-    assert (time.perf_counter() - begin) / 20_000 < 20e-6
+    assert (time.process_time() - begin) / 20_000 < 20e-6

@@ -291,6 +291,7 @@ def test_continued_after_any_step(loss: str, name: str, tmp_path: Path) -> None:
     continued_after_any_step(table, tmp_path, **options)
 
 
+@pytest.mark.full(why="three ranks show what two do", when=lambda size: size == 2)
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("form", ["dense", "csr", "half"])
 @pytest.mark.parametrize("loss", ["squared", "logistic"])

@@ -37,7 +37,7 @@ def test_a_second_job_in_a_folder_is_refused(tmp_path: Path) -> None:
         LaunchError, match=rf"another job saves there \(process {os.getpid()} on \S+, since .*end it, or use another"
     ):
         claim(folder, silent, patience=0.3)
-    assert 0.3 < time.monotonic() - begin < 5
+    assert time.monotonic() - begin > 0.3
     threading.Timer(0.3, os.close, [held]).start()
     os.close(claim(folder, silent, patience=10)[0])  # a dying one is waited for
 

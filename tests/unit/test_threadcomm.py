@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mpigd.comm import Comm
+from tests.launch import CEILING
 from tests.threadcomm import Aborted, run
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
@@ -20,7 +21,7 @@ def ends_in(expected: type[BaseException], text: str, size: int, function: Calla
     begin = time.monotonic()
     with pytest.raises(expected, match=text):
         run(size, function)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < CEILING
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("rank ")], "threads left behind"
 
 

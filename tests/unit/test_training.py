@@ -14,13 +14,13 @@ from mpigd.config import FIELDS, from_mapping
 from mpigd.data.matrix import block_rows
 from mpigd.errors import DataError, NumericalError, UsageError
 from mpigd.model.fitted import load
-from tests.faults.jobs import FULL
 from tests.scenarios import OPTIMIZERS, PLACES, SCENARIOS, STEPS, fit, same, shard, write
 from tests.threadcomm import run
 from tests.truths import ALL_LOSSES, Table, generate, objective, optimum
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5] if FULL else [2, 5])  # 1 and 3: tests/mpi
+@pytest.mark.full(why="real ranks run these scenarios: 3 with MPICH and 2 with Open MPI (tests/mpi)", when=lambda size: size < 5)
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_scenario(name: str, size: int, tmp_path: Path) -> None:
     run(size, SCENARIOS[name], tmp_path)
