@@ -5,73 +5,77 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from mpigd import places, streams, world
-from mpigd.cli import parser
+from mpigd.commands.parser import parser
 from mpigd.errors import MpigdError
+from mpigd.parallel import session, standard_streams, working_directory
 
 PIPE_CLOSED = 141  # what a shell reports of a program that SIGPIPE ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`; returns the exit code. An error that one rank alone knows of ends the whole job."""
-    streams.prepare()
+    standard_streams.prepare()
     try:
         return _run(argv)
     finally:
-        streams.end()
+        standard_streams.end()
 
 
 def _run(argv: Sequence[str] | None) -> int:
     arguments = None
     try:
         arguments = parser().parse_args(argv)
-        with places.settled():
+        with working_directory.settled():
             code = int(arguments.run(arguments))
-        streams.finish()
-        world.leave()
+        standard_streams.finish()
+        session.leave()
         return code
     except MpigdError as error:
         return _failed(error)
     except KeyboardInterrupt:
-        world.end_all(130)
+        session.end_all(130)
         return 130
     except SystemExit as left:
         if arguments is None:  # --help, or --version
             return _said(left)
         # Some library leaves, and the work is not done.
-        world.complain(left, f"sys.exit({left.code!r})")
-        world.end_all(left.code if isinstance(left.code, int) and left.code else MpigdError.code)
+        session.complain(left, f"sys.exit({left.code!r})")
+        session.end_all(left.code if isinstance(left.code, int) and left.code else MpigdError.code)
         raise
     except BrokenPipeError:  # the reader of our output has left, as in `mpigd info FILE | head`: as quiet as any other tool
-        streams.silence(1, 2)
-        world.end_all(PIPE_CLOSED)
+        standard_streams.silence(1, 2)
+        session.end_all(PIPE_CLOSED)
         return PIPE_CLOSED
     except Exception as error:
-        world.complain(error)
-        world.end_all(MpigdError.code)
+        session.complain(error)
+        session.end_all(MpigdError.code)
         return MpigdError.code
 
 
 def _failed(error: MpigdError) -> int:
     """Say what went wrong, once where all ranks know it, and end as they do; returns the exit code."""
-    rank, size = world.place()
+    rank, size = session.place()
     if rank == 0 or not error.agreed:
-        streams.say(f"mpigd: {error}\n" if error.agreed or size == 1 else f"mpigd: {world.here()}: {error}\n")
+        standard_streams.say(
+            f"mpigd: {error}\n"
+            if error.agreed or size == 1
+            else f"mpigd: {session.here()}: {error}\n"
+        )
     if error.agreed or size == 1:
-        world.leave()
+        session.leave()
     else:
-        world.end_all(error.code)  # may return before the end: no collective after it
+        session.end_all(error.code)  # may return before the end: no collective after it
     return error.code
 
 
 def _said(left: SystemExit) -> int:
     """What the parser has said is to arrive; returns the exit code."""
     try:
-        streams.finish()
+        standard_streams.finish()
     except MpigdError as error:
         return _failed(error)
     except BrokenPipeError:
-        streams.silence(1, 2)
+        standard_streams.silence(1, 2)
         return PIPE_CLOSED
     return left.code if isinstance(left.code, int) else 0
 

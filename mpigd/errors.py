@@ -66,5 +66,14 @@ class ReplicaError(MpigdError):
 
 
 BY_CODE: dict[int, type[MpigdError]] = {
-    error.code: error for error in (UsageError, DataError, LaunchError, NumericalError, StorageError, Unfinished, ReplicaError)
+    error.code: error
+    for error in (
+        UsageError,
+        DataError,
+        LaunchError,
+        NumericalError,
+        StorageError,
+        Unfinished,
+        ReplicaError,
+    )
 }

@@ -25,9 +25,27 @@ LATE_MINUTES = 15
 TEST_MONTHS = (11, 12)
 # Known only after departure. None of these may be a feature.
 FORBIDDEN = ("dep_time", "dep_delay", "arr_time", "arr_delay", "air_time")
-WEATHER = ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib")
+WEATHER = (
+    "temp",
+    "dewp",
+    "humid",
+    "wind_dir",
+    "wind_speed",
+    "wind_gust",
+    "precip",
+    "pressure",
+    "visib",
+)
 CATEGORIES = ("carrier", "origin", "dest", "weekday", "departure_hour", "manufacturer", "engine")
-NUMBERS = ("distance", "departure_minute", "arrival_time", "plane_age", "seats", "engines", *WEATHER)
+NUMBERS = (
+    "distance",
+    "departure_minute",
+    "arrival_time",
+    "plane_age",
+    "seats",
+    "engines",
+    *WEATHER,
+)
 FEATURES = (*CATEGORIES, *NUMBERS)
 RARE = 500  # categories with fewer training flights are merged into "other"
 HOUR = ["origin", "year", "month", "day", "hour"]
@@ -48,7 +66,9 @@ def raw(name: str) -> pd.DataFrame:
 def _read(name: str) -> pd.DataFrame:
     spec = find_spec(PACKAGE)  # looks for the package and does not execute it
     if spec is None:
-        raise ModuleNotFoundError(f"No module named {PACKAGE!r}: pip install {PACKAGE}", name=PACKAGE)
+        raise ModuleNotFoundError(
+            f"No module named {PACKAGE!r}: pip install {PACKAGE}", name=PACKAGE
+        )
     for folder in spec.submodule_search_locations or ():
         for path in (Path(folder, "data", f"{name}.csv"), Path(folder, "data", f"{name}.csv.zip")):
             if path.exists():
@@ -69,7 +89,9 @@ def joined() -> pd.DataFrame:
 def features(table: pd.DataFrame) -> pd.DataFrame:
     """The columns a model may see, and the target as 0 or 1. The month is none: those of the test are new to the model."""
     date = pd.to_datetime(table[["year", "month", "day"]])
-    result = pd.DataFrame({name: table[name] for name in ("carrier", "origin", "dest", "distance", *WEATHER)})
+    result = pd.DataFrame(
+        {name: table[name] for name in ("carrier", "origin", "dest", "distance", *WEATHER)}
+    )
     result["weekday"] = date.dt.day_name()
     # Delays pile up towards the evening, and not in a straight line: the hour is a category.
     result["departure_hour"] = "h" + table["hour"].astype(str).str.zfill(2)
@@ -90,7 +112,10 @@ def merge_rare(
     for name in names:
         counts = train[name].value_counts()
         common = counts.index[counts >= rare]
-        train, test = (part.assign(**{name: part[name].where(part[name].isin(common), "other")}) for part in (train, test))
+        train, test = (
+            part.assign(**{name: part[name].where(part[name].isin(common), "other")})
+            for part in (train, test)
+        )
     return train, test
 
 

@@ -27,7 +27,7 @@ fi
 mkdir "$work/source"
 git -C "$root" archive HEAD | tar -x -C "$work/source"
 cd "$work/source"
-tests=(tests/kernels tests/unit/test_same_bits.py tests/unit/test_import.py)
+tests=(tests/kernels tests/unit/test_same_bits.py tests/unit/tables/test_import.py)
 [ ! -d tests/golden ] || tests+=(tests/golden)
 
 failed=0

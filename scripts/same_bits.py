@@ -20,7 +20,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mpigd.model import fitted
+from mpigd.scoring import fitted_model
 
 LIMIT = 300  # seconds a run may take
 
@@ -34,7 +34,9 @@ class Way:
     partition: str = "range"
     files: int = 1
     mpi: str = "mpich"
-    stops: tuple[int, ...] = ()  # epochs after which the run is ended and continued by the next way in `relay`
+    stops: tuple[
+        int, ...
+    ] = ()  # epochs after which the run is ended and continued by the next way in `relay`
 
     def __str__(self) -> str:
         library = self.mpi if self.ranks else "no MPI"
@@ -49,14 +51,34 @@ SHORT = (
 CONFIGURATIONS = (
     ("--loss", "logistic", "--l2", "1e-4", "--mode", "full", "--epochs", "20"),
     ("--loss", "logistic", "--l2", "1e-4", "--mode", "minibatch", "--epochs", "2", "--lr", "0.01"),
-    ("--loss", "logistic", "--mode", "stochastic", "--batch-size", "64", "--epochs", "2", "--optimizer", "momentum"),
+    (
+        "--loss",
+        "logistic",
+        "--mode",
+        "stochastic",
+        "--batch-size",
+        "64",
+        "--epochs",
+        "2",
+        "--optimizer",
+        "momentum",
+    ),
 )
 
 
 def full_ways() -> Iterator[Way]:
-    for mpi, ranks, threads in itertools.product(("mpich", "openmpi"), (1, 2, 3, 4, 5, 7), (1, 2, 3)):
+    for mpi, ranks, threads in itertools.product(
+        ("mpich", "openmpi"), (1, 2, 3, 4, 5, 7), (1, 2, 3)
+    ):
         partition = ("range", "hash", "file")[(ranks + threads) % 3]
-        yield Way(ranks, threads, partition, (1, 2, 5)[(ranks * threads) % 3], mpi, (1,) if threads == 2 else ())
+        yield Way(
+            ranks,
+            threads,
+            partition,
+            (1, 2, 5)[(ranks * threads) % 3],
+            mpi,
+            (1,) if threads == 2 else (),
+        )
     yield Way(0)
 
 
@@ -67,8 +89,32 @@ def full_configurations() -> Iterator[tuple[str, ...]]:
     for loss in ("squared", "hinge", "squared_hinge", "huber", "quantile", "poisson", "softmax"):
         yield ("--loss", loss, "--l2", "1e-4", "--mode", "full", "--epochs", "10")
     for optimizer in ("newton-cholesky", "lbfgs"):  # newton is what full mode takes by itself
-        yield ("--loss", "logistic", "--l2", "1e-4", "--mode", "full", "--epochs", "10", "--tol", "0", "--optimizer", optimizer)
-    yield ("--loss", "logistic", "--mode", "full", "--epochs", "10", "--dtype", "float64", "--class-weight", "balanced")
+        yield (
+            "--loss",
+            "logistic",
+            "--l2",
+            "1e-4",
+            "--mode",
+            "full",
+            "--epochs",
+            "10",
+            "--tol",
+            "0",
+            "--optimizer",
+            optimizer,
+        )
+    yield (
+        "--loss",
+        "logistic",
+        "--mode",
+        "full",
+        "--epochs",
+        "10",
+        "--dtype",
+        "float64",
+        "--class-weight",
+        "balanced",
+    )
 
 
 def split(data: Path, folder: Path, files: int) -> list[str]:
@@ -105,31 +151,64 @@ def copy_rows(whole: h5py.File, path: Path, start: int, stop: int) -> None:
 def command(way: Way, arguments: list[str]) -> list[str]:
     python = os.environ.get("TEST_OPENMPI_PYTHON", "") if way.mpi == "openmpi" else sys.executable
     run = [python, "-m", "mpigd", *arguments]
-    return run if not way.ranks else [str(Path(python).with_name("mpiexec")), "-n", str(way.ranks), *run]
+    return (
+        run
+        if not way.ranks
+        else [str(Path(python).with_name("mpiexec")), "-n", str(way.ranks), *run]
+    )
 
 
 def digests(way: Way, data: Path, options: tuple[str, ...], folder: Path) -> tuple[str, str]:
     """(digest, state_digest) of one run, perhaps stopped and continued on the way."""
     model, checkpoint = folder / "model.h5", folder / "checkpoint"
     shutil.rmtree(checkpoint, ignore_errors=True)
-    train = [*split(data, folder, way.files), "-o", str(model), *options, "--quiet", "--checkpoint", str(checkpoint)]
+    train = [
+        *split(data, folder, way.files),
+        "-o",
+        str(model),
+        *options,
+        "--quiet",
+        "--checkpoint",
+        str(checkpoint),
+    ]
     for epoch in way.stops:
         # The first part of the way on other ranks and another partition. A rate that fits the number of epochs would differ.
         first = Way(way.ranks % 3 + 1, mpi=way.mpi)
         at = options.index("--epochs") + 1
         shorter = [*options[:at], str(epoch), *options[at + 1 :]]
-        short = [str(data), "-o", str(model), *shorter, "--quiet", "--checkpoint", str(checkpoint), "--lr-schedule", "constant"]
+        short = [
+            str(data),
+            "-o",
+            str(model),
+            *shorter,
+            "--quiet",
+            "--checkpoint",
+            str(checkpoint),
+            "--lr-schedule",
+            "constant",
+        ]
         subprocess.run(command(first, ["train", *short]), check=True, timeout=LIMIT)
-    threads = ["--threads", str(way.threads), "--partition", way.partition, "--lr-schedule", "constant"]
+    threads = [
+        "--threads",
+        str(way.threads),
+        "--partition",
+        way.partition,
+        "--lr-schedule",
+        "constant",
+    ]
     subprocess.run(command(way, ["train", *train, *threads]), check=True, timeout=LIMIT)
-    trained = fitted.load(str(model))
+    trained = fitted_model.load(str(model))
     return trained.digest, trained.summary["state_digest"]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--full", action="store_true", help="every optimiser and loss, more ranks, threads and files")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="every optimiser and loss, more ranks, threads and files",
+    )
     arguments = parser.parse_args()
     ways = list(full_ways()) if arguments.full else list(SHORT)
     if "TEST_OPENMPI_PYTHON" not in os.environ:

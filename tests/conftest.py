@@ -12,11 +12,11 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-from mpigd import cache
-from mpigd.launch import launched
+from mpigd.parallel import kernel_cache
+from mpigd.parallel.launcher import launched
 
 # numba's own cache does not see that a kernel which another one calls has changed; ours is keyed by all their sources.
-cache.prepare()
+kernel_cache.prepare()
 
 # A busy machine is no failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -34,7 +34,9 @@ def only_in_full(item: pytest.Item) -> bool:
     for mark in item.iter_markers("full"):
         when = mark.kwargs.get("when")
         names = [] if when is None else list(inspect.signature(when).parameters)
-        if when is None or (params.keys() >= set(names) and when(*(params[name] for name in names))):
+        if when is None or (
+            params.keys() >= set(names) and when(*(params[name] for name in names))
+        ):
             return True
     return False
 
@@ -54,6 +56,6 @@ collect_ignore = ["batch", "cli", "faults", "kernels", "unit"] if launched() is 
 @pytest.fixture(autouse=True)
 def every_save_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests that end a run after a step want the checkpoint of that step: their steps are shorter than a write."""
-    from mpigd.saving import Writer  # not before the cache is prepared
+    from mpigd.training.callbacks.checkpoint_saver import Writer  # not before the cache is prepared
 
     monkeypatch.setattr(Writer, "free", lambda self: self.wait() is None)

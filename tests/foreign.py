@@ -34,7 +34,9 @@ def plain(path: Path, X: Array, y: Array) -> Path:
     return path
 
 
-def netcdf(path: Path, X: Array, y: Array, attributes: Mapping[str, Any] | None = None, **kinds: Any) -> Path:
+def netcdf(
+    path: Path, X: Array, y: Array, attributes: Mapping[str, Any] | None = None, **kinds: Any
+) -> Path:
     """As netCDF4's library does: dimensions beside, a fill value in the dataset's properties, attributes of one number."""
     with h5py.File(path, "w", track_order=True) as file:
         file.attrs["_NCProperties"] = np.bytes_("version=2,netcdf=4.9.2,hdf5=1.14.2")
@@ -56,7 +58,10 @@ def matlab(path: Path, **variables: Array) -> Path:
             data = file.create_dataset(name, data=values.T)
             names = {"float64": "double", "float32": "single", "bool": "logical", "uint16": "char"}
             data.attrs["MATLAB_class"] = np.bytes_(names.get(values.dtype.name, values.dtype.name))
-    front(path, b"MATLAB 7.3 MAT-file, Platform: GLNXA64, Created on: Mon Jan  1 00:00:00 2024 HDF5 schema 1.00 .")
+    front(
+        path,
+        b"MATLAB 7.3 MAT-file, Platform: GLNXA64, Created on: Mon Jan  1 00:00:00 2024 HDF5 schema 1.00 .",
+    )
     return path
 
 

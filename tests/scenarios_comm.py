@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpigd.comm import Comm, agree, bcast_bytes, together
 from mpigd.errors import BY_CODE, DataError, MpigdError, ReplicaError, StorageError, UsageError
+from mpigd.parallel.comm import Comm, agree, bcast_bytes, together
 
 Array = np.ndarray[Any, Any]
 SCENARIOS: dict[str, Callable[[Comm], None]] = {}
@@ -28,7 +28,9 @@ def numbers(rank: int, shape: tuple[int, ...], dtype: str) -> Array:
 
 @scenario
 def allreduce(comm: Comm) -> None:
-    for dtype, op, shape in product(("float64", "int64"), ("sum", "max", "min"), ((), (1,), (7,), (4, 5), (0,), (3, 0))):
+    for dtype, op, shape in product(
+        ("float64", "int64"), ("sum", "max", "min"), ((), (1,), (7,), (4, 5), (0,), (3, 0))
+    ):
         parts = [numbers(rank, shape, dtype) for rank in range(comm.size)]
         buffer = parts[comm.rank].copy()
         comm.allreduce(buffer, op)
@@ -58,7 +60,9 @@ def allreduce_passes_on_what_is_not_finite(comm: Comm) -> None:
 @scenario
 def bcast(comm: Comm) -> None:
     for root in range(comm.size):
-        for dtype, shape in product(("float64", "float32", "float16", "int64", "uint8", "bool"), ((), (5,), (3, 2), (0,))):
+        for dtype, shape in product(
+            ("float64", "float32", "float16", "int64", "uint8", "bool"), ((), (5,), (3, 2), (0,))
+        ):
             expected = numbers(root, shape, "int64").astype(dtype)
             buffer = expected.copy() if comm.rank == root else np.zeros(shape, dtype)
             comm.bcast(buffer, root)
@@ -68,7 +72,9 @@ def bcast(comm: Comm) -> None:
 @scenario
 def allgather(comm: Comm) -> None:
     for dtype, shape in product(("float64", "float16", "int64", "uint8"), ((), (4,), (2, 3), (0,))):
-        expected = np.stack([numbers(rank, shape, "int64").astype(dtype) for rank in range(comm.size)])
+        expected = np.stack(
+            [numbers(rank, shape, "int64").astype(dtype) for rank in range(comm.size)]
+        )
         gathered = comm.allgather(expected[comm.rank])
         assert gathered.dtype == dtype
         np.testing.assert_array_equal(gathered, expected, strict=True)
@@ -88,7 +94,9 @@ def allgather_takes_a_column(comm: Comm) -> None:
     np.testing.assert_array_equal(comm.allgather(table[:, 1])[:, 0], 1.0 + np.arange(comm.size))
 
 
-def check_alltoallv(comm: Comm, count: Callable[[int, int], int], shape: tuple[int, ...], dtype: str) -> None:
+def check_alltoallv(
+    comm: Comm, count: Callable[[int, int], int], shape: tuple[int, ...], dtype: str
+) -> None:
     """Row k from `source` to `dest` holds a number of its own, so that a row that is lost or moved shows."""
 
     def rows(source: int, dest: int) -> Array:
@@ -97,7 +105,9 @@ def check_alltoallv(comm: Comm, count: Callable[[int, int], int], shape: tuple[i
         return (first + np.zeros((n, *shape))).astype(dtype)
 
     outgoing = [rows(comm.rank, dest) for dest in range(comm.size)]
-    received, counts = comm.alltoallv(np.concatenate(outgoing), np.array([len(part) for part in outgoing]))
+    received, counts = comm.alltoallv(
+        np.concatenate(outgoing), np.array([len(part) for part in outgoing])
+    )
     expected = np.concatenate([rows(source, comm.rank) for source in range(comm.size)])
     np.testing.assert_array_equal(counts, [count(source, comm.rank) for source in range(comm.size)])
     np.testing.assert_array_equal(received, expected, strict=True)
@@ -112,7 +122,9 @@ def alltoallv(comm: Comm) -> None:
         lambda source, dest: 5 if source == comm.size - 1 else 0,  # all from one
         lambda source, dest: 0,
     ]
-    for count, shape, dtype in product(patterns, ((), (3,), (2, 2), (0,)), ("float64", "float32", "float16", "int32")):
+    for count, shape, dtype in product(
+        patterns, ((), (3,), (2, 2), (0,)), ("float64", "float32", "float16", "int32")
+    ):
         check_alltoallv(comm, count, shape, dtype)
 
 
@@ -198,7 +210,9 @@ def one_rank_fails(comm: Comm) -> None:
 
 @scenario
 def several_ranks_fail(comm: Comm) -> None:
-    errors: dict[int, BaseException] = {rank: StorageError(f"rank {rank}") for rank in range(comm.size // 2, comm.size)}
+    errors: dict[int, BaseException] = {
+        rank: StorageError(f"rank {rank}") for rank in range(comm.size // 2, comm.size)
+    }
     error = failing(comm, errors)
     assert type(error) is StorageError
     assert str(error) == f"rank {comm.size // 2}"
@@ -239,7 +253,12 @@ def a_foreign_exception_with_a_code_of_its_own(comm: Comm) -> None:
 
 @scenario
 def a_text_that_is_no_unicode(comm: Comm) -> None:
-    for text in ("", "grün", b"caf\xe9.h5: damaged".decode(errors="surrogateescape"), "x" * 100_000):
+    for text in (
+        "",
+        "grün",
+        b"caf\xe9.h5: damaged".decode(errors="surrogateescape"),
+        "x" * 100_000,
+    ):
         assert str(failing(comm, {comm.size - 1: DataError(text)})) == text
 
 

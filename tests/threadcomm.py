@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mpigd.comm import Comm
+from mpigd.parallel.comm import Comm
 
 Array = np.ndarray[Any, Any]
 T = TypeVar("T")
@@ -68,7 +68,12 @@ class _World:
             raise _Broken
 
     def _look_for_deadlock(self) -> None:
-        if self.broken or self.failures or not self.waiting or len(self.waiting) + len(self.results) < self.size:
+        if (
+            self.broken
+            or self.failures
+            or not self.waiting
+            or len(self.waiting) + len(self.results) < self.size
+        ):
             return
         if not any(ready() for ready, _ in self.waiting.values()):
             doing = {rank: f"waits in {doing}" for rank, (_, doing) in self.waiting.items()}
@@ -161,7 +166,9 @@ class ThreadComm:
         self._demand(0 <= root < self.size, f"bcast from rank {root} of {self.size}")
         self._contiguous("bcast", buffer)
         call = f"bcast root {root} {_shape(buffer)}"
-        buffer[...] = self._group.meet(self.rank, call, buffer.copy() if self.rank == root else None)[root]
+        buffer[...] = self._group.meet(
+            self.rank, call, buffer.copy() if self.rank == root else None
+        )[root]
 
     def allgather(self, buffer: Array) -> Array:
         return np.stack(self._group.meet(self.rank, f"allgather {_shape(buffer)}", buffer.copy()))
@@ -169,7 +176,9 @@ class ThreadComm:
     def alltoallv(self, buffer: Array, counts: Array) -> tuple[Array, Array]:
         counts = np.array(counts, dtype=np.int64)
         self._demand(
-            counts.shape == (self.size,) and bool((counts >= 0).all()) and counts.sum() == len(buffer),
+            counts.shape == (self.size,)
+            and bool((counts >= 0).all())
+            and counts.sum() == len(buffer),
             f"alltoallv of {len(buffer)} rows to {self.size} ranks with counts {counts.tolist()}",
         )
         call = f"alltoallv {buffer.dtype} rows {buffer.shape[1:]}"
@@ -179,24 +188,35 @@ class ThreadComm:
 
     def send(self, buffer: Array, dest: int) -> None:
         """Waits for the receiver, as MPI may: who relies on buffering has a deadlock that only large messages show."""
-        self._demand(0 <= dest < self.size and dest != self.rank, f"send to rank {dest} of {self.size}")
+        self._demand(
+            0 <= dest < self.size and dest != self.rank, f"send to rank {dest} of {self.size}"
+        )
         message = _Message(buffer.copy())
         with self._world.changed:
             self._world.check()
             self._group.messages.setdefault((self.rank, dest), deque()).append(message)
             self._world.changed.notify_all()
-            self._world.wait(self._number, lambda: message.taken, f"send to {self._group.members[dest]}")
+            self._world.wait(
+                self._number, lambda: message.taken, f"send to {self._group.members[dest]}"
+            )
 
     def recv(self, buffer: Array, source: int) -> None:
-        self._demand(0 <= source < self.size and source != self.rank, f"recv from rank {source} of {self.size}")
+        self._demand(
+            0 <= source < self.size and source != self.rank,
+            f"recv from rank {source} of {self.size}",
+        )
         self._contiguous("recv", buffer)
         with self._world.changed:
             self._world.check()
             queue = self._group.messages.setdefault((source, self.rank), deque())
-            self._world.wait(self._number, lambda: bool(queue), f"recv from {self._group.members[source]}")
+            self._world.wait(
+                self._number, lambda: bool(queue), f"recv from {self._group.members[source]}"
+            )
             message = queue.popleft()
             sent = _shape(message.content)
-            self._demand(sent == _shape(buffer), f"recv of {_shape(buffer)} from {source}, which sent {sent}")
+            self._demand(
+                sent == _shape(buffer), f"recv of {_shape(buffer)} from {source}, which sent {sent}"
+            )
             buffer[...] = message.content
             message.taken = True
             self._world.changed.notify_all()
@@ -204,9 +224,12 @@ class ThreadComm:
     def split(self, color: int) -> Comm:
         colors = self._group.meet(self.rank, "split", color)
         ranks = [rank for rank in range(self.size) if colors[rank] == color]
-        with self._world.changed:  # whoever comes first makes the group; the round tells this split from the next
+        with (
+            self._world.changed
+        ):  # whoever comes first makes the group; the round tells this split from the next
             group = self._group.children.setdefault(
-                (self._group.round, color), _Group(self._world, [self._group.members[rank] for rank in ranks])
+                (self._group.round, color),
+                _Group(self._world, [self._group.members[rank] for rank in ranks]),
             )
         return ThreadComm(group, ranks.index(self.rank))
 
@@ -221,7 +244,10 @@ class ThreadComm:
         return self._group.members[self.rank]
 
     def _contiguous(self, call: str, buffer: Array) -> None:
-        self._demand(buffer.flags.c_contiguous and buffer.flags.writeable, f"{call} into a buffer it cannot fill")
+        self._demand(
+            buffer.flags.c_contiguous and buffer.flags.writeable,
+            f"{call} into a buffer it cannot fill",
+        )
 
     def _demand(self, holds: bool, otherwise: str) -> None:
         if not holds:
@@ -243,20 +269,28 @@ def run(size: int, function: Callable[..., T], *args: Any, limit: float = 300.0)
     threads = []
     for rank in range(size):
         work = _bind(function, ThreadComm(group, rank), args)
-        threads.append(threading.Thread(target=world.live, args=(rank, work), name=f"rank {rank}", daemon=True))
+        threads.append(
+            threading.Thread(target=world.live, args=(rank, work), name=f"rank {rank}", daemon=True)
+        )
     for thread in threads:
         thread.start()
     with world.changed:
-        world.changed.wait_for(lambda: len(world.results) == size or world.broken or world.failures, limit)
+        world.changed.wait_for(
+            lambda: len(world.results) == size or world.broken or world.failures, limit
+        )
     failed = world.broken or world.failures
     for thread in threads:
-        thread.join(2.0 if failed else 0.1)  # one that computes on for a while is left behind: it ends with the process
+        thread.join(
+            2.0 if failed else 0.1
+        )  # one that computes on for a while is left behind: it ends with the process
     if world.broken:
         raise world.broken
     if world.failures:
         raise world.failures[min(world.failures)]
     if len(world.results) < size:
-        raise AssertionError(f"no end after {limit:g} s\n" + "".join(_stack(thread) for thread in threads))
+        raise AssertionError(
+            f"no end after {limit:g} s\n" + "".join(_stack(thread) for thread in threads)
+        )
     return [world.results[rank] for rank in range(size)]
 
 

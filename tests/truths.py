@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, logsumexp, xlogy
 
-from mpigd.config import Config
+from mpigd.config.schema import Config
 
 Array = np.ndarray[Any, Any]
 TWO_CLASSES = ("logistic", "hinge", "squared_hinge")
@@ -31,11 +31,15 @@ class Table:
     offset: Array | None = None
 
     def take(self, rows: Array | slice) -> Table:
-        parts = (None if part is None else part[rows] for part in (self.X, self.y, self.c, self.offset))
+        parts = (
+            None if part is None else part[rows] for part in (self.X, self.y, self.c, self.offset)
+        )
         return Table(*parts)  # type: ignore[arg-type]
 
 
-def generate(loss: str, n: int = 200, d: int = 4, seed: int = 0, weights: bool = False, holes: float = 0.4) -> Table:
+def generate(
+    loss: str, n: int = 200, d: int = 4, seed: int = 0, weights: bool = False, holes: float = 0.4
+) -> Table:
     """Rows that a model with this loss could have produced, a share `holes` of their entries zero."""
     rng = np.random.default_rng([seed, n, d, ALL_LOSSES.index(loss)])
     X = np.round(rng.normal(size=(n, d)) * 3 + 1, 3) * (rng.random((n, d)) > holes)
@@ -61,9 +65,16 @@ def pointwise(loss: str, z: Array, y: Array, config: Config) -> tuple[Array, Arr
             "squared": lambda: (0.5 * (t - y) ** 2, t - y),
             "logistic": lambda: (np.logaddexp(0, t) - y * t, expit(t) - y),
             "hinge": lambda: (np.maximum(0, 1 - s * t), np.where(s * t < 1, -s, 0.0)),
-            "squared_hinge": lambda: (np.maximum(0, 1 - s * t) ** 2, -2 * s * np.maximum(0, 1 - s * t)),
+            "squared_hinge": lambda: (
+                np.maximum(0, 1 - s * t) ** 2,
+                -2 * s * np.maximum(0, 1 - s * t),
+            ),
             "huber": lambda: (
-                np.where(abs(t - y) <= config.delta, 0.5 * (t - y) ** 2, config.delta * (abs(t - y) - 0.5 * config.delta)),
+                np.where(
+                    abs(t - y) <= config.delta,
+                    0.5 * (t - y) ** 2,
+                    config.delta * (abs(t - y) - 0.5 * config.delta),
+                ),
                 np.clip(t - y, -config.delta, config.delta),
             ),
             "quantile": lambda: (
@@ -76,13 +87,19 @@ def pointwise(loss: str, z: Array, y: Array, config: Config) -> tuple[Array, Arr
     return value, slope[:, None]
 
 
-def objective(table: Table, config: Config, coef: Array, intercept: Array) -> tuple[float, Array, Array]:
+def objective(
+    table: Table, config: Config, coef: Array, intercept: Array
+) -> tuple[float, Array, Array]:
     """F, dF/dcoef (k, d) and dF/dintercept (k,) for coefficients of the original columns; labels of y are 0..k-1."""
     c = np.ones(len(table.y)) if table.c is None else table.c
     z = table.X @ coef.T + intercept + (0 if table.offset is None else table.offset[:, None])
     value, slope = pointwise(config.loss, z, table.y, config)
     share = (c / c.sum())[:, None]
-    scale = np.sqrt(np.average((table.X - np.average(table.X, 0, c)) ** 2, 0, c)) if config.standardize else 1.0
+    scale = (
+        np.sqrt(np.average((table.X - np.average(table.X, 0, c)) ** 2, 0, c))
+        if config.standardize
+        else 1.0
+    )
     penalty = 0.5 * config.l2 * np.sum((coef * scale) ** 2)
     gradient = (share * slope).T @ table.X + config.l2 * coef * np.square(scale)
     return float(share[:, 0] @ value + penalty), gradient, (share * slope).sum(axis=0)
@@ -93,7 +110,9 @@ def optimum(table: Table, config: Config) -> tuple[float, Array, Array]:
     k = len(np.unique(table.y)) if config.loss == "softmax" else 1
     center = np.average(table.X, 0, table.c) if config.intercept else np.zeros(table.X.shape[1])
     scale = np.sqrt(np.average((table.X - center) ** 2, 0, table.c))
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 1e-9 * np.abs(table.X).max(axis=0))
+    inverse = np.divide(
+        1, scale, out=np.zeros_like(scale), where=scale > 1e-9 * np.abs(table.X).max(axis=0)
+    )
 
     def raw(u: Array) -> tuple[Array, Array]:
         W = u.reshape(k, -1)
@@ -102,7 +121,9 @@ def optimum(table: Table, config: Config) -> tuple[float, Array, Array]:
 
     def both(u: Array) -> tuple[float, Array]:
         value, g, g0 = objective(table, config, *raw(u))
-        return value, np.column_stack([(g - np.outer(g0, center)) * inverse, g0 * config.intercept]).ravel()
+        return value, np.column_stack(
+            [(g - np.outer(g0, center)) * inverse, g0 * config.intercept]
+        ).ravel()
 
     start = np.zeros(k * (table.X.shape[1] + 1))
     limits = dict(maxiter=20000, maxfun=40000, ftol=0, gtol=1e-12, maxcor=50)

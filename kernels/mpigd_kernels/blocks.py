@@ -11,7 +11,11 @@ from mpigd_kernels.sums import PANEL, WIDTH, add_plain, collect, spread, take_bl
 def views(room, k, targets, n):
     """Room for n rows: margins and residuals (k, n), targets (q, n), losses (n,)."""
     ends = k * n, 2 * k * n, (2 * k + targets) * n
-    z, r, t = room[: ends[0]].reshape(k, n), room[ends[0] : ends[1]].reshape(k, n), room[ends[1] : ends[2]].reshape(targets, n)
+    z, r, t = (
+        room[: ends[0]].reshape(k, n),
+        room[ends[0] : ends[1]].reshape(k, n),
+        room[ends[1] : ends[2]].reshape(targets, n),
+    )
     return z, r, t, room[ends[2] : ends[2] + n]
 
 

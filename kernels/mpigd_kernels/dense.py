@@ -48,7 +48,10 @@ def accumulate_exact(X, order, first, R, A, C, T, filled):
     X_i is row first + i in `order`. A starts at C and R (k, n) is odd (sums.py). `filled` rows are in A already; returns how
     many are at the end.
     """
-    start, n = filled * 0, R.shape[1]  # a plain 0 is a type of its own: all that is called would be compiled twice
+    start, n = (
+        filled * 0,
+        R.shape[1],
+    )  # a plain 0 is a type of its own: all that is called would be compiled twice
     while start < n:
         stop = min(n, start + PANEL - filled)
         add_all(X, order, first, R, start, stop, A)
@@ -115,7 +118,9 @@ def add_one(X, r, A, C, D, T, q, filled):
                 filled = 0
         return filled
     else:
-        return accumulate_fine(X, order, none, r, A[0, q], A[1, q], C, D, T[:2, q], T[2:, q], filled)
+        return accumulate_fine(
+            X, order, none, r, A[0, q], A[1, q], C, D, T[:2, q], T[2:, q], filled
+        )
 
 
 def as_floats(X, order, first, n, room):
@@ -133,7 +138,9 @@ def _as_floats(X, order, first, n, room):
         widen(X, order, first, rows)
         return rows, order[:0], first * 0
 
-    return widened if X.dtype == types.uint16 else lambda X, order, first, n, room: (X, order, first)
+    return (
+        widened if X.dtype == types.uint16 else lambda X, order, first, n, room: (X, order, first)
+    )
 
 
 @compiled

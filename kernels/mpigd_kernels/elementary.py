@@ -25,7 +25,9 @@ def fma(typingctx, a, b, c):
         return builder.fma(*args)
 
     if packed in (a, b, c):
-        return packed(*(packed if kind == packed else types.float64 for kind in (a, b, c))), generate
+        return packed(
+            *(packed if kind == packed else types.float64 for kind in (a, b, c))
+        ), generate
     return types.float64(types.float64, types.float64, types.float64), generate
 
 

@@ -15,7 +15,10 @@ def prefetch_row(typingctx, X, i):
     def generate(context, builder, signature, args):
         first = context.cast(builder, args[1], signature.args[1], types.intp)
         row = rows_of(context, builder, signature.args[0], args[0], [first])
-        with cgutils.for_range_slice(builder, I64(0), row.columns, I64(_LINE // row.item), I64) as (j, _):
+        with cgutils.for_range_slice(builder, I64(0), row.columns, I64(_LINE // row.item), I64) as (
+            j,
+            _,
+        ):
             hint(builder, row.pointers[0], j, I64(0), 2)
         return context.get_dummy_value()
 

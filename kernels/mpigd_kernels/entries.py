@@ -14,7 +14,19 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-from mpigd_kernels.lanes import _F32, _I32, F64, I64, LANES, VECTOR, _function, add_lanes, every, fma_lanes, hint
+from mpigd_kernels.lanes import (
+    _F32,
+    _I32,
+    F64,
+    I64,
+    LANES,
+    VECTOR,
+    _function,
+    add_lanes,
+    every,
+    fma_lanes,
+    hint,
+)
 
 _NAMES = {_F32: "f32", F64: "f64", _I32: "i32", I64: "i64"}
 _LONGS, _MASK = ir.VectorType(I64, LANES), ir.VectorType(ir.IntType(1), LANES)
@@ -48,7 +60,12 @@ def _load(builder, pointer, k, element, mask):
     place = builder.bitcast(builder.gep(pointer, [k]), kind.as_pointer())
     if mask is None:
         return builder.load(place, align=1)
-    load = _function(builder, f"llvm.masked.load.v{LANES}{_NAMES[element]}.p0", kind, [kind.as_pointer(), _I32, _MASK, kind])
+    load = _function(
+        builder,
+        f"llvm.masked.load.v{LANES}{_NAMES[element]}.p0",
+        kind,
+        [kind.as_pointer(), _I32, _MASK, kind],
+    )
     return builder.call(load, [place, _I32(1), mask, ir.Constant(kind, [0] * LANES)])
 
 
@@ -66,7 +83,9 @@ def _column(builder, entries, k):
 
 def _place(builder, entries, k):
     """Where the column of entry k stands in memory."""
-    return builder.gep(entries.base, [builder.shl(_column(builder, entries, k), I64(entries.shift))])
+    return builder.gep(
+        entries.base, [builder.shl(_column(builder, entries, k), I64(entries.shift))]
+    )
 
 
 def _in_turn(builder, entries, k, mask, one):
@@ -80,7 +99,9 @@ def _in_turn(builder, entries, k, mask, one):
         if mask is None and q < LANES - 1:
             from_on(q + 1)
         elif q < LANES - 2:  # a row that fills all LANES has no mask
-            with builder.if_then(builder.icmp_unsigned("<", builder.add(k, I64(q + 1)), entries.ends[1])):
+            with builder.if_then(
+                builder.icmp_unsigned("<", builder.add(k, I64(q + 1)), entries.ends[1])
+            ):
                 from_on(q + 1)
 
     from_on(0)
@@ -91,7 +112,9 @@ def _collect(builder, entries, k, mask):
     found = cgutils.alloca_once(builder, VECTOR)
     builder.store(_ZEROS, found)
     later = builder.add(k, I64(_LATER))
-    later = builder.select(builder.icmp_signed("<=", later, builder.sub(entries.count, I64(LANES))), later, k)
+    later = builder.select(
+        builder.icmp_signed("<=", later, builder.sub(entries.count, I64(LANES))), later, k
+    )
 
     def take(entry, q):
         hint(builder, _place(builder, entries, builder.add(later, I64(q))), I64(0), I64(0), 3)
@@ -123,8 +146,14 @@ def _each(builder, entries, body):
 
 def _check(indices, values, vector):
     arrays = [indices, vector] if isinstance(values, types.NoneType) else [indices, values, vector]
-    if not all(array.layout == "C" for array in arrays) or vector.dtype != types.float64 or vector.ndim > 2:
-        raise TypingError(f"entries must be C-contiguous, vectors float64: not {', '.join(map(str, arrays))}")
+    if (
+        not all(array.layout == "C" for array in arrays)
+        or vector.dtype != types.float64
+        or vector.ndim > 2
+    ):
+        raise TypingError(
+            f"entries must be C-contiguous, vectors float64: not {', '.join(map(str, arrays))}"
+        )
 
 
 @intrinsic
@@ -142,7 +171,9 @@ def dot_entries(typingctx, start, stop, indices, values, w):
             if entries.values is None:
                 builder.store(builder.fadd(before, weights), total)
             else:
-                builder.store(fma_lanes(builder, _values(builder, entries, k, mask), weights, before), total)
+                builder.store(
+                    fma_lanes(builder, _values(builder, entries, k, mask), weights, before), total
+                )
 
         _each(builder, entries, add)
         return builder.extract_element(add_lanes(builder, [builder.load(total)]), _I32(0))
@@ -169,7 +200,10 @@ def add_entries(typingctx, start, stop, indices, values, A, r, ahead):
                 if x is None:
                     builder.store(builder.fadd(a, args[5]), place)
                 else:
-                    builder.store(builder.call(one_fma, [args[5], builder.extract_element(x, _I32(q)), a]), place)
+                    builder.store(
+                        builder.call(one_fma, [args[5], builder.extract_element(x, _I32(q)), a]),
+                        place,
+                    )
 
             _in_turn(builder, entries, k, mask, add_one)
 

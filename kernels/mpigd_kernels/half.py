@@ -13,9 +13,17 @@ from mpigd_kernels.compiled import compiled
 from mpigd_kernels.elements import number
 
 SMALLEST_NORMAL = 2.0**-14  # below it a half has a fixed step, and below half a step it is zero
-ROUNDER = 1.5 * 2.0**42  # times 2**e: adding it rounds what lies in [2**e, 2**(e + 1)) to the 11 bits of a half
+ROUNDER = (
+    1.5 * 2.0**42
+)  # times 2**e: adding it rounds what lies in [2**e, 2**(e + 1)) to the 11 bits of a half
 
-_I16, _I64, _HALF, _F32, _F64 = ir.IntType(16), ir.IntType(64), ir.HalfType(), ir.FloatType(), ir.DoubleType()
+_I16, _I64, _HALF, _F32, _F64 = (
+    ir.IntType(16),
+    ir.IntType(64),
+    ir.HalfType(),
+    ir.FloatType(),
+    ir.DoubleType(),
+)
 
 
 @intrinsic

@@ -59,7 +59,11 @@ def order_of(context, builder, kind, value):
 
     def ahead(i):
         later = builder.add(i, I64(AHEAD))
-        return row(builder.select(builder.icmp_signed("<", last, later), builder.select(scattered, last, i), later))
+        return row(
+            builder.select(
+                builder.icmp_signed("<", last, later), builder.select(scattered, last, i), later
+            )
+        )
 
     return _Order(row, ahead, scattered)
 
@@ -100,7 +104,10 @@ def load_lanes(builder, pointer, j, element, mask=None):
     if mask is None:
         return builder.load(place, align=1)
     masked = _function(
-        builder, f"llvm.masked.load.v{LANES}{_suffix(element)}.p0", kind, [kind.as_pointer(), _I32, mask.type, kind]
+        builder,
+        f"llvm.masked.load.v{LANES}{_suffix(element)}.p0",
+        kind,
+        [kind.as_pointer(), _I32, mask.type, kind],
     )
     return builder.call(masked, [place, _I32(1), mask, ir.Constant(kind, [0.0] * LANES)])
 
@@ -111,11 +118,16 @@ def store_lanes(builder, value, pointer, j, mask=None):
         builder.store(value, place, align=8)
         return
     kinds = [VECTOR, VECTOR.as_pointer(), _I32, mask.type]
-    builder.call(_function(builder, f"llvm.masked.store.v{LANES}f64.p0", ir.VoidType(), kinds), [value, place, _I32(8), mask])
+    builder.call(
+        _function(builder, f"llvm.masked.store.v{LANES}f64.p0", ir.VoidType(), kinds),
+        [value, place, _I32(8), mask],
+    )
 
 
 def fma_lanes(builder, a, b, c):
-    return builder.call(_function(builder, f"llvm.fma.v{LANES}f64", VECTOR, [VECTOR] * 3), [a, b, c])
+    return builder.call(
+        _function(builder, f"llvm.fma.v{LANES}f64", VECTOR, [VECTOR] * 3), [a, b, c]
+    )
 
 
 def every(builder, value, lanes=LANES):
@@ -142,7 +154,9 @@ def for_vectors(builder, columns, body, before=None):
         body(builder.sub(whole, I64(LANES)), None)
     with builder.if_then(builder.icmp_unsigned("<", whole, columns)):
         numbers = ir.Constant(ir.VectorType(I64, LANES), list(range(LANES)))
-        body(whole, builder.icmp_unsigned("<", numbers, every(builder, builder.sub(columns, whole))))
+        body(
+            whole, builder.icmp_unsigned("<", numbers, every(builder, builder.sub(columns, whole)))
+        )
 
 
 def add_lanes(builder, vectors):
@@ -153,17 +167,28 @@ def add_lanes(builder, vectors):
     width, held = LANES, 1  # lanes of each row that are left, rows that a vector holds
     while width > 1:
         width //= 2
-        pairs = list(zip(vectors[::2], vectors[1::2], strict=True)) if len(vectors) > 1 else [(vectors[0], vectors[0])]
+        pairs = (
+            list(zip(vectors[::2], vectors[1::2], strict=True))
+            if len(vectors) > 1
+            else [(vectors[0], vectors[0])]
+        )
         held *= 2 if len(vectors) > 1 else 1
         low = [row * 2 * width + lane for row in range(held) for lane in range(width)]
-        halves = [ir.Constant(ir.VectorType(_I32, len(low)), [place + shift for place in low]) for shift in (0, width)]
-        vectors = [builder.fadd(*(builder.shuffle_vector(a, b, half) for half in halves)) for a, b in pairs]
+        halves = [
+            ir.Constant(ir.VectorType(_I32, len(low)), [place + shift for place in low])
+            for shift in (0, width)
+        ]
+        vectors = [
+            builder.fadd(*(builder.shuffle_vector(a, b, half) for half in halves)) for a, b in pairs
+        ]
     return vectors[0]
 
 
 def _check(X, order, *vectors):
     if not (X.layout == "C" and all(v.layout == "C" and v.dtype == types.float64 for v in vectors)):
-        raise TypingError(f"rows and vectors must be C-contiguous, vectors float64: not {X}, {', '.join(map(str, vectors))}")
+        raise TypingError(
+            f"rows and vectors must be C-contiguous, vectors float64: not {X}, {', '.join(map(str, vectors))}"
+        )
     if order.layout != "C" or order.dtype != types.int64:
         raise TypingError(f"an order must be contiguous int64: not {order}")
 
@@ -174,24 +199,43 @@ def _dot(count):
     def generate(context, builder, signature, args):
         first, at = (context.cast(builder, args[i], signature.args[i], types.intp) for i in (2, 6))
         order = order_of(context, builder, signature.args[1], args[1])
-        w, z = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (3, 5))
+        w, z = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (3, 5)
+        )
         sums = cgutils.alloca_once(builder, VECTOR, count)
         shift = builder.select(order.scattered, I64(0), I64(NEAR))
         with cgutils.for_range(builder, I64(count)) as loop:
             i = builder.add(first, loop.index)
-            X, later = (rows_of(context, builder, signature.args[0], args[0], [number(i)]) for number in (order.row, order.ahead))
+            X, later = (
+                rows_of(context, builder, signature.args[0], args[0], [number(i)])
+                for number in (order.row, order.ahead)
+            )
             total = builder.gep(sums, [loop.index])
             builder.store(ir.Constant(VECTOR, [0.0] * LANES), total)
 
             def add(j, mask, X=X, total=total):
                 weights = load_lanes(builder, w, j, F64, mask)
-                builder.store(fma_lanes(builder, columns_of(builder, X, 0, j, mask), weights, builder.load(total)), total)
+                builder.store(
+                    fma_lanes(
+                        builder, columns_of(builder, X, 0, j, mask), weights, builder.load(total)
+                    ),
+                    total,
+                )
 
-            for_vectors(builder, X.columns, add, lambda j, later=later: _hint_lines(builder, later, j, shift, 2))
-        result = add_lanes(builder, [builder.load(builder.gep(sums, [I64(q)])) for q in range(count)])
+            for_vectors(
+                builder,
+                X.columns,
+                add,
+                lambda j, later=later: _hint_lines(builder, later, j, shift, 2),
+            )
+        result = add_lanes(
+            builder, [builder.load(builder.gep(sums, [I64(q)])) for q in range(count)]
+        )
         b = context.cast(builder, args[4], signature.args[4], types.float64)
         result = builder.fadd(result, every(builder, b, count))
-        builder.store(result, builder.bitcast(builder.gep(z, [at]), result.type.as_pointer()), align=8)
+        builder.store(
+            result, builder.bitcast(builder.gep(z, [at]), result.type.as_pointer()), align=8
+        )
         return context.get_dummy_value()
 
     return generate
@@ -223,7 +267,8 @@ def widen_row(typingctx, X, order, i, out, at):
         first, row = (context.cast(builder, args[k], signature.args[k], types.intp) for k in (2, 4))
         order = order_of(context, builder, signature.args[1], args[1])
         given, later = (
-            rows_of(context, builder, signature.args[0], args[0], [number(first)]) for number in (order.row, order.ahead)
+            rows_of(context, builder, signature.args[0], args[0], [number(first)])
+            for number in (order.row, order.ahead)
         )
         (place,) = rows_of(context, builder, signature.args[3], args[3], [row]).pointers
         shift = builder.select(order.scattered, I64(0), I64(NEAR))
@@ -231,7 +276,9 @@ def widen_row(typingctx, X, order, i, out, at):
         def widen(j, mask):
             store_lanes(builder, columns_of(builder, given, 0, j, mask), place, j, mask)
 
-        for_vectors(builder, given.columns, widen, lambda j: _hint_lines(builder, later, j, shift, 2))
+        for_vectors(
+            builder, given.columns, widen, lambda j: _hint_lines(builder, later, j, shift, 2)
+        )
         return context.get_dummy_value()
 
     return types.none(X, order, i, out, at), generate
@@ -241,15 +288,21 @@ def _add(count):
     """The code of A_j = fma(r_i, X_ij, A_j) for `count` rows in turn."""
 
     def generate(context, builder, signature, args):
-        first, at, ahead = (context.cast(builder, args[i], signature.args[i], types.intp) for i in (2, 4, 6))
+        first, at, ahead = (
+            context.cast(builder, args[i], signature.args[i], types.intp) for i in (2, 4, 6)
+        )
         order = order_of(context, builder, signature.args[1], args[1])
         numbers = [order.row(i) for i in following(builder, first, count)]
         X = rows_of(context, builder, signature.args[0], args[0], numbers)
         # Scattered rows are fetched from one dot product to the next; here a hint that costs nothing stands for them.
         later = builder.select(order.scattered, numbers[0], ahead)
         later = rows_of(context, builder, signature.args[0], args[0], [later])
-        r, A = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (3, 5))
-        residuals = [every(builder, builder.load(builder.gep(r, [i]))) for i in following(builder, at, count)]
+        r, A = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (3, 5)
+        )
+        residuals = [
+            every(builder, builder.load(builder.gep(r, [i]))) for i in following(builder, at, count)
+        ]
 
         def add(j, mask):
             a = load_lanes(builder, A, j, F64, mask)

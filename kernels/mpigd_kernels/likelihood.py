@@ -11,7 +11,10 @@ LARGE = 10.0  # from where six terms of Stirling's series have all digits
 def _stirling(x):
     """log(Gamma(x + 1)) - (x log x - x) for x >= LARGE (Abramowitz and Stegun, 6.1.41)."""
     q = 1.0 / (x * x)
-    tail = ((((-691.0 / 360360.0 * q + 1.0 / 1188.0) * q - 1.0 / 1680.0) * q + 1.0 / 1260.0) * q - 1.0 / 360.0) * q + 1.0 / 12.0
+    tail = (
+        (((-691.0 / 360360.0 * q + 1.0 / 1188.0) * q - 1.0 / 1680.0) * q + 1.0 / 1260.0) * q
+        - 1.0 / 360.0
+    ) * q + 1.0 / 12.0
     return 0.5 * (LOG_TWO_PI + log(x)) + tail / x
 
 

@@ -9,7 +9,9 @@ from mpigd_kernels.elementary import fma
 from mpigd_kernels.lanes import LANES
 from mpigd_kernels.tiles import add_outer_tiles
 
-PIVOT = 1e-9  # of the diagonal element: below, a column depends on those before it, but for rounding
+PIVOT = (
+    1e-9  # of the diagonal element: below, a column depends on those before it, but for rounding
+)
 
 
 @compiled
@@ -26,7 +28,9 @@ def cholesky(H):
     for i in range(p):
         for j in range(i, p):
             U[i, j] = H[i, j]
-    for first in range(0, p, LANES):  # LANES rows at a time, so that those above are read once for all of them
+    for first in range(
+        0, p, LANES
+    ):  # LANES rows at a time, so that those above are read once for all of them
         for k in range(first):
             for t in range(LANES):
                 P[k, t] = -U[k, first + t]

@@ -13,7 +13,17 @@ from numba.extending import intrinsic, overload
 
 from mpigd_kernels.compiled import compiled
 from mpigd_kernels.entries import _ZEROS, _column, _each, _entries, _fetch, _in_turn
-from mpigd_kernels.lanes import F64, I64, LANES, VECTOR, every, fma_lanes, hint, load_lanes, store_lanes
+from mpigd_kernels.lanes import (
+    F64,
+    I64,
+    LANES,
+    VECTOR,
+    every,
+    fma_lanes,
+    hint,
+    load_lanes,
+    store_lanes,
+)
 from mpigd_kernels.sums import flush_all
 
 _BITS = ir.VectorType(I64, LANES)
@@ -100,14 +110,18 @@ def _value(builder, entries, k):
 def _vectors(context, builder, signature, args):
     """The entries; place(k, part), where LANES outputs of entry k's column lie in a part of lines; and that of turned[at]."""
     entries = _entries(context, builder, signature, args, 0)
-    lines, turned = (context.make_array(signature.args[i])(context, builder, args[i]) for i in (4, 6))
+    lines, turned = (
+        context.make_array(signature.args[i])(context, builder, args[i]) for i in (4, 6)
+    )
     group, at = (context.cast(builder, args[i], signature.args[i], types.intp) for i in (5, 7))
     parts, width = (builder.extract_value(lines.shape, i) for i in (1, 2))
     column = builder.mul(parts, width)
 
     def place(k, part):
         first = builder.add(group, builder.mul(width, I64(part)))
-        return builder.gep(entries.base, [builder.add(builder.mul(_column(builder, entries, k), column), first)])
+        return builder.gep(
+            entries.base, [builder.add(builder.mul(_column(builder, entries, k), column), first)]
+        )
 
     return entries, place, builder.gep(turned.data, [builder.add(builder.mul(at, width), group)])
 
@@ -137,7 +151,9 @@ def dot_outputs(typingctx, start, stop, indices, values, lines, group, turned, a
             if entries.values is None:
                 builder.store(builder.fadd(before, weights), sums[q])
             else:
-                builder.store(fma_lanes(builder, _value(builder, entries, k), weights, before), sums[q])
+                builder.store(
+                    fma_lanes(builder, _value(builder, entries, k), weights, before), sums[q]
+                )
 
         _every_entry(builder, entries, add_one)
         left = [builder.load(one) for one in sums]
@@ -169,9 +185,14 @@ def _add(fine):
             t = plus(a)
             store_lanes(builder, t, place(k, 1), I64(0))
             if fine:
-                odd = builder.or_(builder.bitcast(plus(builder.fsub(a, t)), _BITS), ir.Constant(_BITS, [1] * LANES))
+                odd = builder.or_(
+                    builder.bitcast(plus(builder.fsub(a, t)), _BITS),
+                    ir.Constant(_BITS, [1] * LANES),
+                )
                 b = load_lanes(builder, place(k, 2), I64(0), F64)
-                store_lanes(builder, builder.fadd(b, builder.bitcast(odd, VECTOR)), place(k, 2), I64(0))
+                store_lanes(
+                    builder, builder.fadd(b, builder.bitcast(odd, VECTOR)), place(k, 2), I64(0)
+                )
 
         _every_entry(builder, entries, add_one)
         return context.get_dummy_value()
@@ -183,11 +204,15 @@ def _add(fine):
 def add_outputs(typingctx, start, stop, indices, values, lines, group, turned, at, ahead):
     """add_entries for the LANES outputs from `group` on, with the residuals turned[at]; fetches the entries `ahead`."""
     _check(lines, turned)
-    return types.none(start, stop, indices, values, lines, group, turned, at, types.intp), _add(False)
+    return types.none(start, stop, indices, values, lines, group, turned, at, types.intp), _add(
+        False
+    )
 
 
 @intrinsic
 def add_outputs_fine(typingctx, start, stop, indices, values, lines, group, turned, at, ahead):
     """add_outputs on both grids."""
     _check(lines, turned)
-    return types.none(start, stop, indices, values, lines, group, turned, at, types.intp), _add(True)
+    return types.none(start, stop, indices, values, lines, group, turned, at, types.intp), _add(
+        True
+    )

@@ -50,7 +50,9 @@ def vector_of(builder, value):
 def bits_of(builder, value):
     """(the bits of a number or vector as integers, a function that makes integers constants of that kind)."""
     kind = _BITS if value.type == VECTOR else I64
-    return builder.bitcast(value, kind), lambda number: ir.Constant(kind, [number] * LANES if kind == _BITS else number)
+    return builder.bitcast(value, kind), lambda number: ir.Constant(
+        kind, [number] * LANES if kind == _BITS else number
+    )
 
 
 def number_of(builder, bits):
@@ -73,17 +75,33 @@ def _operator(operation, result, code):
 
 def _of_one(operation, code):
     lower_builtin(operation, packed)(lambda context, builder, sig, args: code(builder, args[0]))
-    infer_global(operation)(type(f"_{operation.__name__}", (ConcreteTemplate,), {"cases": [signature(packed, packed)]}))
+    infer_global(operation)(
+        type(f"_{operation.__name__}", (ConcreteTemplate,), {"cases": [signature(packed, packed)]})
+    )
 
 
 def _size(builder, value):
     name = f"llvm.fabs.v{LANES}f64"
-    return builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(VECTOR, [VECTOR]), name), [value])
+    return builder.call(
+        cgutils.get_or_insert_function(builder.module, ir.FunctionType(VECTOR, [VECTOR]), name),
+        [value],
+    )
 
 
-for _operation, _name in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"), (operator.truediv, "fdiv")):
+for _operation, _name in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
     _operator(_operation, packed, lambda builder, a, b, name=_name: getattr(builder, name)(a, b))
-for _operation, _sign in ((operator.lt, "<"), (operator.le, "<="), (operator.gt, ">"), (operator.ge, ">="), (operator.eq, "==")):
+for _operation, _sign in (
+    (operator.lt, "<"),
+    (operator.le, "<="),
+    (operator.gt, ">"),
+    (operator.ge, ">="),
+    (operator.eq, "=="),
+):
     _operator(_operation, which, lambda builder, a, b, sign=_sign: builder.fcmp_ordered(sign, a, b))
 _of_one(operator.neg, lambda builder, value: builder.fneg(value))
 _of_one(abs, _size)
@@ -96,7 +114,9 @@ def where(typingctx, condition, a, b):
 
     def generate(context, builder, sig, args):
         chosen, *values = args
-        return builder.select(chosen, *(vector_of(builder, value) if result == packed else value for value in values))
+        return builder.select(
+            chosen, *(vector_of(builder, value) if result == packed else value for value in values)
+        )
 
     return result(condition, a, b), generate
 
@@ -116,12 +136,18 @@ def _lanes(context, builder, kind, value, i, whole, part):
     """whole(pointer, i) if LANES numbers of an array follow from i on, else part(pointer, i, mask of those that do)."""
     array = context.make_array(kind)(context, builder, value)
     left = builder.sub(builder.extract_value(array.shape, 0), i)
-    with builder.if_else(builder.icmp_signed(">=", left, I64(LANES)), likely=True) as (then, otherwise):
+    with builder.if_else(builder.icmp_signed(">=", left, I64(LANES)), likely=True) as (
+        then,
+        otherwise,
+    ):
         with then:
             first, before = whole(array.data, i), builder.block
         with otherwise:
             numbers = ir.Constant(_BITS, list(range(LANES)))
-            second, after = part(array.data, i, builder.icmp_signed("<", numbers, every(builder, left))), builder.block
+            second, after = (
+                part(array.data, i, builder.icmp_signed("<", numbers, every(builder, left))),
+                builder.block,
+            )
     return (first, before), (second, after)
 
 
@@ -133,9 +159,19 @@ def load(typingctx, v, i, fill):
         i = context.cast(builder, args[1], sig.args[1], types.intp)
 
         def part(pointer, i, mask):
-            return builder.select(mask, load_lanes(builder, pointer, i, F64, mask), every(builder, args[2]))
+            return builder.select(
+                mask, load_lanes(builder, pointer, i, F64, mask), every(builder, args[2])
+            )
 
-        ways = _lanes(context, builder, sig.args[0], args[0], i, lambda p, i: load_lanes(builder, p, i, F64), part)
+        ways = _lanes(
+            context,
+            builder,
+            sig.args[0],
+            args[0],
+            i,
+            lambda p, i: load_lanes(builder, p, i, F64),
+            part,
+        )
         result = builder.phi(VECTOR)
         for value, block in ways:
             result.add_incoming(value, block)

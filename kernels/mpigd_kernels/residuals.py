@@ -55,7 +55,9 @@ def residuals(what, loss, z, y, c, r, l, spare):
     for q in range(z.shape[0] if folds else 1):
         for i in range(m if folds else 0):
             spare[0, i] = 0.0 if y[1, i] == q else c[i]
-        own, mine, weights, one = (z[q : q + 1], r[q : q + 1], spare[0, :m], spare[1, :m]) if folds else (z, r, c, l)
+        own, mine, weights, one = (
+            (z[q : q + 1], r[q : q + 1], spare[0, :m], spare[1, :m]) if folds else (z, r, c, l)
+        )
         pointwise_of(loss, own, y[0], weights, mine, one)
         for i in range(m if folds else 0):
             l[i] = one[i] if q == 0 else l[i] + one[i]

@@ -40,7 +40,10 @@ def _scatter(x, key, half):
     mask = (uint64(1) << half) - uint64(1)
     left, right = x >> half, x & mask
     for round_number in range(ROUNDS):
-        left, right = right, left ^ (mix(right + key + uint64(round_number) * uint64(0x9E3779B97F4A7C15)) & mask)
+        left, right = (
+            right,
+            left ^ (mix(right + key + uint64(round_number) * uint64(0x9E3779B97F4A7C15)) & mask),
+        )
     return (left << half) | right
 
 
@@ -51,7 +54,14 @@ def positions(rows, n, seed, epoch, out):
     A Feistel network permutes the next power of four; results of n and above are sent through again (cycle walking). All
     rows of a chunk take a turn together, for then turns overlap: a row on its own waits for each of its products.
     """
-    key, _ = philox(uint64(epoch) & _LOW, uint64(epoch) >> _32, uint64(0), uint64(1), uint64(seed) & _LOW, uint64(seed) >> _32)
+    key, _ = philox(
+        uint64(epoch) & _LOW,
+        uint64(epoch) >> _32,
+        uint64(0),
+        uint64(1),
+        uint64(seed) & _LOW,
+        uint64(seed) >> _32,
+    )
     half = uint64(1)
     while (uint64(1) << (half * uint64(2))) < uint64(n):
         half += uint64(1)
@@ -104,7 +114,9 @@ def _multiply_high(a, b):
 def owners(keys, size, out):
     """out_i = rank of 0..size-1 that the key hashes to."""
     for i in range(keys.size):
-        out[i] = int64(_multiply_high(mix(uint64(keys[i]) + uint64(0x9E3779B97F4A7C15)), uint64(size)))
+        out[i] = int64(
+            _multiply_high(mix(uint64(keys[i]) + uint64(0x9E3779B97F4A7C15)), uint64(size))
+        )
 
 
 @compiled

@@ -106,7 +106,9 @@ def add_pairs(h, Z, J, V, ends, power, B, C):
 
 
 @compiled
-def add_outer_csr(indptr, indices, data, H, place, inverse, center, scale, dense, power, A, T, B, C):
+def add_outer_csr(
+    indptr, indices, data, H, place, inverse, center, scale, dense, power, A, T, B, C
+):
     """Add sum_i H_qi x_i x_i' of all rows for every q: A (q, w, w), T (q, 2, p, p) of curvature.py, B (q, ...), C (q, ...).
 
     A starts at BIAS, and is left there. w is a multiple of LANES.
@@ -119,7 +121,20 @@ def add_outer_csr(indptr, indices, data, H, place, inverse, center, scale, dense
     for start in range(0, n, PANEL):
         stop = min(n, start + PANEL)
         part = Z[: stop - start]
-        take_entries(indptr[start : stop + 1], indices, data, place, inverse, center, scale, dense, part, J, V, ends)
+        take_entries(
+            indptr[start : stop + 1],
+            indices,
+            data,
+            place,
+            inverse,
+            center,
+            scale,
+            dense,
+            part,
+            J,
+            V,
+            ends,
+        )
         for q in range(H.shape[0]):
             h = H[q, start:stop]
             add_outer(part, h, A[q])

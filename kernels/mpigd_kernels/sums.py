@@ -13,7 +13,7 @@ from mpigd_kernels.compiled import compiled, inlined
 from mpigd_kernels.elementary import set_odd
 from mpigd_kernels.packed import LANES, count, load, store, where
 
-PANEL = 256  # terms an accumulator takes before it is flushed: part of the grid's definition (mpigd/reduce.py)
+PANEL = 256  # terms an accumulator takes before it is flushed: part of the grid's definition (mpigd/reduction/base.py)
 WIDTH = LANES  # accumulators of a sum over a vector
 TINY = 2.0**-1000
 SPLIT = 2.0**27  # between the units of the two words
@@ -144,14 +144,20 @@ def within_limits(r, l, limits, counts, tops):
     raises tops (3,): largest |r|, largest |l|, and how many values are not finite.
     """
     over, counts[2], counts[4] = _odd_and_count(l, limits[1], counts[2], counts[4])
-    for q in range(r.shape[0]):  # not r.ravel(): of a strided r that is a copy, and r would stay as it was
+    for q in range(
+        r.shape[0]
+    ):  # not r.ravel(): of a strided r that is a copy, and r would stay as it was
         more, counts[1], counts[3] = _odd_and_count(r[q], limits[0], counts[1], counts[3])
         over += more
     counts[0] += over
     if over > 0:
         top_r, bad_r = largest(r.ravel())
         top_l, bad_l = largest(l)
-        tops[0], tops[1], tops[2] = max(tops[0], top_r), max(tops[1], top_l), tops[2] + bad_r + bad_l
+        tops[0], tops[1], tops[2] = (
+            max(tops[0], top_r),
+            max(tops[1], top_l),
+            tops[2] + bad_r + bad_l,
+        )
     return counts[0] == 0
 
 

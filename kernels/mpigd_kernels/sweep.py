@@ -54,8 +54,21 @@ def sweep_dense(
     T (2 or 4, k, d): accumulators, biases and totals of the grid and of a finer one; plain sums into A where C is None.
     room: of room_for(); d numbers more a row where values are halves. The caller holds all arrays, so that views are cheap.
     """
-    room, values, order, y, c, coef = borrowed(room), borrowed(values), borrowed(order), borrowed(y), borrowed(c), borrowed(coef)
-    limits, biases, S, counts, tops = borrowed(limits), borrowed(biases), borrowed(S), borrowed(counts), borrowed(tops)
+    room, values, order, y, c, coef = (
+        borrowed(room),
+        borrowed(values),
+        borrowed(order),
+        borrowed(y),
+        borrowed(c),
+        borrowed(coef),
+    )
+    limits, biases, S, counts, tops = (
+        borrowed(limits),
+        borrowed(biases),
+        borrowed(S),
+        borrowed(counts),
+        borrowed(tops),
+    )
     keep, A, C, D, T = borrowed(keep), borrowed(A), borrowed(C), borrowed(D), borrowed(T)
     offset, intercept = borrowed(offset), borrowed(intercept)
     lanes, spare, every, vectors, rest = _parts(room, A.shape[1], y.shape[0], block)
@@ -98,12 +111,40 @@ def sweep_csr(
 
     room: two numbers more a row, and those of a column's part of lines.
     """
-    room, indptr, indices, data, order = borrowed(room), borrowed(indptr), borrowed(indices), borrowed(data), borrowed(order)
-    lines, y, c, coef, keep = borrowed(lines), borrowed(y), borrowed(c), borrowed(coef), borrowed(keep)
-    limits, biases, S, counts, tops = borrowed(limits), borrowed(biases), borrowed(S), borrowed(counts), borrowed(tops)
-    offset, intercept, A, C, D, T = borrowed(offset), borrowed(intercept), borrowed(A), borrowed(C), borrowed(D), borrowed(T)
+    room, indptr, indices, data, order = (
+        borrowed(room),
+        borrowed(indptr),
+        borrowed(indices),
+        borrowed(data),
+        borrowed(order),
+    )
+    lines, y, c, coef, keep = (
+        borrowed(lines),
+        borrowed(y),
+        borrowed(c),
+        borrowed(coef),
+        borrowed(keep),
+    )
+    limits, biases, S, counts, tops = (
+        borrowed(limits),
+        borrowed(biases),
+        borrowed(S),
+        borrowed(counts),
+        borrowed(tops),
+    )
+    offset, intercept, A, C, D, T = (
+        borrowed(offset),
+        borrowed(intercept),
+        borrowed(A),
+        borrowed(C),
+        borrowed(D),
+        borrowed(T),
+    )
     lanes, spare, every, vectors, rest = _parts(room, A.shape[1], y.shape[0], block)
-    ends, turned = rest[: 2 * block].view(np.int64).reshape(2, block), outputs.turned_in(rest[2 * block :], lines, block)
+    ends, turned = (
+        rest[: 2 * block].view(np.int64).reshape(2, block),
+        outputs.turned_in(rest[2 * block :], lines, block),
+    )
     open_lanes(lanes, biases)
     every.fill(c[0])
     terms = 0
@@ -120,7 +161,9 @@ def sweep_csr(
         shift_and_keep(z, order, begin, offset, keep)
         residuals(what, loss, z, t, weights, r, l, spare)
         if take_scalars(r, l, limits, S, counts, tops, C, lanes):
-            filled = add_all_sparse(starts, stops, indices, data, r, lines, turned, A, C, D, T, filled, panel)
+            filled = add_all_sparse(
+                starts, stops, indices, data, r, lines, turned, A, C, D, T, filled, panel
+            )
         terms = keep_lanes_low(lanes, biases, S, C, terms, n)
     collect_all(lanes, biases, S, C)
     return filled
@@ -130,14 +173,18 @@ def sweep_csr(
 def add_dense(X, order, first, r, A, C, D, T, filled):
     """Add R X for residuals r (k, n), X_i row first + i in `order`; returns how many rows A holds unflushed."""
     if C is None:
-        dense.add_all(X, order, first, r, filled * 0, r.shape[1], A[0])  # not 0: see accumulate_exact
+        dense.add_all(
+            X, order, first, r, filled * 0, r.shape[1], A[0]
+        )  # not 0: see accumulate_exact
         return filled
     elif D is None:
         return dense.accumulate_exact(X, order, first, r, A[0], C, T, filled)
     else:
         held = filled
         for q in range(r.shape[0]):
-            held = dense.accumulate_fine(X, order, first, r[q], A[0, q], A[1, q], C, D, T[:2, q], T[2:, q], filled)
+            held = dense.accumulate_fine(
+                X, order, first, r[q], A[0, q], A[1, q], C, D, T[:2, q], T[2:, q], filled
+            )
         return held
 
 
@@ -150,7 +197,21 @@ def add_sparse(starts, stops, indices, values, r, A, C, D, T, q, filled, panel):
     elif D is None:
         return csr.add_exact(starts, stops, indices, values, r, A[0, q], C, T[:, q], filled, panel)
     else:
-        return csr.add_fine(starts, stops, indices, values, r, A[0, q], A[1, q], C, D, T[:2, q], T[2:, q], filled, panel)
+        return csr.add_fine(
+            starts,
+            stops,
+            indices,
+            values,
+            r,
+            A[0, q],
+            A[1, q],
+            C,
+            D,
+            T[:2, q],
+            T[2:, q],
+            filled,
+            panel,
+        )
 
 
 def sparse_margins(starts, stops, indices, data, coef, lines, b, turned, z):
@@ -184,6 +245,8 @@ def _add_all_sparse(starts, stops, indices, data, r, lines, turned, A, C, D, T, 
         return held
 
     def all_at_once(starts, stops, indices, data, r, lines, turned, A, C, D, T, filled, panel):
-        return outputs.add(starts, stops, indices, data, r, lines, turned, A, C, D, T, filled, panel)
+        return outputs.add(
+            starts, stops, indices, data, r, lines, turned, A, C, D, T, filled, panel
+        )
 
     return one_by_one if isinstance(lines, types.NoneType) else all_at_once

@@ -38,7 +38,13 @@ def _rows(context, builder, signature, args):
     """TILE rows from the i-th on, of X in `order`: the first three arguments."""
     first = context.cast(builder, args[2], signature.args[2], types.intp)
     order = order_of(context, builder, signature.args[1], args[1])
-    return rows_of(context, builder, signature.args[0], args[0], [order.row(i) for i in following(builder, first, TILE)])
+    return rows_of(
+        context,
+        builder,
+        signature.args[0],
+        args[0],
+        [order.row(i) for i in following(builder, first, TILE)],
+    )
 
 
 def _check(*matrices):
@@ -54,7 +60,9 @@ def dot_tile(typingctx, X, order, i, W, q, b, Z, at):
     def generate(context, builder, signature, args):
         output, at = (context.cast(builder, args[k], signature.args[k], types.intp) for k in (4, 7))
         rows = _rows(context, builder, signature, args)
-        weights, margins = (_outputs(context, builder, signature.args[k], args[k], output) for k in (3, 6))
+        weights, margins = (
+            _outputs(context, builder, signature.args[k], args[k], output) for k in (3, 6)
+        )
         intercepts = context.make_array(signature.args[5])(context, builder, args[5]).data
         sums = [[cgutils.alloca_once(builder, VECTOR) for _ in range(TILE)] for _ in range(TILE)]
         for total in (total for row in sums for total in row):
@@ -70,8 +78,13 @@ def dot_tile(typingctx, X, order, i, W, q, b, Z, at):
         for_vectors(builder, rows.columns, add)
         for s in range(TILE):
             b = builder.load(builder.gep(intercepts, [builder.add(output, I64(s))]))
-            z = builder.fadd(add_lanes(builder, [builder.load(total) for total in sums[s]]), every(builder, b, TILE))
-            builder.store(z, builder.bitcast(builder.gep(margins[s], [at]), z.type.as_pointer()), align=8)
+            z = builder.fadd(
+                add_lanes(builder, [builder.load(total) for total in sums[s]]),
+                every(builder, b, TILE),
+            )
+            builder.store(
+                z, builder.bitcast(builder.gep(margins[s], [at]), z.type.as_pointer()), align=8
+            )
         return context.get_dummy_value()
 
     return types.none(X, order, i, W, q, b, Z, at), generate
@@ -85,8 +98,16 @@ def add_tile(typingctx, X, order, i, R, at, q, A):
     def generate(context, builder, signature, args):
         at, output = (context.cast(builder, args[k], signature.args[k], types.intp) for k in (4, 5))
         rows = _rows(context, builder, signature, args)
-        given, accumulators = (_outputs(context, builder, signature.args[k], args[k], output) for k in (3, 6))
-        residuals = [[every(builder, builder.load(builder.gep(r, [i]))) for i in following(builder, at, TILE)] for r in given]
+        given, accumulators = (
+            _outputs(context, builder, signature.args[k], args[k], output) for k in (3, 6)
+        )
+        residuals = [
+            [
+                every(builder, builder.load(builder.gep(r, [i])))
+                for i in following(builder, at, TILE)
+            ]
+            for r in given
+        ]
 
         def add(j, mask):
             a = [load_lanes(builder, pointer, j, F64, mask) for pointer in accumulators]
@@ -112,9 +133,13 @@ def add_outer_tiles(typingctx, P, Z, A, j):
 
     def generate(context, builder, signature, args):
         first = context.cast(builder, args[3], signature.args[3], types.intp)
-        given, rows = (context.make_array(signature.args[k])(context, builder, args[k]) for k in (0, 1))
+        given, rows = (
+            context.make_array(signature.args[k])(context, builder, args[k]) for k in (0, 1)
+        )
         m, p = (builder.extract_value(rows.shape, axis) for axis in (0, 1))
-        accumulators = rows_of(context, builder, signature.args[2], args[2], following(builder, first, LANES)).pointers
+        accumulators = rows_of(
+            context, builder, signature.args[2], args[2], following(builder, first, LANES)
+        ).pointers
 
         def add(q, vectors):
             """To LANES rows of A from column q on."""
@@ -125,9 +150,13 @@ def add_outer_tiles(typingctx, P, Z, A, j):
                     builder.store(load_lanes(builder, pointer, place, F64), one)
             with cgutils.for_range(builder, m) as loop:
                 row, own = builder.mul(loop.index, p), builder.mul(loop.index, I64(LANES))
-                z = [load_lanes(builder, rows.data, builder.add(row, place), F64) for place in places]
+                z = [
+                    load_lanes(builder, rows.data, builder.add(row, place), F64) for place in places
+                ]
                 for t in range(LANES):
-                    r = every(builder, builder.load(builder.gep(given.data, [builder.add(own, I64(t))])))
+                    r = every(
+                        builder, builder.load(builder.gep(given.data, [builder.add(own, I64(t))]))
+                    )
                     for one, x in zip(sums[t], z, strict=True):
                         builder.store(fma_lanes(builder, r, x, builder.load(one)), one)
             for pointer, row in zip(accumulators, sums, strict=True):

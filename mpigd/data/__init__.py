@@ -1,1 +1,1 @@
-"""Reading data: HDF5, partitions over ranks, matrices in memory, import of raw tables."""
+"""Data sets over ranks: metadata, partitions, reading, batches."""

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from mpigd.data import hdf5, headers, texts
-from mpigd.data.guard import Attributes
 from mpigd.errors import DataError
+from mpigd.storage import attribute_text, hdf5, text_datasets
+from mpigd.storage.safe_open import Attributes
 
 if TYPE_CHECKING:
-    from mpigd.comm import Comm
     from mpigd.data.shard import Shard
+    from mpigd.parallel.comm import Comm
 
 KEYS = ("feature_names", "column_names", "columns")
 LONGEST = 1000  # bytes of a name
@@ -39,21 +39,31 @@ def columns(file: hdf5.Group, x: str, d: int) -> list[str] | None:
         if names is not None and len(names) == d:
             return names
         if names is not None and key == KEYS[0]:
-            raise DataError(f"{file.filename}: {key!r} has {len(names)} names, but {x!r} has {d} columns")
+            raise DataError(
+                f"{file.filename}: {key!r} has {len(names)} names, but {x!r} has {d} columns"
+            )
     names = None if x.startswith(("obsm/", "obsp/", "raw/")) else _of_annotations(file)
     return names if names is not None and len(names) == d else None
 
 
 def _stored(group: hdf5.Group, key: str) -> list[str] | None:
     found = group.raw(key)
-    if not isinstance(found, h5py.Dataset) or found.ndim != 1 or not texts.holds_text(found):
+    if (
+        not isinstance(found, h5py.Dataset)
+        or found.ndim != 1
+        or not text_datasets.holds_text(found)
+    ):
         return None
-    return [_name(text, group) for _, slab in texts.slabs(found, 0, len(found)) for text in slab]
+    return [
+        _name(text, group) for _, slab in text_datasets.slabs(found, 0, len(found)) for text in slab
+    ]
 
 
 def _name(text: bytes, group: h5py.Group) -> str:
     if len(text) > LONGEST:
-        raise DataError(f"{group.file.filename}: a text of {len(text)} bytes is no name of a column")
+        raise DataError(
+            f"{group.file.filename}: a text of {len(text)} bytes is no name of a column"
+        )
     return text.decode(errors="replace")
 
 
@@ -63,7 +73,7 @@ def _attribute(item: Any, key: str) -> list[str] | None:
     if key not in attributes:
         return None
     if attributes.varies(key):  # as h5py writes a list of str
-        found = headers.texts(item, key, place)
+        found = attribute_text.texts(item, key, place)
         return None if found is None else [_name(text, item) for text in found]
     kind = attributes.get_id(key).get_type()
     if not isinstance(kind, h5py.h5t.TypeStringID):
@@ -87,7 +97,9 @@ def digest(names: Sequence[str] | None) -> str:
     return "" if names is None else hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()
 
 
-def check_same(path: str, names: Sequence[str] | None, other: str, known: Sequence[str] | None) -> None:
+def check_same(
+    path: str, names: Sequence[str] | None, other: str, known: Sequence[str] | None
+) -> None:
     """DataError, naming the first column that differs from that of the data set, or the model, `other`; where both have names."""
     if names is None or known is None:
         return
@@ -123,13 +135,22 @@ def tell(text: str, note: Callable[[str], None], comm: Comm) -> None:
         note(text)
 
 
-def check_same_encoding(path: str, encoding: Mapping[str, Any], other: str, known: Mapping[str, Any]) -> None:
+def check_same_encoding(
+    path: str, encoding: Mapping[str, Any], other: str, known: Mapping[str, Any]
+) -> None:
     """DataError saying in what the encodings of two files differ."""
-    check_same(path, encoding.get("feature_names") or (), f"in {other} it is", known.get("feature_names") or ())
+    check_same(
+        path,
+        encoding.get("feature_names") or (),
+        f"in {other} it is",
+        known.get("feature_names") or (),
+    )
     for here, there in zip(encoding.get("columns") or (), known.get("columns") or (), strict=False):
         for key in sorted(set(here) | set(there)):
             if here.get(key) != there.get(key):
-                raise DataError(f"{path}: column {here.get('name')!r} was imported with another {key} than in {other} ({ADVICE})")
+                raise DataError(
+                    f"{path}: column {here.get('name')!r} was imported with another {key} than in {other} ({ADVICE})"
+                )
     for key in sorted(set(encoding) | set(known)):
         if encoding.get(key) != known.get(key):
             raise DataError(f"{path}: {key} is not as in {other} ({ADVICE})")

@@ -14,11 +14,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mpigd.data import column_names, file_vectors, hdf5, source, texts, unwritten
+from mpigd.data import column_names, file_vectors, metadata, unwritten
 from mpigd.data.foreign_matrix import Dense, Slab, Sparse, is_nan
-from mpigd.data.stream import Stream
-from mpigd.data.writer import VECTORS, Writer
 from mpigd.errors import DataError, UsageError
+from mpigd.storage import hdf5, text_datasets
+from mpigd.storage.growing_dataset import Stream
+from mpigd.tables.writer import VECTORS, Writer
 
 Array = np.ndarray[Any, Any]
 POLICIES = ("refuse", "drop")
@@ -55,12 +56,17 @@ def convert(
         matrix = _matrix(file, x, y, transpose)
         beside = _vectors(file, y, matrix.shape[0])
         if not allow_unwritten:
-            unwritten.check(file, [x, *(y if name == "y" else name for name in beside)], by_rows=False)
+            unwritten.check(
+                file, [x, *(y if name == "y" else name for name in beside)], by_rows=False
+            )
         with hdf5.create(output) as out:
             done = _write(_Output(file, out, matrix, beside), matrix, beside, missing, path)
             if "encoding" in file and not transpose:
                 hdf5.write_json(out, "encoding", hdf5.read_json(file, "encoding"))
-            elif not transpose and (known := column_names.columns(file, x, matrix.shape[1])) is not None:
+            elif (
+                not transpose
+                and (known := column_names.columns(file, x, matrix.shape[1])) is not None
+            ):
                 out["feature_names"] = hdf5.texts(known)
     return Done(output, done[0], matrix.shape[1], matrix.layout, done[1])
 
@@ -77,7 +83,7 @@ def _matrix(file: hdf5.Group, x: str, y: str, transpose: bool) -> Dense | Sparse
 def _vectors(file: hdf5.Group, y: str, n: int) -> dict[str, file_vectors.Vector]:
     """The vectors of n rows, by the names that they will have."""
     found: dict[str, file_vectors.Vector] = {}
-    for name in (*source.EXTRAS, y):
+    for name in (*metadata.EXTRAS, y):
         if file_vectors.there(file, name):
             found["y" if name == y else name] = vector = file_vectors.find(file, name)
             if vector.shape not in ((n,), (n, 1), (1, n)):
@@ -91,39 +97,65 @@ class _Copy:
     """What identifies the rows, numbers or texts (n,), copied as it is; texts of fixed length then."""
 
     def __init__(self, data: h5py.Dataset, out: h5py.File, name: str) -> None:
-        self._data, self._text = data, texts.holds_text(data)
+        self._data, self._text = data, text_datasets.holds_text(data)
         kind = data.dtype
         if self._text:
-            slabs = texts.slabs(data, 0, len(data))
-            kind = h5py.string_dtype("utf-8", max([1, *(len(text) for _, slab in slabs for text in slab)]))
+            slabs = text_datasets.slabs(data, 0, len(data))
+            kind = h5py.string_dtype(
+                "utf-8", max([1, *(len(text) for _, slab in slabs for text in slab)])
+            )
         self.stream = Stream(out, name, kind)
 
     def append(self, slab: Slab, keep: Array) -> None:
         rows: Any = self._data[slab.start : slab.stop]
         if self._text:
-            rows = np.array([text for _, part in texts.slabs(self._data, slab.start, slab.stop) for text in part])
+            rows = np.array(
+                [
+                    text
+                    for _, part in text_datasets.slabs(self._data, slab.start, slab.stop)
+                    for text in part
+                ]
+            )
         self.stream.append(rows[keep])
 
 
 class _Output:
     """The new file: X and the vectors, which grow by slabs."""
 
-    def __init__(self, file: hdf5.Group, out: h5py.File, matrix: Dense | Sparse, beside: dict[str, file_vectors.Vector]) -> None:
-        d, dtype = matrix.shape[1], source.stored_type(matrix.dtype)
+    def __init__(
+        self,
+        file: hdf5.Group,
+        out: h5py.File,
+        matrix: Dense | Sparse,
+        beside: dict[str, file_vectors.Vector],
+    ) -> None:
+        d, dtype = matrix.shape[1], metadata.stored_type(matrix.dtype)
         self._beside = beside
         found = {name: file.raw(name) for name in COPIED}
-        whole = {name: data for name, data in found.items() if isinstance(data, h5py.Dataset) and data.shape == matrix.shape[:1]}
+        whole = {
+            name: data
+            for name, data in found.items()
+            if isinstance(data, h5py.Dataset) and data.shape == matrix.shape[:1]
+        }
         self._copies = [_Copy(data, out, name) for name, data in whole.items()]
         self._classes = {name: vector.classes() for name, vector in beside.items()}
-        self._labels = {name: hdf5.texts(names) for name, names in self._classes.items() if names is not None}
-        kinds = {name: self._labels[name].dtype if name in self._labels else np.dtype(VECTORS[name]) for name in beside}
+        self._labels = {
+            name: hdf5.texts(names) for name, names in self._classes.items() if names is not None
+        }
+        kinds = {
+            name: self._labels[name].dtype if name in self._labels else np.dtype(VECTORS[name])
+            for name in beside
+        }
         self._streams = {name: Stream(out, name, kinds[name]) for name in beside}
         self._sparse = Writer(out, "csr", d, dtype, ()) if matrix.layout == "csr" else None
         self._dense = Stream(out, "X", dtype, (d,)) if matrix.layout == "dense" else None
 
     def read(self, slab: Slab) -> dict[str, tuple[Array, Array]]:
         """The vectors' values in the rows of a slab (m,), and which are missing (m,) bool."""
-        found = {name: vector.read(slab.start, slab.stop, self._classes[name]) for name, vector in self._beside.items()}
+        found = {
+            name: vector.read(slab.start, slab.stop, self._classes[name])
+            for name, vector in self._beside.items()
+        }
         return {name: (values, gone | is_nan(values)) for name, (values, gone) in found.items()}
 
     def append(self, slab: Slab, keep: Array, read: dict[str, tuple[Array, Array]]) -> None:
@@ -136,16 +168,27 @@ class _Output:
             copy.append(slab, keep)
         for name, (values, _) in read.items():
             known = self._labels.get(name)
-            self._streams[name].append(values[keep] if known is None else known[values[keep].astype(np.int64)])
+            self._streams[name].append(
+                values[keep] if known is None else known[values[keep].astype(np.int64)]
+            )
 
     def close(self) -> None:
-        for stream in (*self._streams.values(), *(copy.stream for copy in self._copies), self._sparse, self._dense):
+        for stream in (
+            *self._streams.values(),
+            *(copy.stream for copy in self._copies),
+            self._sparse,
+            self._dense,
+        ):
             if stream is not None:
                 stream.close()
 
 
 def _write(
-    output: _Output, matrix: Dense | Sparse, beside: dict[str, file_vectors.Vector], missing: str, path: str
+    output: _Output,
+    matrix: Dense | Sparse,
+    beside: dict[str, file_vectors.Vector],
+    missing: str,
+    path: str,
 ) -> tuple[int, int]:
     """Write all rows that are to be kept; how many they are, and how many others there were."""
     rows = dropped = 0
@@ -156,7 +199,9 @@ def _write(
             at = int(np.argmin(keep))
             absent = [beside[name].place for name, (_, gone) in read.items() if gone[at]]
             place = matrix.place if slab.gone[at] else absent[0]
-            raise DataError(f"{place} row {slab.start + at}: a value is missing: --missing drop leaves such rows out")
+            raise DataError(
+                f"{place} row {slab.start + at}: a value is missing: --missing drop leaves such rows out"
+            )
         output.append(slab, keep, read)
         rows += int(keep.sum())
         dropped += int((~keep).sum())

@@ -12,8 +12,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mpigd.data import declared, foreign, hdf5, marks, texts
+from mpigd.data import foreign, foreign_marks
 from mpigd.errors import DataError
+from mpigd.storage import dataset_checks, hdf5, text_datasets
 
 Array = np.ndarray[Any, Any]
 MOST_CLASSES = 10_000
@@ -29,24 +30,26 @@ class Numbers:
 
     def __init__(self, place: str, data: h5py.Dataset, mask: h5py.Dataset | None = None) -> None:
         self.place, self._data, self._mask = place, data, mask
-        self.shape, self._marks = data.shape, marks.of(data)
+        self.shape, self._marks = data.shape, foreign_marks.of(data)
 
     def classes(self) -> None:
         """The names of its values."""
 
-    def read(self, start: int, stop: int, classes: Sequence[str] | None = None) -> tuple[Array, Array]:
+    def read(
+        self, start: int, stop: int, classes: Sequence[str] | None = None
+    ) -> tuple[Array, Array]:
         """Values start to stop (m,), and which of them are missing (m,) bool."""
-        stored = texts.piece(self._data, start, stop)
+        stored = text_datasets.piece(self._data, start, stop)
         gone = self._marks.missing(stored)
         if self._mask is not None:
-            gone |= texts.piece(self._mask, start, stop) != 0
+            gone |= text_datasets.piece(self._mask, start, stop) != 0
         return self._marks.numbers(stored), gone
 
     def why(self, row: int) -> str:
         """What to say of a missing value."""
         if self._mask is not None:
             return "is masked"
-        value = self._marks.stored(texts.piece(self._data, row, row + 1))[0]
+        value = self._marks.stored(text_datasets.piece(self._data, row, row + 1))[0]
         return f"is {value:g}, {self._marks.why(value)}"
 
 
@@ -55,26 +58,36 @@ class Texts:
 
     def __init__(self, place: str, data: h5py.Dataset, mask: h5py.Dataset | None = None) -> None:
         self.place, self._data, self._mask = place, data, mask
-        self.shape = texts.shape_of(data)
+        self.shape = text_datasets.shape_of(data)
 
     def classes(self) -> tuple[str, ...]:
         """The different texts, ascending."""
         found: set[bytes] = set()
-        for _, slab in texts.slabs(self._data, 0, max(self.shape)):
+        for _, slab in text_datasets.slabs(self._data, 0, max(self.shape)):
             found.update(slab)
             if len(found) > MOST_CLASSES + 1:
-                raise DataError(f"{self.place} holds more than {MOST_CLASSES} different texts: a target has fewer classes")
+                raise DataError(
+                    f"{self.place} holds more than {MOST_CLASSES} different texts: a target has fewer classes"
+                )
         return tuple(sorted(_label(text, self.place) for text in found if text))
 
-    def read(self, start: int, stop: int, classes: Sequence[str] | None = None) -> tuple[Array, Array]:
+    def read(
+        self, start: int, stop: int, classes: Sequence[str] | None = None
+    ) -> tuple[Array, Array]:
         """Positions in `classes` of the texts start to stop (m,), and which are missing (m,) bool."""
         assert classes is not None
-        known: dict[bytes, int] = {name.encode(): code for code, name in enumerate(classes)} | {b"": -1}
-        codes = [known.get(text, -1) for _, slab in texts.slabs(self._data, start, stop) for text in slab]
+        known: dict[bytes, int] = {name.encode(): code for code, name in enumerate(classes)} | {
+            b"": -1
+        }
+        codes = [
+            known.get(text, -1)
+            for _, slab in text_datasets.slabs(self._data, start, stop)
+            for text in slab
+        ]
         found = np.array(codes, np.float64)
         gone = found < 0
         if self._mask is not None:
-            gone |= texts.piece(self._mask, start, stop) != 0
+            gone |= text_datasets.piece(self._mask, start, stop) != 0
         return found, gone
 
     def why(self, row: int) -> str:
@@ -88,15 +101,19 @@ class Categories:
         self.place, self._codes = place, codes
         self.shape = codes.shape
         if codes.dtype.kind not in "iu" or categories.ndim != 1:
-            raise DataError(f"{place}: codes are {codes.dtype} and categories {categories.shape}: no categories of texts")
-        self._texts, self._values = texts.holds_text(categories), categories
+            raise DataError(
+                f"{place}: codes are {codes.dtype} and categories {categories.shape}: no categories of texts"
+            )
+        self._texts, self._values = text_datasets.holds_text(categories), categories
         if not self._texts:
-            declared.check_type(categories)
+            dataset_checks.check_type(categories)
         if categories.shape[0] > MOST_CLASSES:
-            raise DataError(f"{place} has more than {MOST_CLASSES} categories: a target has fewer classes")
+            raise DataError(
+                f"{place} has more than {MOST_CLASSES} categories: a target has fewer classes"
+            )
 
     def _names(self) -> list[str]:
-        slabs = texts.slabs(self._values, 0, self._values.shape[0])
+        slabs = text_datasets.slabs(self._values, 0, self._values.shape[0])
         names = [_label(text, self.place) for _, slab in slabs for text in slab]
         if len(set(names)) < len(names):
             raise DataError(f"{self.place} is damaged: a category is there twice")
@@ -106,9 +123,11 @@ class Categories:
         """The names of the categories, ascending; None if they are numbers."""
         return tuple(sorted(self._names())) if self._texts else None
 
-    def read(self, start: int, stop: int, classes: Sequence[str] | None = None) -> tuple[Array, Array]:
+    def read(
+        self, start: int, stop: int, classes: Sequence[str] | None = None
+    ) -> tuple[Array, Array]:
         """Positions in `classes`, or the numbers, of rows start to stop (m,), and which are missing (m,) bool."""
-        codes = texts.piece(self._codes, start, stop).astype(np.int64)
+        codes = text_datasets.piece(self._codes, start, stop).astype(np.int64)
         if self._texts:
             assert classes is not None
             place = {name: code for code, name in enumerate(classes)}
@@ -117,7 +136,9 @@ class Categories:
             values = np.asarray(self._values[...]).astype(np.float64)
         if codes.size and (codes.max() >= values.size or codes.min() < -1):
             row = int(np.argmax((codes >= values.size) | (codes < -1)))
-            raise DataError(f"{self.place} row {start + row} has code {codes[row]}, but there are {values.size} categories")
+            raise DataError(
+                f"{self.place} row {start + row} has code {codes[row]}, but there are {values.size} categories"
+            )
         gone = codes < 0
         return np.append(values, 0.0)[codes], gone
 
@@ -156,10 +177,10 @@ def find(file: hdf5.Group, name: str) -> Vector:
 
 
 def _plain(place: str, data: h5py.Dataset, mask: h5py.Dataset | None = None) -> Numbers | Texts:
-    if texts.holds_text(data):
+    if text_datasets.holds_text(data):
         return Texts(place, data, mask)
     foreign.check_records(data)
-    declared.check_type(data)
+    dataset_checks.check_type(data)
     return Numbers(place, data, mask)
 
 
@@ -169,6 +190,6 @@ def _group(group: hdf5.Group, place: str) -> Vector:
     if {"codes", "categories"} <= whole:
         return Categories(place, parts["codes"], parts["categories"])
     if {"values", "mask"} <= whole and parts["values"].shape == parts["mask"].shape:
-        declared.check_type(parts["mask"])
+        dataset_checks.check_type(parts["mask"])
         return _plain(place, parts["values"], parts["mask"])
     foreign.refuse_group(group, place, "a vector, of numbers or of categories")

@@ -7,11 +7,11 @@ from typing import NoReturn
 
 import h5py
 
-from mpigd.data import hdf5
-from mpigd.data.declared import named
-from mpigd.data.guard import Attributes
-from mpigd.data.marks import MATLAB_NUMBERS, attribute
+from mpigd.data.foreign_marks import MATLAB_NUMBERS, attribute
 from mpigd.errors import DataError
+from mpigd.storage import hdf5
+from mpigd.storage.dataset_checks import named
+from mpigd.storage.safe_open import Attributes
 
 SHOWN = 6  # names listed in a message
 
@@ -45,8 +45,14 @@ def _pandas(group: h5py.Group, path: str) -> str:
         return f"is a pandas Series ({kind}): " + (
             f"name its values, {values}" if values in parts else "store a DataFrame with it"
         )
-    advice = through_parquet(f"pandas.read_hdf({path!r}, {name!r}).rename(columns=str)", "pandas", name)
-    blocks = [part for part in parts if part.rpartition("/")[2].startswith("block") and part.endswith("_values")]
+    advice = through_parquet(
+        f"pandas.read_hdf({path!r}, {name!r}).rename(columns=str)", "pandas", name
+    )
+    blocks = [
+        part
+        for part in parts
+        if part.rpartition("/")[2].startswith("block") and part.endswith("_values")
+    ]
     also = f", or name one block of its columns, --x {blocks[0]}" if blocks else ""
     return f"is a pandas DataFrame ({kind}): {advice}, if you trust the file (pandas may unpickle parts of it){also}"
 
@@ -66,7 +72,9 @@ def check_records(data: h5py.Dataset) -> None:
     fields = listed([str(field) for field in data.dtype.names])
     read = f"pandas.DataFrame(h5py.File({path!r})[{name!r}][()])"
     kind = "a PyTables table" if attribute(data, "CLASS") == "TABLE" else "a table of records"
-    raise DataError(f"{named(data)} is {kind} (fields {fields}): {through_parquet(read, 'h5py, pandas', name)}")
+    raise DataError(
+        f"{named(data)} is {kind} (fields {fields}): {through_parquet(read, 'h5py, pandas', name)}"
+    )
 
 
 def refuse_group(group: hdf5.Group, place: str, expected: str) -> NoReturn:
@@ -75,9 +83,13 @@ def refuse_group(group: hdf5.Group, place: str, expected: str) -> NoReturn:
         raise DataError(f"{place} {why}")
     inside = listed(sorted(group))
     if "column-order" in Attributes(group):
-        raise DataError(f"{place} is a data frame of AnnData, expected {expected}; its columns are {inside}")
+        raise DataError(
+            f"{place} is a data frame of AnnData, expected {expected}; its columns are {inside}"
+        )
     if isinstance(kind := attribute(group, "MATLAB_class"), str):
-        raise DataError(f"{place} is a {kind} of MATLAB, expected {expected}: save it as a variable of its own")
+        raise DataError(
+            f"{place} is a {kind} of MATLAB, expected {expected}: save it as a variable of its own"
+        )
     raise DataError(f"{place} is a group, expected {expected}; it has {inside or 'nothing'}")
 
 

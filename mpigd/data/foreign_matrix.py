@@ -13,8 +13,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mpigd.data import declared, foreign, hdf5, marks, source
+from mpigd.data import foreign, foreign_marks, metadata
 from mpigd.errors import DataError
+from mpigd.storage import dataset_checks, hdf5
 
 Array = np.ndarray[Any, Any]
 ENTRIES = 1 << 24  # of a sparse matrix that are held at once
@@ -61,11 +62,19 @@ class Dense:
 
     def __init__(self, data: h5py.Dataset, x: str, y: str, turned: bool) -> None:
         foreign.check_records(data)
-        declared.check_type(data)
+        dataset_checks.check_type(data)
         if data.ndim != 2:
-            raise DataError(f"{declared.named(data)} has shape {data.shape}, expected (rows, columns)")
-        self._view = marks.View(data, marks.of(data), turned != bool(marks.transposed(data)), x, y)
-        self.shape, self.dtype, self.place = self._view.shape, self._view.dtype, declared.named(data)
+            raise DataError(
+                f"{dataset_checks.named(data)} has shape {data.shape}, expected (rows, columns)"
+            )
+        self._view = foreign_marks.View(
+            data, foreign_marks.of(data), turned != bool(foreign_marks.transposed(data)), x, y
+        )
+        self.shape, self.dtype, self.place = (
+            self._view.shape,
+            self._view.dtype,
+            dataset_checks.named(data),
+        )
 
     def slabs(self) -> Iterator[Slab]:
         n, d = self.shape
@@ -91,21 +100,31 @@ class Sparse:
             foreign.refuse_group(group, self.place, "a matrix of numbers")
         self._data, self._indices, indptr = (hdf5.dataset(group, name) for name in names)
         if matlab:
-            stored = [int(marks.attribute(group, "MATLAB_sparse")[0]), indptr.shape[0] - 1]
+            stored = [int(foreign_marks.attribute(group, "MATLAB_sparse")[0]), indptr.shape[0] - 1]
             by_rows = False
         else:
-            told = source.sparse_shape(group)
+            told = metadata.sparse_shape(group)
             if told is None or np.shape(told) != (2,) or np.asarray(told).dtype.kind not in "iu":
-                raise DataError(f"{self.place} has no encoding-type and shape, expected a sparse matrix with both")
+                raise DataError(
+                    f"{self.place} has no encoding-type and shape, expected a sparse matrix with both"
+                )
             stored = np.asarray(told).tolist()
-            by_rows = source.sparse_encoding(group, stored, indptr.shape) == "csr_matrix"
+            by_rows = metadata.sparse_encoding(group, stored, indptr.shape) == "csr_matrix"
         lines, others = stored if by_rows else reversed(stored)
         self._indptr = np.asarray(indptr[...]).astype(np.int64)
-        if indptr.shape != (lines + 1,) or self._indices.dtype.kind not in "iu" or self._indices.shape != self._data.shape:
+        if (
+            indptr.shape != (lines + 1,)
+            or self._indices.dtype.kind not in "iu"
+            or self._indices.shape != self._data.shape
+        ):
             raise DataError(f"{self.place}: shape {stored} does not fit its parts")
-        if np.any(np.diff(self._indptr) < 0) or self._indptr[0] != 0 or self._indptr[-1] != self._data.shape[0]:
+        if (
+            np.any(np.diff(self._indptr) < 0)
+            or self._indptr[0] != 0
+            or self._indptr[-1] != self._data.shape[0]
+        ):
             raise DataError(f"{self.place}: indptr does not ascend from 0 to the number of entries")
-        declared.check_columns(group.filename, max(stored), self.place)
+        dataset_checks.check_columns(group.filename, max(stored), self.place)
         self._by_rows = by_rows != turned
         self.shape = (lines, others) if self._by_rows else (others, lines)
         self.dtype = self._data.dtype
@@ -118,7 +137,9 @@ class Sparse:
             before = int(ends[start - 1]) if start else 0
             stop = max(start + 1, int(np.searchsorted(ends, before + ENTRIES, "right")))
             lengths = np.diff(ends[start:stop], prepend=before)
-            rows, indices, values = self._whole(start, stop) if self._by_rows else self._picked(start, stop)
+            rows, indices, values = (
+                self._whole(start, stop) if self._by_rows else self._picked(start, stop)
+            )
             order = np.lexsort((indices, rows))
             gone = np.zeros(stop - start, bool)
             gone[rows[is_nan(values)]] = True

@@ -9,23 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.comm import Comm, together
-from mpigd.data import column_names, hdf5, partition, shortage
-from mpigd.data.exchange import exchange
-from mpigd.data.half import Half, Narrowing
-from mpigd.data.matrix import CSR, Dense, Matrix
+from mpigd.data import column_names, partition
+from mpigd.data.metadata import Info, agreed, expand, inspect
 from mpigd.data.partition import Segment
+from mpigd.data.reader import matrices, read_csr, read_vector, reading, slabs, wide
+from mpigd.data.redistribute import exchange
 from mpigd.data.shard import RowNumbers, Shard
-from mpigd.data.slabs import matrices, read_csr, read_vector, reading, slabs, wide
-from mpigd.data.source import Info, agreed, expand, inspect
 from mpigd.data.streamed import Streamed
 from mpigd.errors import DataError, UsageError
+from mpigd.matrix.base import CSR, Dense, Matrix
+from mpigd.matrix.half import Half, Narrowing
+from mpigd.parallel.comm import Comm, together
+from mpigd.storage import hdf5, resource_limits
 from mpigd_kernels import dense, sampling
 from mpigd_kernels.host import aligned
 
 Array = np.ndarray[Any, Any]
 FINGERPRINT_BYTES = 4 << 20  # of rows whose hash is made at once: it takes copies of them
-NOTHING = Segment(0, 0, 0, 0)  # for a rank without rows, which must know what there is to know of them
+NOTHING = Segment(
+    0, 0, 0, 0
+)  # for a rank without rows, which must know what there is to know of them
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ def _as_stored(layout: Layout) -> Layout:
     return dataclasses.replace(layout, dtype=None) if layout.dtype == "float16" else layout
 
 
-def passing(patterns: Sequence[str], layout: Layout, comm: Comm) -> tuple[Shard, Iterator[tuple[slice, Matrix]]]:
+def passing(
+    patterns: Sequence[str], layout: Layout, comm: Comm
+) -> tuple[Shard, Iterator[tuple[slice, Matrix]]]:
     """This rank's rows but for X, which is (0, d), and X slab by slab: which of the rows, and their matrix. Collective.
 
     For those who need every row once and alone; a hash partition, which moves rows, is a range then. Slabs are read when
@@ -75,7 +80,9 @@ def passing(patterns: Sequence[str], layout: Layout, comm: Comm) -> tuple[Shard,
     dtype = kept_as(infos, layout.dtype)
     with together(comm):
         segments = _segments(infos, layout, comm)
-        parts = [_read_vectors(infos[segment.file], segment, layout) for segment in segments or [NOTHING]]
+        parts = [
+            _read_vectors(infos[segment.file], segment, layout) for segment in segments or [NOTHING]
+        ]
         shard = _join(parts, segments, Dense(np.empty((0, infos[0].d))), infos)
     return shard, matrices(infos, segments, layout.x, dtype)
 
@@ -95,20 +102,34 @@ def read(infos: Sequence[Info], layout: Layout, comm: Comm) -> Shard:
     with together(comm):
         segments = _segments(infos, layout, comm)
         held = segments or [NOTHING]
-        sparse = [_read_csr(infos[part.file], part, layout.x, dtype) for part in held if infos[0].layout == "csr"]
+        sparse = [
+            _read_csr(infos[part.file], part, layout.x, dtype)
+            for part in held
+            if infos[0].layout == "csr"
+        ]
         parts = [_read_vectors(infos[part.file], part, layout) for part in held]
     streams = _streams(infos, segments, layout, dtype, comm)
-    X: Matrix = _stack(sparse, infos[0].d) if sparse else read_dense(infos, segments, layout, dtype, streams, comm)
-    with together(comm), shortage.named(infos[0].path):
+    X: Matrix = (
+        _stack(sparse, infos[0].d)
+        if sparse
+        else read_dense(infos, segments, layout, dtype, streams, comm)
+    )
+    with together(comm), resource_limits.named(infos[0].path):
         shard = _join(parts, segments, X, infos)
     return exchange(shard, comm) if layout.partition == "hash" else shard
 
 
 def kept_as(infos: Sequence[Info], asked: str | None) -> np.dtype[Any]:
     """The type of X in memory: as asked for, or the widest of the files'. UsageError, agreed, if that is not possible."""
-    dtype = np.dtype(asked) if asked else max((np.dtype(info.dtype) for info in infos), key=lambda kind: kind.itemsize)
+    dtype = (
+        np.dtype(asked)
+        if asked
+        else max((np.dtype(info.dtype) for info in infos), key=lambda kind: kind.itemsize)
+    )
     if dtype == np.float16 and infos[0].layout == "csr":
-        error = UsageError(f"{infos[0].path}: --dtype float16 is for dense data, and these are sparse: use float32")
+        error = UsageError(
+            f"{infos[0].path}: --dtype float16 is for dense data, and these are sparse: use float32"
+        )
         error.agreed = True
         raise error
     return dtype
@@ -118,7 +139,11 @@ def _segments(infos: Sequence[Info], layout: Layout, comm: Comm) -> list[Segment
     extents = [info.extent() for info in infos]
     if layout.partition == "file":
         return partition.by_file(extents, comm.rank, comm.size)
-    search = None if infos[0].layout == "dense" else lambda file, wanted: _row_at(infos[file], layout.x, wanted)
+    search = (
+        None
+        if infos[0].layout == "dense"
+        else lambda file, wanted: _row_at(infos[file], layout.x, wanted)
+    )
     return partition.by_range(extents, comm.rank, comm.size, search)
 
 
@@ -151,11 +176,19 @@ def _read_csr(info: Info, segment: Segment, x: str, dtype: np.dtype[Any]) -> CSR
         return read_csr(file, x, segment, dtype)
 
 
-def _streams(infos: Sequence[Info], segments: Sequence[Segment], layout: Layout, dtype: np.dtype[Any], comm: Comm) -> bool:
+def _streams(
+    infos: Sequence[Info],
+    segments: Sequence[Segment],
+    layout: Layout,
+    dtype: np.dtype[Any],
+    comm: Comm,
+) -> bool:
     """Whether the rows of some rank do not fit; UsageError on all ranks if they cannot be streamed either. Collective."""
     if layout.max_memory is None:
         return False
-    need = np.array([sum(len(segment) for segment in segments) * infos[0].d * dtype.itemsize], dtype=np.int64)
+    need = np.array(
+        [sum(len(segment) for segment in segments) * infos[0].d * dtype.itemsize], dtype=np.int64
+    )
     if infos[0].layout == "csr":
         need[0] = sum(info.nonzeros or 0 for info in infos) * (dtype.itemsize + 4) // comm.size
     comm.allreduce(need, "max")
@@ -163,14 +196,21 @@ def _streams(infos: Sequence[Info], segments: Sequence[Segment], layout: Layout,
         return False
     why = "sparse data cannot be streamed" if infos[0].layout == "csr" else layout.unstreamed
     if why:
-        error = UsageError(f"a rank's rows take {need[0] / 1e9:.3g} GB, more than --max-memory, and {why}: use more ranks")
+        error = UsageError(
+            f"a rank's rows take {need[0] / 1e9:.3g} GB, more than --max-memory, and {why}: use more ranks"
+        )
         error.agreed = True
         raise error
     return True
 
 
 def read_dense(
-    infos: Sequence[Info], segments: Sequence[Segment], layout: Layout, dtype: np.dtype[Any], streams: bool, comm: Comm
+    infos: Sequence[Info],
+    segments: Sequence[Segment],
+    layout: Layout,
+    dtype: np.dtype[Any],
+    streams: bool,
+    comm: Comm,
 ) -> Dense | Half | Streamed:
     """This rank's rows of dense files, in one array, or left in the files if it `streams`. Collective.
 
@@ -184,25 +224,36 @@ def read_dense(
                 dense.column_range(slab, low, high)
         narrowing = Narrowing(low, high, comm)
     X: Dense | Half | Streamed
-    with together(comm), shortage.named(infos[0].path):
+    with together(comm), resource_limits.named(infos[0].path):
         if narrowing is not None:
             named = _names(infos[0])
         if streams:
-            X = Streamed(infos, segments, layout.x, dtype, narrowing, layout.max_memory or 0, layout.block)
+            X = Streamed(
+                infos, segments, layout.x, dtype, narrowing, layout.max_memory or 0, layout.block
+            )
             X.check()
         else:
-            values = aligned((sum(len(segment) for segment in segments), d), np.uint16 if dtype == np.float16 else dtype)
+            values = aligned(
+                (sum(len(segment) for segment in segments), d),
+                np.uint16 if dtype == np.float16 else dtype,
+            )
             kind, out = (dtype, values) if narrowing is None else (wide(infos), None)
             for rows, slab in slabs(infos, segments, layout.x, kind, out):
                 if narrowing is not None:
                     narrowing.narrow(slab, values[rows])
-            X = Half(values, np.ones(d) if narrowing is None else narrowing.unit) if dtype == np.float16 else Dense(values)
+            X = (
+                Half(values, np.ones(d) if narrowing is None else narrowing.unit)
+                if dtype == np.float16
+                else Dense(values)
+            )
     if narrowing is not None:
         narrowing.check(infos[0].path, named, comm)
     return X
 
 
-def _join(parts: Sequence[dict[str, Array]], segments: Sequence[Segment], X: Matrix, infos: Sequence[Info]) -> Shard:
+def _join(
+    parts: Sequence[dict[str, Array]], segments: Sequence[Segment], X: Matrix, infos: Sequence[Info]
+) -> Shard:
     def joined(name: str) -> Array | None:
         if name not in parts[0]:
             return None
@@ -234,7 +285,9 @@ def encoding_of(info: Info) -> dict[str, Any]:
             encoding = {"feature_names": known}
     if info.classes is None:
         return encoding
-    return encoding | {"target": {**(encoding.get("target") or {"name": info.y}), "classes": list(info.classes)}}
+    return encoding | {
+        "target": {**(encoding.get("target") or {"name": info.y}), "classes": list(info.classes)}
+    }
 
 
 def _stack(sparse: Sequence[CSR], d: int) -> CSR:

@@ -30,10 +30,14 @@ class Segment:
         return self.stop - self.start
 
 
-Search = Callable[[int, int], int]  # (file, non-zeros) -> the first row of the file with so many before it
+Search = Callable[
+    [int, int], int
+]  # (file, non-zeros) -> the first row of the file with so many before it
 
 
-def by_range(extents: Sequence[Extent], rank: int, size: int, search: Search | None = None) -> list[Segment]:
+def by_range(
+    extents: Sequence[Extent], rank: int, size: int, search: Search | None = None
+) -> list[Segment]:
     """Consecutive rows: share `rank` of `size`, equal in rows (dense) or, given `search`, in non-zeros (CSR)."""
     first, last = (_boundary(extents, share, size, search) for share in (rank, rank + 1))
     return cut(extents, first, last)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.data.matrix import Matrix, Selection
+from mpigd.matrix.base import Matrix, Selection
 
 Array = np.ndarray[Any, Any]
 
@@ -19,7 +19,9 @@ class RowNumbers:
     def __init__(self, ranges: Sequence[tuple[int, int]]) -> None:
         """From the first number and the length of each range, ascending."""
         self._firsts = np.array([first for first, _ in ranges], dtype=np.int64)
-        self._starts = np.concatenate([[0], np.cumsum([count for _, count in ranges])]).astype(np.int64)
+        self._starts = np.concatenate([[0], np.cumsum([count for _, count in ranges])]).astype(
+            np.int64
+        )
         self.size = int(self._starts[-1])
 
     def __len__(self) -> int:
@@ -29,7 +31,9 @@ class RowNumbers:
         if isinstance(selection, slice):
             start, stop, step = selection.indices(self.size)
             held = int(np.searchsorted(self._starts, start, "right")) - 1
-            if step > 0 and start < stop <= self._starts[held + 1]:  # of one range, as nearly always
+            if (
+                step > 0 and start < stop <= self._starts[held + 1]
+            ):  # of one range, as nearly always
                 shift = int(self._firsts[held] - self._starts[held])
                 return np.arange(start + shift, stop + shift, step, dtype=np.int64)
             selection = np.arange(start, stop, step, dtype=np.int64)
@@ -63,7 +67,7 @@ class Shard:
     """This rank's m rows of a data set of `n`: X (m, d); y, weights c, offset (m,) float64 or None.
 
     rows (m,): their global numbers, ascending, int64 or ranges of them. files: (path, rows) of every file in order.
-    encoding: how raw columns were encoded (mpigd/data/encoding.py), empty for data that was not imported.
+    encoding: how raw columns were encoded (mpigd/tables/encoding.py), empty for data that was not imported.
     """
 
     n: int
@@ -75,7 +79,9 @@ class Shard:
     key: Array | None = None
     encoding: dict[str, Any] = field(default_factory=dict)
     files: tuple[tuple[str, int], ...] = ()
-    origin: Callable[[int], str] | None = None  # what messages call a global row, if not by file and place in it
+    origin: Callable[[int], str] | None = (
+        None  # what messages call a global row, if not by file and place in it
+    )
 
     @property
     def name(self) -> str:

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.data import shortage
-from mpigd.data.half import Half, Narrowing
-from mpigd.data.matrix import Columns, Dense, Into, Selection, Task
+from mpigd.data.contiguous import Map
+from mpigd.data.metadata import Info
 from mpigd.data.partition import Segment
-from mpigd.data.plain import Map
-from mpigd.data.recent import Recent
-from mpigd.data.slabs import Slabs, reading, usable, wide
-from mpigd.data.source import Info
+from mpigd.data.reader import Slabs, reading, usable, wide
+from mpigd.matrix.base import Columns, Dense, Into, Selection, Task
+from mpigd.matrix.half import Half, Narrowing
+from mpigd.storage import resource_limits
+from mpigd.storage.open_files import Recent
 
 Array = np.ndarray[Any, Any]
 FILES = 8  # that HDF5 has open at once
@@ -53,17 +53,21 @@ class Streamed:
         self.row_bytes, self.entries = self.d * dtype.itemsize, self.n * self.d
         self._unit = np.ones(self.d) if narrowing is None else narrowing.unit
         self._maps: dict[int, Map] = {}
-        mapped = max(FEWEST, shortage.afford(FILES + MAPPED) - FILES)
+        mapped = max(FEWEST, resource_limits.afford(FILES + MAPPED) - FILES)
         self._mapped: Recent[Map] = Recent(mapped, self._unmap)
         self._pieces = list(self._cut(block))
-        self._starts = np.concatenate([[0], np.cumsum([cut.stop - cut.start for _, cut in self._pieces])]).astype(np.int64)
+        self._starts = np.concatenate(
+            [[0], np.cumsum([cut.stop - cut.start for _, cut in self._pieces])]
+        ).astype(np.int64)
         self._next = np.arange(1, len(self._pieces) + 1)  # which piece comes after each
         largest = int(np.diff(self._starts).max(initial=1)) * self.row_bytes
         self._capacity = max(FEWEST, max_memory // max(1, largest))
         self._held: OrderedDict[int, Future[Array]] = OrderedDict()
         self._lock = threading.Lock()
         self._reader = ThreadPoolExecutor(1, "mpigd-read")
-        self._open: Recent[tuple[ExitStack, Slabs]] = Recent(FILES, lambda _, opened: opened[0].close())
+        self._open: Recent[tuple[ExitStack, Slabs]] = Recent(
+            FILES, lambda _, opened: opened[0].close()
+        )
         self._shift: Array | None = None
 
     def _cut(self, block: int | None) -> Iterator[tuple[int, slice]]:
@@ -78,8 +82,13 @@ class Streamed:
                 yield from ((number, cut) for cut in cuts)
             else:
                 shift = segment.first - segment.start  # from rows of the file to global ones
-                for start in range(segment.first // block * block, segment.first + len(segment), block):
-                    first, last = max(start, segment.first), min(start + block, segment.first + len(segment))
+                for start in range(
+                    segment.first // block * block, segment.first + len(segment), block
+                ):
+                    first, last = (
+                        max(start, segment.first),
+                        min(start + block, segment.first + len(segment)),
+                    )
                     yield number, slice(first - shift, last - shift)
 
     def expect(self, steps: Array) -> None:
@@ -171,13 +180,18 @@ class Streamed:
                 return self._matrix(self._piece(int(first))[start - base : stop - base])
             selection = np.arange(start, max(start, stop))
         kind = np.uint16 if self._kept == np.float16 else self._kept
-        out, pieces = np.empty((selection.size, self.d), kind), np.searchsorted(self._starts, selection, "right") - 1
+        out, pieces = (
+            np.empty((selection.size, self.d), kind),
+            np.searchsorted(self._starts, selection, "right") - 1,
+        )
         for piece in np.unique(pieces):
             mine = np.flatnonzero(pieces == piece)
             out[mine] = self._piece(int(piece))[selection[mine] - self._starts[piece]]
         return self._matrix(out)
 
-    def _each(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, Dense | Half]]:
+    def _each(
+        self, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[slice, Dense | Half]]:
         """Rows start to stop, piece by piece."""
         stop = self.n if stop is None else stop
         for piece in range(len(self._pieces)):

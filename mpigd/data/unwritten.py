@@ -14,9 +14,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mpigd.data import declared, hdf5, marks
-from mpigd.data.pieces import Dataset
+from mpigd.data import foreign_marks
 from mpigd.errors import DataError
+from mpigd.storage import dataset_checks, hdf5
+from mpigd.storage.chunked_reads import Dataset
 
 BLOCKS = 10_000  # of one source's place in a virtual dataset that are looked at one by one
 ROWS = ("indptr", "codes", "values", "mask")  # in groups, what has an element for each row
@@ -41,7 +42,9 @@ def _datasets(file: hdf5.Group, name: str, by_rows: bool) -> Iterator[tuple[Data
     elif isinstance(found, hdf5.Group):
         parts = {part: found.raw(part) for part in found}
         indptr = parts.get("indptr")
-        for part in sorted(parts, key=lambda part: part != "indptr"):  # before the others, whose rows it tells
+        for part in sorted(
+            parts, key=lambda part: part != "indptr"
+        ):  # before the others, whose rows it tells
             of_rows = part in ROWS and (by_rows or "indptr" not in parts)
             named: Named = _row if of_rows else _entry
             if by_rows and part in ("data", "indices") and isinstance(indptr, Dataset):
@@ -82,7 +85,7 @@ def _check(data: Dataset, named: Named = _row, part: slice = slice(None)) -> Non
     elif data.chunks is None:
         layout = data.id.get_create_plist().get_layout()
         if layout == h5py.h5d.CONTIGUOUS and not data.id.get_storage_size():
-            raise DataError(f"{declared.named(data)}: no row was ever written: {ADVICE}")
+            raise DataError(f"{dataset_checks.named(data)}: no row was ever written: {ADVICE}")
     else:
         _check_chunks(data, named, part)
 
@@ -99,7 +102,9 @@ def _check_chunks(data: Dataset, named: Named, part: slice) -> None:
 
     chunks_of(data, counted)
     if count > total:
-        raise DataError(f"{declared.named(data)} is damaged: it has more than the {total} chunks of its shape")
+        raise DataError(
+            f"{dataset_checks.named(data)} is damaged: it has more than the {total} chunks of its shape"
+        )
     if count < total:
         _find_missing(data, named, part, grid)
 
@@ -113,7 +118,9 @@ def _find_missing(data: Dataset, named: Named, part: slice, grid: Sequence[int])
     there = np.zeros(grid, dtype=bool)
 
     def mark(info: Any) -> None:
-        there[tuple(at // chunk for at, chunk in zip(info.chunk_offset, data.chunks, strict=True))] = True
+        there[
+            tuple(at // chunk for at, chunk in zip(info.chunk_offset, data.chunks, strict=True))
+        ] = True
 
     chunks_of(data, mark)
     first, last, _ = part.indices(len(data))
@@ -122,15 +129,17 @@ def _find_missing(data: Dataset, named: Named, part: slice, grid: Sequence[int])
     gone, axis = np.argwhere(~there), _axis(data)
     if gone.size:
         index = max(int(gone[:, axis].min()) * data.chunks[axis], 0 if axis else first)
-        missing = f"{len(gone)} of {there.size} chunks were never written, the first at {named(index)}"
-        raise DataError(f"{declared.named(data)}: {missing}: {ADVICE}")
+        missing = (
+            f"{len(gone)} of {there.size} chunks were never written, the first at {named(index)}"
+        )
+        raise DataError(f"{dataset_checks.named(data)}: {missing}: {ADVICE}")
 
 
 def _axis(data: h5py.Dataset) -> int:
     """The axis of the rows: the second of a matrix that is stored transposed, and of a vector that is one row."""
     if data.ndim != 2:
         return 0
-    return int(data.shape[0] == 1 or bool(marks.transposed(data)))
+    return int(data.shape[0] == 1 or bool(foreign_marks.transposed(data)))
 
 
 def _check_external(data: Dataset, named: Named) -> None:
@@ -142,12 +151,14 @@ def _check_external(data: Dataset, named: Named) -> None:
             break
     if held < needed:
         at = named(held // (data.dtype.itemsize * math.prod(data.shape[1:])))
-        raise DataError(f"{declared.named(data)}: {name} ends before its numbers do, at {at}: {ADVICE}")
+        raise DataError(
+            f"{dataset_checks.named(data)}: {name} ends before its numbers do, at {at}: {ADVICE}"
+        )
 
 
 def _check_virtual(data: Dataset, named: Named) -> None:
     """Something is mapped to every number, is there, and was written."""
-    place, left = declared.named(data), h5py.h5s.create_simple(data.shape)
+    place, left = dataset_checks.named(data), h5py.h5s.create_simple(data.shape)
     left.select_hyperslab((0,) * data.ndim, data.shape)
     mapped, exact = 0, True
     for source, found in zip(data.virtual_sources(), data.sources, strict=True):
@@ -155,7 +166,9 @@ def _check_virtual(data: Dataset, named: Named) -> None:
         exact = _take(left, source.vspace, data.shape) and exact
         if not found:
             at = named(_first(source.vspace))
-            raise DataError(f"{place} leads to {source.file_name}: {source.dset_name!r}, which is not there, at {at}: {ADVICE}")
+            raise DataError(
+                f"{place} leads to {source.file_name}: {source.dset_name!r}, which is not there, at {at}: {ADVICE}"
+            )
         for piece in found:
             _check_source(place, source, piece)
     if exact and left.get_select_npoints():
@@ -164,22 +177,32 @@ def _check_virtual(data: Dataset, named: Named) -> None:
             f"{place}: no source is mapped to {left.get_select_npoints()} of {data.size} numbers, the first at {at}: {ADVICE}"
         )
     if not exact and mapped < data.size:
-        raise DataError(f"{place}: no source is mapped to {data.size - mapped} of {data.size} numbers: {ADVICE}")
+        raise DataError(
+            f"{place}: no source is mapped to {data.size - mapped} of {data.size} numbers: {ADVICE}"
+        )
 
 
 def _check_source(place: str, source: Any, found: Dataset) -> None:
     """What a virtual dataset takes of one of its sources."""
     part, kind = slice(None), source.src_space.get_select_type()
     wanted = None  # the shape that the source must have at least
-    if kind == h5py.h5s.SEL_ALL and not _unlimited(source.vspace):  # of which the file tells no shape
+    if kind == h5py.h5s.SEL_ALL and not _unlimited(
+        source.vspace
+    ):  # of which the file tells no shape
         if found.size != (count := source.vspace.get_select_npoints()):
-            raise DataError(f"{place} takes {count} numbers from {declared.named(found)}, which has {found.size}")
+            raise DataError(
+                f"{place} takes {count} numbers from {dataset_checks.named(found)}, which has {found.size}"
+            )
     elif kind == h5py.h5s.SEL_HYPERSLABS and not _unlimited(source.src_space):
         low, high = source.src_space.get_select_bounds()
         wanted = tuple(int(edge) + 1 for edge in high)
         part = slice(int(low[0]), wanted[0])
-    if wanted is not None and (len(wanted) != found.ndim or any(a > b for a, b in zip(wanted, found.shape, strict=True))):
-        raise DataError(f"{place} takes numbers up to {wanted} from {declared.named(found)}, which has the shape {found.shape}")
+    if wanted is not None and (
+        len(wanted) != found.ndim or any(a > b for a, b in zip(wanted, found.shape, strict=True))
+    ):
+        raise DataError(
+            f"{place} takes numbers up to {wanted} from {dataset_checks.named(found)}, which has the shape {found.shape}"
+        )
     try:
         _check(found, part=part)
     except DataError as error:
@@ -196,7 +219,9 @@ def _unlimited(space: h5py.h5s.SpaceID) -> bool:
 
 def _first(space: h5py.h5s.SpaceID) -> int:
     """The first row of a selection."""
-    return int((space.get_regular_hyperslab() if _unlimited(space) else space.get_select_bounds())[0][0])
+    return int(
+        (space.get_regular_hyperslab() if _unlimited(space) else space.get_select_bounds())[0][0]
+    )
 
 
 def _take(left: h5py.h5s.SpaceID, part: h5py.h5s.SpaceID, shape: tuple[int, ...]) -> bool:
@@ -212,11 +237,19 @@ def _take(left: h5py.h5s.SpaceID, part: h5py.h5s.SpaceID, shape: tuple[int, ...]
             left.select_hyperslab(tuple(low), tuple(high - low + 1), op=h5py.h5s.SELECT_NOTB)
         return bool(blocks <= BLOCKS)
     axes = []
-    for start, stride, count, block, length in zip(*part.get_regular_hyperslab(), shape, strict=True):
+    for start, stride, count, block, length in zip(
+        *part.get_regular_hyperslab(), shape, strict=True
+    ):
         if h5py.h5s.UNLIMITED in (count, block):
-            axes.append((start, 1, 1, length - start) if block in (stride, h5py.h5s.UNLIMITED) else (start, 1, 0, 0))
+            axes.append(
+                (start, 1, 1, length - start)
+                if block in (stride, h5py.h5s.UNLIMITED)
+                else (start, 1, 0, 0)
+            )
         else:
-            axes.append((start, 1, 1, count * block) if stride == block else (start, stride, count, block))
+            axes.append(
+                (start, 1, 1, count * block) if stride == block else (start, stride, count, block)
+            )
     start, stride, count, block = (tuple(values) for values in zip(*axes, strict=True))
     if math.prod(count) > BLOCKS or 0 in count:
         return False

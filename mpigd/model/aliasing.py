@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.comm import Comm
+from mpigd.model.gram import dense_rows
 from mpigd.model.objective import Objective
-from mpigd.model.outer import dense_rows
 from mpigd.model.scaling import blocks
-from mpigd.reduce import power_above, total
+from mpigd.parallel.comm import Comm
+from mpigd.reduction.base import power_above, total
 from mpigd_kernels import curvature, linalg, vector
 from mpigd_kernels.host import aligned
 

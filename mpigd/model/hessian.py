@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpigd.batches import Batch
-from mpigd.comm import Comm
-from mpigd.data.matrix import CSR
-from mpigd.exact import ExactReducer
-from mpigd.model.outer import LARGE, MOST, MOST_OF_ALL, Outer, Pair, column_reach
+from mpigd.data.batches import Batch
+from mpigd.matrix.base import CSR
+from mpigd.model.gram import LARGE, MOST, MOST_OF_ALL, Outer, Pair, column_reach
 from mpigd.model.scaling import weighted_squares
-from mpigd.model.sparse_outer import SparseOuter, Split
-from mpigd.reduce import NativeReducer, NotFinite, Reducer, Threads, power_above
+from mpigd.model.sparse_gram import SparseOuter, Split
+from mpigd.parallel.comm import Comm
+from mpigd.reduction.base import NativeReducer, NotFinite, Reducer, Threads, power_above
+from mpigd.reduction.exact import ExactReducer
 from mpigd_kernels import curvature, residuals, vector
 
 if TYPE_CHECKING:
@@ -63,8 +63,18 @@ class Curvature:
             reducer: Reducer = NativeReducer(self.comm, k, objective.rows.X.d)
         else:
             columns = objective.statistics.bounds
-            reducer = ExactReducer(self.comm, columns, k, objective.n, 1.0, objective.fine, isinstance(objective.rows.X, CSR))
-        return objective.gradient(v / bound, self._batch, reducer, factor * bound, residuals.PRODUCT, self.h)[1]
+            reducer = ExactReducer(
+                self.comm,
+                columns,
+                k,
+                objective.n,
+                1.0,
+                objective.fine,
+                isinstance(objective.rows.X, CSR),
+            )
+        return objective.gradient(
+            v / bound, self._batch, reducer, factor * bound, residuals.PRODUCT, self.h
+        )[1]
 
     def matrices(self, factor: float) -> Array:
         """The Hessian (1, k * p, k * p); of several outputs and more than WHOLE parameters its blocks (k, p, p).
@@ -74,7 +84,13 @@ class Curvature:
         objective, found = self.objective, list[Array]()
         for pairs in groups(objective):
             outer = outer_of(objective, pairs, self._largest)
-            found += over_ranks(outer, objective, lambda rows: np.ascontiguousarray(self.h[:, rows]), factor, self.comm)
+            found += over_ranks(
+                outer,
+                objective,
+                lambda rows: np.ascontiguousarray(self.h[:, rows]),
+                factor,
+                self.comm,
+            )
             objective.counter.reads += self._batch.size / objective.n
         return assemble(objective, found)
 
@@ -86,7 +102,9 @@ class Curvature:
             for q in range(h.shape[0]):
                 curvature.softmax_pair(p, c, q, q, h[q])
         scaling = objective.scaling
-        squares, sums = weighted_squares(objective.rows.X, h, self._largest, objective.statistics, scaling.center, self.comm)
+        squares, sums = weighted_squares(
+            objective.rows.X, h, self._largest, objective.statistics, scaling.center, self.comm
+        )
         found = np.column_stack([squares * scaling.inverse**2, *[sums] * scaling.intercept])
         objective.counter.reads += objective.width * self._batch.size / objective.n
         return factor * found.reshape(-1)
@@ -96,7 +114,9 @@ def column_squares(objective: Objective, comm: Comm) -> Array:
     """The weighted mean square of every parameter's column (k * p,) over the objective's rows. One read. Collective."""
     rows, scaling = objective.rows, objective.scaling
     c, heaviest = np.ascontiguousarray(rows.c)[np.newaxis], objective.statistics.heaviest
-    squares, sums = weighted_squares(rows.X, c, heaviest, objective.statistics, scaling.center, comm)
+    squares, sums = weighted_squares(
+        rows.X, c, heaviest, objective.statistics, scaling.center, comm
+    )
     found = squares[0] * scaling.inverse**2 / (sums[0] or 1.0)
     objective.counter.reads += objective.width * objective.share
     return np.tile(np.append(found, [1.0] * scaling.intercept), objective.k)
@@ -105,7 +125,11 @@ def column_squares(objective: Objective, comm: Comm) -> Array:
 def outer_of(objective: Objective, pairs: Sequence[Pair], largest: float) -> Outer | SparseOuter:
     """What sums h x x', by entries of compressed rows or by dense ones: whichever is cheaper."""
     split = Split.of(objective)
-    return Outer(objective, pairs, largest) if split is None else SparseOuter(objective, pairs, largest, split)
+    return (
+        Outer(objective, pairs, largest)
+        if split is None
+        else SparseOuter(objective, pairs, largest, split)
+    )
 
 
 def accumulators(objective: Objective) -> int:
@@ -115,7 +139,11 @@ def accumulators(objective: Objective) -> int:
 
 
 def over_ranks(
-    outer: Outer | SparseOuter, objective: Objective, curvatures: Callable[[slice], Array], factor: float, comm: Comm
+    outer: Outer | SparseOuter,
+    objective: Objective,
+    curvatures: Callable[[slice], Array],
+    factor: float,
+    comm: Comm,
 ) -> list[Array]:
     """The sums of all rows. Collective."""
     n, most = objective.rows.X.n, MOST_OF_ALL // (len(outer.pairs) * accumulators(objective))
@@ -132,7 +160,10 @@ def over_ranks(
 
 def pairs_of(objective: Objective) -> list[Pair]:
     """The pairs of outputs whose blocks the Hessian has."""
-    k, several = objective.k, is_whole(objective.k, objective.scaling.p) and objective.loss.kind == "multiclass"
+    k, several = (
+        objective.k,
+        is_whole(objective.k, objective.scaling.p) and objective.loss.kind == "multiclass",
+    )
     return [(q, s) for q in range(k) for s in range(q, k if several else q + 1)]
 
 
@@ -174,7 +205,10 @@ class Alongside:
     @staticmethod
     def fits(objective: Objective) -> bool:
         """Whether each thread has room for accumulators of its own, and a grid is known."""
-        if objective.loss.curvature is None or len(pairs_of(objective)) * accumulators(objective) > MOST:
+        if (
+            objective.loss.curvature is None
+            or len(pairs_of(objective)) * accumulators(objective) > MOST
+        ):
             return False
         return objective.scaling.p <= LARGE or Split.of(objective) is not None
 
@@ -186,13 +220,18 @@ class Alongside:
             self._parts[share.start] = self._outer.over(share, self._curvatures, sweep)
 
     def matrices(self, factor: float, comm: Comm) -> Array:
-        return assemble(self._objective, self._outer.matrices(list(self._parts.values()), factor, comm))
+        return assemble(
+            self._objective, self._outer.matrices(list(self._parts.values()), factor, comm)
+        )
 
     def _curvatures(self, rows: slice) -> Array:
         objective = self._objective
         h, kernel = np.empty((objective.k, rows.stop - rows.start)), objective.loss.second
         assert kernel is not None
-        z, c = np.ascontiguousarray(self._keep[:, rows]), np.ascontiguousarray(objective.rows.c[rows])
+        z, c = (
+            np.ascontiguousarray(self._keep[:, rows]),
+            np.ascontiguousarray(objective.rows.c[rows]),
+        )
         kernel(z, objective.rows.y[rows], c, objective.parameter, h)
         return h
 

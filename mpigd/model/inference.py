@@ -23,15 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.batches import Batch
-from mpigd.comm import Comm
-from mpigd.config import Config
+from mpigd.config.schema import Config
+from mpigd.data.batches import Batch
 from mpigd.model import likelihoods
 from mpigd.model.aliasing import Independent, independent
 from mpigd.model.hessian import Curvature
 from mpigd.model.objective import Objective
 from mpigd.model.penalties import L2, Penalty
-from mpigd.reduce import Reducer, total
+from mpigd.parallel.comm import Comm
+from mpigd.reduction.base import Reducer, total
 from mpigd_kernels import curvature, likelihood, linalg, vector
 
 Array = np.ndarray[Any, Any]
@@ -69,7 +69,9 @@ def why_never(config: Config) -> str | None:
     if config.loss not in FAMILIES:
         return f"the {config.loss} loss has no standard errors: those that have are {', '.join(FAMILIES)}"
     if config.l1:
-        return "an l1 penalty has no standard errors: its optimum is not a smooth function of the data"
+        return (
+            "an l1 penalty has no standard errors: its optimum is not a smooth function of the data"
+        )
     if config.mode != "full":
         return f"standard errors belong to the optimum, and {config.mode} mode does not reach it: use --mode full"
     return None
@@ -122,7 +124,9 @@ def infer(w: Array, objective: Objective, penalty: L2, reducer: Reducer) -> dict
     dispersion = pearson / (rows - degrees) if family.dispersed else 1.0
     log_likelihood: float | None
     if repeated or not family.dispersed:
-        log_likelihood = likelihoods.log_likelihood(objective.loss.name, half_deviance, saturated, weight, dispersion)
+        log_likelihood = likelihoods.log_likelihood(
+            objective.loss.name, half_deviance, saturated, weight, dispersion
+        )
     else:
         log_likelihood = likelihoods.of_relative_weights(objective, half_deviance, count, comm)
     errors, intercept_error = _original(found.U, variances, found.parameters, objective, dispersion)
@@ -136,7 +140,9 @@ def infer(w: Array, objective: Objective, penalty: L2, reducer: Reducer) -> dict
     }  # fmt: skip
 
 
-def _too_few(rows: float, weight: float, degrees: float, family: Family, repeated: bool) -> str | None:
+def _too_few(
+    rows: float, weight: float, degrees: float, family: Family, repeated: bool
+) -> str | None:
     """Why there are no standard errors for so many parameters, or None."""
     if not rows > degrees:
         return f"{rows:,.0f} rows are too few for {degrees:.6g} parameters: no degrees of freedom are left"

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.comm import Comm
 from mpigd.model.objective import Objective
-from mpigd.reduce import NotFinite, total
+from mpigd.parallel.comm import Comm
+from mpigd.reduction.base import NotFinite, total
 from mpigd_kernels import likelihood, vector
 
 Array = np.ndarray[Any, Any]
@@ -20,23 +20,39 @@ NULL_STEPS, ENOUGH, HUGE = 100, 1e-8, 1e300  # of Newton's method for the interc
 def weighting(objective: Objective, comm: Comm) -> tuple[bool, int]:
     """Whether all weights are whole numbers, which count as repeated rows; and how many rows have a weight. Collective."""
     c = objective.rows.c
-    times, some = (c.size, c[:1]) if c.strides == (0,) else (1, c)  # without weights c is one number, repeated
-    counts = times * np.array([np.count_nonzero(some != np.floor(some)), np.count_nonzero(some)], dtype=np.int64)
+    times, some = (
+        (c.size, c[:1]) if c.strides == (0,) else (1, c)
+    )  # without weights c is one number, repeated
+    counts = times * np.array(
+        [np.count_nonzero(some != np.floor(some)), np.count_nonzero(some)], dtype=np.int64
+    )
     comm.allreduce(counts)
     return int(counts[0]) == 0, int(counts[1])
 
 
-def log_likelihood(loss: str, half_deviance: float, saturated: float, weight: float, dispersion: float) -> float:
+def log_likelihood(
+    loss: str, half_deviance: float, saturated: float, weight: float, dispersion: float
+) -> float:
     """Of a normal distribution at its most likely variance; of a gamma distribution at the dispersion estimated."""
     if loss == "squared":
-        return -0.5 * weight * (math.log(TWO_PI * 2.0 * half_deviance / weight) + 1.0) if half_deviance > 0.0 else math.inf
+        return (
+            -0.5 * weight * (math.log(TWO_PI * 2.0 * half_deviance / weight) + 1.0)
+            if half_deviance > 0.0
+            else math.inf
+        )
     if loss == "gamma":
         shape = 1.0 / dispersion
-        return saturated - shape * (half_deviance + weight) + weight * (shape * math.log(shape) - math.lgamma(shape))
+        return (
+            saturated
+            - shape * (half_deviance + weight)
+            + weight * (shape * math.log(shape) - math.lgamma(shape))
+        )
     return saturated - half_deviance
 
 
-def of_relative_weights(objective: Objective, half_deviance: float, count: int, comm: Comm) -> float | None:
+def of_relative_weights(
+    objective: Objective, half_deviance: float, count: int, comm: Comm
+) -> float | None:
     """The log-likelihood where row i has variance sigma^2 / c_i, at the most likely sigma (as R's logLik.lm); None for gamma."""
     if objective.loss.name != "squared":
         return None
@@ -62,7 +78,10 @@ def null_deviance(objective: Objective, comm: Comm) -> float | None:
     ends = np.array([np.max(-offset, initial=-np.inf), np.max(offset, initial=-np.inf)])
     comm.allreduce(ends, "max")
     middle = _link_of_mean(objective, comm)
-    low, high = middle - float(ends[1]), middle + float(ends[0])  # where the mean response is met by some row's offset
+    low, high = (
+        middle - float(ends[1]),
+        middle + float(ends[0]),
+    )  # where the mean response is met by some row's offset
     b = 0.5 * (low + high)
     try:
         for _ in range(NULL_STEPS):

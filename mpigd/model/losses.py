@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.config import Config
+from mpigd.config.schema import Config
 from mpigd_kernels import curvature, pointwise, residuals
 
 Array = np.ndarray[Any, Any]

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.comm import Comm, SelfComm
-from mpigd.model.constant import best_constant
+from mpigd.model.constant_model import best_constant
 from mpigd.model.losses import Loss
 from mpigd.model.objective import Objective
-from mpigd.reduce import NotFinite, total
+from mpigd.parallel.comm import Comm, SelfComm
+from mpigd.reduction.base import NotFinite, total
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
@@ -24,7 +24,12 @@ SLAB = 1 << 16  # rows whose losses are made at once
 STEPS = 200  # of Newton's method for the intercept
 RTOL = 1e-15  # of the mean loss: what a step would gain less is not taken
 SURE = 1e-9  # a share of a class is taken for at least this: no intercept is infinite
-CLOSED_FORM = ("squared", "logistic", "poisson", "gamma")  # losses whose best constant is the link of the mean
+CLOSED_FORM = (
+    "squared",
+    "logistic",
+    "poisson",
+    "gamma",
+)  # losses whose best constant is the link of the mean
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,10 @@ def _intercepts(rows: Targets, mean: float) -> Array:
     if loss.smoothed:
         return np.array([best_constant(rows, rows.comm)])
     if loss.kind == "multiclass":
-        shares = [float(total(np.where(rows.y == q, rows.c, 0.0), rows.comm)[0]) / rows.weight for q in range(rows.k)]
+        shares = [
+            float(total(np.where(rows.y == q, rows.c, 0.0), rows.comm)[0]) / rows.weight
+            for q in range(rows.k)
+        ]
         return np.array([float(vector.logarithm(max(share, SURE))) for share in shares])
     guess = link_of_mean(loss.name, mean)
     if rows.offset is None and loss.name in CLOSED_FORM:
@@ -154,7 +162,9 @@ def link_of_mean(loss: str, mean: float) -> float:
     """The linear predictor of the mean response."""
     if loss in ("logistic", "squared_hinge", "hinge"):
         mean = min(max(mean, SURE), 1.0 - SURE)
-        return float(vector.logarithm(mean / (1.0 - mean))) if loss == "logistic" else 2.0 * mean - 1.0
+        return (
+            float(vector.logarithm(mean / (1.0 - mean))) if loss == "logistic" else 2.0 * mean - 1.0
+        )
     if loss in ("poisson", "gamma"):
         return float(vector.logarithm(mean)) if mean > 0.0 else 0.0
     return mean
@@ -166,7 +176,9 @@ def _minimum(rows: Targets, guess: float) -> float:
     low, high, b, reach = -math.inf, math.inf, guess, 0.0
     for _ in range(STEPS):
         try:
-            value, slope, bend = (rows.mean(np.array([b]), what) for what in (losses, slopes, curvatures))
+            value, slope, bend = (
+                rows.mean(np.array([b]), what) for what in (losses, slopes, curvatures)
+            )
         except NotFinite:  # raised on all ranks together: too far
             if not math.isfinite(low):
                 return guess

@@ -14,19 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.batches import Batch, MiniBatch
-from mpigd.comm import Comm
-from mpigd.data import selection
-from mpigd.data.matrix import CSR, Into, Task, block_rows
+from mpigd.data import column_selection
+from mpigd.data.batches import Batch, MiniBatch
 from mpigd.data.shard import RowNumbers
-from mpigd.exact import ExactReducer
-from mpigd.model import directions
+from mpigd.matrix.base import CSR, Into, Task, block_rows
+from mpigd.model import cancelling_directions
 from mpigd.model.hessian import Alongside, Curvature, column_squares
-from mpigd.model.line import LossLine
 from mpigd.model.losses import Loss
-from mpigd.model.rows import Rows as Rows
+from mpigd.model.objective_line import LossLine
+from mpigd.model.objective_rows import Rows as Rows
 from mpigd.model.scaling import Scaling, Statistics
-from mpigd.reduce import Found, NativeReducer, Reducer
+from mpigd.parallel.comm import Comm
+from mpigd.reduction.base import Found, NativeReducer, Reducer
+from mpigd.reduction.exact import ExactReducer
 from mpigd_kernels import residuals, sampling
 
 Array = np.ndarray[Any, Any]
@@ -55,14 +55,18 @@ class Objective:
         self.fine = False  # sums on two grids
         self.reads = 0.0  # visited rows over n
         self.counter = self  # whose reads count: a sample's are those of the whole
-        self.numbers: Array | RowNumbers = np.zeros(0, dtype=np.int64)  # global row numbers, for samples
+        self.numbers: Array | RowNumbers = np.zeros(
+            0, dtype=np.int64
+        )  # global row numbers, for samples
         self.seed = 0
         self.keeps_margins = False  # for optimisers that ask for second derivatives
         self._points: list[tuple[Array, Array]] = []
         self._samples: dict[int, Objective] = {}
         self._columns: tuple[Array, Objective] | None = None
         self.share = 1.0  # of the rows: a sample's reads are that much of the whole's
-        self.width = 1.0  # of the columns, how many are read: a part's reads are that much of the whole's
+        self.width = (
+            1.0  # of the columns, how many are read: a part's reads are that much of the whole's
+        )
         self._block = block_rows(rows.X)
 
     def reducer(self, kind: str, comm: Comm, replacement: bool = False) -> Reducer:
@@ -73,7 +77,9 @@ class Objective:
         bound = None if known is None else known(self.parameter) * self.statistics.heaviest
         columns = self.statistics.bounds
         columns = columns.with_replacement() if replacement else columns
-        return ExactReducer(comm, columns, self.k, self.n, bound, self.fine, isinstance(self.rows.X, CSR))
+        return ExactReducer(
+            comm, columns, self.k, self.n, bound, self.fine, isinstance(self.rows.X, CSR)
+        )
 
     def on(self, batch: Batch, reducer: Reducer) -> Oracle:
         """The objective as this batch estimates it."""
@@ -96,7 +102,16 @@ class Objective:
         `along` sums a Hessian in the same visit of the rows.
         """
         scaling = self.scaling
-        return self.sums(lambda T, S: scaling.gradient(T, S, factor), w, batch, reducer, what, curvature, keep, along)
+        return self.sums(
+            lambda T, S: scaling.gradient(T, S, factor),
+            w,
+            batch,
+            reducer,
+            what,
+            curvature,
+            keep,
+            along,
+        )
 
     def sums(
         self,
@@ -150,7 +165,10 @@ class Objective:
             drawn = np.flatnonzero(places < m)
             part = copy.copy(self)
             part.rows = Rows(
-                rows.X.rows(drawn), rows.y[drawn], rows.c[drawn], None if rows.offset is None else rows.offset[drawn]
+                rows.X.rows(drawn),
+                rows.y[drawn],
+                rows.c[drawn],
+                None if rows.offset is None else rows.offset[drawn],
             )
             part.keeps_margins, part._points, part._samples, part._columns = True, [], {}, None
             part.share = m / self.n
@@ -161,7 +179,7 @@ class Objective:
         """The same over the columns `chosen` (s,), a copy of them; None where the rows are not in memory."""
         if self._columns is not None and np.array_equal(self._columns[0], chosen):
             return self._columns[1]
-        X = selection.columns(self.rows.X, chosen)
+        X = column_selection.columns(self.rows.X, chosen)
         if X is None:
             return None
         part = copy.copy(self)
@@ -226,7 +244,9 @@ class Oracle:
 
     def squared_curvature(self, v: Array) -> Array:
         """(X' C X / sum c) v in these coordinates: the Hessian of half the squared margins."""
-        return self.objective.gradient(v, self.batch, self.reducer, self.factor, residuals.SQUARES)[1]
+        return self.objective.gradient(v, self.batch, self.reducer, self.factor, residuals.SQUARES)[
+            1
+        ]
 
     def sample(self, m: int) -> Oracle:
         """The same oracle over m rows, drawn as a function of seed and global row number."""
@@ -247,20 +267,26 @@ class Oracle:
         """The oracles of an epoch of mini-batches of `size` rows; those of streamed rows take blocks of them."""
         objective = self.objective
         expect = getattr(objective.rows.X, "expect", None)
-        schedule = MiniBatch(objective.numbers, objective.n, size, objective.seed, expect is not None, expect)
+        schedule = MiniBatch(
+            objective.numbers, objective.n, size, objective.seed, expect is not None, expect
+        )
         reducer = self.own_reducer(objective)
         for batch in islice(schedule.batches(0), schedule.steps_per_epoch):
             yield Oracle(objective, batch, reducer)
 
     def own_reducer(self, objective: Objective) -> Reducer:
         """A reducer like this oracle's for other sums, of which it keeps nothing."""
-        return objective.reducer("native" if isinstance(self.reducer, NativeReducer) else "exact", self.reducer.comm)
+        return objective.reducer(
+            "native" if isinstance(self.reducer, NativeReducer) else "exact", self.reducer.comm
+        )
 
     def look_at(self, w: Array) -> None:
         """Second derivatives are those at w from now on; for oracles of all their objective's rows. Collective.
 
         Costs no read where w is one of the last two points that `value_and_gradient` has seen."""
-        self.curvature = Curvature(self.objective, self.objective.margins(w), self.batch, self.reducer)
+        self.curvature = Curvature(
+            self.objective, self.objective.margins(w), self.batch, self.reducer
+        )
 
     def hessian_vector(self, v: Array) -> Array:
         """The Hessian at the point of `look_at` times v (k * p,): one read."""
@@ -276,11 +302,11 @@ class Oracle:
 
     def curvatures_along(self, D: Array) -> tuple[Array, Array]:
         """d'Hd (m,) at the point of `look_at` for directions D (m, k * p), and how much of it rounding may be. One read."""
-        return directions.curvatures_along(self.curvature, D, self.factor)
+        return cancelling_directions.curvatures_along(self.curvature, D, self.factor)
 
     def product_along(self, d: Array) -> Array:
         """`hessian_vector` for a direction d (k * p,) in which columns nearly cancel. One read. Collective."""
-        return directions.product_along(self.curvature, d, self.factor)
+        return cancelling_directions.product_along(self.curvature, d, self.factor)
 
     def column_squares(self) -> Array:
         """The weighted mean square of every parameter's column (k * p,), 1 over all rows if standardised. One read."""

@@ -90,11 +90,19 @@ class ElasticNet(L2):
         """At a kink the part of g that l1 cannot balance; at a bound only what points back inside."""
         up = g + self.l1 * np.where(w < 0.0, -1.0, 1.0)  # the slope from w to the right
         down = g - self.l1 * np.where(w > 0.0, -1.0, 1.0)  # and that from the left
-        return np.where((up < 0.0) & (w < self.high), up, np.where((down > 0.0) & (w > self.low), down, 0.0))
+        return np.where(
+            (up < 0.0) & (w < self.high), up, np.where((down > 0.0) & (w > self.low), down, 0.0)
+        )
 
     def take(self, places: Array) -> ElasticNet:
         """That of some of the parameters."""
-        return ElasticNet(self.strength, self.weights[places], self.l1[places], self.low[places], self.high[places])
+        return ElasticNet(
+            self.strength,
+            self.weights[places],
+            self.l1[places],
+            self.low[places],
+            self.high[places],
+        )
 
 
 def bounds(low: float, high: float, inverse: Array) -> tuple[Array, Array]:

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mpigd.batches import Batch
-from mpigd.comm import Comm
+from mpigd.data.batches import Batch
 from mpigd.errors import NumericalError
+from mpigd.model.gram import Outer
 from mpigd.model.hessian import WHOLE, assemble, groups, over_ranks
 from mpigd.model.objective import Objective, Oracle
-from mpigd.model.outer import Outer
 from mpigd.model.scaling import make_scaling, measure
-from mpigd.reduce import NativeReducer, Reducer, power_above
+from mpigd.parallel.comm import Comm
+from mpigd.reduction.base import NativeReducer, Reducer, power_above
 from mpigd_kernels import linalg, vector
 
 Array = np.ndarray[Any, Any]

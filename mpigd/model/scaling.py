@@ -13,10 +13,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from mpigd.comm import Comm
-from mpigd.data.matrix import CSR, Columns, Dense, Into, Matrix, block_rows
-from mpigd.exact import Bounds, ExactReducer
-from mpigd.reduce import total
+from mpigd.matrix.base import CSR, Columns, Dense, Into, Matrix, block_rows
+from mpigd.parallel.comm import Comm
+from mpigd.reduction.base import total
+from mpigd.reduction.exact import Bounds, ExactReducer
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
@@ -50,7 +50,17 @@ class Statistics:
         low, high, count, mean, deviation = (
             part[chosen] for part in (self.low, self.high, self.count, self.mean, self.deviation)
         )
-        return Statistics(self.rows, self.weight, self.heaviest, low, high, count, mean, deviation, int(count.sum()))
+        return Statistics(
+            self.rows,
+            self.weight,
+            self.heaviest,
+            low,
+            high,
+            count,
+            mean,
+            deviation,
+            int(count.sum()),
+        )
 
     @cached_property
     def bounds(self) -> Bounds:
@@ -102,7 +112,9 @@ def absolute_sums(X: Matrix, c: Array, n: int, statistics: Statistics, comm: Com
         np.sqrt(values, out=values)
         return squares
 
-    sums = _weighted(X, c[np.newaxis], view, ExactReducer(comm, statistics.bounds, 1, n, statistics.heaviest))
+    sums = _weighted(
+        X, c[np.newaxis], view, ExactReducer(comm, statistics.bounds, 1, n, statistics.heaviest)
+    )
     return sums.reshape(-1)
 
 
@@ -123,12 +135,16 @@ def weighted_squares(
 
     far = np.maximum((statistics.high - center) ** 2, (statistics.low - center) ** 2) + nothing
     bounds = Bounds.of(far, statistics.count, statistics.entries, statistics.rows)
-    squares = _weighted(X, h, view, ExactReducer(comm, bounds, h.shape[0], statistics.rows, largest))
+    squares = _weighted(
+        X, h, view, ExactReducer(comm, bounds, h.shape[0], statistics.rows, largest)
+    )
     sums = total(np.ascontiguousarray(h.T), comm)
     return (squares + np.outer(sums, nothing) if isinstance(X, CSR) else squares), sums
 
 
-def _weighted(X: Matrix, c: Array, view: Callable[[Matrix], Matrix], reducer: ExactReducer) -> Array:
+def _weighted(
+    X: Matrix, c: Array, view: Callable[[Matrix], Matrix], reducer: ExactReducer
+) -> Array:
     """sum_i c_qi f(x_ij) (k, d) over the stored values of all rows, for c (k, n) and f as `view` of a block says."""
 
     def visit(share: list[slice], into: Into) -> None:
@@ -145,7 +161,10 @@ def _extremes(X: Matrix, n: int, comm: Comm) -> tuple[Array, Array, Array]:
     comm.allreduce(high, "max")
     comm.allreduce(count)
     holes = count < n  # a sparse column's missing entries are zeros
-    low, high = np.where(holes, np.minimum(low, 0.0), low), np.where(holes, np.maximum(high, 0.0), high)
+    low, high = (
+        np.where(holes, np.minimum(low, 0.0), low),
+        np.where(holes, np.maximum(high, 0.0), high),
+    )
     return low, high, count
 
 
@@ -164,7 +183,7 @@ class Scaling:
     penalty (p,): what the square of a coordinate weighs in the ridge penalty.
     number (d,): the number in the data of each column; `coefficients` and `from_raw` speak of
     columns as the data number them.
-    shift (d,): what was subtracted from the data's columns (mpigd/model/digits.py); these two speak
+    shift (d,): what was subtracted from the data's columns (mpigd/model/column_digits.py); these two speak
     of columns without that.
     """
 
@@ -189,12 +208,19 @@ class Scaling:
     def take(self, chosen: Array) -> Scaling:
         """The map of some columns, and of the intercept."""
         rest = self.penalty[self.center.size :]
-        return Scaling(self.center[chosen], self.inverse[chosen], np.append(self.penalty[chosen], rest), self.intercept)
+        return Scaling(
+            self.center[chosen],
+            self.inverse[chosen],
+            np.append(self.penalty[chosen], rest),
+            self.intercept,
+        )
 
     def to_raw(self, w: Array, k: int) -> tuple[Array, Array]:
         """(coef (k, d), intercept (k,)) for parameters w (k * p,) or (k, p)."""
         coef, b = np.empty((k, self.center.size)), np.empty(k)
-        vector.to_raw(w.reshape(-1) if w.ndim > 1 else w, self.center, self.inverse, self.intercept, coef, b)
+        vector.to_raw(
+            w.reshape(-1) if w.ndim > 1 else w, self.center, self.inverse, self.intercept, coef, b
+        )
         return coef, b
 
     def coefficients(self, w: Array, k: int) -> tuple[Array, Array]:
@@ -210,7 +236,9 @@ class Scaling:
 
     def from_raw(self, coef: Array, intercept: Array) -> Array:
         """The inverse of coefficients, up to columns whose coefficient is held at 0."""
-        scale = np.divide(1.0, self.inverse, out=np.zeros_like(self.inverse), where=self.inverse > 0)
+        scale = np.divide(
+            1.0, self.inverse, out=np.zeros_like(self.inverse), where=self.inverse > 0
+        )
         coef = coef if self.number is None else coef[:, self.number]
         W = coef * scale
         if self.intercept:

@@ -22,21 +22,23 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.batches import Batch
-from mpigd.comm import Comm
-from mpigd.data.matrix import Into
-from mpigd.data.subset import chosen_rows
-from mpigd.exact import ExactReducer
-from mpigd.model.constant import weighted_quantile
+from mpigd.data.batches import Batch
+from mpigd.matrix.base import Into
+from mpigd.matrix.subset import chosen_rows
+from mpigd.model.constant_model import weighted_quantile
 from mpigd.model.hessian import Curvature
 from mpigd.model.objective import Objective, Oracle, Rows
 from mpigd.model.penalties import Penalty
 from mpigd.model.scaling import blocks
-from mpigd.reduce import NativeReducer, Reducer, total
+from mpigd.parallel.comm import Comm
+from mpigd.reduction.base import NativeReducer, Reducer, total
+from mpigd.reduction.exact import ExactReducer
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
-Band = tuple[Objective, Array | slice, int]  # rows, which they are of this rank's, how many over all ranks
+Band = tuple[
+    Objective, Array | slice, int
+]  # rows, which they are of this rank's, how many over all ranks
 STRAYED = 4.0  # times the limit of nearness, a change of margins
 MOST = 1 / 4  # of the rows near their kinks: more are not copied, all are looked at
 
@@ -66,7 +68,10 @@ class Smoothed:
     def __init__(self, oracle: Oracle, penalty: Penalty, factor: float) -> None:
         self.oracle, self.penalty, self.factor = oracle, penalty, factor
         self.linear: Array | None = None
-        self._from, self._limit = np.zeros(0), math.inf  # of rows near their kinks: margins at first, and how near
+        self._from, self._limit = (
+            np.zeros(0),
+            math.inf,
+        )  # of rows near their kinks: margins at first, and how near
         objective = oracle.objective
         rows, hinge = objective.rows, objective.loss.classifies
         self._sign = 2.0 * rows.y - 1.0 if hinge else np.ones(1)
@@ -78,7 +83,9 @@ class Smoothed:
     def of(oracle: Oracle, penalty: Penalty) -> Smoothed:
         """All rows of an oracle."""
         objective, weight = oracle.objective, oracle.objective.statistics.weight
-        return Smoothed(oracle, penalty, objective.n / (oracle.batch.size * weight) if weight > 0.0 else 0.0)
+        return Smoothed(
+            oracle, penalty, objective.n / (oracle.batch.size * weight) if weight > 0.0 else 0.0
+        )
 
     def distances(self, z: Array) -> Array:
         """To each row's kink (n,), for margins z (n,)."""
@@ -88,7 +95,9 @@ class Smoothed:
         """One read of these rows. NumericalError on all ranks if a number is not finite."""
         objective = smoothed(self.oracle.objective, self.quantile, width)
         keep = np.empty((1, objective.rows.X.n))
-        value, g = objective.gradient(w, self.oracle.batch, self.oracle.reducer, self.factor, keep=keep)
+        value, g = objective.gradient(
+            w, self.oracle.batch, self.oracle.reducer, self.factor, keep=keep
+        )
         if self.linear is not None:
             g += self.linear
         self.penalty.add_gradient(w, g)
@@ -127,12 +136,16 @@ class Smoothed:
 
         def visit(rows: slice, into: Into) -> None:
             for part in blocks(of.rows.X):
-                of.rows.X.rows(part).accumulate(r[:, part].copy(), np.zeros(part.stop - part.start), into)
+                of.rows.X.rows(part).accumulate(
+                    r[:, part].copy(), np.zeros(part.stop - part.start), into
+                )
 
         reducer, scaling = _accumulating(of, self.oracle.reducer), of.scaling
         self.oracle.objective.counter.reads += size / of.n
         factor = self.factor / look.width
-        return reducer.sweep_for(lambda T, S: scaling.gradient(T, S, factor)[1], [slice(None)], visit, size)
+        return reducer.sweep_for(
+            lambda T, S: scaling.gradient(T, S, factor)[1], [slice(None)], visit, size
+        )
 
     def gap(self, look: Look) -> float:
         """How far the true loss is above the tangent that the smoothed slopes make of it, over these rows."""
@@ -156,7 +169,9 @@ class Smoothed:
     def within(self, look: Look, share: float) -> float:
         """The distance to their kinks that so large a share of the rows does not exceed."""
         size = np.abs(self.distances(look.z))
-        return weighted_quantile(size, np.ones(size.size), share, self._count(size.size), self._comm)
+        return weighted_quantile(
+            size, np.ones(size.size), share, self._count(size.size), self._comm
+        )
 
     def line(self, look: Look, there: Look) -> Line:
         """The smoothed objective on the way from one point to another, in the width of the latter."""
@@ -179,7 +194,11 @@ class Smoothed:
             return self, look
         objective = _take(self.oracle.objective, chosen)
         batch = Batch(slice(None), count, 0, 0, True)
-        part = Smoothed(Oracle(objective, batch, _sweeping(objective, self.oracle.reducer)), self.penalty, self.factor)
+        part = Smoothed(
+            Oracle(objective, batch, _sweeping(objective, self.oracle.reducer)),
+            self.penalty,
+            self.factor,
+        )
         here = part.look(look.w, look.width)
         part.linear, part._from, part._limit = look.g - here.g, here.z, limit
         here.g = look.g.copy()
@@ -217,7 +236,10 @@ class Line:
         of, share = self._of, (self._u + t * self._v) / self._width
         slope = self._cv * (np.clip(share + 0.5, 0.0, 1.0) - (1.0 - of.quantile))
         bend = np.where(np.abs(share) < 0.5, self._cv * self._v, 0.0)
-        first, second = (of.factor * float(x) for x in total(np.column_stack([slope, bend]), of.oracle.reducer.comm))
+        first, second = (
+            of.factor * float(x)
+            for x in total(np.column_stack([slope, bend]), of.oracle.reducer.comm)
+        )
         g, h = np.zeros_like(self._s), np.zeros_like(self._s)
         of.penalty.add_gradient(self._w + t * self._s, g)
         of.penalty.add_gradient(self._s, h)
@@ -246,7 +268,9 @@ def _accumulating(objective: Objective, like: Reducer) -> Reducer:
     if isinstance(like, NativeReducer):
         return NativeReducer(like.comm, 1, objective.rows.X.d)
     statistics = objective.statistics
-    return ExactReducer(like.comm, statistics.bounds, 1, objective.n, statistics.heaviest, objective.fine)
+    return ExactReducer(
+        like.comm, statistics.bounds, 1, objective.n, statistics.heaviest, objective.fine
+    )
 
 
 def _take(objective: Objective, chosen: Array) -> Objective:

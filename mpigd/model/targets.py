@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.comm import Comm, together
-from mpigd.data.extreme import LARGEST, advice
+from mpigd.config.units import ClassWeight, class_weights_of, quoted_label
+from mpigd.data.extreme_values import LARGEST, advice
 from mpigd.data.loading import encoding_of
+from mpigd.data.metadata import Info, agreed
 from mpigd.data.shard import Shard
-from mpigd.data.source import Info, agreed
 from mpigd.errors import DataError, UsageError
 from mpigd.model.losses import LOSSES, Loss
-from mpigd.quantities import ClassWeight, class_weights_of, quoted_label
-from mpigd.reduce import total
+from mpigd.parallel.comm import Comm, together
+from mpigd.reduction.base import total
 
 Array = np.ndarray[Any, Any]
 MOST_CLASSES = 10_000
@@ -96,7 +96,9 @@ def find_classes(shard: Shard, loss: Loss, comm: Comm) -> Classes:
     names = shard.class_names
     if names is not None and (stray := np.setdiff1d(values, np.arange(len(names)))).size:
         known = f"there are {len(names):,} class names, for 0 to {len(names) - 1}"
-        raise agreed(DataError(f"{shard.name}: the target is {stray[0]:g} in some row, but {known}"))
+        raise agreed(
+            DataError(f"{shard.name}: the target is {stray[0]:g} in some row, but {known}")
+        )
     classes = Classes(values, None if names is None else tuple(names))
     _check_number(shard.name, classes, loss)
     return classes
@@ -111,7 +113,9 @@ def _check_number(name: str, classes: Classes, loss: Loss) -> None:
     wanted = "exactly two" if two else f"2 to {MOST_CLASSES}"
     way_out = ""
     if two and 2 < k <= MOST_CLASSES:
-        way_out = ": --loss softmax takes more than two classes" + ("" if classes.names else ", --loss squared numbers")
+        way_out = ": --loss softmax takes more than two classes" + (
+            "" if classes.names else ", --loss squared numbers"
+        )
     raise agreed(
         DataError(
             f"{name}: the {loss.name} loss needs {wanted} different values in the target, found "
@@ -130,7 +134,9 @@ def as_trained(shard: Shard, classes: Classes, comm: Comm) -> Array:
     if own is None or known == tuple(own):
         return shard.y
     if known is None:
-        error = DataError(f"{shard.name}: the target holds texts ({_listed(own, 5)}), but the model was trained on numbers")
+        error = DataError(
+            f"{shard.name}: the target holds texts ({_listed(own, 5)}), but the model was trained on numbers"
+        )
         error.agreed = True
         raise error
     with together(comm):
@@ -143,11 +149,15 @@ def as_trained(shard: Shard, classes: Classes, comm: Comm) -> Array:
         if bad.size:
             row, at = shard.rows[bad[0]], bad[0]
             name = own[numbers[at]] if within[at] else f"{shard.y[at]:g}"
-            raise DataError(f"{shard.where(row)}: label {name!r} is none of the model's classes ({_listed(known)})")
+            raise DataError(
+                f"{shard.where(row)}: label {name!r} is none of the model's classes ({_listed(known)})"
+            )
     return y
 
 
-def check_weights(c: Array, codes: Array, shard: Shard, classes: Classes | None, comm: Comm) -> None:
+def check_weights(
+    c: Array, codes: Array, shard: Shard, classes: Classes | None, comm: Comm
+) -> None:
     """DataError on all ranks if no row, or no row of some class, has a weight above 0. Collective."""
     columns = np.array([np.count_nonzero(c)], dtype=np.int64)
     if classes is not None:
@@ -157,7 +167,11 @@ def check_weights(c: Array, codes: Array, shard: Shard, classes: Classes | None,
         raise agreed(DataError(f"{shard.name}: all weights are zero: there is nothing to fit"))
     if classes is not None and not columns.all():
         label = classes.labels()[int(np.argmin(columns))]
-        raise agreed(DataError(f"{shard.name}: all weights of class {label!r} are zero: leave its rows out, or give it weight"))
+        raise agreed(
+            DataError(
+                f"{shard.name}: all weights of class {label!r} are zero: leave its rows out, or give it weight"
+            )
+        )
 
 
 def _listed(labels: Sequence[Any], most: int = SHOWN) -> str:
@@ -175,7 +189,9 @@ def check_domain(shard: Shard, loss: Loss, comm: Comm) -> None:
             bad = np.flatnonzero(~loss.accepts(shard.y))
             if bad.size:
                 row, value = shard.rows[bad[0]], shard.y[bad[0]]
-                raise DataError(f"{shard.where(row)}: y is {value:g}: the {loss.name} loss needs {loss.domain}")
+                raise DataError(
+                    f"{shard.where(row)}: y is {value:g}: the {loss.name} loss needs {loss.domain}"
+                )
 
 
 def check_size(shard: Shard, comm: Comm) -> None:
@@ -197,12 +213,18 @@ def check_codes(codes: Array, shard: Shard, classes: Classes, comm: Comm) -> Non
             known = names is not None and value.is_integer() and 0 <= value < len(names)
             label = repr(names[int(value)]) if known and names is not None else f"{value:g}"
             listed = _listed(classes.labels())
-            raise DataError(f"{shard.where(row)}: label {label} is none of the model's classes ({listed})")
+            raise DataError(
+                f"{shard.where(row)}: label {label} is none of the model's classes ({listed})"
+            )
 
 
-def row_weights(text: str | None, codes: Array, shard: Shard, classes: Classes | None, comm: Comm) -> Array:
+def row_weights(
+    text: str | None, codes: Array, shard: Shard, classes: Classes | None, comm: Comm
+) -> Array:
     """The weight of each row (m,): of the row times that of its class. DataError on all ranks if too many are 0. Collective."""
-    c = np.broadcast_to(1.0, codes.shape) if shard.c is None else shard.c  # one number: weights of one take no memory
+    c = (
+        np.broadcast_to(1.0, codes.shape) if shard.c is None else shard.c
+    )  # one number: weights of one take no memory
     weights = class_weights(text, codes, c, classes, comm)
     if weights is not None:
         c = c * weights[codes.astype(np.int64)]
@@ -211,7 +233,9 @@ def row_weights(text: str | None, codes: Array, shard: Shard, classes: Classes |
     return c
 
 
-def class_weights(text: str | None, codes: Array, c: Array, classes: Classes | None, comm: Comm) -> Array | None:
+def class_weights(
+    text: str | None, codes: Array, c: Array, classes: Classes | None, comm: Comm
+) -> Array | None:
     """The weight of each class (k,), or None. "balanced": sum of all weights over k times that of the class."""
     if text is None:
         return None
@@ -220,7 +244,9 @@ def class_weights(text: str | None, codes: Array, c: Array, classes: Classes | N
     k = classes.values.size
     if text == "balanced":
         sums = total(np.where(codes[:, None] == np.arange(k), c[:, None], 0.0), comm)
-        return np.asarray(np.where(sums > 0, _ordered_sum(sums) / (k * np.where(sums > 0, sums, 1.0)), 0.0))
+        return np.asarray(
+            np.where(sums > 0, _ordered_sum(sums) / (k * np.where(sums > 0, sums, 1.0)), 0.0)
+        )
     return _named_weights(class_weights_of(text), classes)
 
 
@@ -251,7 +277,10 @@ def _named_weights(parts: Sequence[ClassWeight], classes: Classes) -> Array:
 
 def _class_place(part: ClassWeight, labels: Sequence[Any], texts: Sequence[str]) -> int:
     """Which class a part of --class-weight names, or a UsageError with the nearest one."""
-    for spelling in (part.spelled, part.label):  # as it stands first: a label may have quotation marks itself
+    for spelling in (
+        part.spelled,
+        part.label,
+    ):  # as it stands first: a label may have quotation marks itself
         if spelling in texts:
             return texts.index(spelling)
     try:
@@ -267,5 +296,7 @@ def _class_place(part: ClassWeight, labels: Sequence[Any], texts: Sequence[str])
     near = starts[:1] or difflib.get_close_matches(part.label, texts, 1)
     if near:
         spelled = shlex.quote(f"{quoted_label(near[0])}={part.value:g}")
-        raise UsageError(f"--class-weight: no class {part.label!r}: did you mean {near[0]!r}? Write --class-weight {spelled}")
+        raise UsageError(
+            f"--class-weight: no class {part.label!r}: did you mean {near[0]!r}? Write --class-weight {spelled}"
+        )
     raise UsageError(f"--class-weight: no class {part.label!r}; the classes are {_listed(texts)}")

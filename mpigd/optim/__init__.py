@@ -1,1 +1,1 @@
-"""Optimisers. Each calls an oracle and never sees MPI."""
+"""Optimisers. They call an oracle and never see MPI."""

@@ -38,7 +38,9 @@ class Accelerated:
         state["theta"], state["curvature"] = np.ones(1), np.array([self.curvature])
         return state
 
-    def step(self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot) -> tuple[Array, State]:
+    def step(
+        self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot
+    ) -> tuple[Array, State]:
         theta = float(state["theta"][0])
         # A continued run may be told another learning rate; only a curvature that was found on the way is kept.
         curvature = float(state["curvature"][0]) if self.backtrack else self.curvature
@@ -48,7 +50,9 @@ class Accelerated:
         value, g = evaluate(ahead, oracle, penalty)
         length = norm(penalty.subgradient(ahead, g), dot)
         moved, curvature = self._move(ahead, value, g, curvature, oracle, penalty, dot)
-        uphill = dot(ahead - moved, moved - w) > 0.0  # the momentum points against the step: begin anew
+        uphill = (
+            dot(ahead - moved, moved - w) > 0.0
+        )  # the momentum points against the step: begin anew
         after = advance(state, value, length)
         after["previous"][:] = moved if uphill else w
         after["theta"][0] = 1.0 if uphill else following

@@ -25,7 +25,7 @@ class OracleLike(Protocol):
 class Optimizer(Protocol):
     """One kind of parameter step. Never sees MPI.
 
-    `name`; what it needs is in mpigd/choices.py. `state` is named arrays, and a step
+    `name`; what it needs is in mpigd/training/requirements.py. `state` is named arrays, and a step
     returns new ones, so that it can be repeated; it always holds `step` (1,), `value` (1,) and `gradient_norm` (1,).
     """
 
@@ -35,7 +35,9 @@ class Optimizer(Protocol):
     def start(self, w: Array) -> State:
         """The state before the first step from w (p,)."""
 
-    def step(self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot) -> tuple[Array, State]:
+    def step(
+        self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot
+    ) -> tuple[Array, State]:
         """The parameters and state after one step. Collective."""
 
 

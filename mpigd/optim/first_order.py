@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from mpigd.model.penalties import L2, Penalty
 from mpigd.optim.base import Array, Dot, OracleLike, State, advance, clip, evaluate, fresh, norm
-from mpigd.optim.rates import Rate
+from mpigd.optim.schedules import Rate
 from mpigd_kernels import vector
 
 EPSILON = 1e-8
@@ -25,10 +25,17 @@ class FirstOrder:
     def start(self, w: Array) -> State:
         return fresh(*self.memory, like=w)
 
-    def step(self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot) -> tuple[Array, State]:
+    def step(
+        self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot
+    ) -> tuple[Array, State]:
         value, g = evaluate(w, oracle, self.part_of_objective(penalty))
         length = norm(g, dot)
-        after, moved = advance(state, value, length if penalty.smooth else norm(penalty.subgradient(w, g), dot)), w.copy()
+        after, moved = (
+            advance(
+                state, value, length if penalty.smooth else norm(penalty.subgradient(w, g), dot)
+            ),
+            w.copy(),
+        )
         clip(g, length, self.longest)
         self.update(moved, g, after, self.rate(int(state["step"][0])), penalty)
         return moved, after
@@ -134,4 +141,6 @@ class AdamW(Adam):
         super().update(w, g, state, lr, penalty)
 
 
-FIRST_ORDER: dict[str, type[FirstOrder]] = {kind.name: kind for kind in (SGD, Momentum, Nesterov, Adagrad, RMSprop, Adam, AdamW)}
+FIRST_ORDER: dict[str, type[FirstOrder]] = {
+    kind.name: kind for kind in (SGD, Momentum, Nesterov, Adagrad, RMSprop, Adam, AdamW)
+}

@@ -16,11 +16,13 @@ import numpy as np
 from mpigd.errors import NumericalError
 from mpigd.model.penalties import Penalty
 from mpigd.optim.base import Array, Dot, OracleLike, State, advance, evaluate, fresh, norm
-from mpigd.optim.pairs import Pairs, stored
+from mpigd.optim.lbfgs_memory import Pairs, stored
 
 DECREASE, SLOPE = 1e-4, 0.9  # of the strong Wolfe conditions
 EXPAND, TRIALS = 4.0, 20
-STALLED = 10  # steps that lower neither value nor gradient, after which the objective is called flat
+STALLED = (
+    10  # steps that lower neither value nor gradient, after which the objective is called flat
+)
 DROWNED = 1e-10  # relative to the value: smaller differences are told by the slopes
 
 
@@ -49,7 +51,9 @@ class LBFGS:
         counts = {name: np.zeros(1) for name in ("stalled", "flat")}
         return fresh("gradient", like=w) | counts | {"best": np.full(2, math.inf)}
 
-    def step(self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot) -> tuple[Array, State]:
+    def step(
+        self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot
+    ) -> tuple[Array, State]:
         value, g, pairs = float(state["value"][0]), state["gradient"], stored(state, self.memory)
         if state["step"][0] == 0:
             value, g = evaluate(w, oracle, penalty)
@@ -68,7 +72,9 @@ class LBFGS:
         length = norm(g, dot)
         first = 1.0 if pairs.moves else self.first
         found = search(along, Trial(0.0, value, slope, g), first) if slope < 0.0 else None
-        if found is None:  # forget the pairs and try once more from the gradient, or say that the objective is flat
+        if (
+            found is None
+        ):  # forget the pairs and try once more from the gradient, or say that the objective is flat
             after = _advance(state, value, length, g, Pairs())
             after["flat"][0] = float(not pairs.moves)
             return w.copy(), after
@@ -84,7 +90,9 @@ class LBFGS:
 
 def _advance(state: State, value: float, length: float, g: Array, pairs: Pairs) -> State:
     """The state one step further, with this gradient and these pairs."""
-    after = advance({name: state[name] for name in ("step", "stalled", "flat", "best")}, value, length)
+    after = advance(
+        {name: state[name] for name in ("step", "stalled", "flat", "best")}, value, length
+    )
     return after | {"gradient": g} | pairs.named()
 
 
@@ -93,7 +101,9 @@ def search(along: Callable[[float], Trial], start: Trial, first: float) -> Trial
     low, a = start, first
     for _ in range(TRIALS):
         here = along(a)
-        if _too_high(here, start) or (low.a > 0.0 and here.value >= low.value and not _drowned(here, start)):
+        if _too_high(here, start) or (
+            low.a > 0.0 and here.value >= low.value and not _drowned(here, start)
+        ):
             return _zoom(along, start, low, here)
         if abs(here.slope) <= -SLOPE * start.slope:
             return here

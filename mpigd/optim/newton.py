@@ -17,13 +17,13 @@ import numpy as np
 
 from mpigd.model.penalties import Penalty
 from mpigd.optim.base import Array, Dot, OracleLike, State, advance, fresh, norm
-from mpigd.optim.basis import Basis
-from mpigd.optim.conjugate import conjugate_gradients
-from mpigd.optim.factorisation import factorise
-from mpigd.optim.moves import Point, SecondOrderOracle, move, stand
-from mpigd.optim.pairs import stored
+from mpigd.optim.change_of_basis import Basis
+from mpigd.optim.cholesky import factorise
+from mpigd.optim.conjugate_gradients import conjugate_gradients
+from mpigd.optim.lbfgs_memory import stored
+from mpigd.optim.newton_steps import Point, SecondOrderOracle, move, stand
 from mpigd.optim.preconditioner import Preconditioner, roots, with_penalty
-from mpigd.optim.sampled import SampleDescent
+from mpigd.optim.sampled_newton import SampleDescent
 
 INNER = 200  # most products of a step otherwise
 LOOSEST, TIGHTEST = 0.2, 1e-3  # inner tolerances
@@ -33,7 +33,11 @@ FLAT = 1e-14  # a decrease that drowns in the rounding of the objective, relativ
 # A preconditioner of which a step needs more products, of which a tenth of the curvature is left along some direction,
 # or whose step has to be cut to a quarter, is replaced by the Hessian of all rows.
 MAX_PRODUCTS = 15
-SAMPLED, WHOLE, REFINED = 0.0, 1.0, 2.0  # of whose Hessian steps are made; the last: with products too
+SAMPLED, WHOLE, REFINED = (
+    0.0,
+    1.0,
+    2.0,
+)  # of whose Hessian steps are made; the last: with products too
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,9 @@ class Newton:
             "spectrum": np.ones(1),
         }
 
-    def step(self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot) -> tuple[Array, State]:
+    def step(
+        self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot
+    ) -> tuple[Array, State]:
         second = cast(SecondOrderOracle, oracle)
         if state["step"][0] == 0:
             return self._first(w, state, second, penalty, dot)
@@ -77,20 +83,28 @@ class Newton:
             s = -M.solve(point.g)
         else:
             most = MAX_PRODUCTS + 1 if kind == SAMPLED and self.dense else INNER
-            s, spectrum, products = conjugate_gradients(point.g, M, second, penalty, dot, float(state["tolerance"][0]), most)
+            s, spectrum, products = conjugate_gradients(
+                point.g, M, second, penalty, dot, float(state["tolerance"][0]), most
+            )
         slope = dot(point.g, s)
         new, length = move(point, s, second, penalty, dot, kind != SAMPLED)
         moved = new is not point
         flat = not slope < 0.0 or (not moved and -0.5 * slope <= FLAT * abs(point.value))
         after = _advanced(state, new, dot)
-        poor = products > MAX_PRODUCTS or not moved or (kind == SAMPLED and min(4.0 * length, 10.0 * spectrum) < 1.0)
+        poor = (
+            products > MAX_PRODUCTS
+            or not moved
+            or (kind == SAMPLED and min(4.0 * length, 10.0 * spectrum) < 1.0)
+        )
         after_kind = self._next(kind, poor and not flat, moved)
         flat = flat or (not moved and after_kind == kind)
         shrunk = norm(new.g, dot) / (norm(point.g, dot) or 1.0)
         after["tolerance"] = np.array([min(LOOSEST, max(TIGHTEST, shrunk))])
         after["kind"], after["flat"] = np.array([after_kind]), np.array([float(flat)])
         after["spectrum"] = np.array([spectrum])
-        if not self.dense:  # where that much is left of the objective, little of the diagonal has changed
+        if (
+            not self.dense
+        ):  # where that much is left of the objective, little of the diagonal has changed
             settled = abs(new.value - point.value) <= SETTLED * abs(point.value)
             kept = {"factor": M.U} if settled else {}
             kept |= M.learned.named() if M.learned else {}
@@ -103,13 +117,21 @@ class Newton:
         return new.w, self._factorised(after, new, second, penalty, dot, basis)
 
     def _preconditioner(
-        self, w: Array, state: State, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot, kind: float
+        self,
+        w: Array,
+        state: State,
+        oracle: SecondOrderOracle,
+        penalty: Penalty,
+        dot: Dot,
+        kind: float,
     ) -> Preconditioner:
         if kind != WHOLE:
             oracle.look_at(w)
         if self.dense:
             return Preconditioner.of(state, w.size)
-        return Preconditioner(state["factor"] if "factor" in state else roots(oracle, penalty), stored(state), dot)
+        return Preconditioner(
+            state["factor"] if "factor" in state else roots(oracle, penalty), stored(state), dot
+        )
 
     def _next(self, kind: float, poor: bool, moved: bool) -> float:
         """Of whose Hessian the next step is made."""
@@ -119,7 +141,9 @@ class Newton:
             return WHOLE if self.whole else REFINED
         return REFINED if kind == WHOLE and not moved else kind
 
-    def _first(self, w: Array, state: State, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot) -> tuple[Array, State]:
+    def _first(
+        self, w: Array, state: State, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot
+    ) -> tuple[Array, State]:
         kind, M = float(state["kind"][0]), None
         if self.samples and self.start_value is not None:
             descent = SampleDescent(self.samples, self.dense, self.whole)
@@ -131,7 +155,13 @@ class Newton:
             if self.dense and kind == SAMPLED:
                 part = oracle.sample(self.samples[-1]) if self.samples else oracle
                 part.look_at(w)
-                M = factorise(with_penalty(part.hessian(), penalty, w.size), w, part, penalty, Basis.none(w.size))
+                M = factorise(
+                    with_penalty(part.hessian(), penalty, w.size),
+                    w,
+                    part,
+                    penalty,
+                    Basis.none(w.size),
+                )
         after = _advanced(state, point, dot)
         after["kind"] = np.array([kind])
         if kind != SAMPLED:
@@ -139,7 +169,13 @@ class Newton:
         return point.w, after | (M.named() if M else {})
 
     def _factorised(
-        self, after: State, point: Point, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot, basis: Basis
+        self,
+        after: State,
+        point: Point,
+        oracle: SecondOrderOracle,
+        penalty: Penalty,
+        dot: Dot,
+        basis: Basis,
     ) -> State:
         """The state with the factor of the Hessian of all rows at the point; basis: of an earlier one."""
         H = point.H
@@ -166,7 +202,14 @@ def _advanced(state: State, point: Point, dot: Dot) -> State:
     return after
 
 
-def _with_decrement(after: State, point: Point, M: Preconditioner, spectrum: float, dot: Dot, unexplained: float = 0.0) -> State:
+def _with_decrement(
+    after: State,
+    point: Point,
+    M: Preconditioner,
+    spectrum: float,
+    dot: Dot,
+    unexplained: float = 0.0,
+) -> State:
     """The state with g'H^-1 g, twice what a quadratic would have left of the objective: where losses fall off like
     exponentials, that is all of it. spectrum: the least eigenvalue seen of M^-1 H; unexplained: what a model of the
     objective at another point has missed of the last step's change."""

@@ -8,8 +8,8 @@ import numpy as np
 
 from mpigd.model.penalties import Penalty
 from mpigd.optim.base import Array, Dot, State
-from mpigd.optim.basis import Basis
-from mpigd.optim.pairs import Pairs
+from mpigd.optim.change_of_basis import Basis
+from mpigd.optim.lbfgs_memory import Pairs
 from mpigd_kernels import linalg, vector
 
 TINIEST = 1e-14  # of the largest diagonal element: less curvature than that is none
@@ -41,7 +41,11 @@ class Preconditioner:
 
     def solve(self, g: Array) -> Array:
         """M^-1 g."""
-        return self.pairs.direction(-g, self._divide, self.dot) if self.pairs.moves else self._divide(g)
+        return (
+            self.pairs.direction(-g, self._divide, self.dot)
+            if self.pairs.moves
+            else self._divide(g)
+        )
 
     def learn(self, d: Array, Hd: Array) -> None:
         if self.learned is not None:
@@ -63,7 +67,9 @@ class Preconditioner:
     @staticmethod
     def of(state: State, size: int) -> Preconditioner:
         """What `named` has put into a state."""
-        return Preconditioner(state["factor"], basis=Basis.of(state, size), trusted="factor_in_doubt" not in state)
+        return Preconditioner(
+            state["factor"], basis=Basis.of(state, size), trusted="factor_in_doubt" not in state
+        )
 
 
 def ridge(penalty: Penalty, size: int) -> Array:

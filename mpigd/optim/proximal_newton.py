@@ -2,7 +2,7 @@
 
 Each step chooses the columns that are not zero or want not to be, minimises the objective over these alone by Newton steps
 on their own rows, X (n, s) of them, and looks at all columns once. The Hessian is that of s columns, summed exactly; its
-quadratic model with the penalty's kinks is minimised by coordinate descent (quadratic.py). Lee, Sun, Saunders, "Proximal
+quadratic model with the penalty's kinks is minimised by coordinate descent (quadratic_model.py). Lee, Sun, Saunders, "Proximal
 Newton-type methods" (SIAM J. Optim. 2014); working sets after Massias, Gramfort, Salmon, "Celer" (ICML 2018).
 """
 
@@ -16,21 +16,32 @@ import numpy as np
 
 from mpigd.errors import NumericalError
 from mpigd.model.penalties import ElasticNet, Penalty
-from mpigd.optim import quadratic
+from mpigd.optim import quadratic_model as quadratic
 from mpigd.optim.accelerated import Accelerated
 from mpigd.optim.base import Array, Dot, OracleLike, State, advance, evaluate, fresh, norm
 
 FEWEST = 64  # columns of a working set
-INNER, ON_SAMPLE, HALVINGS = 20, 40, 40  # most Newton steps in a working set, steps on a sample, cuts of a step
-BETTER = 0.1  # how much smaller a working set's own subgradient is to become than that of all columns is
+INNER, ON_SAMPLE, HALVINGS = (
+    20,
+    40,
+    40,
+)  # most Newton steps in a working set, steps on a sample, cuts of a step
+BETTER = (
+    0.1  # how much smaller a working set's own subgradient is to become than that of all columns is
+)
 DECREASE = 1e-4  # of what the model promises: the least that a step must hold
 ENOUGH = 0.02  # of a sample's own error: closer to its optimum there is nothing to gain
-DROWNED, FLAT = 1e-9, 1e-15  # decreases, relative to the objective: told by slopes, and not told at all
+DROWNED, FLAT = (
+    1e-9,
+    1e-15,
+)  # decreases, relative to the objective: told by slopes, and not told at all
 # What may be left of the subgradient of a model of more than LITTLE parameters: its minimum, which then takes as long as a
 # Hessian, is not that of the objective, unless this is quadratic.
 ROUGH, LITTLE = 0.02, 600
 LARGER = 3.0  # a sample than the one before
-FIRST_ORDER_STEPS = 20  # of FISTA, where more coefficients are not zero than a Hessian may have columns
+FIRST_ORDER_STEPS = (
+    20  # of FISTA, where more coefficients are not zero than a Hessian may have columns
+)
 
 
 class ColumnOracle(OracleLike, Protocol):
@@ -75,7 +86,9 @@ class ProximalNewton:
     def start(self, w: Array) -> State:
         return fresh("gradient", like=w) | {"flat": np.zeros(1), "curvature": np.ones(1)}
 
-    def step(self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot) -> tuple[Array, State]:
+    def step(
+        self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot
+    ) -> tuple[Array, State]:
         net, source = with_kinks(penalty), cast(ColumnOracle, oracle)
         curvature = float(state["curvature"][0])
         if state["step"][0] == 0:
@@ -83,7 +96,9 @@ class ProximalNewton:
             net.prox(w, 0.0)  # into the bounds
             point = self._begin(Point(w, *evaluate(w, oracle, net)), source, net, dot)
         else:
-            point, curvature = self._improve(Point(w, float(state["value"][0]), state["gradient"]), source, net, dot, curvature)
+            point, curvature = self._improve(
+                Point(w, float(state["value"][0]), state["gradient"]), source, net, dot, curvature
+            )
         after = advance(state, point.value, norm(net.subgradient(point.w, point.g), dot))
         after["gradient"], after["flat"] = point.g, np.array([float(point.flat)])
         after["curvature"][0] = curvature
@@ -103,7 +118,9 @@ class ProximalNewton:
             return point
         return there if there.value < point.value else point
 
-    def _on_sample(self, w: Array, part: ColumnOracle, error: float, net: ElasticNet, dot: Dot) -> Array:
+    def _on_sample(
+        self, w: Array, part: ColumnOracle, error: float, net: ElasticNet, dot: Dot
+    ) -> Array:
         point, curvature = Point(w, *evaluate(w, part, net)), 1.0
         for _ in range(ON_SAMPLE):
             point, curvature = self._improve(point, part, net, dot, curvature)
@@ -111,7 +128,9 @@ class ProximalNewton:
                 break
         return point.w
 
-    def _improve(self, point: Point, oracle: ColumnOracle, net: ElasticNet, dot: Dot, curvature: float) -> tuple[Point, float]:
+    def _improve(
+        self, point: Point, oracle: ColumnOracle, net: ElasticNet, dot: Dot, curvature: float
+    ) -> tuple[Point, float]:
         """One step over all columns from a point at which their gradient is known."""
         p = point.w.size // self.k
         chosen = self.working_set(point, net)
@@ -159,7 +178,11 @@ class ProximalNewton:
 
 def spread(samples: tuple[int, ...]) -> tuple[int, ...]:
     """Sizes of samples without those that the next one hardly exceeds: its own steps cost little more."""
-    return tuple(m for m, after in zip(samples, (*samples[1:], math.inf), strict=False) if after >= LARGER * m)
+    return tuple(
+        m
+        for m, after in zip(samples, (*samples[1:], math.inf), strict=False)
+        if after >= LARGER * m
+    )
 
 
 def with_kinks(penalty: Penalty) -> ElasticNet:
@@ -217,10 +240,16 @@ def _fell(point: Point, found: Point, net: ElasticNet, dot: Dot) -> float:
     if found.promise > DROWNED * abs(point.value):
         return point.value - found.value
     step = found.w - point.w
-    return -0.5 * (_change(point, found.w, net, dot) + dot(found.g, step) + dot(net.l1, np.abs(found.w) - np.abs(point.w)))
+    return -0.5 * (
+        _change(point, found.w, net, dot)
+        + dot(found.g, step)
+        + dot(net.l1, np.abs(found.w) - np.abs(point.w))
+    )
 
 
-def _accelerate(point: Point, oracle: OracleLike, net: ElasticNet, dot: Dot, curvature: float) -> tuple[Point, float]:
+def _accelerate(
+    point: Point, oracle: OracleLike, net: ElasticNet, dot: Dot, curvature: float
+) -> tuple[Point, float]:
     """Some steps of FISTA: too many columns for a Hessian."""
     w, fista = point.w, Accelerated(curvature, backtrack=True)
     state = fista.start(w)

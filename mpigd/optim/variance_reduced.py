@@ -33,7 +33,9 @@ class SVRG(FirstOrder):
     name = "svrg"
     memory = ("anchor", "anchor_gradient")
 
-    def step(self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot) -> tuple[Array, State]:
+    def step(
+        self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot
+    ) -> tuple[Array, State]:
         t, part = int(state["step"][0]), cast(BatchOracle, oracle)
         anchor, whole = state["anchor"], state["anchor_gradient"]
         if t % self.rate.epoch == 0:
@@ -61,7 +63,9 @@ class Hybrid:
     def start(self, w: Array) -> State:
         return self.then.start(w)
 
-    def step(self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot) -> tuple[Array, State]:
+    def step(
+        self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot
+    ) -> tuple[Array, State]:
         if state["step"][0] == 0:
             own = self.first.start(w)
             for part in cast(BatchOracle, oracle).epoch(self.size):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.comm import Comm
+from mpigd.parallel.comm import Comm
 from scripts.bench.harness import Row, Size, median, paired, ratio
 
 SIZES = ((8, 2000), (8192, 2000), (1 << 20, 100))  # bytes, calls
@@ -21,12 +21,18 @@ def measure(comm: Comm, size: Size) -> list[Row]:
     for length, calls in SIZES:
         buffer = np.zeros(length // 8)
         works: dict[str, Callable[[], Any]] = {
-            "raw": lambda buffer=buffer, calls=calls: [world.Allreduce(MPI.IN_PLACE, buffer) for _ in range(calls)],
-            "ours": lambda buffer=buffer, calls=calls: [comm.allreduce(buffer) for _ in range(calls)],
+            "raw": lambda buffer=buffer, calls=calls: [
+                world.Allreduce(MPI.IN_PLACE, buffer) for _ in range(calls)
+            ],
+            "ours": lambda buffer=buffer, calls=calls: [
+                comm.allreduce(buffer) for _ in range(calls)
+            ],
         }
         times = paired(comm, works, size.repeats)
         took[length] = median(times["raw"]) / calls
-        rows.append(Row(f"Allreduce of {length:,} bytes: raw mpi4py, microseconds", 1e6 * took[length]))
+        rows.append(
+            Row(f"Allreduce of {length:,} bytes: raw mpi4py, microseconds", 1e6 * took[length])
+        )
         rows.append(Row(f"Allreduce of {length:,} bytes: ours / raw", ratio(times, "ours", "raw")))
     alpha = took[8]
     beta = max(0.0, took[1 << 20] - alpha) / (1 << 20)

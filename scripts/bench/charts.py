@@ -18,12 +18,20 @@ OURS, PEER, MISSED, LINE = "#1b6ca8", "#9aa5b1", "#c0392b", "#444444"
 
 def plotted(rows: Sequence[Row], *keys: str) -> list[Row]:
     """Measured rows whose plot data hold all the keys."""
-    return [row for row in rows if all(key in row.plot for key in keys) and not isinstance(row.value, str)]
+    return [
+        row
+        for row in rows
+        if all(key in row.plot for key in keys) and not isinstance(row.value, str)
+    ]
 
 
 def roofline(axes: Any, rows: Sequence[Row]) -> bool:
     """GFLOP/s over flops per byte of X read: under the slope memory limits, under the flat part the multipliers do."""
-    reads, products, points = plotted(rows, "read"), plotted(rows, "flops"), plotted(rows, "speed", "intensity")
+    reads, products, points = (
+        plotted(rows, "read"),
+        plotted(rows, "flops"),
+        plotted(rows, "speed", "intensity"),
+    )
     if not reads or not points:
         return False
     top = max(row.plot["flops"] for row in products) if products else float("inf")
@@ -31,19 +39,34 @@ def roofline(axes: Any, rows: Sequence[Row]) -> bool:
     for row in reads:
         style = "-" if row.plot["ranks"] > 1 else ":"
         label = f"read-only sum, {row.plot['ranks']} rank(s): {row.plot['read']:.0f} GB/s"
-        axes.plot(grid, [min(x * row.plot["read"], top) for x in grid], style, color=LINE, label=label)
+        axes.plot(
+            grid, [min(x * row.plot["read"], top) for x in grid], style, color=LINE, label=label
+        )
     for row in points:
         mark, color = ("s", PEER) if row.plot.get("peer") else ("o", OURS)
         x, y = row.plot["intensity"], row.plot["intensity"] * row.plot["speed"]
         axes.plot([x], [y], mark, color=color)
         side = {"xytext": (-6, -3), "ha": "right"} if row.plot.get("peer") else {"xytext": (6, -3)}
         axes.annotate(row.plot["label"], (x, y), textcoords="offset points", fontsize=7, **side)
-    axes.set(xscale="log", yscale="log", xlabel="flops per byte of X", ylabel="GFLOP/s, two ranks", title="Roofline")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="flops per byte of X",
+        ylabel="GFLOP/s, two ranks",
+        title="Roofline",
+    )
     axes.legend(fontsize=8)
     return True
 
 
-def bars(axes: Any, names: Sequence[str], values: Sequence[float], colors: Sequence[str], title: str, start: float = 0.0) -> bool:
+def bars(
+    axes: Any,
+    names: Sequence[str],
+    values: Sequence[float],
+    colors: Sequence[str],
+    title: str,
+    start: float = 0.0,
+) -> bool:
     """Horizontal bars from `start` to the values, the first on top; False if there are none."""
     if not names:
         return False
@@ -62,21 +85,39 @@ def kernels(axes: Any, rows: Sequence[Row]) -> bool:
         axes.plot([goal, goal], [place - 0.45, place + 0.45], color=LINE)
     values = [float(row.value) for row in found]
     labels = [row.plot["label"] for row in found]
-    return bars(axes, labels, values, [OURS] * len(found), "Loss and gradient: fraction of a bare read (line: target)")
+    return bars(
+        axes,
+        labels,
+        values,
+        [OURS] * len(found),
+        "Loss and gradient: fraction of a bare read (line: target)",
+    )
 
 
 def steps(axes: Any, rows: Sequence[Row]) -> bool:
     found = plotted(rows, "steps")
     colors = [OURS if row.plot["label"] == "ours" else PEER for row in found]
     axes.set_xscale("log")
-    return bars(axes, [row.plot["label"] for row in found], [row.plot["steps"] for row in found], colors, "Steps per second")
+    return bars(
+        axes,
+        [row.plot["label"] for row in found],
+        [row.plot["steps"] for row in found],
+        colors,
+        "Steps per second",
+    )
 
 
 def peers(axes: Any, rows: Sequence[Row]) -> bool:
     found = plotted(rows, "peer_speed")
     colors = [OURS if row.plot["label"] == "ours" else PEER for row in found]
     values = [row.plot["peer_speed"] for row in found]
-    return bars(axes, [row.plot["label"] for row in found], values, colors, "Logistic gradient, d = 128, float32: GB/s of X")
+    return bars(
+        axes,
+        [row.plot["label"] for row in found],
+        values,
+        colors,
+        "Logistic gradient, d = 128, float32: GB/s of X",
+    )
 
 
 def reached(row: Row) -> float:
@@ -86,13 +127,24 @@ def reached(row: Row) -> float:
 
 
 def targets(axes: Any, rows: Sequence[Row]) -> bool:
-    found = [row for row in rows if row.target and not isinstance(row.value, str) and float(row.target.split()[1]) > 0]
+    found = [
+        row
+        for row in rows
+        if row.target and not isinstance(row.value, str) and float(row.target.split()[1]) > 0
+    ]
     axes.set_xscale("log")
     axes.axvline(1.0, color=LINE)
     axes.figure.set_size_inches(11, 1.5 + 0.22 * len(found))
     values = [min(max(reached(row), 0.01), 100.0) for row in found]
     colors = [OURS if row.met else MISSED for row in found]
-    return bars(axes, [row.name for row in found], values, colors, "Measured over target (right of the line: met)", 1.0)
+    return bars(
+        axes,
+        [row.name for row in found],
+        values,
+        colors,
+        "Measured over target (right of the line: met)",
+        1.0,
+    )
 
 
 PICTURES: dict[str, Callable[[Any, Sequence[Row]], bool]] = {

@@ -28,7 +28,9 @@ def folder() -> Iterator[Path]:
         yield Path(made)
 
 
-def timed(*words: Word, ranks: int = RANKS, env: Mapping[str, str] | None = None, limit: float = 120.0) -> float:
+def timed(
+    *words: Word, ranks: int = RANKS, env: Mapping[str, str] | None = None, limit: float = 120.0
+) -> float:
     """Seconds of ``mpiexec -n RANKS python -m mpigd WORDS`` from its start to its end."""
     begin = time.perf_counter()
     launch(ranks, "-m", "mpigd", *words, env=env, limit=limit)

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-SLAB, SPARSE_ROWS = 1 << 23, 1 << 17  # at once: numbers of rows that are dense or made so, and compressed rows
+SLAB, SPARSE_ROWS = (
+    1 << 23,
+    1 << 17,
+)  # at once: numbers of rows that are dense or made so, and compressed rows
 POLISH = 3  # Newton steps from a solution: far beyond what is compared with
 
 
@@ -34,14 +37,29 @@ class Part:
 class Common:
     """mean loss + l2 / 2 * sum of squares of coefficients times their column's deviation; X dense or scipy's CSR."""
 
-    def __init__(self, X: Any, y: Array, loss: str, l2: float, offset: Array | None, levels: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        X: Any,
+        y: Array,
+        loss: str,
+        l2: float,
+        offset: Array | None,
+        levels: tuple[int, ...] = (),
+    ) -> None:
         self.X, self.y, self.sparse = X, y, not isinstance(X, np.ndarray)
         self.part = Part(loss, l2, len(np.unique(y)) if loss == "softmax" else 1, offset, levels)
-        sums = sum(np.stack([part.sum(axis=0), (part * part).sum(axis=0)]) for _, part in self._slabs())
+        sums = sum(
+            np.stack([part.sum(axis=0), (part * part).sum(axis=0)]) for _, part in self._slabs()
+        )
         self.mean = sums[0] / len(y)
         shifted = sum(((part - self.mean) ** 2).sum(axis=0) for _, part in self._slabs())
         self.scale = np.sqrt(shifted / len(y))
-        self.inverse = np.divide(1.0, self.scale, out=np.zeros_like(self.scale), where=self.scale > 1e-12 * np.abs(self.mean))
+        self.inverse = np.divide(
+            1.0,
+            self.scale,
+            out=np.zeros_like(self.scale),
+            where=self.scale > 1e-12 * np.abs(self.mean),
+        )
 
     @classmethod
     def read(cls, path: str, loss: str, l2: float) -> Common:
@@ -73,7 +91,9 @@ class Common:
         """X with columns of deviation 1; dense ones centred, in the data's own type. Sparse ones are not, so float64."""
         if self.sparse:
             return self.X.multiply(self.inverse).tocsr().astype(np.float64)
-        return np.concatenate([((part - self.mean) * self.inverse).astype(self.X.dtype) for _, part in self._slabs()])
+        return np.concatenate(
+            [((part - self.mean) * self.inverse).astype(self.X.dtype) for _, part in self._slabs()]
+        )
 
     def from_standardised(self, coef: Array, intercept: Array) -> tuple[Array, Array]:
         coef = coef.astype(np.float64) * self.inverse
@@ -107,14 +127,20 @@ class Common:
         g[:, :d] += self.part.l2 * U
         for q in range(k):
             H[q, np.arange(d), q, np.arange(d)] += self.part.l2
-        return float(value / n + 0.5 * self.part.l2 * np.sum(U * U)), g.ravel(), H.reshape(g.size, g.size)
+        return (
+            float(value / n + 0.5 * self.part.l2 * np.sum(U * U)),
+            g.ravel(),
+            H.reshape(g.size, g.size),
+        )
 
     def _products(self, X: Array, r: Array, h: Array) -> tuple[Array, Callable[[int, int], Array]]:
         """r'Z (k, d + 1) for centred, scaled columns Z and the intercept's, and what makes Z'diag(h_qs)Z of q and s."""
         Z = np.column_stack([(X - self.mean) * self.inverse, np.ones(len(X))])
         return r.T @ Z, lambda q, s: (Z * h[:, q, s][:, np.newaxis]).T @ Z
 
-    def _sparse_products(self, X: Any, r: Array, h: Array) -> tuple[Array, Callable[[int, int], Array]]:
+    def _sparse_products(
+        self, X: Any, r: Array, h: Array
+    ) -> tuple[Array, Callable[[int, int], Array]]:
         """The same by scipy's sparse products, centred afterwards: the columns' means are small."""
         scale = np.append(self.inverse, 1.0)
         shift = np.append(self.mean, 0.0)
@@ -139,13 +165,25 @@ class Common:
             own = np.eye(z.shape[1])[y.astype(int)]
             total = logsumexp(z, axis=1, keepdims=True)
             p = np.exp(z - total)
-            return total[:, 0] - (own * z).sum(axis=1), p - own, p[:, :, np.newaxis] * (np.eye(z.shape[1]) - p[:, np.newaxis])
+            return (
+                total[:, 0] - (own * z).sum(axis=1),
+                p - own,
+                p[:, :, np.newaxis] * (np.eye(z.shape[1]) - p[:, np.newaxis]),
+            )
         t = z[:, 0]
         if self.part.loss == "poisson":
             mean = np.exp(t)
-            return mean - y + xlogy(y, y) - y * t, (mean - y)[:, np.newaxis], mean[:, np.newaxis, np.newaxis]
+            return (
+                mean - y + xlogy(y, y) - y * t,
+                (mean - y)[:, np.newaxis],
+                mean[:, np.newaxis, np.newaxis],
+            )
         p = expit(t)
-        return np.logaddexp(0.0, t) - y * t, (p - y)[:, np.newaxis], (p * (1.0 - p))[:, np.newaxis, np.newaxis]
+        return (
+            np.logaddexp(0.0, t) - y * t,
+            (p - y)[:, np.newaxis],
+            (p * (1.0 - p))[:, np.newaxis, np.newaxis],
+        )
 
     def optimum(self, coef: Array, intercept: Array) -> float:
         """The smallest value, from near it."""

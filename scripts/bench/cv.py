@@ -9,29 +9,32 @@ from typing import Any
 
 import numpy as np
 
-from mpigd import build, crossval
-from mpigd.comm import Comm
-from mpigd.config import Config
-from mpigd.data.arrays import shard_of
-from mpigd.model.folds import fold_numbers
+from mpigd.config.schema import Config
+from mpigd.data.in_memory import shard_of
+from mpigd.model.cv_objective import fold_numbers
 from mpigd.model.objective import Rows
-from mpigd.model.response import margins
-from mpigd.progress import Progress
-from mpigd.reduce import total
-from mpigd.report import Report
-from mpigd.trainer import Run
+from mpigd.parallel.comm import Comm
+from mpigd.reduction.base import total
+from mpigd.scoring.response import margins
+from mpigd.training import cross_validation
+from mpigd.training import problem as build
+from mpigd.training.callbacks.progress import Progress
+from mpigd.training.callbacks.report import Report
+from mpigd.training.trainer import Run
 from scripts.bench import data
 from scripts.bench.harness import Row, Size, seconds
 
 FOLDS = 5
-L2 = crossval.penalties_of("1e-6:1e2:20")
+L2 = cross_validation.penalties_of("1e-6:1e2:20")
 SHARE = 0.1  # of the size: a hundred fits take long
 
 
 def measure(comm: Comm, size: Size) -> list[Row]:
     n = int(size.rows(4 * 128) * SHARE)
     rng = np.random.default_rng(comm.rank)
-    X = data.dense(n, 128, comm.rank) @ (np.random.default_rng(7).standard_normal((128, 128), dtype=np.float32) / 8 + np.eye(128))
+    X = data.dense(n, 128, comm.rank) @ (
+        np.random.default_rng(7).standard_normal((128, 128), dtype=np.float32) / 8 + np.eye(128)
+    )
     X = np.ascontiguousarray(X, dtype=np.float32)
     rows = case("dense, d = 128", X, labels(X, rng), comm, "<= 0.5")
     from scipy.sparse import csr_matrix
@@ -51,19 +54,27 @@ def case(name: str, X: Any, y: Any, comm: Comm, target: str) -> list[Row]:
     config = Config(loss="logistic", threads=1, quiet=True, statistics="no")
     problem = build.problem(shard_of((X, y), None, comm), config, comm)
     parts = [Fold(problem, q, comm) for q in range(FOLDS)]
-    crossval.path(problem, config, L2[:1], FOLDS, comm)  # compiles
+    cross_validation.path(problem, config, L2[:1], FOLDS, comm)  # compiles
     parts[0].fit(config, L2[0], comm)
     problem.objective.reads = 0.0
     scores: list[Any] = []
-    ours = seconds(comm, lambda: scores.extend(crossval.path(problem, config, L2, FOLDS, comm)))
+    ours = seconds(
+        comm, lambda: scores.extend(cross_validation.path(problem, config, L2, FOLDS, comm))
+    )
     reads, cold, cold_reads, apart = problem.objective.reads, 0.0, 0.0, 0.0
-    for place, l2 in enumerate(L2):  # one fold of each penalty, by turns, stands for all: a hundred fits would take minutes
+    for place, l2 in enumerate(
+        L2
+    ):  # one fold of each penalty, by turns, stands for all: a hundred fits would take minutes
         q = place % FOLDS
         spent, used, loss = parts[q].fit(config, l2, comm)
         cold, cold_reads = cold + FOLDS * spent, cold_reads + FOLDS * used
         apart = max(apart, abs(float(scores[place][q]) / loss - 1.0))
     return [
-        Row(f"cv, {name}: {len(L2)} penalties x {FOLDS} folds / one cold fit after another, time", ours / cold, target),
+        Row(
+            f"cv, {name}: {len(L2)} penalties x {FOLDS} folds / one cold fit after another, time",
+            ours / cold,
+            target,
+        ),
         Row(f"cv, {name}: seconds", ours),
         Row(f"cv, {name}: reads by all columns at once", reads),
         Row(f"cv, {name}: reads of the cold fits", cold_reads),
@@ -77,7 +88,10 @@ class Fold:
     def __init__(self, whole: build.Problem, q: int, comm: Comm) -> None:
         goal, rows = whole.objective, whole.objective.rows
         out = fold_numbers(whole.shard.rows, goal.n, FOLDS, 0) == q
-        inside, self.held = np.flatnonzero(~out), Rows(rows.X.rows(np.flatnonzero(out)), rows.y[out], rows.c[out], None)
+        inside, self.held = (
+            np.flatnonzero(~out),
+            Rows(rows.X.rows(np.flatnonzero(out)), rows.y[out], rows.c[out], None),
+        )
         counts = comm.allgather(np.array([inside.size], dtype=np.int64))[:, 0]
         part = copy.copy(goal)
         part.n, part.counter = int(counts.sum()), part
@@ -91,7 +105,9 @@ class Fold:
         goal = copy.copy(self.objective)
         goal.counter, goal._samples, goal._points, goal.reads = goal, {}, [], 0.0
         penalty = dataclasses.replace(self.whole.penalty, strength=l2)
-        made = dataclasses.replace(self.whole, objective=goal, penalty=penalty, reducer=goal.reducer("exact", comm))
+        made = dataclasses.replace(
+            self.whole, objective=goal, penalty=penalty, reducer=goal.reducer("exact", comm)
+        )
         complete = build.complete(config.replace(l2=l2), goal.n, goal.rows.X.d, made.shape)
         run = Run(made, complete, comm, Report(Progress(sys.stderr, quiet=True), complete, comm))
         spent = seconds(comm, run.train)

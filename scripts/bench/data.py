@@ -38,7 +38,11 @@ def target(loss: str, n: int, seed: int, k: int = 10) -> Array:
         return (rng.permutation(n) % 2).astype(np.float64)
     if loss == "softmax":
         return (rng.permutation(n) % k).astype(np.float64)
-    return rng.poisson(1.0, n).astype(np.float64) if loss == "poisson" else rng.gamma(2.0, 0.5, n) + 0.01
+    return (
+        rng.poisson(1.0, n).astype(np.float64)
+        if loss == "poisson"
+        else rng.gamma(2.0, 0.5, n) + 0.01
+    )
 
 
 def write_dense(path: Path, X: Array, rows_per_chunk: int = 0, **filters: Any) -> Path:
@@ -59,7 +63,9 @@ def write_csr(path: Path, rows: CSR, d: int) -> Path:
     with h5py.File(path, "w") as file:
         group = file.create_group("X")
         n = rows[0].size - 1
-        group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": (n, d)})
+        group.attrs.update(
+            {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": (n, d)}
+        )
         for name, values in zip(("indptr", "indices", "data"), rows, strict=True):
             group[name] = values
         file["y"] = target("logistic", n, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-from mpigd.comm import Comm
+from mpigd.parallel.comm import Comm
 from scripts.bench import data, ours
 from scripts.bench.harness import ABSENT, Row, Size, paired, ratio
 
@@ -23,13 +23,23 @@ def measure(comm: Comm, size: Size) -> list[Row]:
     rows = []
     for d in (32, 128, 512):
         X = data.dense(size.rows(4 * d), d, comm.rank)
-        rows.append(Row(f"exact sums: cost, dense float32, d = {d}", cost(X, comm, size.repeats), "<= 0.06"))
+        rows.append(
+            Row(f"exact sums: cost, dense float32, d = {d}", cost(X, comm, size.repeats), "<= 0.06")
+        )
     if not find_spec("scipy"):  # which holds the CSR rows
         return [*rows, Row(SPARSE, ABSENT, "<= 0.2")]
     from scipy.sparse import csr_matrix
 
     indptr, indices, values = data.zipf(size.rows(8 * 75), 47_000, 75, comm.rank)
     rows.append(
-        Row(SPARSE, cost(csr_matrix((values, indices, indptr), shape=(indptr.size - 1, 47_000)), comm, size.repeats), "<= 0.2")
+        Row(
+            SPARSE,
+            cost(
+                csr_matrix((values, indices, indptr), shape=(indptr.size - 1, 47_000)),
+                comm,
+                size.repeats,
+            ),
+            "<= 0.2",
+        )
     )
     return rows

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.comm import Comm
+from mpigd.parallel.comm import Comm
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
@@ -69,7 +69,12 @@ class Row:
         return not isinstance(self.value, str) and meets(self.value, self.target)
 
     def public(self) -> dict[str, Any]:
-        return {"name": self.name, "value": self.value, "target": self.target or None, "met": self.met}
+        return {
+            "name": self.name,
+            "value": self.value,
+            "target": self.target or None,
+            "met": self.met,
+        }
 
 
 def meets(value: float, target: str) -> bool:
@@ -107,7 +112,9 @@ def seconds(comm: Comm, work: Callable[[], Any]) -> float:
     return float(spent[0])
 
 
-def paired(comm: Comm, works: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def paired(
+    comm: Comm, works: Mapping[str, Callable[[], Any]], repeats: int
+) -> dict[str, list[float]]:
     """Seconds of each contestant, taken in turn `repeats` times after a round that compiles and warms up. Collective."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(repeats + 1):
@@ -126,7 +133,11 @@ def over_ranks(value: float, comm: Comm, op: str = "sum") -> float:
 
 def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's variables without other programs' BLAS settings and training options, one BLAS thread a rank."""
-    kept = {key: value for key, value in os.environ.items() if key not in FOREIGN and not key.startswith("MPIGD_")}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in FOREIGN and not key.startswith("MPIGD_")
+    }
     if "MPIGD_CACHE_DIR" in os.environ:
         kept["MPIGD_CACHE_DIR"] = os.environ["MPIGD_CACHE_DIR"]
     # As root, and with more ranks than cores, Open MPI wants to be told that it is meant.
@@ -134,7 +145,9 @@ def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**kept, **ONE_THREAD, **launch, **(changes or {})}
 
 
-def launch(ranks: int, *words: str | Path, limit: float = 120.0, env: Mapping[str, str] | None = None) -> str:
+def launch(
+    ranks: int, *words: str | Path, limit: float = 120.0, env: Mapping[str, str] | None = None
+) -> str:
     """Run ``python WORDS`` on `ranks` MPI ranks (0: without mpiexec) and return what it printed.
 
     RuntimeError with the last line of its messages if it fails, or is ended after `limit` seconds.
@@ -147,7 +160,9 @@ def launch(ranks: int, *words: str | Path, limit: float = 120.0, env: Mapping[st
     try:
         out, err = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)  # mpiexec ends its ranks; a kill would leave that to them
+        process.send_signal(
+            signal.SIGTERM
+        )  # mpiexec ends its ranks; a kill would leave that to them
         try:
             process.communicate(timeout=5)
         except subprocess.TimeoutExpired:
@@ -176,8 +191,16 @@ def unusable(module: str) -> str:
 
 def last_words(text: str) -> str:
     """The line that names the error, or else the last: ranks' tracebacks interleave, and the launcher has words of its own."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("=", "Abort("))]
-    named = [line for line in lines if line.startswith("mpigd: ") or re.match(r"[\w.]*(Error|Exception): ", line)]
+    lines = [
+        line.strip()
+        for line in text.splitlines()
+        if line.strip() and not line.startswith(("=", "Abort("))
+    ]
+    named = [
+        line
+        for line in lines
+        if line.startswith("mpigd: ") or re.match(r"[\w.]*(Error|Exception): ", line)
+    ]
     return (named or lines or ["no message"])[-1]
 
 
@@ -198,7 +221,15 @@ def line(row: Row) -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     lines = ["| what | value | target | met |", "|---|---:|---|---|"]
-    return "\n".join([*lines, *(f"| {row.name} | {shown(row.value)} | {row.target} | {verdict(row)} |" for row in rows)])
+    return "\n".join(
+        [
+            *lines,
+            *(
+                f"| {row.name} | {shown(row.value)} | {row.target} | {verdict(row)} |"
+                for row in rows
+            ),
+        ]
+    )
 
 
 def write_json(rows: Sequence[Row], path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mpigd.comm import Comm
 from mpigd.model.losses import LOSSES
+from mpigd.parallel.comm import Comm
 from scripts.bench import data, ours
 from scripts.bench.harness import MISSING, Row, Size, median, over_ranks, paired, ratio
 from scripts.bench.roof import sweep
@@ -43,17 +43,25 @@ def other_losses(comm: Comm, size: Size) -> list[Row]:
 
 def half(comm: Comm, size: Size) -> list[Row]:
     """float16 in memory: rows a second and bytes, over those of float32, at d = 512."""
-    names = ("kernels: float16 / float32, rows per second, d = 512", "kernels: float16 / float32, bytes in memory")
+    names = (
+        "kernels: float16 / float32, rows per second, d = 512",
+        "kernels: float16 / float32, bytes in memory",
+    )
     targets = (">= 1.6", "<= 0.5")
     if not ours.offers("dtype", "float16"):
         return [Row(name, MISSING, target) for name, target in zip(names, targets, strict=True)]
     X = data.dense(size.rows(4 * 512), 512, comm.rank)
     single, halved = ours.problem(X, comm, dtype="float32"), ours.problem(X, comm, dtype="float16")
-    times = paired(comm, {"float32": ours.gradient(single), "float16": ours.gradient(halved)}, size.repeats)
+    times = paired(
+        comm, {"float32": ours.gradient(single), "float16": ours.gradient(halved)}, size.repeats
+    )
     memory = halved.shard.X.row_bytes / single.shard.X.row_bytes
     speed = over_ranks(X.nbytes / 2, comm) / median(times["float16"]) / 1e9
     plot = {"speed": speed, "intensity": 2 * INTENSITY, "label": "float16 d=512"}
-    return [Row(names[0], ratio(times, "float32", "float16"), targets[0], plot), Row(names[1], memory, targets[1])]
+    return [
+        Row(names[0], ratio(times, "float32", "float16"), targets[0], plot),
+        Row(names[1], memory, targets[1]),
+    ]
 
 
 def measure(comm: Comm, size: Size) -> list[Row]:

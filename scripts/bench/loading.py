@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.comm import Comm, bcast_bytes
 from mpigd.data.loading import Layout, load
+from mpigd.parallel.comm import Comm, bcast_bytes
 from scripts.bench import data
 from scripts.bench.harness import ABSENT, RESULTS, Row, Size, median, paired, ratio
 
@@ -53,7 +53,10 @@ def readinto(path: Path, comm: Comm) -> Callable[[], Any]:
     import h5py
 
     with h5py.File(path, "r", locking=False) as file:
-        places = [(file[name].id.get_offset(), file[name].id.get_storage_size() // comm.size) for name in ("X", "y")]
+        places = [
+            (file[name].id.get_offset(), file[name].id.get_storage_size() // comm.size)
+            for name in ("X", "y")
+        ]
 
     def work() -> list[Any]:
         arrays = []
@@ -73,10 +76,15 @@ def readinto(path: Path, comm: Comm) -> Callable[[], Any]:
 def contiguous(comm: Comm, size: Size) -> list[Row]:
     n = size.rows(4 * D) * comm.size
     with written(comm, data.dense(n if comm.rank == 0 else 1, D, 0)) as path:
-        works = {"readinto": readinto(path, comm), "ours": lambda: load([str(path)], Layout(), comm)}
+        works = {
+            "readinto": readinto(path, comm),
+            "ours": lambda: load([str(path)], Layout(), comm),
+        }
         times = paired(comm, works, size.repeats)
     return [
-        Row("loading: contiguous, readinto / ours, time", ratio(times, "readinto", "ours"), ">= 0.7"),
+        Row(
+            "loading: contiguous, readinto / ours, time", ratio(times, "readinto", "ours"), ">= 0.7"
+        ),
         Row("loading: contiguous, ours, GB/s", 4 * D * n / median(times["ours"]) / 1e9),
     ]
 
@@ -101,7 +109,9 @@ def compressed(comm: Comm, size: Size, name: str, how: dict[str, Any] | None) ->
             os.sched_setaffinity(0, cores)
 
     with written(comm, X, rows_per_chunk=CHUNK, **how) as path:
-        times = paired(comm, {"one": alone, "all": lambda: load([str(path)], Layout(), comm)}, size.repeats)
+        times = paired(
+            comm, {"one": alone, "all": lambda: load([str(path)], Layout(), comm)}, size.repeats
+        )
     return [
         Row(title, ratio(times, "one", "all") / comm.size, ">= 0.85"),
         Row(f"loading: {name} chunks, GB/s of rows", 4 * D * n / median(times["all"]) / 1e9),

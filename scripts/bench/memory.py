@@ -25,7 +25,9 @@ def rows_of(where: Path, path: Path, share: float, kind: str) -> list[Row]:
     rows = []
     for name, words in commands.items():
         peak = max(note["peak"] for note in notes(where, *words))
-        rows.append(Row(f"memory: {kind}, {name}, peak / allowed", peak / (1.1 * share + ALLOWED), "<= 1"))
+        rows.append(
+            Row(f"memory: {kind}, {name}, peak / allowed", peak / (1.1 * share + ALLOWED), "<= 1")
+        )
         rows.append(Row(f"memory: {kind}, {name}, peak over the share, MB", (peak - share) / 1e6))
     return rows
 

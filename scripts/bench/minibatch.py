@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpigd.comm import Comm
+from mpigd.parallel.comm import Comm
 from scripts.bench import data, ours
 from scripts.bench.harness import Row, Size, median
 
@@ -17,5 +17,9 @@ def measure(comm: Comm, size: Size) -> list[Row]:
     pairs = [(full.rates()[1], batches.rates()[1]) for _ in range(size.repeats)]
     return [
         Row("full mode, d = 128, rows per second", median([pair[0] for pair in pairs])),
-        Row(f"mini-batch {BATCH}, d = 128: rows per second / full mode", median([b / a for a, b in pairs]), ">= 0.5"),
+        Row(
+            f"mini-batch {BATCH}, d = 128: rows per second / full mode",
+            median([b / a for a, b in pairs]),
+            ">= 0.5",
+        ),
     ]

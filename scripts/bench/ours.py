@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from mpigd import build
-from mpigd.batches import Batch
-from mpigd.comm import Comm
-from mpigd.config import FIELDS, Config
-from mpigd.data.arrays import shard_of
-from mpigd.progress import Progress
-from mpigd.report import Report
-from mpigd.trainer import Run
+from mpigd.config.schema import FIELDS, Config
+from mpigd.data.batches import Batch
+from mpigd.data.in_memory import shard_of
+from mpigd.parallel.comm import Comm
+from mpigd.training import problem as build
+from mpigd.training.callbacks.progress import Progress
+from mpigd.training.callbacks.report import Report
+from mpigd.training.trainer import Run
 from scripts.bench.data import target
 from scripts.bench.harness import seconds
 
@@ -47,7 +47,14 @@ class Trainer:
     """Whole training loops on one problem: what a user's steps cost, callbacks included."""
 
     def __init__(self, X: Any, comm: Comm, **options: Any) -> None:
-        defaults = dict(loss="logistic", threads=1, optimizer="sgd", learning_rate=0.01, lr_schedule="constant", tol=0.0)
+        defaults = dict(
+            loss="logistic",
+            threads=1,
+            optimizer="sgd",
+            learning_rate=0.01,
+            lr_schedule="constant",
+            tol=0.0,
+        )
         made = Config(**{**defaults, **options, "quiet": True})
         shard = shard_of((X, target(made.loss, X.shape[0], comm.rank)), made.dtype, comm)
         self.comm, self.config = comm, build.complete(made, shard.n)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.comm import Comm
+from mpigd.parallel.comm import Comm
 from scripts.bench import data, ours
 from scripts.bench.harness import ABSENT, Row, Size, median, over_ranks, paired, ratio
 
@@ -53,7 +53,9 @@ def torch_autograd(X: Array, y: Array, comm: Comm) -> Callable[[], Any]:
 
     def work() -> None:
         w.grad = None
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(rows @ w, labels, reduction="sum")
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(
+            rows @ w, labels, reduction="sum"
+        )
         loss.backward()
         comm.allreduce(np.append(w.grad.numpy(), loss.item()).astype(np.float64))
 
@@ -72,7 +74,10 @@ def measure(comm: Comm, size: Size) -> list[Row]:
     y = data.target("logistic", X.shape[0], comm.rank)
     made = ours.problem(X, comm, y)
     there = {name: make for name, (module, make) in PEERS.items() if find_spec(module)}
-    works = {"ours": ours.gradient(made), **{name: make(X, y, comm) for name, make in there.items()}}
+    works = {
+        "ours": ours.gradient(made),
+        **{name: make(X, y, comm) for name, make in there.items()},
+    }
     times = paired(comm, works, size.repeats)
     moved = over_ranks(X.nbytes, comm) / 1e9
     rows = [
@@ -87,6 +92,14 @@ def measure(comm: Comm, size: Size) -> list[Row]:
             rows.append(Row(f"peers: {name} / ours, time, d = 128", ABSENT))
             continue
         speed = moved / median(times[name])
-        plot = {"peer_speed": speed, "speed": speed, "intensity": 1.0, "label": name.split(",")[0].split("'")[0], "peer": True}
-        rows.append(Row(f"peers: {name} / ours, time, d = 128", ratio(times, name, "ours"), plot=plot))
+        plot = {
+            "peer_speed": speed,
+            "speed": speed,
+            "intensity": 1.0,
+            "label": name.split(",")[0].split("'")[0],
+            "peer": True,
+        }
+        rows.append(
+            Row(f"peers: {name} / ours, time, d = 128", ratio(times, name, "ours"), plot=plot)
+        )
     return rows

@@ -18,8 +18,14 @@ WITHIN = "<= 0.25"
 
 
 def files(where: Path, size: Size) -> Iterator[tuple[str, Path]]:
-    yield "dense d = 32", data.write_dense(where / "narrow.h5", data.dense(size.rows(4 * 32), 32, 0))
-    yield "dense d = 512", data.write_dense(where / "wide.h5", data.dense(size.rows(4 * 512), 512, 0))
+    yield (
+        "dense d = 32",
+        data.write_dense(where / "narrow.h5", data.dense(size.rows(4 * 32), 32, 0)),
+    )
+    yield (
+        "dense d = 512",
+        data.write_dense(where / "wide.h5", data.dense(size.rows(4 * 512), 512, 0)),
+    )
     csr = data.zipf(size.rows(8 * 75), 47_000, 75, 0)
     yield "CSR, 75 of 47,000 columns", data.write_csr(where / "csr.h5", csr, 47_000)
 

@@ -27,7 +27,10 @@ class Problem:
     needs: tuple[str, ...] = ()
 
 
-FACTORS, NUMBERS = (12, 50, 120, 300, 800), 15  # levels of each factor, and columns of numbers, of the wide one-hot sets
+FACTORS, NUMBERS = (
+    (12, 50, 120, 300, 800),
+    15,
+)  # levels of each factor, and columns of numbers, of the wide one-hot sets
 
 
 def _write(path: Path, X: Array, y: Array, offset: Array | None = None) -> None:
@@ -41,7 +44,9 @@ def _write(path: Path, X: Array, y: Array, offset: Array | None = None) -> None:
 
 def _coin(z: Array, rng: np.random.Generator) -> Array:
     """Labels of a logistic model whose margins have a deviation of 2."""
-    return (rng.random(z.size) < 1.0 / (1.0 + np.exp(-2.0 * (z - z.mean()) / z.std()))).astype(np.float64)
+    return (rng.random(z.size) < 1.0 / (1.0 + np.exp(-2.0 * (z - z.mean()) / z.std()))).astype(
+        np.float64
+    )
 
 
 def correlated(path: Path) -> None:
@@ -58,7 +63,9 @@ def generated(path: Path) -> None:
     """Singular values from 1 to 1 / 1000, turned out of the axes: standardisation does not help."""
     n, d = 100_000, 400
     rng = np.random.default_rng(2)
-    turned = np.geomspace(1.0, 1e-3, d)[:, np.newaxis] * np.linalg.qr(rng.standard_normal((d, d)))[0]
+    turned = (
+        np.geomspace(1.0, 1e-3, d)[:, np.newaxis] * np.linalg.qr(rng.standard_normal((d, d)))[0]
+    )
     X = rng.standard_normal((n, d)) @ turned
     _write(path, X.astype(np.float32), _coin(X @ rng.standard_normal(d), rng))
 
@@ -97,7 +104,9 @@ def _write_factors(path: Path, indices: Array, data: Array, y: Array) -> None:
     with h5py.File(path, "w") as file:
         group = file.create_group("X")
         shape = np.array([len(y), sum(FACTORS) + NUMBERS])
-        group.attrs.update({"encoding-type": "csr_matrix", "shape": shape, "levels": np.array(FACTORS)})
+        group.attrs.update(
+            {"encoding-type": "csr_matrix", "shape": shape, "levels": np.array(FACTORS)}
+        )
         group["data"], group["indices"] = data.ravel(), indices.ravel()
         group["indptr"] = np.arange(0, indices.size + 1, indices.shape[1])
         file["y"] = y

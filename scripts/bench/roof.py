@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from mpigd.comm import Comm
+from mpigd.parallel.comm import Comm
 from scripts.bench.harness import Row, Size, median, over_ranks, paired
 
 Array = np.ndarray[Any, Any]
@@ -58,6 +58,14 @@ def measure(comm: Comm, size: Size) -> list[Row]:
     flops = comm.size * 20 * SIDE**3 / median(times["product"]) / 1e9
     return [
         Row("roof: read-only sum, one rank, GB/s", one, plot={"read": one, "ranks": 1}),
-        Row(f"roof: read-only sum, {comm.size} ranks, GB/s", both, plot={"read": both, "ranks": comm.size, "memory": memory()}),
-        Row(f"roof: float32 matrix product (BLAS), {comm.size} ranks, GFLOP/s", flops, plot={"flops": flops}),
+        Row(
+            f"roof: read-only sum, {comm.size} ranks, GB/s",
+            both,
+            plot={"read": both, "ranks": comm.size, "memory": memory()},
+        ),
+        Row(
+            f"roof: float32 matrix product (BLAS), {comm.size} ranks, GFLOP/s",
+            flops,
+            plot={"flops": flops},
+        ),
     ]

@@ -55,7 +55,11 @@ def subject(name: str, size: Size, limit: float) -> list[Row]:
 
 
 def machine() -> str:
-    found = [line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    found = [
+        line.partition(": ")[2]
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     cores = len(os.sched_getaffinity(0))
     load = os.getloadavg()[0]
     busy = f"; others were using it (load {load:.1f} before the start)" if load > 0.5 else ""
@@ -91,7 +95,9 @@ def update_docs(found: Mapping[str, Sequence[Row]], where: str, page: Path = PAG
         raise ValueError(f"{page}: the marks of the generated table are missing")
     _, *parts = made.split(HEAD)
     sections = {name: text for name, _, text in (part.partition("\n") for part in parts)}
-    sections |= {name: f"\n{where}.\n\n{harness.markdown(rows)}\n\n" for name, rows in found.items()}
+    sections |= {
+        name: f"\n{where}.\n\n{harness.markdown(rows)}\n\n" for name, rows in found.items()
+    }
     known = [name for name in SUBJECTS if name in sections]
     made = "\n" + "".join(f"{HEAD}{name}\n{sections[name]}" for name in known)
     page.write_text(before + mark + made + end + after, encoding="utf-8")
@@ -99,7 +105,9 @@ def update_docs(found: Mapping[str, Sequence[Row]], where: str, page: Path = PAG
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=SUBJECTS, metavar="NAME", help=", ".join(SUBJECTS))
+    parser.add_argument(
+        "--only", nargs="+", choices=SUBJECTS, metavar="NAME", help=", ".join(SUBJECTS)
+    )
     parser.add_argument("--full", action="store_true", help="more data, more repeats")
     rewrite = f"rewrite what {PAGE.relative_to(ROOT)} says of the subjects that are run"
     parser.add_argument("--update-docs", action="store_true", help=rewrite)
@@ -112,7 +120,11 @@ def main() -> None:
     for name in arguments.only or SUBJECTS:
         started = time.perf_counter()
         found = subject(name, size, limit)
-        print(f"\n== {name} ({time.perf_counter() - started:.0f} s)\n" + "\n".join(map(harness.line, found)), flush=True)
+        print(
+            f"\n== {name} ({time.perf_counter() - started:.0f} s)\n"
+            + "\n".join(map(harness.line, found)),
+            flush=True,
+        )
         results[name] = found
         if told := profile(found):  # the subject `plan`, and people's own plans, want it
             keep_profile(told)
@@ -123,7 +135,9 @@ def main() -> None:
 def finish(results: Mapping[str, Sequence[Row]], where: str, spent: float, docs: bool) -> None:
     rows = [row for found in results.values() for row in found]
     verdicts = [row.met for row in rows if row.met is not None]
-    print(f"\n{sum(verdicts)} of {len(verdicts)} targets met in {spent:.0f} s; {RESULTS.relative_to(ROOT)}/bench.json")
+    print(
+        f"\n{sum(verdicts)} of {len(verdicts)} targets met in {spent:.0f} s; {RESULTS.relative_to(ROOT)}/bench.json"
+    )
     if docs:
         update_docs(results, where)
     try:

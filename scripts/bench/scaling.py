@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpigd.comm import Comm
+from mpigd.parallel.comm import Comm
 from scripts.bench import data, ours
 from scripts.bench.harness import Row, Size, median, paired, ratio
 from scripts.bench.roof import alone, sweep
@@ -22,7 +22,9 @@ def measure(comm: Comm, size: Size) -> list[Row]:
     times = paired(comm, works, size.repeats)
     relative = [
         (o1 / o2) / (r1 / r2)
-        for r1, r2, o1, o2 in zip(times["roof one"], times["roof all"], times["ours one"], times["ours all"], strict=True)
+        for r1, r2, o1, o2 in zip(
+            times["roof one"], times["roof all"], times["ours one"], times["ours all"], strict=True
+        )
     ]
     return [
         Row("scaling: the roof, 1 to 2 ranks, weak", ratio(times, "roof one", "roof all")),

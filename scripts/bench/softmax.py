@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mpigd.comm import Comm
+from mpigd.parallel.comm import Comm
 from scripts.bench import data, ours
 from scripts.bench.harness import Row, Size, median, over_ranks, paired, ratio
 

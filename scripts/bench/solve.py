@@ -42,7 +42,9 @@ def drive(size: Size) -> list[Row]:
                 try:
                     rows += told(contest(name, problem, l2, data, full))
                 except RuntimeError as error:  # the others go on
-                    rows += told([Row(f"{name}: could not be measured", f"failed: {error}", ">= 0")])
+                    rows += told(
+                        [Row(f"{name}: could not be measured", f"failed: {error}", ">= 0")]
+                    )
             data.unlink()
     return rows
 
@@ -65,7 +67,17 @@ def contest(name: str, problem: Problem, l2: float, data: Path, full: bool) -> l
     ours, judged = data.with_suffix(".ours.npz"), data.with_suffix(".judged.npz")
     words = (data, problem.loss, repr(l2), ours)
     launch(RANKS, "-m", "scripts.bench.solving", *words, "5" if full else "3", limit=300.0)
-    launch(0, "-m", "scripts.bench.solvers", *words, judged, repr(BUDGET[full]), *PEERS[full], env=TWO_THREADS, limit=1500.0)
+    launch(
+        0,
+        "-m",
+        "scripts.bench.solvers",
+        *words,
+        judged,
+        repr(BUDGET[full]),
+        *PEERS[full],
+        env=TWO_THREADS,
+        limit=1500.0,
+    )
     return judge(name, dict(np.load(ours)), dict(np.load(judged)))
 
 
@@ -74,7 +86,11 @@ def judge(name: str, ours: Found, judged: Found) -> list[Row]:
     steps = {goal: int(np.argmax(judged["errors"] <= goal)) for goal in TARGETS}
     missed = {goal for goal, step in steps.items() if judged["errors"][step] > goal}
     rows = [
-        Row(f"{name}: reads to {goal:g}", "not reached" if goal in missed else float(ours["reads"][steps[goal]]), f"<= {most}")
+        Row(
+            f"{name}: reads to {goal:g}",
+            "not reached" if goal in missed else float(ours["reads"][steps[goal]]),
+            f"<= {most}",
+        )
         for goal, most in TARGETS.items()
     ]
     if 1e-6 in missed:
@@ -87,5 +103,11 @@ def judge(name: str, ours: Found, judged: Found) -> list[Row]:
         spent, peer = min(there)
         rows.append(Row(f"{name}: {peer}'s fit / ours, seconds", spent / mine, f">= {FASTER:g}"))
     else:
-        rows.append(Row(f"{name}: no peer was there; the time each had / ours", float(judged["limit"]) / mine, f">= {FASTER:g}"))
+        rows.append(
+            Row(
+                f"{name}: no peer was there; the time each had / ours",
+                float(judged["limit"]) / mine,
+                f">= {FASTER:g}",
+            )
+        )
     return rows

@@ -29,7 +29,9 @@ THREADS = 2
 TASTE = 500  # rows of a first fit, which is not timed
 START = 60.0  # seconds for imports and that fit
 CONTEXT = multiprocessing.get_context("fork")  # shares the data; this process itself calls no peer
-Fit = Callable[[Any, Array, Part, float], tuple[Array, Array]]  # X, y, problem, tolerance -> coef (k, d), intercept (k,)
+Fit = Callable[
+    [Any, Array, Part, float], tuple[Array, Array]
+]  # X, y, problem, tolerance -> coef (k, d), intercept (k,)
 
 
 def scikit(solver: str) -> Fit:
@@ -37,12 +39,18 @@ def scikit(solver: str) -> Fit:
         from sklearn.linear_model import LogisticRegression, PoissonRegressor
 
         n = len(y)
-        if part.loss == "poisson":  # the offset as scikit-learn takes it: rates, weighted by exposure
+        if (
+            part.loss == "poisson"
+        ):  # the offset as scikit-learn takes it: rates, weighted by exposure
             exposure = np.exp(part.offset)
-            model = PoissonRegressor(alpha=part.l2 * n / exposure.sum(), solver=solver, tol=tol, max_iter=1000)
+            model = PoissonRegressor(
+                alpha=part.l2 * n / exposure.sum(), solver=solver, tol=tol, max_iter=1000
+            )
             model.fit(X, y / exposure, sample_weight=exposure)
             return model.coef_[np.newaxis], np.atleast_1d(model.intercept_)
-        model = LogisticRegression(C=1.0 / (part.l2 * n), solver=solver, tol=tol, max_iter=1000).fit(X, y)
+        model = LogisticRegression(
+            C=1.0 / (part.l2 * n), solver=solver, tol=tol, max_iter=1000
+        ).fit(X, y)
         return model.coef_, model.intercept_
 
     return fit
@@ -52,7 +60,9 @@ def snapml(X: Any, y: Array, part: Part, tol: float) -> tuple[Array, Array]:
     from snapml import LogisticRegression
 
     # Its intercept is a column of ones, penalised like the others; with larger numbers there its dual descent does not converge.
-    model = LogisticRegression(regularizer=part.l2 * len(y), tol=tol, max_iter=300, n_jobs=THREADS, fit_intercept=True)
+    model = LogisticRegression(
+        regularizer=part.l2 * len(y), tol=tol, max_iter=300, n_jobs=THREADS, fit_intercept=True
+    )
     model.fit(X, y)
     return np.asarray(model.coef_).reshape(1, -1), np.atleast_1d(model.intercept_)
 
@@ -65,13 +75,20 @@ def _glum(X: Any, weights: Array | None, y: Array, part: Part, tol: float) -> tu
     """weights (d,): of the squares of coefficients."""
     from glum import GeneralizedLinearRegressor
 
-    family, P2 = ("poisson" if part.loss == "poisson" else "binomial"), ("identity" if weights is None else weights)
-    model = GeneralizedLinearRegressor(family=family, alpha=part.l2, l1_ratio=0, P2=P2, gradient_tol=tol, max_iter=1000)
+    family, P2 = (
+        ("poisson" if part.loss == "poisson" else "binomial"),
+        ("identity" if weights is None else weights),
+    )
+    model = GeneralizedLinearRegressor(
+        family=family, alpha=part.l2, l1_ratio=0, P2=P2, gradient_tol=tol, max_iter=1000
+    )
     model.fit(X, y, offset=part.offset)
     return model.coef_[np.newaxis], np.atleast_1d(model.intercept_)
 
 
-SPLIT: list[tuple[Any, Any, Array]] = []  # what tabmat was given last, what it made of it, the scales of its columns
+SPLIT: list[
+    tuple[Any, Any, Array]
+] = []  # what tabmat was given last, what it made of it, the scales of its columns
 
 
 def glum_categorical(X: Any, y: Array, part: Part, tol: float) -> tuple[Array, Array]:
@@ -97,14 +114,18 @@ def _split(X: Any, levels: Sequence[int]) -> tuple[Any, Array]:
         part = columns[:, first:last].tocsr()
         scales[first + part.indices] = 1.0 / part.data
         factors.append(tabmat.CategoricalMatrix(part.indices, categories=np.arange(last - first)))
-    return tabmat.SplitMatrix([*factors, tabmat.DenseMatrix(columns[:, edges[-1] :].toarray())]), scales
+    return tabmat.SplitMatrix(
+        [*factors, tabmat.DenseMatrix(columns[:, edges[-1] :].toarray())]
+    ), scales
 
 
 def intelex(X: Any, y: Array, part: Part, tol: float) -> tuple[Array, Array]:
     """scikit-learn-intelex, which takes over scikit-learn's fit where it can."""
     from sklearnex.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=1.0 / (part.l2 * len(y)), solver="lbfgs", tol=tol, max_iter=1000).fit(X, y)
+    model = LogisticRegression(
+        C=1.0 / (part.l2 * len(y)), solver="lbfgs", tol=tol, max_iter=1000
+    ).fit(X, y)
     return np.asarray(model.coef_), np.atleast_1d(model.intercept_)
 
 
@@ -118,7 +139,13 @@ def torch(X: Any, y: Array, part: Part, tol: float) -> tuple[Array, Array]:
     offset = None if part.offset is None else t.from_numpy(part.offset.astype(X.dtype))
     W = t.zeros((X.shape[1], k), dtype=rows.dtype, requires_grad=True)
     b = t.zeros(k, dtype=rows.dtype, requires_grad=True)
-    best = t.optim.LBFGS([W, b], max_iter=1000, tolerance_grad=tol * 1e-2, tolerance_change=0, line_search_fn="strong_wolfe")
+    best = t.optim.LBFGS(
+        [W, b],
+        max_iter=1000,
+        tolerance_grad=tol * 1e-2,
+        tolerance_change=0,
+        line_search_fn="strong_wolfe",
+    )
 
     def closure() -> Any:
         best.zero_grad()
@@ -148,13 +175,21 @@ def spark(X: Any, y: Array, part: Part, tol: float) -> tuple[Array, Array]:
 
     if not FRAMES or FRAMES[0][0] is not X:
         settings = {"spark.ui.enabled": "false", "spark.driver.memory": "8g"}
-        session = SparkSession.builder.master(f"local[{THREADS}]").config(map=settings).getOrCreate()
-        vectors = (Vectors.dense(row) if isinstance(X, np.ndarray) else _sparse(Vectors, row) for row in X)
-        rows = session.createDataFrame(zip(vectors, map(float, y), strict=True), ["features", "label"]).cache()
+        session = (
+            SparkSession.builder.master(f"local[{THREADS}]").config(map=settings).getOrCreate()
+        )
+        vectors = (
+            Vectors.dense(row) if isinstance(X, np.ndarray) else _sparse(Vectors, row) for row in X
+        )
+        rows = session.createDataFrame(
+            zip(vectors, map(float, y), strict=True), ["features", "label"]
+        ).cache()
         rows.count()
         FRAMES[:] = [(X, rows)]
     family = "multinomial" if part.loss == "softmax" else "binomial"
-    found = LogisticRegression(regParam=part.l2, tol=tol, maxIter=1000, standardization=False, family=family).fit(FRAMES[0][1])
+    found = LogisticRegression(
+        regParam=part.l2, tol=tol, maxIter=1000, standardization=False, family=family
+    ).fit(FRAMES[0][1])
     return found.coefficientMatrix.toArray(), found.interceptVector.toArray()
 
 
@@ -164,9 +199,17 @@ def _sparse(vectors: Any, row: Any) -> Any:
 
 LOGISTIC = ("lbfgs", "newton-cholesky", "newton-cg", "saga")
 SOLVERS: dict[str, tuple[str, tuple[str, ...], bool, Fit]] = {  # module, losses, takes CSR
-    **{f"scikit-learn {name}": ("sklearn", ("logistic", "softmax"), True, scikit(name)) for name in LOGISTIC},
+    **{
+        f"scikit-learn {name}": ("sklearn", ("logistic", "softmax"), True, scikit(name))
+        for name in LOGISTIC
+    },
     "scikit-learn Poisson lbfgs": ("sklearn", ("poisson",), True, scikit("lbfgs")),
-    "scikit-learn Poisson newton-cholesky": ("sklearn", ("poisson",), True, scikit("newton-cholesky")),
+    "scikit-learn Poisson newton-cholesky": (
+        "sklearn",
+        ("poisson",),
+        True,
+        scikit("newton-cholesky"),
+    ),
     "snapml": ("snapml", ("logistic",), True, snapml),
     "glum": ("glum", ("logistic", "poisson"), True, glum),
     "glum, categorical": ("glum", ("logistic", "poisson"), True, glum_categorical),
@@ -178,7 +221,9 @@ SOLVERS: dict[str, tuple[str, tuple[str, ...], bool, Fit]] = {  # module, losses
 
 def installed(module: str) -> bool:
     """pyspark is of use with a Java machine alone."""
-    return find_spec(module) is not None and (module != "pyspark" or shutil.which("java") is not None)
+    return find_spec(module) is not None and (
+        module != "pyspark" or shutil.which("java") is not None
+    )
 
 
 def trials(fit: Fit, common: Common, X: Any, best: float, tell: Any) -> None:
@@ -216,7 +261,9 @@ def trial(fit: Fit, common: Common, X: Any, best: float, budget: float) -> tuple
     return found
 
 
-def race(common: Common, best: float, budget: float, modules: Sequence[str]) -> dict[str, tuple[float, float]]:
+def race(
+    common: Common, best: float, budget: float, modules: Sequence[str]
+) -> dict[str, tuple[float, float]]:
     """Of each installed peer of these modules that knows the problem: seconds of its fit, the relative error that it reached."""
     X = common.standardised()
     found = {}
@@ -236,8 +283,13 @@ def main() -> None:
     known = np.load(ours)
     start = known["coef"][-1], known["intercept"][-1]
     best = common.optimum(*start)
-    errors = [common.value(*point) / best - 1.0 for point in zip(known["coef"], known["intercept"], strict=True)]
-    limit = float(budget) * float(np.nanmax(known["seconds"])) + 1.0  # of a fit: a second for its evaluation
+    errors = [
+        common.value(*point) / best - 1.0
+        for point in zip(known["coef"], known["intercept"], strict=True)
+    ]
+    limit = (
+        float(budget) * float(np.nanmax(known["seconds"])) + 1.0
+    )  # of a fit: a second for its evaluation
     peers = race(common, best, limit, modules) if float(budget) > 0 else {}
     table = np.array(list(peers.values())).reshape(-1, 2)
     np.savez(

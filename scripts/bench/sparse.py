@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.comm import Comm
+from mpigd.parallel.comm import Comm
 from scripts.bench import data, ours
 from scripts.bench.harness import ABSENT, Row, Size, median, over_ranks, paired, ratio
 
@@ -28,18 +28,28 @@ def case(comm: Comm, size: Size, d: int, per_row: int, ones: bool, target: float
     from scipy.sparse import csr_matrix
 
     indptr, indices, stored = data.zipf(size.rows(ENTRY * per_row), d, per_row, comm.rank)
-    X = csr_matrix((np.ones_like(stored) if ones else stored, indices, indptr), shape=(indptr.size - 1, d))
+    X = csr_matrix(
+        (np.ones_like(stored) if ones else stored, indices, indptr), shape=(indptr.size - 1, d)
+    )
     X.sort_indices()
     made = ours.problem(X, comm)
     times = paired(comm, {"scipy": products(X), "ours": ours.gradient(made)}, size.repeats)
     moved = over_ranks(ENTRY * X.nnz, comm) / 1e9
     plots: list[dict[str, Any]] = [
-        {"speed": moved / median(times[who]), "intensity": INTENSITY, "label": f"{label} {d // 1000}k{' ones' if ones else ''}"}
+        {
+            "speed": moved / median(times[who]),
+            "intensity": INTENSITY,
+            "label": f"{label} {d // 1000}k{' ones' if ones else ''}",
+        }
         for who, label in (("ours", "CSR"), ("scipy", "scipy"))
     ]
     return [
         Row(name, ratio(times, "scipy", "ours"), f">= {target}", plots[0]),
-        Row(f"CSR, {per_row} of {d:,} columns{values}: scipy, GB/s", plots[1]["speed"], plot={**plots[1], "peer": True}),
+        Row(
+            f"CSR, {per_row} of {d:,} columns{values}: scipy, GB/s",
+            plots[1]["speed"],
+            plot={**plots[1], "peer": True},
+        ),
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mpigd.comm import Comm
+from mpigd.parallel.comm import Comm
 from scripts.bench import data, ours
 from scripts.bench.harness import ABSENT, Row, Size, median, seconds
 
@@ -38,7 +38,9 @@ def torch_loop(comm: Comm) -> Callable[[int], Any]:
             port[0] = probe.getsockname()[1]
     comm.bcast(port)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port[0]}", rank=comm.rank, world_size=comm.size)
+    torch.distributed.init_process_group(
+        "gloo", f"tcp://127.0.0.1:{port[0]}", rank=comm.rank, world_size=comm.size
+    )
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(D, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     loss = torch.nn.BCEWithLogitsLoss()
@@ -55,7 +57,13 @@ def torch_loop(comm: Comm) -> Callable[[int], Any]:
 
 def measure(comm: Comm, size: Size) -> list[Row]:
     count = min(STEPS, int(size.megabytes * 1000))
-    trainer = ours.Trainer(data.dense(count // comm.size, D, comm.rank), comm, mode="stochastic", batch_size=1, epochs=1)
+    trainer = ours.Trainer(
+        data.dense(count // comm.size, D, comm.rank),
+        comm,
+        mode="stochastic",
+        batch_size=1,
+        epochs=1,
+    )
     loop = torch_loop(comm) if find_spec("torch") and comm.size > 1 else None
     mine, bare, theirs = [], [], []
     for _ in range(size.repeats + 1):
@@ -66,7 +74,11 @@ def measure(comm: Comm, size: Size) -> list[Row]:
     mine, bare, theirs = mine[1:], bare[1:], theirs[1:]
     rows = [
         Row(ALONE, median(mine), ">= 50000", {"steps": median(mine), "label": "ours"}),
-        Row("steps: Allreduces alone, per second", median(bare), plot={"steps": median(bare), "label": "Allreduce alone"}),
+        Row(
+            "steps: Allreduces alone, per second",
+            median(bare),
+            plot={"steps": median(bare), "label": "Allreduce alone"},
+        ),
     ]
     if not loop:
         return [*rows, Row(AGAINST, ABSENT, ">= 10")]
@@ -74,6 +86,13 @@ def measure(comm: Comm, size: Size) -> list[Row]:
 
     torch.distributed.destroy_process_group()
     rows.append(
-        Row("steps: torch DDP with gloo, per second", median(theirs), plot={"steps": median(theirs), "label": "torch DDP"})
+        Row(
+            "steps: torch DDP with gloo, per second",
+            median(theirs),
+            plot={"steps": median(theirs), "label": "torch DDP"},
+        )
     )
-    return [*rows, Row(AGAINST, median([a / b for a, b in zip(mine, theirs, strict=True)]), ">= 10")]
+    return [
+        *rows,
+        Row(AGAINST, median([a / b for a, b in zip(mine, theirs, strict=True)]), ">= 10"),
+    ]

@@ -18,7 +18,9 @@ def drive(size: Size) -> list[Row]:
     n = size.rows(4 * D) * RANKS
     with folder() as where:
         path = data.write_dense(where / "data.h5", data.dense(n, D, 0))
-        quotients = [pair(where, path, f"{max(1, int(size.megabytes / 4))}MB") for _ in range(size.repeats)]
+        quotients = [
+            pair(where, path, f"{max(1, int(size.megabytes / 4))}MB") for _ in range(size.repeats)
+        ]
     return [Row(NAME, median(quotients), "<= 1.5")]
 
 

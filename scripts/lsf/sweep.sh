@@ -1,1 +1,1 @@
-../../mpigd/templates/lsf/sweep.sh
+../../mpigd/commands/templates/lsf/sweep.sh

@@ -1,1 +1,1 @@
-../../mpigd/templates/lsf/train.sh
+../../mpigd/commands/templates/lsf/train.sh

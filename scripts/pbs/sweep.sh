@@ -1,1 +1,1 @@
-../../mpigd/templates/pbs/sweep.sh
+../../mpigd/commands/templates/pbs/sweep.sh

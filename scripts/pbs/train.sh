@@ -1,1 +1,1 @@
-../../mpigd/templates/pbs/train.sh
+../../mpigd/commands/templates/pbs/train.sh

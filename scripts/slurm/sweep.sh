@@ -1,1 +1,1 @@
-../../mpigd/templates/slurm/sweep.sh
+../../mpigd/commands/templates/slurm/sweep.sh

@@ -1,1 +1,1 @@
-../../mpigd/templates/slurm/sweep_mpirun.sh
+../../mpigd/commands/templates/slurm/sweep_mpirun.sh

@@ -1,1 +1,1 @@
-../../mpigd/templates/slurm/train.sh
+../../mpigd/commands/templates/slurm/train.sh

@@ -1,1 +1,1 @@
-../../mpigd/templates/slurm/train_mpirun.sh
+../../mpigd/commands/templates/slurm/train_mpirun.sh

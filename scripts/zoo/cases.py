@@ -191,7 +191,9 @@ def prepare(case: Case, folder: Path) -> Data:
     raw, path = folder / "table.csv", folder / "table.h5"
     frame.to_csv(raw, index=False)
     path.unlink(missing_ok=True)
-    mpigd.import_data(raw, path, target=case.target, missing=missing, drop=_refused(raw, case.target))
+    mpigd.import_data(
+        raw, path, target=case.target, missing=missing, drop=_refused(raw, case.target)
+    )
     with h5py.File(path, "r") as file:
         y = file["y"][:].astype(np.float64)
         X, layout = _dense(file["X"])
@@ -204,11 +206,11 @@ def prepare(case: Case, folder: Path) -> Data:
 
 def _refused(raw: Path, target: str) -> list[str]:
     """The columns that import refuses unless an option says what they are: they are left out."""
-    from mpigd.data import tables
-    from mpigd.data.import_options import options_of
-    from mpigd.data.survey import survey
+    from mpigd.tables import readers
+    from mpigd.tables.import_options import options_of
+    from mpigd.tables.schema import survey
 
-    found = survey(tables.expand([str(raw)]), options_of({"target": target}), lambda _: None)
+    found = survey(readers.expand([str(raw)]), options_of({"target": target}), lambda _: None)
     return [name for name in found.problems if name != target]
 
 

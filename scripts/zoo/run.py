@@ -39,10 +39,10 @@ def _die_with(parent: int) -> None:
 
 def _serve(pipe: Any, limit: float) -> None:
     """A worker: takes cases from the pipe, sends their rows, None after the last one."""
-    from mpigd import cache
+    from mpigd.parallel import kernel_cache
 
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
-    cache.prepare()
+    kernel_cache.prepare()
     fitting.warm()
     with tempfile.TemporaryDirectory() as folder:
         while (case := pipe.recv()) is not None:

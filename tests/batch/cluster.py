@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mpigd import checkpoint
-from mpigd.model import fitted
-from mpigd.submit import RESOURCES, fill
+from mpigd.commands.submit import RESOURCES, fill
+from mpigd.scoring import fitted_model
+from mpigd.training import checkpoint
 from tests.launch import OPENMPI_PYTHON, ROOT, environment
 from tests.scenarios import generate, write
 
@@ -56,11 +56,38 @@ def tried(test: Callable[..., None]) -> Callable[..., None]:
 
 def words(data: list[str], folder: Path, name: str) -> list[str]:
     """A run of 300 steps, saved after every second: minutes where they are slow."""
-    said = ["train", *data, "-o", str(folder / f"{name}.h5"), "--loss", "logistic", "--mode", "minibatch", "--quiet"]
-    return [*said, "--batch-size", "60", "--epochs", "30", "--checkpoint", str(folder / name), "--checkpoint-every", "2"]
+    said = [
+        "train",
+        *data,
+        "-o",
+        str(folder / f"{name}.h5"),
+        "--loss",
+        "logistic",
+        "--mode",
+        "minibatch",
+        "--quiet",
+    ]
+    return [
+        *said,
+        "--batch-size",
+        "60",
+        "--epochs",
+        "30",
+        "--checkpoint",
+        str(folder / name),
+        "--checkpoint-every",
+        "2",
+    ]
 
 
-def write_job(place: Path, template: str, resources: str, words: list[str], flavour: str = "mpich", slow: bool = False) -> Path:
+def write_job(
+    place: Path,
+    template: str,
+    resources: str,
+    words: list[str],
+    flavour: str = "mpich",
+    slow: bool = False,
+) -> Path:
     """Copy a template to the new folder `place`, and change its three lines as a stranger would."""
     python = OPENMPI_PYTHON if flavour == "openmpi" else sys.executable
     (place / "bin").mkdir(parents=True)
@@ -121,15 +148,25 @@ class Cluster:
     def train(self, name: str) -> None:
         """The run in this process's own way, without a batch system."""
         done = subprocess.run(
-            [sys.executable, "-m", "mpigd", *self.words(name)], env=self.env, capture_output=True, text=True, timeout=LIMIT
+            [sys.executable, "-m", "mpigd", *self.words(name)],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
         )
         assert done.returncode == 0, done.stderr
 
-    def job(self, template: str, name: str, resources: str, flavour: str = "mpich", slow: bool = False) -> Batch:
+    def job(
+        self, template: str, name: str, resources: str, flavour: str = "mpich", slow: bool = False
+    ) -> Batch:
         """Copy a template, change its three lines, submit."""
         place = self.folder / f"job-{name}"
-        path = write_job(place, f"slurm/{template}", f"#SBATCH {resources}", self.words(name), flavour, slow)
-        said = self("sbatch", "--parsable", "--chdir", str(place), f"--output={place}/log", str(path))
+        path = write_job(
+            place, f"slurm/{template}", f"#SBATCH {resources}", self.words(name), flavour, slow
+        )
+        said = self(
+            "sbatch", "--parsable", "--chdir", str(place), f"--output={place}/log", str(path)
+        )
         return Batch(self, int(said), place, name)
 
 
@@ -149,7 +186,9 @@ class Batch:
         return set((self._place / "nodes").read_text().split())
 
     def shown(self, field: str) -> str:
-        found = re.search(rf"\b{field}=(\S*)", self._cluster("scontrol", "show", "job", str(self.number)))
+        found = re.search(
+            rf"\b{field}=(\S*)", self._cluster("scontrol", "show", "job", str(self.number))
+        )
         assert found
         return found[1]
 
@@ -169,9 +208,16 @@ class Batch:
 
     def until_requeued(self) -> None:
         """Wait for it, and have Slurm start the job at once instead of in two minutes."""
-        self._until(lambda: self.shown("JobState") in ("FAILED", "COMPLETED") or self.shown("Reason") == "BeginTime")
+        self._until(
+            lambda: (
+                self.shown("JobState") in ("FAILED", "COMPLETED")
+                or self.shown("Reason") == "BeginTime"
+            )
+        )
         assert (self.shown("JobState"), self.shown("Restarts")) == ("PENDING", "1"), self.told()
-        time.sleep(2.0)  # a job that starts within the second in which it was ended is refused: "credential revoked"
+        time.sleep(
+            2.0
+        )  # a job that starts within the second in which it was ended is refused: "credential revoked"
         self._cluster("scontrol", "update", f"JobId={self.number}", "StartTime=now")
 
     def end(self) -> str:
@@ -181,4 +227,4 @@ class Batch:
         return self.shown("JobState")
 
     def digest(self) -> str:
-        return fitted.load(str(self._cluster.folder / f"{self.name}.h5")).digest
+        return fitted_model.load(str(self._cluster.folder / f"{self.name}.h5")).digest

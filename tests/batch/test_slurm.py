@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import mpigd
-from mpigd.model import fitted
+from mpigd.scoring import fitted_model
 from tests.batch.cluster import Cluster, tried
 from tests.faults.jobs import FULL
 from tests.launch import needs_openmpi
@@ -17,7 +17,7 @@ BOTH = "--nodes=2 --ntasks-per-node=1 --cpus-per-task=1 --time=10"
 
 
 def undisturbed(cluster: Cluster) -> str:
-    return fitted.load(str(cluster.folder / "alone.h5")).digest
+    return fitted_model.load(str(cluster.folder / "alone.h5")).digest
 
 
 @tried
@@ -25,7 +25,9 @@ def test_srun(cluster: Cluster) -> None:
     """A job that meets its time limit: USR1 reaches the ranks, they save, and the job is queued again."""
     job = cluster.job("train.sh", "srun", f"{BOTH} --signal=USR1@20", slow=True)
     job.until_saved()
-    cluster("scontrol", "update", f"JobId={job.number}", "EndTime=now+45")  # looked at every 30 s, 30 s ahead
+    cluster(
+        "scontrol", "update", f"JobId={job.number}", "EndTime=now+45"
+    )  # looked at every 30 s, 30 s ahead
     job.until_requeued()
     assert "stopped by a signal after step" in job.said
     assert not (cluster.folder / "srun.h5").exists()
@@ -34,7 +36,9 @@ def test_srun(cluster: Cluster) -> None:
     assert job.digest() == undisturbed(cluster)
 
 
-@pytest.mark.parametrize("flavour", ["mpich", *([pytest.param("openmpi", marks=needs_openmpi)] if FULL else [])])
+@pytest.mark.parametrize(
+    "flavour", ["mpich", *([pytest.param("openmpi", marks=needs_openmpi)] if FULL else [])]
+)
 def test_mpirun(flavour: str, cluster: Cluster) -> None:
     """The same with the signal to the script (B:), which is sent by hand here."""
     job = cluster.job("train_mpirun.sh", f"mpirun-{flavour}", BOTH, flavour, slow=True)
@@ -66,10 +70,28 @@ def test_a_sweep(launcher: str, cluster: Cluster) -> None:
     expected = [mpigd.train(cluster.data, loss="logistic", l2=l2).digest for l2 in (1e-4, 1e-2)]
     place = cluster.folder / f"sweep-{launcher}"
     place.mkdir()
-    words = [sys.executable, "-m", "mpigd", "submit", "--scheduler", "slurm", "--ranks", "2", "--time", "0:10:00"]
-    words += ["--launcher", launcher, "--sweep", "l2=1e-4,1e-2", f"--directive=--chdir={place}", "--"]
+    words = [
+        sys.executable,
+        "-m",
+        "mpigd",
+        "submit",
+        "--scheduler",
+        "slurm",
+        "--ranks",
+        "2",
+        "--time",
+        "0:10:00",
+    ]
+    words += [
+        "--launcher",
+        launcher,
+        "--sweep",
+        "l2=1e-4,1e-2",
+        f"--directive=--chdir={place}",
+        "--",
+    ]
     number = cluster(*words, "train", *cluster.data, "--loss", "logistic", "--quiet").split()[-1]
     queue = ("squeue", "--noheader", "--jobs", number)
     cluster.until(lambda: not cluster(*queue), f"{place.name}/mpigd-*.log", lambda: cluster(*queue))
     models = [place / "sweep" / f"l2-{value}.h5" for value in ("1e-4", "1e-2")]
-    assert [fitted.load(str(model)).digest for model in models] == expected
+    assert [fitted_model.load(str(model)).digest for model in models] == expected

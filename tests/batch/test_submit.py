@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mpigd.__main__ import main
-from mpigd.model import fitted
-from mpigd.submit import TEMPLATES
+from mpigd.commands.submit import TEMPLATES
+from mpigd.scoring import fitted_model
 from tests.batch.cluster import words, write_job
 from tests.faults.jobs import FULL
 from tests.launch import Job, environment, needs_openmpi
@@ -19,7 +19,17 @@ from tests.scenarios import generate, write
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 ALL = sorted(path.relative_to(TEMPLATES) for path in TEMPLATES.rglob("*.sh"))
-SHAPE = ["--nodes", "3", "--ranks", "4", "--threads", "2", "--time", "1-02:30:00", "--directive=--account=me"]
+SHAPE = [
+    "--nodes",
+    "3",
+    "--ranks",
+    "4",
+    "--threads",
+    "2",
+    "--time",
+    "1-02:30:00",
+    "--directive=--account=me",
+]
 TRAIN = ["--", "train", "part 1.h5", "--loss", "logistic", "--checkpoint", "c"]
 LINES = {
     "slurm": "#SBATCH --nodes=3 --ntasks-per-node=4 --cpus-per-task=2 --time=26:30:00\n#SBATCH --account=me\n",
@@ -46,8 +56,13 @@ def test_a_template(name: Path) -> None:
 @pytest.mark.parametrize("scheduler", LINES)
 @pytest.mark.parametrize("sweep", [[], ["--sweep", "l2=1e-4,1"]], ids=" ".join)
 @pytest.mark.parametrize("launcher", [[], ["--launcher", "mpirun"]], ids=" ".join)
-def test_a_dry_run(scheduler: str, launcher: list[str], sweep: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["submit", "--scheduler", scheduler, *SHAPE, *launcher, *sweep, "--dry-run", *TRAIN]) == 0
+def test_a_dry_run(
+    scheduler: str, launcher: list[str], sweep: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(["submit", "--scheduler", scheduler, *SHAPE, *launcher, *sweep, "--dry-run", *TRAIN])
+        == 0
+    )
     text = capsys.readouterr().out
     is_a_script(text)
     first, rest = LINES[scheduler].split("\n", 1)
@@ -60,7 +75,12 @@ def test_a_dry_run(scheduler: str, launcher: list[str], sweep: list[str], capsys
     assert ("B:USR1" in text) == ("mpirun -n" in text) == bool(launcher) or scheduler != "slurm"
 
 
-NODES = {"SLURM_NTASKS": "1", "SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}
+NODES = {
+    "SLURM_NTASKS": "1",
+    "SLURM_CPUS_PER_TASK": "1",
+    "SLURM_JOB_ID": "7",
+    "SLURM_ARRAY_TASK_ID": "0",
+}
 NODES |= {"PBS_ARRAY_INDEX": "0", "LSB_JOBINDEX": "1"}
 AGAIN = {  # what puts the job back into the queue, if not the scheduler by itself
     "slurm/train_mpirun.sh": "scontrol requeue 7",
@@ -72,11 +92,17 @@ AGAIN = {  # what puts the job back into the queue, if not the scheduler by itse
 }
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if "\nmpirun" in (TEMPLATES / name).read_text()], ids=str)
+@pytest.mark.parametrize(
+    "name", [name for name in ALL if "\nmpirun" in (TEMPLATES / name).read_text()], ids=str
+)
 def test_a_lost_node(name: Path, tmp_path: Path) -> None:
     """Open MPI's mpirun ends the job then, with 0 (tests/faults/test_cut.py): it is done only if there is a new model."""
     (tmp_path / "bin").mkdir()
-    for program, does in {"mpirun": "exec $MADE", "qsub": 'echo qsub "$@"', "scontrol": 'echo scontrol "$@"'}.items():
+    for program, does in {
+        "mpirun": "exec $MADE",
+        "qsub": 'echo qsub "$@"',
+        "scontrol": 'echo scontrol "$@"',
+    }.items():
         (tmp_path / "bin" / program).write_text(f"#!/bin/sh\n{does}\n")
         (tmp_path / "bin" / program).chmod(0o755)
     model = tmp_path / ("sweep/l2-1e-6.h5" if name.name.startswith("sweep") else "model.h5")
@@ -86,11 +112,19 @@ def test_a_lost_node(name: Path, tmp_path: Path) -> None:
     hosts = tmp_path / "hosts"
     hosts.write_text("localhost\n")
     script = tmp_path / "job.sh"
-    script.write_text((TEMPLATES / name).read_text().replace("\nPATH=", f"\nPATH={tmp_path}/bin:$PATH #"))
-    env = NODES | {"PBS_O_WORKDIR": str(tmp_path), "PBS_NODEFILE": str(hosts), "LSB_DJOB_HOSTFILE": str(hosts)}
+    script.write_text(
+        (TEMPLATES / name).read_text().replace("\nPATH=", f"\nPATH={tmp_path}/bin:$PATH #")
+    )
+    env = NODES | {
+        "PBS_O_WORKDIR": str(tmp_path),
+        "PBS_NODEFILE": str(hosts),
+        "LSB_DJOB_HOSTFILE": str(hosts),
+    }
     for made, code in (("true", 75), ("false", 1), (f"touch {model}", 0)):
         said = os.environ | env | {"MADE": made}
-        done = subprocess.run(["bash", script], cwd=tmp_path, env=said, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            ["bash", script], cwd=tmp_path, env=said, capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == code, done.stderr
         assert done.stdout.strip() == (AGAIN[str(name)].format(script=script) if code == 75 else "")
 
@@ -102,14 +136,19 @@ def test_a_lost_node(name: Path, tmp_path: Path) -> None:
         (["--time", "soon", *TRAIN], "--time soon"),
         (["--time", "0:04:00", *TRAIN], "0:05:00 at least"),
         (["--sweep", "l3=1", *TRAIN], "--sweep l3=1: expected an option"),
-        (["--sweep", "l2=1", *TRAIN], "--sweep l2=1: expected an option of mpigd train and some values"),
+        (
+            ["--sweep", "l2=1", *TRAIN],
+            "--sweep l2=1: expected an option of mpigd train and some values",
+        ),
         (["--sweep", "l2=1,a", *TRAIN], "l2 = 'a'"),
         ([*TRAIN, "--epochs", "none"], "epochs"),
         (["--", "evaluate", "m.h5", "d.h5"], "submit is for training runs"),
         (["--launcher", "srun", *TRAIN], "--launcher srun goes with"),
     ],
 )
-def test_a_mistake_is_told_before_the_queue(given: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_is_told_before_the_queue(
+    given: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["submit", "--scheduler", "lsf", *given]) == 2
     assert why in capsys.readouterr().err
 
@@ -137,18 +176,31 @@ RESOURCES = {
 
 @pytest.mark.parametrize(
     ("scheduler", "flavour"),
-    [("pbs", "mpich"), pytest.param("lsf", "openmpi", marks=needs_openmpi), *([("lsf", "mpich")] if FULL else [])],
+    [
+        ("pbs", "mpich"),
+        pytest.param("lsf", "openmpi", marks=needs_openmpi),
+        *([("lsf", "mpich")] if FULL else []),
+    ],
 )
 def test_pbs_and_lsf_by_hand(scheduler: str, flavour: str, tmp_path: Path) -> None:
     """Stopped by --max-time: 75, which LSF puts back into the queue by itself, and PBS's script by a call of qsub."""
     data = write(generate("logistic", n=600, d=6, weights=True), tmp_path)
     run = [*words(data, tmp_path, "job"), "--max-time", "8"]
-    script = write_job(tmp_path / "place", f"{scheduler}/train.sh", RESOURCES[scheduler], run, flavour, slow=True)
+    script = write_job(
+        tmp_path / "place", f"{scheduler}/train.sh", RESOURCES[scheduler], run, flavour, slow=True
+    )
     hosts, queue = tmp_path / "hosts", tmp_path / "place" / "bin" / "qsub"
     hosts.write_text("localhost\nlocalhost\n")
     queue.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/queued\n')
     queue.chmod(0o755)
-    env = environment({"PBS_O_WORKDIR": str(tmp_path), "PBS_NODEFILE": str(hosts), "LSB_DJOB_HOSTFILE": str(hosts)}, flavour)
+    env = environment(
+        {
+            "PBS_O_WORKDIR": str(tmp_path),
+            "PBS_NODEFILE": str(hosts),
+            "LSB_DJOB_HOSTFILE": str(hosts),
+        },
+        flavour,
+    )
     for code in (75, 0):
         with Job(["bash", str(script)], env, tmp_path) as job:
             done = job.finish()
@@ -157,9 +209,16 @@ def test_pbs_and_lsf_by_hand(scheduler: str, flavour: str, tmp_path: Path) -> No
             assert "stopped by the end of its time" in done.stderr
             assert not (tmp_path / "job.h5").exists()
             (tmp_path / "place" / "slow").unlink()
-            script.write_text(script.read_text().replace("--max-time 8", "--max-time 80"))  # the machine may be busy
+            script.write_text(
+                script.read_text().replace("--max-time 8", "--max-time 80")
+            )  # the machine may be busy
     if scheduler == "pbs":
         assert (tmp_path / "queued").read_text() == f"-v TURN=1 {script}\n"
-    with Job([sys.executable, "-m", "mpigd", *words(data, tmp_path, "alone")], environment(), tmp_path) as job:
+    with Job(
+        [sys.executable, "-m", "mpigd", *words(data, tmp_path, "alone")], environment(), tmp_path
+    ) as job:
         assert job.finish().returncode == 0
-    assert fitted.load(str(tmp_path / "job.h5")).digest == fitted.load(str(tmp_path / "alone.h5")).digest
+    assert (
+        fitted_model.load(str(tmp_path / "job.h5")).digest
+        == fitted_model.load(str(tmp_path / "alone.h5")).digest
+    )

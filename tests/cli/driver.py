@@ -12,7 +12,7 @@ from tests.launch import mpiexec
 SCRIPT = """
 import contextlib, io, json, pathlib, sys
 from mpigd.__main__ import main
-from mpigd.launch import launched
+from mpigd.parallel.launcher import launched
 
 rank, seen = (launched() or (0, 1))[0], {}
 for name, words in json.loads(pathlib.Path("commands.json").read_text()).items():

@@ -89,7 +89,11 @@ USE: dict[str, tuple[str, int, str]] = {
     "info of nothing": ("info none.h5", 65, "none.h5: no such file"),
     "info of text": ("info table.csv", 65, "table.csv: not an HDF5 file"),
 }  # fmt: skip
-CASES = {name: (f"train {words} --quiet", *rest) for name, (words, *rest) in TRAIN_DATA.items()} | OPTIONS | USE
+CASES = (
+    {name: (f"train {words} --quiet", *rest) for name, (words, *rest) in TRAIN_DATA.items()}
+    | OPTIONS
+    | USE
+)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +127,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file["X/data"], file["y"] = y, y
     os.mkfifo(where / "pipe")
     (where / "sub").mkdir()
-    (where / "sub" / "sparse.h5").write_bytes(Path(write(table, where / "sub", as_csr=True)[0]).read_bytes())
+    (where / "sub" / "sparse.h5").write_bytes(
+        Path(write(table, where / "sub", as_csr=True)[0]).read_bytes()
+    )
     (where / "sub" / "sparse.h5").rename(where / "sparse.h5")
     (where / "half.h5").write_bytes((where / "good.h5").read_bytes()[:1500])
     (where / "table.csv").write_text("a,b\n1,2\n")
@@ -141,7 +147,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def seen(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Done]]:
     """Per rank what each case did, in one process: TestJobs has whole jobs."""
     ranks = request.param
-    commands = {name: words for name, (words, _, _) in CASES.items() if ranks == 1 or not words.startswith("info")}
+    commands = {
+        name: words
+        for name, (words, _, _) in CASES.items()
+        if ranks == 1 or not words.startswith("info")
+    }
     return run_commands(ranks, commands, folder)
 
 
@@ -173,7 +183,9 @@ class TestJobs:
         done = job(ranks, *words.split(), folder=folder)
         assert done.returncode == code
         assert not [line for line in done.stdout.splitlines() if "mpigd" in line]
-        check_line("".join(line for line in done.stderr.splitlines(True) if line.startswith("mpigd")), text)
+        check_line(
+            "".join(line for line in done.stderr.splitlines(True) if line.startswith("mpigd")), text
+        )
         assert "Traceback" not in done.stderr
         if not ranks:
             check_line(done.stderr, text)
@@ -187,7 +199,11 @@ class TestJobs:
     @pytest.mark.parametrize("ranks", [0, 2])
     @pytest.mark.parametrize(
         "words",
-        ["train good.h5 --quiet -o sub", "predict model.h5 good.h5 -o no/where.h5", "train good.h5 --log no/where.jsonl --quiet"],
+        [
+            "train good.h5 --quiet -o sub",
+            "predict model.h5 good.h5 -o no/where.h5",
+            "train good.h5 --log no/where.jsonl --quiet",
+        ],
     )
     def test_what_cannot_be_written(self, words: str, ranks: int, folder: Path) -> None:
         """Rank 0 alone finds out; the job ends all the same."""
@@ -195,12 +211,17 @@ class TestJobs:
         assert done.returncode == 74, done.stderr
         ours = [line for line in done.stderr.splitlines() if line.startswith("mpigd: ")]
         assert len(ours) == 1
-        assert "train" not in words or len(done.stderr.splitlines()) == 1, "the launcher has nothing to add"
+        assert "train" not in words or len(done.stderr.splitlines()) == 1, (
+            "the launcher has nothing to add"
+        )
         assert words.replace(" --quiet", "").split()[-1] in ours[0]
         assert "Traceback" not in done.stderr
 
     def test_an_output_that_cannot_be_is_found_before_the_work(self, folder: Path) -> None:
-        check_line(job(0, "train", "good.h5", "-o", "sub", folder=folder).stderr, "sub: cannot be written: it is a folder")
+        check_line(
+            job(0, "train", "good.h5", "-o", "sub", folder=folder).stderr,
+            "sub: cannot be written: it is a folder",
+        )
 
     def test_a_full_disk_below_the_log(self, folder: Path) -> None:
         done = job(0, "train", "good.h5", "--log", "/dev/full", "--quiet", folder=folder)
@@ -226,10 +247,12 @@ def command(words: str) -> list[str]:
     return [sys.executable, "-m", "mpigd", *words.split()]
 
 
-def test_what_nobody_foresaw_is_an_internal_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_nobody_foresaw_is_an_internal_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fails(*_: Any) -> None:
         raise ZeroDivisionError("never seen")
 
-    monkeypatch.setattr("mpigd.info.describe", fails)
+    monkeypatch.setattr("mpigd.commands.info.describe", fails)
     assert main(["info", "any.h5"]) == 70
     assert "ZeroDivisionError: never seen" in capsys.readouterr().err

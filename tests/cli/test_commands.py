@@ -15,8 +15,8 @@ from scipy.special import expit, softmax
 from sklearn import metrics
 
 import mpigd
-from mpigd.config import FIELDS
-from mpigd.model.fitted import load
+from mpigd.config.schema import FIELDS
+from mpigd.scoring.fitted_model import load
 from tests.cli.driver import Done, run_commands
 from tests.launch import mpiexec, python
 from tests.scenarios import write
@@ -41,7 +41,18 @@ def rows(kind: str, n: int) -> Table:
 
 
 TRAIN, TEST = ({kind: rows(kind, n) for kind in LOSS} for n in (300, 170))
-SUMMARY = ["digest", "state_digest", "objective", "gradient_norm", "gap", "reads", "steps", "epochs", "stop_reason", "config"]
+SUMMARY = [
+    "digest",
+    "state_digest",
+    "objective",
+    "gradient_norm",
+    "gap",
+    "reads",
+    "steps",
+    "epochs",
+    "stop_reason",
+    "config",
+]
 Records = Callable[[int], list[dict[str, Done]]]
 
 
@@ -70,10 +81,16 @@ def records(folder: Path) -> Records:
             commands = {}
             for kind, options in KINDS.items():
                 model, test = f"{kind}/model{ranks}.h5", f"{kind}/test/*.h5"
-                commands[f"train {kind}"] = f"train {kind}/train/*.h5 -o {model} {options} --log {kind}/log{ranks}.jsonl"
+                commands[f"train {kind}"] = (
+                    f"train {kind}/train/*.h5 -o {model} {options} --log {kind}/log{ranks}.jsonl"
+                )
                 commands[f"evaluate {kind}"] = f"evaluate {model} {test} --json"
-                commands[f"predict {kind}"] = f"predict {model} {test} -o {kind}/pred{ranks}.h5 --csv"
-            commands["backwards"] = f"predict full/model{ranks}.h5 full/test/part1.h5 full/test/part0.h5 -o back{ranks}.h5"
+                commands[f"predict {kind}"] = (
+                    f"predict {model} {test} -o {kind}/pred{ranks}.h5 --csv"
+                )
+            commands["backwards"] = (
+                f"predict full/model{ranks}.h5 full/test/part1.h5 full/test/part0.h5 -o back{ranks}.h5"
+            )
             commands["shown"] = f"evaluate mini/model{ranks}.h5 mini/test/*.h5 --partition hash"
             known[ranks] = run_commands(ranks, commands, folder)
         return known[ranks]
@@ -139,7 +156,9 @@ def expected_scores(kind: str, table: Table, z: Any) -> dict[str, float]:
         p = softmax(z, axis=1)
         loss = metrics.log_loss(y, p, sample_weight=c)
         each = [metrics.roc_auc_score(y == q, p[:, q], sample_weight=c) for q in range(3)]
-        precision = [metrics.average_precision_score(y == q, p[:, q], sample_weight=c) for q in range(3)]
+        precision = [
+            metrics.average_precision_score(y == q, p[:, q], sample_weight=c) for q in range(3)
+        ]
         accuracy = metrics.accuracy_score(y, p.argmax(axis=1), sample_weight=c)
         means = {"auc": float(np.mean(each)), "average_precision": float(np.mean(precision))}
         return {"log_loss": loss, "accuracy": accuracy, "deviance": 2 * loss, **means}
@@ -171,18 +190,25 @@ def test_predict_in_row_order(kind: str, ranks: int, records: Records, folder: P
         second, truth = ("margin", z[:, 0]) if kind == "hinge" else ("probability", expit(z[:, 0]))
         assert set(found) == {"prediction", second}
         np.testing.assert_allclose(found[second], truth, rtol=1e-11, atol=1e-14)
-        np.testing.assert_array_equal(found["prediction"], LABELS.get(kind, np.arange(2))[(z[:, 0] > 0).astype(int)])
+        np.testing.assert_array_equal(
+            found["prediction"], LABELS.get(kind, np.arange(2))[(z[:, 0] > 0).astype(int)]
+        )
     with open(folder / kind / f"pred{ranks}.csv", encoding="utf-8") as table:
         lines = list(csv.DictReader(table))
     assert [float(line["prediction"]) for line in lines] == found["prediction"].tolist()
 
 
 @pytest.mark.parametrize("ranks", RANKS)
-def test_predictions_follow_the_order_of_the_files(ranks: int, records: Records, folder: Path) -> None:
+def test_predictions_follow_the_order_of_the_files(
+    ranks: int, records: Records, folder: Path
+) -> None:
     records(ranks)
     with h5py.File(folder / "full/test/part0.h5") as first:
         length = first["y"].shape[0]
-    with h5py.File(folder / f"full/pred{ranks}.h5") as file, h5py.File(folder / f"back{ranks}.h5") as back:
+    with (
+        h5py.File(folder / f"full/pred{ranks}.h5") as file,
+        h5py.File(folder / f"back{ranks}.h5") as back,
+    ):
         forth = file["probability"][...]
         np.testing.assert_array_equal(back["probability"], np.r_[forth[length:], forth[:length]])
 
@@ -197,7 +223,10 @@ def test_a_table_for_people(records: Records) -> None:
 def test_the_log_has_every_number(records: Records, folder: Path) -> None:
     for ranks in RANKS:
         records(ranks)
-        lines = [json.loads(line) for line in (folder / f"mini/log{ranks}.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line)
+            for line in (folder / f"mini/log{ranks}.jsonl").read_text().splitlines()
+        ]
         assert [line["event"] for line in lines] == ["start", "epoch", "epoch", "epoch", "end"]
         assert lines[0]["config"]["batch_size"] == 32
         assert lines[-1]["digest"] == load(f"{folder}/mini/model{ranks}.h5").digest
@@ -222,7 +251,12 @@ def test_info(records: Records, folder: Path) -> None:
     data = info(folder / "hinge/train/part0.h5")
     with h5py.File(folder / "hinge/train/part0.h5") as file:
         size = file["X/data"].shape[0]
-    assert (data["kind"], data["layout"], data["nonzeros"], data["columns"]) == ("data", "csr", size, 4)
+    assert (data["kind"], data["layout"], data["nonzeros"], data["columns"]) == (
+        "data",
+        "csr",
+        size,
+        4,
+    )
     assert data["extras"] == ["sample_weight"]
     shown = python("-m", "mpigd", "info", folder / "full/model1.h5").stdout
     assert f"{about['objective']:.8g}" in shown
@@ -231,7 +265,17 @@ def test_info(records: Records, folder: Path) -> None:
 
 def test_checkpoints_on_the_command_line(folder: Path, tmp_path: Path) -> None:
     full = [*KINDS["full"].split(), "--optimizer", "nesterov"]
-    words = ["-m", "mpigd", "train", f"{folder}/full/train/*.h5", "-o", "m.h5", *full, "--checkpoint", "saved"]
+    words = [
+        "-m",
+        "mpigd",
+        "train",
+        f"{folder}/full/train/*.h5",
+        "-o",
+        "m.h5",
+        *full,
+        "--checkpoint",
+        "saved",
+    ]
     first = mpiexec(2, *words, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     digest = load(str(tmp_path / "m.h5")).digest
@@ -253,16 +297,40 @@ def test_precedence(folder: Path, tmp_path: Path) -> None:
         'mode = "minibatch"\nlr = 0.5\nquiet = true\n'
     )
     variables = {"MPIGD_L2": "0.2", "MPIGD_EPOCHS": "8", "MPIGD_INTERCEPT": "no"}
-    done = python("-m", "mpigd", "train", "--config", "run.toml", "--epochs", "2", "--seed", "5", cwd=tmp_path, env=variables)
+    done = python(
+        "-m",
+        "mpigd",
+        "train",
+        "--config",
+        "run.toml",
+        "--epochs",
+        "2",
+        "--seed",
+        "5",
+        cwd=tmp_path,
+        env=variables,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     config = load(str(tmp_path / "m.h5")).config
     assert (config.epochs, config.seed, config.l2, config.intercept) == (2, 5, 0.2, False)
-    assert (config.loss, config.batch_size, config.mode, config.learning_rate) == ("logistic", 9, "minibatch", 0.5)
+    assert (config.loss, config.batch_size, config.mode, config.learning_rate) == (
+        "logistic",
+        9,
+        "minibatch",
+        0.5,
+    )
     assert (config.momentum, config.optimizer, config.lr_schedule) == (0.9, "adam", "cosine")
 
 
 def test_dry_run(folder: Path, tmp_path: Path) -> None:
-    words = ["-m", "mpigd", "train", f"{folder}/mini/train/*.h5", *KINDS["mini"].split(), "--dry-run"]
+    words = [
+        "-m",
+        "mpigd",
+        "train",
+        f"{folder}/mini/train/*.h5",
+        *KINDS["mini"].split(),
+        "--dry-run",
+    ]
     done = mpiexec(2, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "300 rows x 4 columns (dense) in 3 file(s), 2 rank(s)" in done.stdout
@@ -271,7 +339,10 @@ def test_dry_run(folder: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("words", "spared"), [("--help", "mpi4py numba"), ("--version", "mpi4py numba"), ("info {}", "mpi4py")])
+@pytest.mark.parametrize(
+    ("words", "spared"),
+    [("--help", "mpi4py numba"), ("--version", "mpi4py numba"), ("info {}", "mpi4py")],
+)
 def test_what_is_not_needed_is_not_loaded(words: str, spared: str, folder: Path) -> None:
     """Also under a launcher."""
     script = (
@@ -293,7 +364,12 @@ OTHERS = 620  # those of them that are not our own: one import may bring hundred
 def test_a_rank_imports_few_modules(folder: Path, tmp_path: Path) -> None:
     """If this fails: what new import is on the way to training, and can it wait inside a function?"""
     root = Path(__file__).resolve().parents[2]
-    words = [str(root / "scripts/bench/inside.py"), str(tmp_path / "note"), "train", str(folder / "full/train/part0.h5")]
+    words = [
+        str(root / "scripts/bench/inside.py"),
+        str(tmp_path / "note"),
+        "train",
+        str(folder / "full/train/part0.h5"),
+    ]
     done = mpiexec(2, *words, "-o", "model.h5", "--quiet", "--epochs", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     notes = [json.loads((tmp_path / f"note.{rank}").read_text()) for rank in range(2)]

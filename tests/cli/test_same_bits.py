@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mpigd.model import fitted
+from mpigd.scoring import fitted_model
 from tests.faults.jobs import FULL
 from tests.launch import OPENMPI_VARIABLES, ROOT, environment
 from tests.scenarios import generate, write
@@ -29,7 +29,9 @@ RUNS = {
 
 def run(arguments: list[str], **variables: str) -> str:
     env = environment(variables)
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, timeout=280, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=env, timeout=280, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -43,7 +45,11 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_way_to_run_gives_one_digest(table: Path) -> None:
     """scripts/same_bits.py on small data: ranks, threads, partitions, files, MPI libraries, stopped and continued."""
-    variables = {"TEST_OPENMPI_PYTHON": os.environ["TEST_OPENMPI_PYTHON"]} if "TEST_OPENMPI_PYTHON" in os.environ else {}
+    variables = (
+        {"TEST_OPENMPI_PYTHON": os.environ["TEST_OPENMPI_PYTHON"]}
+        if "TEST_OPENMPI_PYTHON" in os.environ
+        else {}
+    )
     shown = run(["scripts/same_bits.py", str(table)], **variables, **OPENMPI_VARIABLES)
     assert shown.count("the same bits") == 3
     assert "DIFFERENT" not in shown
@@ -60,16 +66,25 @@ def flags() -> set[str]:
 def test_code_compiled_for_other_cpus_gives_the_same_digest(kind: str, tmp_path: Path) -> None:
     loss, options = RUNS[kind]
     paths = write(generate(loss, n=300, d=37, weights=True), tmp_path, as_csr=kind == "csr")
-    able = [cpu for cpu, needed in CPUS.items() if {name.replace("avx512vnni", "avx512_vnni") for name in needed} <= flags()]
+    able = [
+        cpu
+        for cpu, needed in CPUS.items()
+        if {name.replace("avx512vnni", "avx512_vnni") for name in needed} <= flags()
+    ]
     assert able, "no other CPU can be tried"
     if not FULL:  # the one with the fewest instructions is the least like this machine; each compiles everything again
         able = able[:1]
 
     def digest(cpu: str) -> str:
         model = str(tmp_path / f"model-{cpu}.h5")
-        target = {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": ""} if cpu else {}  # else it has this machine's instructions
-        run(["-m", "mpigd", "train", *paths, "-o", model, "--quiet", "--loss", loss, *options], **target)
-        return fitted.load(model).digest
+        target = (
+            {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": ""} if cpu else {}
+        )  # else it has this machine's instructions
+        run(
+            ["-m", "mpigd", "train", *paths, "-o", model, "--quiet", "--loss", loss, *options],
+            **target,
+        )
+        return fitted_model.load(model).digest
 
     with ThreadPoolExecutor(2) as pool:  # they spend their time compiling
         digests = dict(zip(["", *able], pool.map(digest, ["", *able]), strict=True))

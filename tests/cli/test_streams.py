@@ -51,7 +51,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def shell(words: str, how: str, folder: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def shell(
+    words: str, how: str, folder: Path, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """`mpigd WORDS` in a shell, with redirections `how`."""
     said = environment(env)
     said.pop("PYTHONUNBUFFERED", None)  # what is written at the very end is the harder case
@@ -88,7 +90,9 @@ def test_the_work_is_done_all_the_same(command: str, how: str, folder: Path) -> 
     assert not full or done.stderr.endswith(FULL)
     assert "Traceback" not in done.stdout + done.stderr
     with h5py.File(made) as file:
-        assert {"train": "coef", "cv": "coef", "predict": "prediction", "import": "X"}[command] in file
+        assert {"train": "coef", "cv": "coef", "predict": "prediction", "import": "X"}[
+            command
+        ] in file
     if command in ("train", "cv"):
         assert mpigd.load(made).digest
 
@@ -100,7 +104,12 @@ def test_ranks_without_streams(how: str, folder: Path) -> None:
     words = f"exec {sys.executable} -m mpigd {WRITES['train']} --threads 1 {how}"
     launcher = str(Path(sys.executable).parent / "mpiexec")
     done = subprocess.run(
-        [launcher, "-n", "2", "sh", "-c", words], cwd=folder, env=environment(), timeout=120, check=False, capture_output=True
+        [launcher, "-n", "2", "sh", "-c", words],
+        cwd=folder,
+        env=environment(),
+        timeout=120,
+        check=False,
+        capture_output=True,
     )
     assert done.returncode == 0, done.stderr
     assert mpigd.load(folder / "made.h5").digest == mpigd.load(folder / "model.h5").digest
@@ -142,7 +151,9 @@ def test_letters_that_the_encoding_lacks(command: str, env: dict[str, str], fold
     code = env.get("PYTHONIOENCODING", "ascii").partition(":")[0]
     said = environment(env)
     words = [sys.executable, "-m", "mpigd", *COMMANDS[command].split()]
-    done = subprocess.run(words, cwd=folder, env=said, timeout=120, check=False, capture_output=True)
+    done = subprocess.run(
+        words, cwd=folder, env=said, timeout=120, check=False, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
     assert NAME.encode(code, errors="backslashreplace") in done.stdout
 
@@ -153,21 +164,31 @@ def test_a_name_that_no_encoding_has(folder: Path) -> None:
     (folder / os.fsdecode(name)).unlink(missing_ok=True)
     os.link(folder / "model.h5", os.path.join(os.fsencode(folder), name))
     words = [sys.executable, "-m", "mpigd", "info", name]
-    done = subprocess.run(words, cwd=folder, env=environment(), timeout=120, check=False, capture_output=True)
+    done = subprocess.run(
+        words, cwd=folder, env=environment(), timeout=120, check=False, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"bad")
     words[-1] = b"none\xff.h5"
-    done = subprocess.run(words, cwd=folder, env=environment(), timeout=120, check=False, capture_output=True)
+    done = subprocess.run(
+        words, cwd=folder, env=environment(), timeout=120, check=False, capture_output=True
+    )
     assert done.returncode == 65, done.stderr
     assert b"no such file" in done.stderr
 
 
 def test_a_library_in_a_program_without_streams(folder: Path) -> None:
     """sys.stderr is None in a daemon, and a program may have closed it, or put something of its own there."""
-    for lost in ("sys.stdout = sys.stderr = None", "sys.stderr.close()", "os.close(1); os.close(2)"):
+    for lost in (
+        "sys.stdout = sys.stderr = None",
+        "sys.stderr.close()",
+        "os.close(1); os.close(2)",
+    ):
         train = "mpigd.train('table.h5', loss='logistic', quiet=False)"
         script = f"import os, sys, mpigd; {lost}; {train}.save('made.h5'); os._exit(7)"
         (folder / "made.h5").unlink(missing_ok=True)
-        done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment(), timeout=120, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=folder, env=environment(), timeout=120, check=False
+        )
         assert done.returncode == 7
         assert mpigd.load(folder / "made.h5").digest == mpigd.load(folder / "model.h5").digest

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpigd.model import fitted
+from mpigd.scoring import fitted_model
 from tests.launch import CEILING, Job, mpiexec, python, start
 from tests.scenarios import generate, write
 
@@ -18,7 +18,10 @@ SEED = int(os.environ.get("TEST_SEED", "3"))  # scripts/faults.sh takes another 
 RANKS = 3
 LIMIT = CEILING  # seconds for a job that should end by itself
 HANG = 3  # seconds, as --hang-timeout
-SOON = {"OMPI_MCA_mpi_ft_detector_period": "1", "OMPI_MCA_mpi_ft_detector_timeout": "4"}  # standing still
+SOON = {
+    "OMPI_MCA_mpi_ft_detector_period": "1",
+    "OMPI_MCA_mpi_ft_detector_timeout": "4",
+}  # standing still
 NOT_STARTED = "The PMIx server's listener thread failed to start"
 FORTY_STEPS = ("--mode", "minibatch", "--batch-size", "60", "--epochs", "4")
 Schedule = Mapping[str, list[tuple[int, str]]]
@@ -41,20 +44,51 @@ class Place:
         self.folder = folder
         self.data = write(generate("logistic", n=600, d=6, weights=True), folder)
 
-    def train(self, name: str, schedule: Schedule | None = None, *options: str, steps: Sequence[str] = FORTY_STEPS) -> list[str]:
+    def train(
+        self,
+        name: str,
+        schedule: Schedule | None = None,
+        *options: str,
+        steps: Sequence[str] = FORTY_STEPS,
+    ) -> list[str]:
         """Saved in the folder NAME, the model is NAME.h5."""
         words = ["-m", "tests.faults.run", json.dumps(schedule)] if schedule else ["-m", "mpigd"]
-        words += ["train", *self.data, "-o", str(self.folder / f"{name}.h5"), "--loss", "logistic", *steps]
+        words += [
+            "train",
+            *self.data,
+            "-o",
+            str(self.folder / f"{name}.h5"),
+            "--loss",
+            "logistic",
+            *steps,
+        ]
         words += ["--quiet", "--threads", "1", "--hang-timeout", str(HANG)]
-        return [*words, "--checkpoint", str(self.folder / name), "--checkpoint-every", "2", *options]
+        return [
+            *words,
+            "--checkpoint",
+            str(self.folder / name),
+            "--checkpoint-every",
+            "2",
+            *options,
+        ]
 
     def start(
-        self, name: str, schedule: Schedule | None = None, *options: str, flavour: str = "mpich", cwd: Path | None = None
+        self,
+        name: str,
+        schedule: Schedule | None = None,
+        *options: str,
+        flavour: str = "mpich",
+        cwd: Path | None = None,
     ) -> Job:
         return start(RANKS, *self.train(name, schedule, *options), flavour=flavour, cwd=cwd)
 
     def run(
-        self, name: str, schedule: Schedule | None = None, *options: str, flavour: str = "mpich", cwd: Path | None = None
+        self,
+        name: str,
+        schedule: Schedule | None = None,
+        *options: str,
+        flavour: str = "mpich",
+        cwd: Path | None = None,
     ) -> Ended:
         with self.start(name, schedule, *options, flavour=flavour, cwd=cwd) as job:
             done = job.finish(LIMIT)
@@ -65,11 +99,15 @@ class Place:
         steps: Sequence[str] = FORTY_STEPS, env: Mapping[str, str] | None = None,
     ) -> Ended:  # fmt: skip
         """Four ranks that may die, with Open MPI. Again where its launcher gave up before any was there: 3 in 1,000."""
-        words = self.train(name, schedule, "--hang-timeout", "60", "--on-failure", "shrink", *options, steps=steps)
+        words = self.train(
+            name, schedule, "--hang-timeout", "60", "--on-failure", "shrink", *options, steps=steps
+        )
         for _ in range(3):
             with start(4, *words, flavour="openmpi", env=env, options=("--with-ft", "ulfm")) as job:
                 done = job.finish(LIMIT)
-                ended = Ended(done.returncode, done.stdout + done.stderr, time.time(), job.survivors())
+                ended = Ended(
+                    done.returncode, done.stdout + done.stderr, time.time(), job.survivors()
+                )
             if NOT_STARTED not in ended.said:
                 break
         return ended
@@ -80,7 +118,7 @@ class Place:
         return done.stdout
 
     def digest(self, name: str) -> str:
-        return fitted.load(str(self.folder / f"{name}.h5")).digest
+        return fitted_model.load(str(self.folder / f"{name}.h5")).digest
 
     def warm(self) -> None:
         """Compile what the runs need, for both libraries: alone, for waiting ranks take the cores from the one that compiles."""

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mpigd import cache, launch
+from mpigd.parallel import kernel_cache, launcher
 
 
 def gone() -> None:
@@ -78,7 +78,7 @@ def told() -> None:
 
 def saved() -> None:
     """Wait until there is a checkpoint: a disk may take longer for the first one than all steps do."""
-    from mpigd.checkpoint import found
+    from mpigd.training.checkpoint import found
 
     while not found(sys.argv[sys.argv.index("--checkpoint") + 1]):
         time.sleep(0.01)
@@ -111,12 +111,14 @@ ACTIONS: dict[str, Callable[[], Any]] = {
 
 def inject(schedule: dict[str, list[tuple[int, str]]]) -> None:
     """Let the actions happen where the schedule says."""
-    from mpigd import checkpoint, elastic, interrupt, supervise, survive, trainer, world
-    from mpigd.comm import SelfComm
+    from mpigd.parallel import elastic, session
+    from mpigd.parallel.comm import SelfComm
+    from mpigd.training import checkpoint, recovery, run_guard, trainer
+    from mpigd.training.callbacks import preemption
 
-    supervise.PATIENCE = float(os.environ.get("TEST_PATIENCE", supervise.PATIENCE))
+    run_guard.PATIENCE = float(os.environ.get("TEST_PATIENCE", run_guard.PATIENCE))
 
-    rank, size = launch.launched() or (0, 1)
+    rank, size = launcher.launched() or (0, 1)
     if os.environ.get("TEST_ELSEWHERE") == str(rank):  # the others cannot reach its process
         socket.gethostname = lambda: "elsewhere"
 
@@ -146,19 +148,24 @@ def inject(schedule: dict[str, list[tuple[int, str]]]) -> None:
         return lambda *given, **more: (at(place), usual(*given, **more))[1]
 
     done = set[int]()
-    steps, usual_before, usual_after, usual_leave = [0], interrupt.Interruption.before, survive.Memory.after, world.leave
-    interrupt.Interruption.before = before  # type: ignore[method-assign]
-    survive.Memory.after = after  # type: ignore[method-assign]
+    steps, usual_before, usual_after, usual_leave = (
+        [0],
+        preemption.Interruption.before,
+        recovery.Memory.after,
+        session.leave,
+    )
+    preemption.Interruption.before = before  # type: ignore[method-assign]
+    recovery.Memory.after = after  # type: ignore[method-assign]
     trainer.read = first("load", trainer.read)
     trainer.Run.model = first("model", trainer.Run.model)  # type: ignore[method-assign]
     checkpoint.Checkpoint._fill = first("save", checkpoint.Checkpoint._fill)  # type: ignore[method-assign]
     elastic.ElasticComm.mend = first("mend", elastic.ElasticComm.mend)  # type: ignore[method-assign]
     elastic.ElasticComm._agreed = first("agree", elastic.ElasticComm._agreed)  # type: ignore[method-assign]
-    world.leave = leave
+    session.leave = leave
 
 
 if __name__ == "__main__":
-    cache.prepare()  # before numba is imported
+    kernel_cache.prepare()  # before numba is imported
     inject(json.loads(sys.argv[1]))
     from mpigd.__main__ import main
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from mpigd.model import fitted
+from mpigd.scoring import fitted_model
 from tests.faults.jobs import HANG, Place
 from tests.launch import FLAVOURS, mpiexec, python, start
 
 ROWS = """
 import os, sys, time, numpy as np, mpigd
-from mpigd.launch import launched
+from mpigd.parallel.launcher import launched
 rank = launched()[0]
 X = np.random.default_rng(0).normal(size=(60, 3))
 y = X[:, 0] + np.random.default_rng(1).normal(size=60)
@@ -40,7 +40,8 @@ def test_one_rank_alone_trains(what: str, flavour: str) -> None:
         assert job.survivors() == []
     assert done.returncode == 70, done.stderr
     said = (
-        rf"mpigd: mpigd\.train has waited {HANG} s \(--hang-timeout\) for the other ranks to call it too: all 2 ranks must call"
+        rf"mpigd: mpigd\.train has waited {HANG} s \(--hang-timeout\) for the other ranks to call it too: "
+        r"all 2 ranks must call"
     )
     assert re.search(said, done.stderr), done.stderr
 
@@ -50,7 +51,10 @@ def test_another_command_alone(place: Place) -> None:
     words = [*place.train("another", None)]
     done = mpiexec(1, *words, ":", "-n", "1", sys.executable, "-c", "import time; time.sleep(600)")
     assert done.returncode == 70, done.stderr
-    assert "mpigd train has waited 30 s (--hang-timeout) for the other ranks to call it too" in done.stderr
+    assert (
+        "mpigd train has waited 30 s (--hang-timeout) for the other ranks to call it too"
+        in done.stderr
+    )
 
 
 WAITS = """
@@ -75,7 +79,12 @@ def test_ranks_with_different_commands(place: Place) -> None:
     words = place.train("different")
     done = mpiexec(1, *words, ":", "-n", "1", sys.executable, "-m", "mpigd", "doctor")
     assert done.returncode == 69, done.stderr
-    assert done.stderr.count("mpigd: rank 0 calls mpigd train, rank 1 calls mpigd doctor: all ranks must call the same") == 1
+    assert (
+        done.stderr.count(
+            "mpigd: rank 0 calls mpigd train, rank 1 calls mpigd doctor: all ranks must call the same"
+        )
+        == 1
+    )
 
 
 POOL = """
@@ -96,7 +105,8 @@ if __name__ == "__main__":
         print("\\n".join(pool.map(work, [path, path])), flush=True)
 """
 NO_RANK = (
-    r"69 this process was made by rank \d \(a fork, or a pool of multiprocessing\) and is no rank of MPI: pass (comm=.*) \((.*)\)"
+    r"69 this process was made by rank \d \(a fork, or a pool of multiprocessing\) and is no rank of MPI: "
+    r"pass (comm=.*) \((.*)\)"
 )
 
 
@@ -110,13 +120,26 @@ def test_a_pool_of_processes(method: str, first: bool, place: Place, tmp_path: P
     told = [re.match(NO_RANK, line) for line in done.stdout.splitlines()]
     assert len(told) == 4
     assert all(told), done.stdout
-    alone = python("-m", "mpigd", "train", place.data[0], "--loss", "logistic", "-o", tmp_path / "model.h5", "--threads", "1")
+    alone = python(
+        "-m",
+        "mpigd",
+        "train",
+        place.data[0],
+        "--loss",
+        "logistic",
+        "-o",
+        tmp_path / "model.h5",
+        "--threads",
+        "1",
+    )
     assert alone.returncode == 0, alone.stderr
-    expected = [fitted.load(str(tmp_path / "model.h5")).digest] * 2
+    expected = [fitted_model.load(str(tmp_path / "model.h5")).digest] * 2
     assert told[0] is not None
     words[0].write_text(POOL.format(imported=told[0][2], given=f", {told[0][1]}"))  # type: ignore[union-attr]
     done = mpiexec(2, *words)
     assert done.stdout.split() == 2 * expected, done.stderr
     words[0].write_text(POOL.format(imported="", given=""))  # type: ignore[union-attr]
     assert python(*words).stdout.split() == expected
-    assert mpiexec(1, *words).stdout.split() == expected, "one rank: nobody could be meant but the process itself"
+    assert mpiexec(1, *words).stdout.split() == expected, (
+        "one rank: nobody could be meant but the process itself"
+    )

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from mpigd import checkpoint
 from mpigd.errors import DataError
-from mpigd.recorder import flights
+from mpigd.parallel.flight_recorder import flights
+from mpigd.training import checkpoint
 from tests.faults.jobs import FULL, LIMIT, RANKS, SEED, Place
 from tests.launch import FLAVOURS
 
@@ -23,15 +23,25 @@ from tests.launch import FLAVOURS
 @pytest.mark.parametrize("flavour", FLAVOURS if FULL else ["mpich"])
 def test_killed_at_random_moments(flavour: str, place: Place) -> None:
     """A save after every step, of 5 ms and more; victims in turn."""
-    chance, name, folder = random.Random(SEED), f"random-{flavour}", place.folder / f"random-{flavour}"
+    chance, name, folder = (
+        random.Random(SEED),
+        f"random-{flavour}",
+        place.folder / f"random-{flavour}",
+    )
     for turn in range(24 if FULL else 3):
         for old in folder.glob("flight-*.bin"):  # of the processes killed before
             old.unlink()
-        with place.start(name, {"always": [(1, "slow")]}, "--checkpoint-every", "1", flavour=flavour) as job:
+        with place.start(
+            name, {"always": [(1, "slow")]}, "--checkpoint-every", "1", flavour=flavour
+        ) as job:
             deadline, victims = time.monotonic() + LIMIT, dict[int, int]()
-            while len(victims) < RANKS and time.monotonic() < deadline and job.process.poll() is None:
+            while (
+                len(victims) < RANKS and time.monotonic() < deadline and job.process.poll() is None
+            ):
                 try:
-                    victims = {flight.rank: flight.pid for flight in flights(folder) if flight.step > 0}
+                    victims = {
+                        flight.rank: flight.pid for flight in flights(folder) if flight.step > 0
+                    }
                 except DataError:
                     time.sleep(0.05)
             time.sleep(chance.uniform(0.0, 1.0))
@@ -49,7 +59,9 @@ def test_killed_at_random_moments(flavour: str, place: Place) -> None:
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for the recorder's files and not for two checkpoints."""
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k,mode=700", "tmpfs", tmp_path], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=100k,mode=700", "tmpfs", tmp_path], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("no file system may be mounted here; unit tests have every error injected")
     yield tmp_path
@@ -61,7 +73,9 @@ def test_a_full_folder(small: Path, place: Place) -> None:
     words = ("--checkpoint", str(small / "saved"))
     ended = place.run("full", None, *words)
     assert ended.code == 0, ended.said
-    assert "cannot be written: No space left on device; going on without this checkpoint" in ended.said
+    assert (
+        "cannot be written: No space left on device; going on without this checkpoint" in ended.said
+    )
     assert place.digest("full") == place.digest("alone")
     ended = place.run("stopped", None, *words, "--on-save-error", "stop")
     assert ended.code == 74, ended.said

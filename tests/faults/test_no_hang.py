@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pytest
 
 from mpigd.errors import DataError
-from mpigd.recorder import flights
+from mpigd.parallel.flight_recorder import flights
 from tests.faults.jobs import FULL, HANG, LIMIT, RANKS, Place
 from tests.launch import FLAVOURS, Job, mpiexec, needs_openmpi
 
@@ -41,12 +41,22 @@ CASES = [
     Case("os._exit", "5", (3,), FAILED + r"os\._exit"),
     Case("os._exit(0)", "5", (70,), FAILED + r"os\._exit"),
     # The rank has no last words. The launcher's code, or, where another rank saw it first, 75, for there is a checkpoint.
-    Case("_exit(0)", "5", (0, 1, 9, 75)),  # MPICH's mpiexec ends the others, and may yet report success: no model is there then
+    Case(
+        "_exit(0)", "5", (0, 1, 9, 75)
+    ),  # MPICH's mpiexec ends the others, and may yet report success: no model is there then
     Case("segv", "5", (11, 75, 139)),
     Case("kill", "5", (9, 75, 137)),
     Case("stop", "5", (75,), r"rank 1 \(process \d+\) is stopped", hangs=True),
-    Case("loop", "5", (75,), r"rank 1 on \S+ did not enter allreduce number \d+ \(step 5\)", hangs=True),
-    Case("loop", "load", (70,), r"rank 1 on \S+ did not enter \w+ number \d+ \(step 0\)", hangs=True),
+    Case(
+        "loop",
+        "5",
+        (75,),
+        r"rank 1 on \S+ did not enter allreduce number \d+ \(step 5\)",
+        hangs=True,
+    ),
+    Case(
+        "loop", "load", (70,), r"rank 1 on \S+ did not enter \w+ number \d+ \(step 0\)", hangs=True
+    ),
     Case("exception", "load", (70,), "RuntimeError: injected"),
     Case("kill", "load", (9, 70, 137)),
     Case("exception", "leave", (70,), r"mpigd: rank 1 on \S+ at step 40: RuntimeError: injected"),
@@ -69,7 +79,12 @@ REDUCED = {
     "openmpi": {("sys.exit", "5"), ("_exit(0)", "5"), ("segv", "5"), ("loop", "5")},
 }
 MATRIX = [
-    pytest.param(case, flavour, marks=[needs_openmpi] if flavour == "openmpi" else [], id=f"{flavour}-{case.action}-{case.at}")
+    pytest.param(
+        case,
+        flavour,
+        marks=[needs_openmpi] if flavour == "openmpi" else [],
+        id=f"{flavour}-{case.action}-{case.at}",
+    )
     for flavour, chosen in REDUCED.items()
     for case in CASES
     if FULL or (case.action, case.at) in chosen
@@ -83,7 +98,9 @@ def test_trouble_on_one_rank_ends_the_job(case: Case, flavour: str, place: Place
     assert ended.code in case.codes, ended.said
     assert re.search(case.says, ended.said), ended.said
     assert ended.left == []
-    assert (place.folder / f"{name}.h5").exists() == (case.at in ("leave", "exit"))  # code 0 with none is no success
+    assert (place.folder / f"{name}.h5").exists() == (
+        case.at in ("leave", "exit")
+    )  # code 0 with none is no success
     known = {flight.rank: flight for flight in flights(place.folder / name)}
     assert len(known) == RANKS
     if case.at == "5" and case.action != "stop":  # Open MPI wakes a stopped rank before it kills it
@@ -92,7 +109,9 @@ def test_trouble_on_one_rank_ends_the_job(case: Case, flavour: str, place: Place
         assert last is not None
         assert other is not None
         # Rank 0 waits for it, or MPICH's mpiexec saw a killed rank before rank 0 came to wait.
-        assert other.number == last.number + 1 or (flavour == "mpich" and 9 in case.codes and other.number == last.number)
+        assert other.number == last.number + 1 or (
+            flavour == "mpich" and 9 in case.codes and other.number == last.number
+        )
     # From the last sign of life of the rank in trouble: the start of three processes on a busy machine is no part of it.
     since = ended.until - max(entry.left for entry in known[1].entries)
     print(f"{name}: exit code {ended.code}, {since:.1f} s after the fault")
@@ -138,5 +157,7 @@ def test_the_flight_recorder_tells_who_died(place: Place) -> None:
     assert ended.code != 0
     said = place.postmortem("told")
     assert said.startswith("3 of 3 ranks left a record\n")
-    assert re.search(r"rank 2 on \S+ did not enter allreduce number [\d,]+ \(step 7\): it left number", said), said
+    assert re.search(
+        r"rank 2 on \S+ did not enter allreduce number [\d,]+ \(step 7\): it left number", said
+    ), said
     assert "rank 0 on" in said

@@ -8,14 +8,22 @@ import sys
 
 import pytest
 
-from mpigd.supervise import claim
+from mpigd.training.run_guard import claim
 from tests.faults.jobs import FULL, LIMIT, RANKS, Place
 from tests.launch import mpiexec, needs_openmpi
 
 SIGNALS = [
     ("usr1", "7", [1], "mpich"),
     pytest.param("usr1", "7", [0], "openmpi", marks=needs_openmpi),
-    *([("usr1", "load", [2], "mpich"), ("usr1", "7", [0, 1, 2], "mpich"), ("term", "7", [2], "mpich")] if FULL else []),
+    *(
+        [
+            ("usr1", "load", [2], "mpich"),
+            ("usr1", "7", [0, 1, 2], "mpich"),
+            ("term", "7", [2], "mpich"),
+        ]
+        if FULL
+        else []
+    ),
 ]
 
 
@@ -47,7 +55,9 @@ def test_a_budget_of_time(place: Place) -> None:
 
 def test_two_jobs_in_one_folder(place: Place) -> None:
     (held,) = claim(str(place.folder / "taken"), print)
-    done = mpiexec(RANKS, *place.train("taken", {"99": []}), env={"TEST_PATIENCE": "0.5"}, timeout=LIMIT)
+    done = mpiexec(
+        RANKS, *place.train("taken", {"99": []}), env={"TEST_PATIENCE": "0.5"}, timeout=LIMIT
+    )
     os.close(held)
     assert done.returncode == 69, done.stderr
     assert done.stderr.count(f"another job saves there (process {os.getpid()} on") == 1, done.stderr
@@ -55,6 +65,8 @@ def test_two_jobs_in_one_folder(place: Place) -> None:
 
 def test_an_option_that_one_rank_alone_has(place: Place) -> None:
     words = place.train("differs")
-    done = mpiexec(1, *words, ":", "-n", "1", "env", "MPIGD_L2=0.5", sys.executable, *words, timeout=LIMIT)
+    done = mpiexec(
+        1, *words, ":", "-n", "1", "env", "MPIGD_L2=0.5", sys.executable, *words, timeout=LIMIT
+    )
     assert done.returncode == 69, done.stderr
     assert done.stderr.count("mpigd: rank 1 was given other options than rank 0") == 1, done.stderr

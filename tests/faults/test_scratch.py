@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from mpigd import checkpoint
-from mpigd.model import fitted
+from mpigd.scoring import fitted_model
+from mpigd.training import checkpoint
 from tests.faults.jobs import LIMIT, Place
 from tests.launch import environment, mpiexec, python
 
-ELSEWHERE = "the working directory cannot be used (No such file or directory): cd to a folder that is there"
+ELSEWHERE = (
+    "the working directory cannot be used (No such file or directory): cd to a folder that is there"
+)
 
 
 @pytest.fixture
@@ -40,7 +42,8 @@ def test_the_model_was_to_lie_in_it(scratch: Path, place: Place) -> None:
     ended = place.run("model in it", {"7": [(0, "gone")]}, *options, cwd=scratch)
     assert ended.code == 75, ended.said
     told = re.search(
-        r"model\.h5: cannot be written: No such file or directory; the run is saved in (.*): run the same command", ended.said
+        r"model\.h5: cannot be written: No such file or directory; the run is saved in (.*): run the same command",
+        ended.said,
     )
     assert told, ended.said
     assert checkpoint.found(told[1])
@@ -51,7 +54,7 @@ def test_the_model_was_to_lie_in_it(scratch: Path, place: Place) -> None:
     (scratch / "model.h5").rmdir()
     again = place.run("model in it", None, *options, cwd=scratch)
     assert again.code == 0, again.said
-    assert fitted.load(str(scratch / "model.h5")).digest == place.digest("alone")
+    assert fitted_model.load(str(scratch / "model.h5")).digest == place.digest("alone")
 
 
 def test_all_that_is_written_lies_in_it_and_it_is_there_again(scratch: Path, place: Place) -> None:
@@ -59,7 +62,7 @@ def test_all_that_is_written_lies_in_it_and_it_is_there_again(scratch: Path, pla
     options = ("-o", "model.h5", "--checkpoint", "saved", "--log", "log.jsonl")
     ended = place.run("renewed", {"7": [(2, "renewed")]}, *options, cwd=scratch)
     assert ended.code == 0, ended.said
-    assert fitted.load(str(scratch / "model.h5")).digest == place.digest("alone")
+    assert fitted_model.load(str(scratch / "model.h5")).digest == place.digest("alone")
     assert checkpoint.read(checkpoint.found(str(scratch / "saved"))[0]).step == 40
     assert (scratch / "saved").stat().st_mode & 0o777 == 0o700
 
@@ -67,7 +70,10 @@ def test_all_that_is_written_lies_in_it_and_it_is_there_again(scratch: Path, pla
 def test_data_named_from_it_are_read_again(scratch: Path, place: Place) -> None:
     """Streamed rows, of which the files are opened at every pass."""
     data = [os.path.relpath(path, scratch) for path in place.data]
-    words = [word if word not in place.data else data[place.data.index(word)] for word in place.train("streams")]
+    words = [
+        word if word not in place.data else data[place.data.index(word)]
+        for word in place.train("streams")
+    ]
     streamed = [*words, "--max-memory", "4KB", "--shuffle", "blocks"]
     runs = [["-m", "mpigd"], ["-m", "tests.faults.run", '{"7": [[0, "renewed"]]}']]
     digests = set()
@@ -81,7 +87,9 @@ def test_data_named_from_it_are_read_again(scratch: Path, place: Place) -> None:
 def test_it_is_gone_before_the_start(scratch: Path, place: Place) -> None:
     """One sentence for the command, and an error of the family for the function."""
     script = "import os, sys; os.rmdir(os.getcwd()); " + "{}"
-    command = script.format(f"from mpigd.__main__ import main; sys.exit(main({place.train('none')[2:]!r}))")
+    command = script.format(
+        f"from mpigd.__main__ import main; sys.exit(main({place.train('none')[2:]!r}))"
+    )
     done = python("-c", command, cwd=scratch, timeout=LIMIT)
     assert (done.returncode, done.stderr) == (2, f"mpigd: {ELSEWHERE}\n")
     scratch.mkdir()
@@ -91,5 +99,11 @@ def test_it_is_gone_before_the_start(scratch: Path, place: Place) -> None:
     scratch.mkdir()  # the advice
     program = [sys.executable, *place.train("none", None, "--epochs", "1")]
     shell = 'cd scratch && rmdir ../scratch; cd .. && exec "$@"'
-    run = subprocess.run(["sh", "-c", shell, "sh", *program], cwd=scratch.parent, env=environment(), timeout=LIMIT, check=False)
+    run = subprocess.run(
+        ["sh", "-c", shell, "sh", *program],
+        cwd=scratch.parent,
+        env=environment(),
+        timeout=LIMIT,
+        check=False,
+    )
     assert run.returncode == 0

@@ -192,7 +192,7 @@ def _git(*words: str) -> str:
 
 def options_in(path: str) -> dict[str, Any]:
     """All options after reading a TOML file, under the names that the configuration stores."""
-    from mpigd.config import resolve, to_dict
+    from mpigd.config.schema import resolve, to_dict
 
     return to_dict(resolve({}, path, {})[0])
 

@@ -24,9 +24,10 @@ def rows(loss: Loss, m: int = 200) -> tuple[Array, Array, Array]:
     k = 4 if loss.kind == "multiclass" else 1
     z, c = rng.normal(size=(k, m)) * 2, rng.exponential(size=m)
     c[3] = 0.0
-    y = {"regression": np.abs(z[0] + rng.normal(size=m)) + 0.1, "multiclass": rng.integers(0, 4, m).astype(float)}.get(
-        loss.kind, (rng.random(m) < 0.5).astype(float)
-    )
+    y = {
+        "regression": np.abs(z[0] + rng.normal(size=m)) + 0.1,
+        "multiclass": rng.integers(0, 4, m).astype(float),
+    }.get(loss.kind, (rng.random(m) < 0.5).astype(float))
     return z, y, c
 
 
@@ -44,7 +45,9 @@ def second(loss: Loss, z: Array, y: Array, c: Array) -> Array:
 
 
 def test_every_smooth_loss_has_one_and_no_other() -> None:
-    assert {loss.name for loss in LOSSES.values() if loss.second is not None} == {loss.name for loss in SMOOTH}
+    assert {loss.name for loss in LOSSES.values() if loss.second is not None} == {
+        loss.name for loss in SMOOTH
+    }
 
 
 @EVERY
@@ -55,8 +58,14 @@ def test_products_are_finite_differences_of_the_residuals(loss: Loss) -> None:
     kernel = curvature.softmax_product if loss.kind == "multiclass" else curvature.product
     kernel(v, h, c, A, r, l)
     ahead, behind = (residuals(loss, z + side * step * v, y, c) for side in (1.0, -1.0))
-    kinks = np.abs(np.abs(z[0] - y) - A) < 1e-4 if loss.name == "huber" else np.zeros(y.size, dtype=bool)
-    np.testing.assert_allclose(r[:, ~kinks], ((ahead - behind) / (2 * step))[:, ~kinks], rtol=2e-7, atol=1e-7)
+    kinks = (
+        np.abs(np.abs(z[0] - y) - A) < 1e-4
+        if loss.name == "huber"
+        else np.zeros(y.size, dtype=bool)
+    )
+    np.testing.assert_allclose(
+        r[:, ~kinks], ((ahead - behind) / (2 * step))[:, ~kinks], rtol=2e-7, atol=1e-7
+    )
     assert (l == 1.0).all()
 
 
@@ -111,7 +120,9 @@ def test_outer_sums_are_right() -> None:
     Z, h = rng.uniform(-1, 1, size=(1000, 25)), rng.uniform(0, 1, 1000)
     found = outer(Z, h, [slice(a, a + 256) for a in range(0, 1000, 256)])
     np.testing.assert_allclose(found, np.triu((Z * h[:, None]).T @ Z), rtol=0, atol=1000 * 2.0**-43)
-    exact = sum((Fraction(float(h[i])) * Fraction(float(Z[i, 0])) ** 2 for i in range(1000)), Fraction(0))
+    exact = sum(
+        (Fraction(float(h[i])) * Fraction(float(Z[i, 0])) ** 2 for i in range(1000)), Fraction(0)
+    )
     assert abs(Fraction(float(found[0, 0])) - exact) < Fraction(1000, 2**43)
 
 
@@ -136,8 +147,13 @@ def test_rows_made_dense(intercept: int) -> None:
     S = sparse.csr_matrix(X)
     expected = np.column_stack([X - center, np.ones((40, intercept))]) * scale
     for first, last in ((0, 40), (7, 23)):
-        dense, csr = np.empty((last - first, 6 + intercept)), np.empty((last - first, 6 + intercept))
+        dense, csr = (
+            np.empty((last - first, 6 + intercept)),
+            np.empty((last - first, 6 + intercept)),
+        )
         curvature.dense_rows(X[first:last], center, scale, dense)
-        curvature.csr_rows(S.indptr[first : last + 1].astype(np.int64), S.indices, S.data, center, scale, csr)
+        curvature.csr_rows(
+            S.indptr[first : last + 1].astype(np.int64), S.indices, S.data, center, scale, csr
+        )
         np.testing.assert_array_equal(dense, expected[first:last])
         np.testing.assert_array_equal(csr, dense)

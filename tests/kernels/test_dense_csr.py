@@ -9,8 +9,29 @@ import scipy.sparse
 
 from mpigd_kernels import csr, dense
 
-DIMENSIONS = (0, 1, 2, 7, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64, 100)  # around the lanes of a dot product
-TYPES = [(np.float32, np.int32), (np.float32, np.int64), (np.float64, np.int32), (np.float64, np.int64)]
+DIMENSIONS = (
+    0,
+    1,
+    2,
+    7,
+    15,
+    16,
+    17,
+    31,
+    32,
+    33,
+    47,
+    48,
+    49,
+    64,
+    100,
+)  # around the lanes of a dot product
+TYPES = [
+    (np.float32, np.int32),
+    (np.float32, np.int64),
+    (np.float64, np.int32),
+    (np.float64, np.int64),
+]
 AS_THEY_LIE = np.empty(0, np.int64)  # no order: rows 0, 1, ...
 ROWS_PER_CALL = (0, 1, 3, 7, 8, 9, 16, 40)
 
@@ -46,7 +67,9 @@ def exact_margins(X, w, b):
     """X w + b, and the same of absolute values, as fractions."""
     W = [Fraction(float(v)) for v in w]
     products = [[Fraction(float(x)) * v for x, v in zip(row, W, strict=True)] for row in X]
-    return [sum(p, Fraction(b)) for p in products], [sum(map(abs, p), abs(Fraction(b))) for p in products]
+    return [sum(p, Fraction(b)) for p in products], [
+        sum(map(abs, p), abs(Fraction(b))) for p in products
+    ]
 
 
 @pytest.mark.parametrize("dtype, index", TYPES)
@@ -66,7 +89,9 @@ def test_dense_and_csr_agree(dtype, index):
     for d in DIMENSIONS:
         X, w, r = rows_of(rng, 41, d, dtype), rng.normal(size=d), rng.normal(size=41)
         triple = to_csr(X, index)
-        np.testing.assert_allclose(csr_margins(triple, w, -3.0), dense_margins(X, w, -3.0), rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(
+            csr_margins(triple, w, -3.0), dense_margins(X, w, -3.0), rtol=1e-12, atol=1e-12
+        )
         A, B = np.ones(d), np.ones(d)
         add_native(X, r, A)
         csr.add_rows(triple[0][:-1], triple[0][1:], *triple[1:], r, B)
@@ -81,7 +106,9 @@ def test_row_alone_and_in_any_block_same_margin(dtype, index):
         X, w = rows_of(rng, 88, d, dtype), rng.normal(size=d)
         indptr, indices, data = to_csr(X, index)
         alone = np.concatenate([dense_margins(X[i : i + 1].copy(), w, 0.1) for i in range(88)])
-        sparse = np.concatenate([csr_margins(to_csr(X[i : i + 1], index), w, 0.1) for i in range(88)])
+        sparse = np.concatenate(
+            [csr_margins(to_csr(X[i : i + 1], index), w, 0.1) for i in range(88)]
+        )
         for offset in range(8):
             for m in range(1, 81):
                 rows = slice(offset, offset + m)
@@ -116,7 +143,12 @@ def test_native_accumulation_in_any_number_of_calls_is_the_same():
 def test_several_outputs_have_the_bits_of_each_alone(dtype):
     rng = np.random.default_rng(9)
     for n, d, k in itertools.product((1, 3, 4, 9, 16), (1, 8, 13), (1, 3, 4, 5, 8, 10)):
-        X, W, R, b = rows_of(rng, n, d, dtype, 0.9), rng.normal(size=(k, d)), rng.normal(size=(k, n)), rng.normal(size=k)
+        X, W, R, b = (
+            rows_of(rng, n, d, dtype, 0.9),
+            rng.normal(size=(k, d)),
+            rng.normal(size=(k, n)),
+            rng.normal(size=k),
+        )
         Z, A = np.empty((k, n)), np.zeros((k, d))
         dense.margins_of_all(X, AS_THEY_LIE, 0, W, b, Z)
         dense.add_all(X, AS_THEY_LIE, 0, R, 0, n, A)
@@ -131,7 +163,12 @@ def test_several_outputs_have_the_bits_of_each_alone(dtype):
 def test_rows_in_an_order_have_the_bits_of_copies_of_them(dtype):
     rng = np.random.default_rng(10)
     for m, d, k in itertools.product((1, 3, 8, 41), (1, 13, 32), (1, 5)):
-        X, W, R, b = rows_of(rng, 60, d, dtype), rng.normal(size=(k, d)), rng.normal(size=(k, m)), rng.normal(size=k)
+        X, W, R, b = (
+            rows_of(rng, 60, d, dtype),
+            rng.normal(size=(k, d)),
+            rng.normal(size=(k, m)),
+            rng.normal(size=k),
+        )
         order, first = rng.integers(0, 60, 5 + m), 5
         copies = np.ascontiguousarray(X[order[first:]])
         Z, A, Z2, A2 = np.empty((k, m)), np.zeros((k, d)), np.empty((k, m)), np.zeros((k, d))
@@ -187,7 +224,9 @@ def test_scrub_takes_subnormals_and_finds_the_first_that_is_not_finite(dtype):
             v = np.ones(100, dtype=dtype)
             v[[place, 99]] = bad
             assert dense.scrub(v, float(info.tiny)) == place
-            assert np.array_equal(v[place], dtype(bad), equal_nan=True), "what is wrong must stay to be seen"
+            assert np.array_equal(v[place], dtype(bad), equal_nan=True), (
+                "what is wrong must stay to be seen"
+            )
     assert dense.scrub(np.empty(0, dtype), float(info.tiny)) == -1
 
 
@@ -197,9 +236,18 @@ def test_gather_copies_rows_in_the_order_given(dtype, index):
     X = rows_of(rng, 25, 8, dtype)
     X[4] = 0.0
     indptr, indices, data = to_csr(X, index)
-    for chosen in (rng.integers(0, 25, 60), np.array([4, 4, 24, 0]), np.empty(0, dtype=np.int64), np.arange(25)):
+    for chosen in (
+        rng.integers(0, 25, 60),
+        np.array([4, 4, 24, 0]),
+        np.empty(0, dtype=np.int64),
+        np.arange(25),
+    ):
         size = int(np.diff(indptr)[chosen].sum())
-        out = np.empty(chosen.size + 1, dtype=np.int64), np.empty(size, index), np.empty(size, dtype)
+        out = (
+            np.empty(chosen.size + 1, dtype=np.int64),
+            np.empty(size, index),
+            np.empty(size, dtype),
+        )
         csr.gather(indptr, indices, data, chosen, *out)
         found = scipy.sparse.csr_matrix((out[2], out[1], out[0]), shape=(chosen.size, 8))
         assert np.array_equal(found.toarray(), X[chosen])
@@ -218,7 +266,9 @@ def test_sort_rows(dtype, index):
     assert mixed_indices.tobytes() == indices.tobytes() and mixed_data.tobytes() == data.tobytes()
 
 
-@pytest.mark.parametrize("row, wrong", [(0, [0, 3, 0]), (2, [5, 1, 5]), (1, [2, 2]), (3, [7, -1]), (0, [8]), (2, [-1])])
+@pytest.mark.parametrize(
+    "row, wrong", [(0, [0, 3, 0]), (2, [5, 1, 5]), (1, [2, 2]), (3, [7, -1]), (0, [8]), (2, [-1])]
+)
 def test_sort_rows_names_the_first_bad_row(row, wrong):
     rows = [[3, 1, 0], [], [6, 7], [2]]
     rows[row] = wrong

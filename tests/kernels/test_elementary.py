@@ -63,7 +63,9 @@ def worst(function, truth, x):
 def exp_arguments():
     rng = np.random.default_rng(0)
     near_halves = (np.arange(-900, 900, 7) + 0.5) * math.log(2)  # where the power of two changes
-    near = np.concatenate([near_halves, np.nextafter(near_halves, np.inf), np.nextafter(near_halves, -np.inf)])
+    near = np.concatenate(
+        [near_halves, np.nextafter(near_halves, np.inf), np.nextafter(near_halves, -np.inf)]
+    )
     x = np.concatenate([
         rng.uniform(-708, 709.78, 1500), rng.uniform(-1, 1, 500), near, 10.0 ** rng.uniform(-300, 0, 100),
         [0.0, -0.0, 5e-324, -708.0, 708.9, 709.0, 709.2, 709.5, 709.782712893384],
@@ -77,7 +79,9 @@ def test_exp_to_two_units_in_the_last_place():
 
 
 def test_exp_at_and_beyond_its_ends():
-    assert of(each_exp, [709.79, 710.0, 711.0, 800.0, 1e6, 1e300, math.inf]).tolist() == [math.inf] * 7
+    assert (
+        of(each_exp, [709.79, 710.0, 711.0, 800.0, 1e6, 1e300, math.inf]).tolist() == [math.inf] * 7
+    )
     floor = of(each_exp, [-708.0, -708.5, -745.0, -800.0, -1e6, -1e300, -math.inf])
     assert np.all(floor == floor[0])
     assert floor[0] == pytest.approx(math.exp(-708), rel=1e-15)
@@ -111,7 +115,9 @@ def test_log_hides_nothing():
 
 def test_log1p_unit_to_two_units_in_the_last_place():
     rng = np.random.default_rng(2)
-    e = np.concatenate([rng.uniform(0, 1, 1500), 10.0 ** rng.uniform(-300, 0, 500), [1.0, 0.5, 3e-308]])
+    e = np.concatenate(
+        [rng.uniform(0, 1, 1500), 10.0 ** rng.uniform(-300, 0, 500), [1.0, 0.5, 3e-308]]
+    )
 
     def truth(x):
         return (1 + x).ln() if x > Decimal("1e-18") else x - x * x / 2
@@ -136,10 +142,14 @@ def test_same_bits_at_every_place_and_length(function):
 def test_fma_rounds_once():
     rng = np.random.default_rng(4)
     a, b = rng.normal(size=(2, 500)) * 10.0 ** rng.integers(-30, 30, (2, 500))
-    c = -(a * b) * rng.choice([1.0, 1 + 2.0**-52, 1e-17, 1e17], 500)  # cancels all but the rounding error, or nearly
+    c = -(a * b) * rng.choice(
+        [1.0, 1 + 2.0**-52, 1e-17, 1e17], 500
+    )  # cancels all but the rounding error, or nearly
     out = np.empty(500)
     each_fma(a, b, c, out)
-    exact = [float(Fraction(x) * Fraction(y) + Fraction(z)) for x, y, z in zip(a, b, c, strict=True)]
+    exact = [
+        float(Fraction(x) * Fraction(y) + Fraction(z)) for x, y, z in zip(a, b, c, strict=True)
+    ]
     assert out.tolist() == exact
     assert np.any(out != a * b + c)
 
@@ -173,7 +183,10 @@ def dot_in_lanes(x, w):
 def test_dot_rows_add_in_its_documented_order(dtype):
     rng = np.random.default_rng(6)
     for d in (*range(LANES + 3), 2 * LANES - 1, 2 * LANES, 3 * LANES + 5, 100):
-        X, w = (rng.normal(size=(11, d)) * 10.0 ** rng.integers(-4, 4, (11, d))).astype(dtype), rng.normal(size=d)
+        X, w = (
+            (rng.normal(size=(11, d)) * 10.0 ** rng.integers(-4, 4, (11, d))).astype(dtype),
+            rng.normal(size=d),
+        )
         z = np.empty(11)
         margins(X, w, 0.0, z)
         assert z.tolist() == [dot_in_lanes(row, w) for row in X]
@@ -181,7 +194,13 @@ def test_dot_rows_add_in_its_documented_order(dtype):
 
 def test_dot_rows_refuse_what_it_would_read_wrongly():
     X, w, z = np.ones((6, 4)), np.ones(4), np.empty(6)
-    wrong = [(np.asfortranarray(X), w), (X[:, :2], w[:2]), (X[::2], w), (X, np.ones(8)[::2]), (X, w.astype(np.float32))]
+    wrong = [
+        (np.asfortranarray(X), w),
+        (X[:, :2], w[:2]),
+        (X[::2], w),
+        (X, np.ones(8)[::2]),
+        (X, w.astype(np.float32)),
+    ]
     for matrix, weights in wrong:
         with pytest.raises(TypingError, match="C-contiguous"):
             margins(matrix, weights, 0.0, z)

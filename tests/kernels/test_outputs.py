@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from mpigd.reduce import grid
+from mpigd.reduction.base import grid
 from mpigd_kernels import csr, outputs, sums
 from mpigd_kernels.host import aligned
 
@@ -18,11 +18,18 @@ def rows(rng, dtype, index):
     filled[:2], filled[2] = False, True
     S = scipy.sparse.csr_matrix(rng.normal(size=(N, D)) * filled)
     indptr = S.indptr.astype(np.int64)
-    return indptr[:-1], indptr[1:], S.indices.astype(index), None if dtype == ONES else S.data.astype(dtype)
+    return (
+        indptr[:-1],
+        indptr[1:],
+        S.indices.astype(index),
+        None if dtype == ONES else S.data.astype(dtype),
+    )
 
 
 @pytest.mark.parametrize("k", [2, 5, 8, 9, 16, 19])
-@pytest.mark.parametrize("dtype, index", [(np.float32, np.int32), (np.float64, np.int64), (ONES, np.int32)])
+@pytest.mark.parametrize(
+    "dtype, index", [(np.float32, np.int32), (np.float64, np.int64), (ONES, np.int32)]
+)
 def test_margins_and_sums_have_the_bits_of_each_output_alone(dtype, index, k):
     rng = np.random.default_rng(k)
     X = rows(rng, dtype, index)
@@ -40,14 +47,20 @@ def test_margins_and_sums_have_the_bits_of_each_output_alone(dtype, index, k):
             outputs.begin(lines, 1 + number, biases)
         turned, z = np.empty((N, lines.shape[2])), np.empty((k, N))
         outputs.margins_of(*X, lines, b, turned, z)
-        T = np.zeros((2 * len(A), k, D - 3))  # totals of a head; the accumulators of the others do not fill up
+        T = np.zeros(
+            (2 * len(A), k, D - 3)
+        )  # totals of a head; the accumulators of the others do not fill up
         filled = outputs.add(*X, R, lines, turned, A, C, fine, T, 0, PANEL)
         assert filled == N % PANEL
         rest = np.empty((len(A), k, 3))
         for number, biases in enumerate((C, fine)[: len(A)]):
             outputs.take_rest(lines, 1 + number, biases, D - 3, rest[number])
         for q in range(k):
-            alone, a, t = np.empty(N), np.array([C] if fine is None else [C, fine]), np.zeros((2 * len(A), D - 3))
+            alone, a, t = (
+                np.empty(N),
+                np.array([C] if fine is None else [C, fine]),
+                np.zeros((2 * len(A), D - 3)),
+            )
             csr.margins_of(*X, W[q], b[q], alone)
             if fine is None:
                 csr.add_exact(*X, R[q], a[0], C, t, 0, PANEL)

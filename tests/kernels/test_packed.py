@@ -50,7 +50,9 @@ def test_the_bits_are_those_of_single_numbers_and_what_follows_stays(n):
         room, alone = np.full(n + LANES, 7.0), np.empty(n)
         at_once(x, y, room[:n])
         one_by_one(x, y, alone)
-    np.testing.assert_array_equal(room[:n].view(np.uint64)[~np.isnan(alone)], alone.view(np.uint64)[~np.isnan(alone)])
+    np.testing.assert_array_equal(
+        room[:n].view(np.uint64)[~np.isnan(alone)], alone.view(np.uint64)[~np.isnan(alone)]
+    )
     np.testing.assert_array_equal(np.isnan(room[:n]), np.isnan(alone))
     assert (room[n:] == 7.0).all()
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from mpigd.config import Config
+from mpigd.config.schema import Config
 from mpigd.model.losses import LOSSES
 from mpigd_kernels import pointwise
 
@@ -49,7 +49,14 @@ def targets(loss, m, rng):
         return rng.integers(0, OF_ROW, m).astype(np.float64)
     if loss.classifies:
         return rng.integers(0, 2, m).astype(np.float64)
-    y = np.concatenate([rng.normal(size=m), rng.integers(0, 5, m), rng.exponential(size=m), -rng.exponential(size=m)])
+    y = np.concatenate(
+        [
+            rng.normal(size=m),
+            rng.integers(0, 5, m),
+            rng.exponential(size=m),
+            -rng.exponential(size=m),
+        ]
+    )
     y = y[loss.accepts(y)] if loss.accepts else y
     return rng.choice(y, m)
 
@@ -75,7 +82,9 @@ def test_residual_is_the_derivative(loss, a):
     for q in range(z.shape[0]):
         step = np.zeros_like(z)
         step[q] = h
-        slope = (evaluate(loss, a, z + step, y, c)[1] - evaluate(loss, a, z - step, y, c)[1]) / (2 * h)
+        slope = (evaluate(loss, a, z + step, y, c)[1] - evaluate(loss, a, z - step, y, c)[1]) / (
+            2 * h
+        )
         np.testing.assert_allclose(r[q] / c, slope / c, rtol=1e-6, atol=1e-8)
 
 
@@ -91,7 +100,11 @@ def test_loss_is_the_closed_form(loss, a):
 def extreme(loss):
     """All margins of a few extreme sizes with all kinds of targets."""
     rng = np.random.default_rng(2)
-    values = [s * v for v in (0.0, 1e-300, 1e-8, 1.0, 36.0, 40.0, 700.0, 709.5, 745.0, 800.0, 1e6) for s in (-1, 1)]
+    values = [
+        s * v
+        for v in (0.0, 1e-300, 1e-8, 1.0, 36.0, 40.0, 700.0, 709.5, 745.0, 800.0, 1e6)
+        for s in (-1, 1)
+    ]
     y = np.unique(targets(loss, 40, rng))
     if loss.kind == "regression":
         y = np.append(y, [1e-10, 1e10])
@@ -123,7 +136,12 @@ def test_loss_is_never_negative(loss, a):
         y = targets(loss, 3000, rng)
         link = np.log(np.where(y > 0, y, 1.0)) if loss.mean else y
         near = link[None] * (1 + rng.choice([0.0, 1e-16, 1e-12, 1e-8], 3000)), y
-    for z, y in (near, extreme(loss), sample(loss, 3000, rng, spread=1e-9), sample(loss, 3000, rng, spread=100.0)):
+    for z, y in (
+        near,
+        extreme(loss),
+        sample(loss, 3000, rng, spread=1e-9),
+        sample(loss, 3000, rng, spread=100.0),
+    ):
         assert np.all(evaluate(loss, a, z, y)[1] >= 0)
 
 
@@ -163,9 +181,14 @@ def test_loss_is_convex_and_smooth_where_it_says_so(loss, a):
     assert np.all(middle <= (l0 + l1) / 2 * (1 + 1e-12) + 1e-14)
     assert np.all(((r1 - r0) * (z1 - z0)).sum(axis=0) >= -1e-14)
     assert np.all(l1 >= l0 + (r0 * (z1 - z0)).sum(axis=0) - 1e-12 * (1 + l0 + l1))
-    t = np.linspace(-8, 8, 160001)[None]  # from one point to the next, the residual jumps only at a kink
+    t = np.linspace(-8, 8, 160001)[
+        None
+    ]  # from one point to the next, the residual jumps only at a kink
     if z0.shape[0] == 1:
-        worst = max(np.abs(np.diff(evaluate(loss, a, t, np.full(t.size, v))[0])).max() for v in np.unique(y)[:3])
+        worst = max(
+            np.abs(np.diff(evaluate(loss, a, t, np.full(t.size, v))[0])).max()
+            for v in np.unique(y)[:3]
+        )
         assert (worst < 0.5) == loss.smooth
 
 
@@ -197,7 +220,10 @@ def test_row_alone_and_in_any_block_same_bits(loss, a):
     for offset in range(8):
         for m in range(1, 81):
             rows = slice(offset, offset + m)
-            block, r = room[offset:][: k * m].reshape(k, m), room[100 * k + offset :][: k * m].reshape(k, m)
+            block, r = (
+                room[offset:][: k * m].reshape(k, m),
+                room[100 * k + offset :][: k * m].reshape(k, m),
+            )
             block[:], l = z[:, rows], np.empty(m)
             loss.kernel(block, y[rows], c[rows], a, r, l)
             assert r.tobytes() == r1[:, rows].tobytes() and l.tobytes() == l1[rows].tobytes()
@@ -207,7 +233,9 @@ def test_row_alone_and_in_any_block_same_bits(loss, a):
 def test_mean_is_the_inverse_link(name):
     rng = np.random.default_rng(8)
     z = np.concatenate([rng.normal(size=(OF_ROW, 500)) * s for s in (1, 10, 100, 300)], axis=1)
-    truth = {"logistic": special.expit, "softmax": lambda z: special.softmax(z, axis=0)}.get(name, np.exp)
+    truth = {"logistic": special.expit, "softmax": lambda z: special.softmax(z, axis=0)}.get(
+        name, np.exp
+    )
     z = z if name == "softmax" else np.clip(z[:1], -700, 700)
     out = np.full(z.shape, 99.0)
     LOSSES[name].mean(z, out)

@@ -11,9 +11,21 @@ from mpigd_kernels.sampling import absorb, absorb_sparse, bucket, wrapping_sum
 
 # philox4x32-10 of Random123's kat_vectors: counter, key, output, four, two and four words of 32 bits.
 KNOWN = [
-    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    (
+        "00000000 00000000 00000000 00000000",
+        "00000000 00000000",
+        "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+    ),
+    (
+        "ffffffff ffffffff ffffffff ffffffff",
+        "ffffffff ffffffff",
+        "408f276d 41c83b0e a20bc7c6 6d5451fd",
+    ),
+    (
+        "243f6a88 85a308d3 13198a2e 03707344",
+        "a4093822 299f31d0",
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
 ]
 LEVEL = 1e-6  # of the tests for uniformity; the seeds are fixed, so they pass always or never
 
@@ -39,7 +51,11 @@ def looks_uniform(values, n, bins=50):
     """Chi-square test that integers 0..n-1 are equally frequent."""
     bins = min(n, bins)
     counts = np.bincount(values * bins // n, minlength=bins)
-    widths = np.bincount(np.arange(n) * bins // n, minlength=bins) / n if n < 10**6 else np.full(bins, 1 / bins)
+    widths = (
+        np.bincount(np.arange(n) * bins // n, minlength=bins) / n
+        if n < 10**6
+        else np.full(bins, 1 / bins)
+    )
     return stats.chisquare(counts, widths * values.size).pvalue > LEVEL
 
 
@@ -55,7 +71,10 @@ def test_mix_is_a_bijection_that_scatters():
     for i, expected in enumerate(known, 1):
         assert sampling.mix(np.uint64(i * golden % 2**64)) == expected
     x = np.uint64(0x0123456789ABCDEF)
-    flips = [bin(int(sampling.mix(x) ^ sampling.mix(x ^ np.uint64(1 << b)))).count("1") for b in range(64)]
+    flips = [
+        bin(int(sampling.mix(x) ^ sampling.mix(x ^ np.uint64(1 << b)))).count("1")
+        for b in range(64)
+    ]
     assert min(flips) > 15 and max(flips) < 49 and 30 < np.mean(flips) < 34
 
 
@@ -88,7 +107,10 @@ def test_positions_are_a_function_of_row_seed_and_epoch():
     whole = positions(n, 3, 9)
     rows = rng.permutation(n)[:700]
     assert np.array_equal(positions(n, 3, 9, rows), whole[rows])
-    others = [positions(n, s, e) for s, e in ((4, 9), (3, 10), (9, 3), (3, 9 + 2**32), (3 + 2**32, 9), (0, 9), (3, 0))]
+    others = [
+        positions(n, s, e)
+        for s, e in ((4, 9), (3, 10), (9, 3), (3, 9 + 2**32), (3 + 2**32, 9), (0, 9), (3, 0))
+    ]
     for other in others:
         assert np.count_nonzero(other == whole) < 10, "two permutations share about one place"
         assert abs(np.corrcoef(other, whole)[0, 1]) < 0.08
@@ -121,7 +143,9 @@ def test_positions_look_random_within_an_epoch():
 def test_draws_are_uniform(n):
     drawn = draws(n, 11, 2, 0, 40, 1000)
     assert drawn.min() >= 0 and drawn.max() < n
-    assert n == 1 or looks_uniform(np.array([int(v) * 50 // n for v in drawn.ravel()]) if n > 50 else drawn.ravel(), min(n, 50))
+    assert n == 1 or looks_uniform(
+        np.array([int(v) * 50 // n for v in drawn.ravel()]) if n > 50 else drawn.ravel(), min(n, 50)
+    )
     if n >= 50:
         assert abs(np.corrcoef(drawn[:, :-1].ravel() / n, drawn[:, 1:].ravel() / n)[0, 1]) < 0.03
         assert abs(np.corrcoef(drawn[:-1].ravel() / n, drawn[1:].ravel() / n)[0, 1]) < 0.03
@@ -130,17 +154,25 @@ def test_draws_are_uniform(n):
 def test_draws_are_a_function_of_seed_epoch_step_and_number():
     whole = draws(10**9, 3, 1, 0, 30, 20)
     for first, steps, size in ((0, 1, 20), (5, 25, 20), (29, 1, 3), (7, 3, 1)):
-        assert np.array_equal(draws(10**9, 3, 1, first, steps, size), whole[first : first + steps, :size])
+        assert np.array_equal(
+            draws(10**9, 3, 1, first, steps, size), whole[first : first + steps, :size]
+        )
     late = 2**32 - 2  # a step number beyond 32 bits
     assert np.array_equal(draws(10**9, 3, 1, late, 5, 4)[2:], draws(10**9, 3, 1, late + 2, 3, 4))
     counters = itertools.product((0, 1, 2**31, 2**63 - 1), (0, 1, 2**16, 2**31), (0, 2**33))
     streams = [draws(2**61, seed, epoch, first, 5, 50) for seed, epoch, first in counters]
-    assert np.unique(np.concatenate([s.ravel() for s in streams])).size == sum(s.size for s in streams)
+    assert np.unique(np.concatenate([s.ravel() for s in streams])).size == sum(
+        s.size for s in streams
+    )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 1000])
 def test_owners_are_balanced_and_stay(size):
-    keys = {"rows": np.arange(100_000), "spaced": np.arange(100_000) * 4096, "negative": -np.arange(100_000) * 7}
+    keys = {
+        "rows": np.arange(100_000),
+        "spaced": np.arange(100_000) * 4096,
+        "negative": -np.arange(100_000) * 7,
+    }
     for values in keys.values():
         out = np.empty(values.size, dtype=np.int64)
         sampling.owners(values, size, out)
@@ -179,7 +211,9 @@ def test_absorb_changes_with_any_bit(q, dtype):
             flipped.append(other)
     table = np.array(flipped)
     assert np.unique(hashes_of(table)).size == len(table)
-    assert np.array_equal(hashes_of(table[5:6]), hashes_of(table)[5:6]), "a row's hash depends on its place"
+    assert np.array_equal(hashes_of(table[5:6]), hashes_of(table)[5:6]), (
+        "a row's hash depends on its place"
+    )
     assert hashes_of(table[:1], 1)[0] != hashes_of(table[:1])[0]
     if q > 1:
         assert hashes_of(row[None, ::-1].copy())[0] != hashes_of(row[None])[0]
@@ -203,7 +237,12 @@ def test_absorb_sees_changed_signs(d):
 def test_absorb_sparse_changes_with_any_bit_column_or_length(dtype):
     rng = np.random.default_rng(3)
     values, columns = rng.integers(0, np.iinfo(dtype).max, 4, dtype=dtype), np.array([0, 5, 6, 100])
-    rows = [(columns, values), (columns[:3], values[:3]), (columns[1:], values[1:]), (columns[:0], values[:0])]
+    rows = [
+        (columns, values),
+        (columns[:3], values[:3]),
+        (columns[1:], values[1:]),
+        (columns[:0], values[:0]),
+    ]
     for j in range(4):
         for bit in range(8 * values.itemsize):
             other = values.copy()
@@ -213,10 +252,17 @@ def test_absorb_sparse_changes_with_any_bit_column_or_length(dtype):
             rows.append((columns ^ (np.arange(4) == j) * (1 << bit), values))
     indptr = np.cumsum([0] + [c.size for c, _ in rows])
     hashes = np.zeros(len(rows), dtype=np.uint64)
-    absorb_sparse(hashes, indptr, np.concatenate([c for c, _ in rows]), np.concatenate([v for _, v in rows]))
+    absorb_sparse(
+        hashes, indptr, np.concatenate([c for c, _ in rows]), np.concatenate([v for _, v in rows])
+    )
     assert np.unique(hashes).size == len(rows)
     part = np.zeros(3, dtype=np.uint64)
-    absorb_sparse(part, indptr[7:11], np.concatenate([c for c, _ in rows]), np.concatenate([v for _, v in rows]))
+    absorb_sparse(
+        part,
+        indptr[7:11],
+        np.concatenate([c for c, _ in rows]),
+        np.concatenate([v for _, v in rows]),
+    )
     assert np.array_equal(part, hashes[7:10])
 
 

@@ -28,7 +28,9 @@ def rows(seed: int = 0, ones: bool = False) -> tuple[Any, Array]:
     return sparse.csr_matrix(X), h
 
 
-def sums(X: Any, h: Array, center: Array, power: Array, cuts: list[int], values: bool = True) -> tuple[Array, Array, Array]:
+def sums(
+    X: Any, h: Array, center: Array, power: Array, cuts: list[int], values: bool = True
+) -> tuple[Array, Array, Array]:
     """The totals of dense columns and the intercept, and both sets of integers, of rows that are visited in parts."""
     rest, wide = D - DENSE, 8
     A, T = np.full((1, wide, wide), curvature.BIAS), np.zeros((1, 2, DENSE + 1, DENSE + 1))
@@ -43,7 +45,9 @@ def sums(X: Any, h: Array, center: Array, power: Array, cuts: list[int], values:
 
 def powers(X: Any) -> Array:
     count = np.bincount(X.indices, minlength=D)[DENSE:]
-    return np.ldexp(1.0, np.minimum(sparse_outer.FINEST, sparse_outer.ROOM - np.frexp(count + 1.0)[1]))
+    return np.ldexp(
+        1.0, np.minimum(sparse_outer.FINEST, sparse_outer.ROOM - np.frexp(count + 1.0)[1])
+    )
 
 
 def test_every_term_is_rounded_on_its_own() -> None:
@@ -84,7 +88,11 @@ def test_sums_do_not_know_the_order_of_rows_and_entries(ones: bool) -> None:
 def test_the_joined_matrix(intercept: bool) -> None:
     X, h = rows()
     rng = np.random.default_rng(3)
-    center, inverse, power = rng.uniform(-0.2, 0.2, D) * intercept, rng.uniform(0.5, 2.0, D), powers(X)
+    center, inverse, power = (
+        rng.uniform(-0.2, 0.2, D) * intercept,
+        rng.uniform(0.5, 2.0, D),
+        powers(X),
+    )
     T, B, C = sums(X, h, center[:DENSE], power, [0, 300, N])
     p, head = D + intercept, DENSE + intercept
     T = np.ascontiguousarray(T[:, :head, :head])
@@ -95,8 +103,12 @@ def test_the_joined_matrix(intercept: bool) -> None:
     )  # fmt: skip
     Z = np.column_stack([(X.toarray() - center) * inverse, np.ones((N, int(intercept)))])
     expected = 0.1 * (Z * h[:, np.newaxis]).T @ Z
-    np.testing.assert_allclose(H, expected, rtol=0, atol=0.1 * N * 64.0 * 2.0**-43)  # the grid of curvature.py
-    np.testing.assert_allclose(H[DENSE:, DENSE:D], expected[DENSE:, DENSE:D], rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(
+        H, expected, rtol=0, atol=0.1 * N * 64.0 * 2.0**-43
+    )  # the grid of curvature.py
+    np.testing.assert_allclose(
+        H[DENSE:, DENSE:D], expected[DENSE:, DENSE:D], rtol=1e-12, atol=1e-13
+    )
     np.testing.assert_array_equal(H, H.T)
 
 

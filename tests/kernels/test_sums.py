@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from mpigd.reduce import grid, power_above
+from mpigd.reduction.base import grid, power_above
 from mpigd_kernels import blocks, csr, dense, sums
 from mpigd_kernels.sums import PANEL, SPLIT
 from tests.kernels.test_dense_csr import to_csr
@@ -57,7 +57,14 @@ class Accumulator:
 
     def dense(self, X, r):
         self.filled = dense.accumulate_exact(
-            X, AS_THEY_LIE, 0, r[np.newaxis], self.A[np.newaxis], self.C, self.T[:, np.newaxis], self.filled
+            X,
+            AS_THEY_LIE,
+            0,
+            r[np.newaxis],
+            self.A[np.newaxis],
+            self.C,
+            self.T[:, np.newaxis],
+            self.filled,
         )
         self._check()
 
@@ -67,7 +74,9 @@ class Accumulator:
 
     def _check(self):
         in_units = self.A / unit(self.C)
-        assert in_units.min() >= 2.0**52 and in_units.max() < 2.0**53, "an accumulator left its binade"
+        assert in_units.min() >= 2.0**52 and in_units.max() < 2.0**53, (
+            "an accumulator left its binade"
+        )
         assert 0 <= self.filled < self.panel
 
     def words(self):
@@ -79,7 +88,10 @@ def data(kind, n, d, rng):
     """Rows X (n, d) and residuals (n,) of a kind that is hard to add."""
     X, r = rng.normal(size=(n, d)), rng.normal(size=n)
     if kind == "ties":
-        X, r = rng.integers(-3, 4, (n, d)).astype(np.float64), rng.integers(-(2**43), 2**43, n) * 2.0**-43
+        X, r = (
+            rng.integers(-3, 4, (n, d)).astype(np.float64),
+            rng.integers(-(2**43), 2**43, n) * 2.0**-43,
+        )
         r[0] = 1.0
     elif kind == "worst":
         X, r = np.ones((n, d)), np.full(n, -1.0)
@@ -144,7 +156,9 @@ def test_totals_of_the_two_grids_are_the_rational_model(layout):
 
 def shuffled(X, r, accumulators, add, rng):
     """The sum over a random order of the rows, in blocks of random size, split over several accumulators."""
-    parts = np.array_split(rng.permutation(r.size), np.sort(rng.integers(0, r.size + 1, len(accumulators) - 1)))
+    parts = np.array_split(
+        rng.permutation(r.size), np.sort(rng.integers(0, r.size + 1, len(accumulators) - 1))
+    )
     for accumulator, part in zip(accumulators, parts, strict=True):
         while part.size:
             m = int(rng.integers(1, 500))
@@ -251,7 +265,19 @@ def test_flush_is_exact_and_two_words_never_round():
 
 
 def test_make_odd():
-    v = odd([0.0, -0.0, 2.0**-1000, -(2.0**-1000), np.nextafter(2.0**-1000, 0), 5e-324, 1.0, -3.0, np.nan])
+    v = odd(
+        [
+            0.0,
+            -0.0,
+            2.0**-1000,
+            -(2.0**-1000),
+            np.nextafter(2.0**-1000, 0),
+            5e-324,
+            1.0,
+            -3.0,
+            np.nan,
+        ]
+    )
     assert v[[0, 1, 4, 5]].tolist() == [0.0] * 4 and np.isnan(v[8])
     assert np.all(v[[2, 3, 6, 7]].view(np.int64) & 1 == 1)
     v = np.ones((3, 4))
@@ -266,14 +292,30 @@ def take(r, l, limits, S, counts, tops, c=None):
 
 def test_take_block_adds_odd_residuals_and_losses():
     rng = np.random.default_rng(7)
-    r, l, S, counts, tops = rng.uniform(-1, 1, (3, 500)), rng.uniform(0, 4, 500), np.zeros((4, 2)), np.zeros(5), np.zeros(3)
+    r, l, S, counts, tops = (
+        rng.uniform(-1, 1, (3, 500)),
+        rng.uniform(0, 4, 500),
+        np.zeros((4, 2)),
+        np.zeros(5),
+        np.zeros(3),
+    )
     given, c = (odd(r), odd(l)), grid(np.array([4.0, 1.0]), float(PANEL))
     for rows in (slice(0, 123), slice(123, 500)):
         part = np.ascontiguousarray(r[:, rows])
         assert take(part, l[rows], (1.0, 4.0), S, counts, tops)
-        assert part.tobytes() == np.ascontiguousarray(given[0][:, rows]).tobytes(), "what goes on must be odd"
+        assert part.tobytes() == np.ascontiguousarray(given[0][:, rows]).tobytes(), (
+            "what goes on must be odd"
+        )
     sizes, losses = np.abs(given[0]), given[1]
-    expected = [0, *((sizes > 1 / 16).sum(), (losses > 4 / 16).sum(), (sizes > 1 / 4096).sum(), (losses > 4 / 4096).sum())]
+    expected = [
+        0,
+        *(
+            (sizes > 1 / 16).sum(),
+            (losses > 4 / 16).sum(),
+            (sizes > 1 / 4096).sum(),
+            (losses > 4 / 4096).sum(),
+        ),
+    ]
     assert counts.tolist() == expected and not tops.any()
     assert sum(fractions(S[0])) == model(fractions(losses), unit(c[0]))
     for q in range(3):
@@ -288,7 +330,9 @@ def test_take_block_refuses_what_is_over_its_limit(wrong, over, tops):
     r, l = np.array([[1.0, *wrong, 0.0]]), np.full(4, 0.5)
     assert not take(r, l, (1.0, 1.0), S, counts, found)
     assert counts[0] == over and found == pytest.approx(tops, rel=1e-15)
-    assert not take(np.full((1, 4), 0.5), l, (1.0, 1.0), S, counts, found), "one bad block spoils the sweep"
+    assert not take(np.full((1, 4), 0.5), l, (1.0, 1.0), S, counts, found), (
+        "one bad block spoils the sweep"
+    )
     assert not take(np.full((1, 4), 2.0), 20 * l, (1.0, 1.0), S, counts, found)
     assert counts[0] == over + 8 and found[1] == pytest.approx(10.0) and not S.any()
 
@@ -296,7 +340,13 @@ def test_take_block_refuses_what_is_over_its_limit(wrong, over, tops):
 def test_a_limit_itself_is_not_over_it():
     S, counts, tops = np.zeros((2, 2)), np.zeros(5), np.zeros(3)
     assert take(np.full((1, 256), -2.0), np.full(256, 2.0), (2.0, 2.0), S, counts, tops)
-    assert S.sum(axis=1) == pytest.approx([512.0, -512.0]) and counts.tolist() == [0, 256, 256, 256, 256]
+    assert S.sum(axis=1) == pytest.approx([512.0, -512.0]) and counts.tolist() == [
+        0,
+        256,
+        256,
+        256,
+        256,
+    ]
 
 
 def test_largest_and_plain_sum():
@@ -317,9 +367,13 @@ def test_accumulators_of_scalars_are_moved_before_they_are_full(rows):
     for _ in range(6000 // rows):
         for lane in lanes:
             sums.spread(v, lane)
-        assert np.all(lanes - before < float(PANEL)), "the accumulator has left the binade of its grid"
+        assert np.all(lanes - before < float(PANEL)), (
+            "the accumulator has left the binade of its grid"
+        )
         terms = blocks.keep_lanes_low(lanes, c, S, c, terms, rows)
     blocks.collect_all(lanes, c, S, c)
-    term = nearest(Fraction(float(v[0])) / Fraction(float(unit(c[0])))) * Fraction(float(unit(c[0])))
+    term = nearest(Fraction(float(v[0])) / Fraction(float(unit(c[0])))) * Fraction(
+        float(unit(c[0]))
+    )
     assert Fraction(float(S[0, 0])) + Fraction(float(S[0, 1])) == 6000 // rows * rows * term
     assert S[0].tobytes() == S[1].tobytes()

@@ -28,7 +28,13 @@ print(sum(stats.cache_misses.values()), sum(stats.cache_hits.values()), len(othe
 def compiled(name: str, cache: Path) -> list[int]:
     """How often a process of its own has compiled the loss, found it in the cache, and compiled another loss."""
     env = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
-    done = subprocess.run([sys.executable, "-c", PROGRAM.format(name=name)], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(name=name)],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return [int(number) for number in done.stdout.split()]
 
 

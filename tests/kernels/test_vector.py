@@ -50,7 +50,9 @@ UPDATES = [
 ]
 
 
-@pytest.mark.parametrize("formula, states, numbers", UPDATES, ids=lambda v: getattr(v, "__name__", None))
+@pytest.mark.parametrize(
+    "formula, states, numbers", UPDATES, ids=lambda v: getattr(v, "__name__", None)
+)
 def test_update_is_its_formula(formula, states, numbers):
     for p in SIZES:
         w, g, *state = vectors(p, 2 + states)
@@ -96,7 +98,9 @@ def test_dot_adds_in_its_documented_order():
         a, b = vectors(p, 2, seed=p)
         assert vector.dot(a, b) == in_fours(a, b)
         exact = float(sum(Fraction(x) * Fraction(y) for x, y in zip(a, b, strict=True)))
-        assert vector.dot(a, b) == pytest.approx(exact, abs=1e-15 * (p + 1) * float(np.abs(a) @ np.abs(b)))
+        assert vector.dot(a, b) == pytest.approx(
+            exact, abs=1e-15 * (p + 1) * float(np.abs(a) @ np.abs(b))
+        )
     assert math.isnan(vector.dot(np.array([1.0, np.nan]), np.ones(2)))
 
 
@@ -119,7 +123,9 @@ def test_totals_become_a_gradient(words, intercept):
     expected = factor * ((g - r * center) * inverse)
     expected = np.hstack([expected, factor * r]) if intercept else expected
     G = np.empty(expected.size)
-    assert vector.to_gradient(T, S, center, inverse, intercept, factor, G) == factor * (S[0, 0] + S[0, 1])
+    assert vector.to_gradient(T, S, center, inverse, intercept, factor, G) == factor * (
+        S[0, 0] + S[0, 1]
+    )
     np.testing.assert_array_equal(G.reshape(k, -1), expected)
 
 

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpigd.comm import Comm
-from mpigd.world import connect
+from mpigd.parallel.comm import Comm
+from mpigd.parallel.session import connect
 
 GRACE = float(os.environ.get("TEST_MPI_GRACE", "20"))
 LIMIT = float(os.environ.get("TEST_MPI_LIMIT", "120"))
@@ -40,20 +40,31 @@ class Ranks:
 
     def agree(self, nodeid: str, state: int, text: str) -> tuple[list[int], str]:
         """Every rank's state, and the text of the lowest rank that failed. Collective."""
-        with self.limit(GRACE, lambda: f"rank {self.rank} failed, the others did not come along: {nodeid}\n{text}", text):
+        with self.limit(
+            GRACE,
+            lambda: f"rank {self.rank} failed, the others did not come along: {nodeid}\n{text}",
+            text,
+        ):
             states = self._judges.allgather(np.array([state], dtype=np.int64))[:, 0].tolist()
         if FAILED not in states:
             return states, ""
-        root, data = states.index(FAILED), np.frombuffer(text.encode(errors="replace"), dtype=np.uint8)
+        root, data = (
+            states.index(FAILED),
+            np.frombuffer(text.encode(errors="replace"), dtype=np.uint8),
+        )
         length = np.array([data.size], dtype=np.int64)
         self._judges.bcast(length, root)
         body = data.copy() if self.rank == root else np.empty(int(length[0]), dtype=np.uint8)
         self._judges.bcast(body, root)
-        self.tests = self._judges.split(0)  # a message that the failed test left behind must not reach the next one
+        self.tests = self._judges.split(
+            0
+        )  # a message that the failed test left behind must not reach the next one
         return states, f"rank {root} of {self.size}: {body.tobytes().decode()}"
 
     @contextmanager
-    def limit(self, seconds: float, last_words: Callable[[], str], wanted: object = True) -> Iterator[None]:
+    def limit(
+        self, seconds: float, last_words: Callable[[], str], wanted: object = True
+    ) -> Iterator[None]:
         """End the job with `last_words` if the block, where a limit is `wanted`, takes longer than `seconds`."""
         if not wanted:
             yield
@@ -82,7 +93,7 @@ RANKS = Ranks()
 
 @pytest.fixture
 def comm() -> Comm:
-    """The world's communicator, as mpigd.comm.connect() gives it."""
+    """The world's communicator, as mpigd.parallel.comm.connect() gives it."""
     return RANKS.tests
 
 
@@ -104,7 +115,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     names = "\n".join([str(session.testsfailed), *(item.nodeid for item in session.items)])
     digest = np.frombuffer(hashlib.sha256(names.encode()).digest(), dtype=np.int64)
     if len(np.unique(RANKS.tests.allgather(digest), axis=0)) > 1:
-        RANKS.die(f"rank {RANKS.rank} collected {len(session.items)} tests, with errors: {_errors or 'none'}")
+        RANKS.die(
+            f"rank {RANKS.rank} collected {len(session.items)} tests, with errors: {_errors or 'none'}"
+        )
 
 
 _errors: list[str] = []

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import mpigd
-from mpigd import adopted, world
-from mpigd.comm import Comm, MPIComm, SelfComm
-from mpigd.config import Config
+from mpigd.config.schema import Config
 from mpigd.errors import LaunchError, UsageError
-from mpigd.predict import evaluate, predict
-from mpigd.predictions import Targets
+from mpigd.parallel import adopted_comm, session
+from mpigd.parallel.comm import Comm, MPIComm, SelfComm
+from mpigd.scoring.predict import evaluate, predict
+from mpigd.scoring.prediction_files import Targets
 from tests.scenarios import generate, write
 
 TABLE = generate("logistic", n=120, d=4)
@@ -32,7 +32,9 @@ def mpi(comm: Comm) -> Any:
 
 
 def rows_of(comm: Any) -> tuple[Any, Any]:
-    part = slice(120 * comm.Get_rank() // comm.Get_size(), 120 * (comm.Get_rank() + 1) // comm.Get_size())
+    part = slice(
+        120 * comm.Get_rank() // comm.Get_size(), 120 * (comm.Get_rank() + 1) // comm.Get_size()
+    )
     return TABLE.X[part], TABLE.y[part]
 
 
@@ -41,7 +43,9 @@ def expected() -> str:
 
 
 def test_all_ranks(mpi: Any) -> None:
-    digests = {mpigd.train(rows_of(mpi.COMM_WORLD), comm=mpi.COMM_WORLD, **RIDGE).digest for _ in range(3)}
+    digests = {
+        mpigd.train(rows_of(mpi.COMM_WORLD), comm=mpi.COMM_WORLD, **RIDGE).digest for _ in range(3)
+    }
     assert digests == {expected()}
 
 
@@ -60,7 +64,10 @@ def test_a_rank_that_is_none_of_it(mpi: Any) -> None:
         assert mpigd.train(rows_of(alone), comm=alone, **RIDGE).digest == expected()
         alone.Free()
     else:
-        with pytest.raises(UsageError, match="this process is no rank of that communicator, and is not to make the call"):
+        with pytest.raises(
+            UsageError,
+            match="this process is no rank of that communicator, and is not to make the call",
+        ):
             mpigd.train(rows_of(mpi.COMM_SELF), comm=alone)
 
 
@@ -69,9 +76,14 @@ def test_other_functions(mpi: Any, comm: Comm, tmp_path: Path) -> None:
     model = mpigd.train(files, comm=mpi.COMM_WORLD, **RIDGE)
     own = Config(threads=1)
     assert evaluate(model, files, own, mpi.COMM_WORLD) == evaluate(model, files, own, SelfComm())
-    assert predict(model, files, Targets(str(tmp_path / "predictions.h5")), own, mpi.COMM_WORLD) == 120
+    assert (
+        predict(model, files, Targets(str(tmp_path / "predictions.h5")), own, mpi.COMM_WORLD) == 120
+    )
     found = mpigd.cv(rows_of(mpi.COMM_WORLD), "1e-3,1e-1", 3, loss="logistic", comm=mpi.COMM_WORLD)
-    assert found.plain() == mpigd.cv((TABLE.X, TABLE.y), "1e-3,1e-1", 3, loss="logistic", comm=SelfComm()).plain()
+    assert (
+        found.plain()
+        == mpigd.cv((TABLE.X, TABLE.y), "1e-3,1e-1", 3, loss="logistic", comm=SelfComm()).plain()
+    )
 
 
 def test_messages_of_the_program_are_its_own(mpi: Any) -> None:
@@ -92,11 +104,13 @@ def test_ours_is_made_once_and_freed_with_theirs(mpi: Any) -> None:
     """Libraries have room for some 2,000 communicators."""
     for _ in range(3):
         theirs = mpi.COMM_WORLD.Dup()
-        ours = world.adopt(theirs)
+        ours = session.adopt(theirs)
         if not isinstance(ours, MPIComm):
             pytest.skip("one rank")
-        assert all(world.adopt(theirs) is ours for _ in range(5))
-        (watch,) = (watch for recorder, watch in world._watches.items() if recorder is ours.recorder)
+        assert all(session.adopt(theirs) is ours for _ in range(5))
+        (watch,) = (
+            watch for recorder, watch in session._watches.items() if recorder is ours.recorder
+        )
         assert watch.is_alive()
         theirs.Free()
         assert ours.recorder.closed
@@ -129,7 +143,10 @@ def test_ranks_that_call_other_functions(mpi: Any) -> None:
     rank, size = mpi.COMM_WORLD.Get_rank(), mpi.COMM_WORLD.Get_size()
     if size == 1:
         pytest.skip("one rank")
-    with pytest.raises(LaunchError, match=r"rank 0 calls mpigd\.train, rank 1 calls mpigd\.cv: all ranks must call the same"):
+    with pytest.raises(
+        LaunchError,
+        match=r"rank 0 calls mpigd\.train, rank 1 calls mpigd\.cv: all ranks must call the same",
+    ):
         if rank == 1:
             mpigd.cv(rows_of(mpi.COMM_WORLD), comm=mpi.COMM_WORLD, loss="logistic")
         else:
@@ -143,7 +160,9 @@ def test_an_intercommunicator(mpi: Any) -> None:
         pytest.skip("one rank")
     half = mpi.COMM_WORLD.Split(rank % 2, rank)
     both = half.Create_intercomm(0, mpi.COMM_WORLD, 1 - rank % 2)
-    with pytest.raises(UsageError, match=r"comm is an intercommunicator, of two groups: pass comm\.Merge\(\)"):
+    with pytest.raises(
+        UsageError, match=r"comm is an intercommunicator, of two groups: pass comm\.Merge\(\)"
+    ):
         mpigd.train(rows_of(mpi.COMM_WORLD), comm=both)
     merged = both.Merge()
     assert mpigd.train(rows_of(merged), comm=merged, **RIDGE).digest == expected()
@@ -153,6 +172,8 @@ def test_an_intercommunicator(mpi: Any) -> None:
 
 @pytest.mark.parametrize("wrong", [3, "world", object()])
 def test_what_is_no_communicator(wrong: Any, comm: Comm) -> None:
-    with pytest.raises(UsageError, match=f"comm is of type {type(wrong).__name__}: pass a communicator of mpi4py"):
+    with pytest.raises(
+        UsageError, match=f"comm is of type {type(wrong).__name__}: pass a communicator of mpi4py"
+    ):
         mpigd.train((TABLE.X, TABLE.y), comm=wrong)
-    assert adopted.known(comm) is comm
+    assert adopted_comm.known(comm) is comm

@@ -5,17 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import mpigd.comm
-from mpigd.comm import Comm, MPIComm
+import mpigd.parallel.comm
+from mpigd.parallel.comm import Comm, MPIComm
 from tests.scenarios_comm import SCENARIOS
 
 
 @pytest.mark.parametrize("pieces", [None, 3])
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_scenario(name: str, pieces: int | None, comm: Comm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scenario(
+    name: str, pieces: int | None, comm: Comm, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`pieces`: at most so many elements (bytes where bytes travel) in one MPI call."""
     if pieces is not None:
-        monkeypatch.setattr(mpigd.comm, "SLICE", pieces)
+        monkeypatch.setattr(mpigd.parallel.comm, "SLICE", pieces)
     SCENARIOS[name](comm)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mpigd.comm import Comm
+from mpigd.parallel.comm import Comm
 from tests.scenarios import SCENARIOS
 
 

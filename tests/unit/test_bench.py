@@ -14,7 +14,7 @@ import pytest
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
-from mpigd.comm import SelfComm
+from mpigd.parallel.comm import SelfComm
 from scripts.bench import data, harness, problems, run, solve, solvers, solving
 from scripts.bench.common import Common
 from scripts.bench.harness import ABSENT, MISSING, Row, Size
@@ -66,7 +66,9 @@ def test_a_ratio_is_the_median_over_pairs() -> None:
 
 def test_pairs_are_taken_in_turn_after_a_warm_up() -> None:
     order: list[str] = []
-    times = harness.paired(SelfComm(), {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 5)
+    times = harness.paired(
+        SelfComm(), {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 5
+    )
     assert order == ["a", "b"] * 6
     assert {name: len(values) for name, values in times.items()} == {"a": 5, "b": 5}
 
@@ -107,11 +109,16 @@ def test_a_command_that_fails_or_hangs_is_an_error_with_its_last_line() -> None:
 def test_a_subject_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "INSIDE", (*run.INSIDE, "nothing"))
     (row,) = run.subject("nothing", TINY, 30)
-    assert str(row.value) == "failed: exit code 70: ModuleNotFoundError: No module named 'scripts.bench.nothing'"
+    assert (
+        str(row.value)
+        == "failed: exit code 70: ModuleNotFoundError: No module named 'scripts.bench.nothing'"
+    )
     assert row.met is False
 
 
-def test_a_broken_package_is_not_an_absent_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_package_is_not_an_absent_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A package that is installed, while what it imports is gone, is an error of the environment and a target missed."""
     (tmp_path / "broken_peer.py").write_text("import surely_not_installed\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -126,7 +133,9 @@ def test_a_broken_package_is_not_an_absent_one(tmp_path: Path, monkeypatch: pyte
     assert (row.value, row.met) == (ABSENT, None)
 
 
-def test_data_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_that_cannot_be_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A problem is left out only if a package that it needs is not installed; anything else is a failure."""
 
     def make(path: Path) -> None:
@@ -137,7 +146,11 @@ def test_data_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(solve, "PROBLEMS", (needy, broken))
     monkeypatch.setattr(solve, "PEERS", {False: ()})
     absent, failed = solve.drive(TINY)
-    assert (absent.name, absent.value, absent.met) == ("solve: needy, surely_not_installed", ABSENT, None)
+    assert (absent.name, absent.value, absent.met) == (
+        "solve: needy, surely_not_installed",
+        ABSENT,
+        None,
+    )
     assert (failed.value, failed.met) == ("failed: No module named 'pkg_resources'", False)
     assert "pkg_resources" in capsys.readouterr().out
 
@@ -152,14 +165,26 @@ def test_every_subject_is_a_file_and_every_file_is_explained() -> None:
 def test_the_table_of_the_docs_is_rewritten_alone(tmp_path: Path) -> None:
     page = tmp_path / "performance.md"
     page.write_text(f"above\n{run.MARKS[0]}old\n{run.MARKS[1]}below\n")
-    run.update_docs({"plan": [Row("guess", 0.25)], "roof": [Row("read", 40.0)]}, "another machine", page)
+    run.update_docs(
+        {"plan": [Row("guess", 0.25)], "roof": [Row("read", 40.0)]}, "another machine", page
+    )
     for value in (1234.5, 0.5):
         run.update_docs({"roof": [Row("speed", value, ">= 1")]}, "a machine", page)
     text = page.read_text()
     assert text.startswith("above\n") and text.endswith("below\n")
-    assert "| speed | 0.5 | >= 1 | NO |" in text and "old" not in text and "1,234" not in text and "| read" not in text
+    assert (
+        "| speed | 0.5 | >= 1 | NO |" in text
+        and "old" not in text
+        and "1,234" not in text
+        and "| read" not in text
+    )
     assert "| guess | 0.25 |  |  |" in text, "results of a subject that was not run stay"
-    assert text.index("#### roof") < text.index("a machine") < text.index("#### plan") < text.index("another machine")
+    assert (
+        text.index("#### roof")
+        < text.index("a machine")
+        < text.index("#### plan")
+        < text.index("another machine")
+    )
     page.write_text("no marks")
     with pytest.raises(ValueError, match="marks"):
         run.update_docs({}, "a machine", page)
@@ -169,10 +194,18 @@ def test_the_table_of_the_docs_is_rewritten_alone(tmp_path: Path) -> None:
 def test_the_profile_grows(tmp_path: Path) -> None:
     """`mpigd plan` is told alpha and beta; a subject measured again replaces its own numbers alone."""
     path = tmp_path / "profile.json"
-    for rows in ([Row("roof", 40.0, plot={"read": 40.0, "ranks": 1})], [Row("beta", 0.2, plot={"alpha": 2e-6, "beta": 2e-10})]):
+    for rows in (
+        [Row("roof", 40.0, plot={"read": 40.0, "ranks": 1})],
+        [Row("beta", 0.2, plot={"alpha": 2e-6, "beta": 2e-10})],
+    ):
         run.keep_profile(run.profile(rows), path)
     run.keep_profile(run.profile([Row("d = 32", 0.5, plot={"gradient": True, "d": 32})]), path)
-    assert json.loads(path.read_text()) == {"read_1": 4e10, "alpha": 2e-6, "beta": 2e-10, "fraction_32": 0.5}
+    assert json.loads(path.read_text()) == {
+        "read_1": 4e10,
+        "alpha": 2e-6,
+        "beta": 2e-10,
+        "fraction_32": 0.5,
+    }
     assert run.profile([Row("no picture", 1.0)]) == {}
 
 
@@ -185,10 +218,18 @@ def test_made_rows(tmp_path: Path) -> None:
     assert all(np.all(np.diff(row) > 0) and 0 < row.size <= 20 for row in rows)
     counts = np.sort(np.bincount(indices, minlength=500))
     assert counts[-1] > 10 * counts[100]
-    shard = load([str(data.write_csr(tmp_path / "csr.h5", (indptr, indices, values), 500))], Layout(), SelfComm())
+    shard = load(
+        [str(data.write_csr(tmp_path / "csr.h5", (indptr, indices, values), 500))],
+        Layout(),
+        SelfComm(),
+    )
     assert (shard.X.n, shard.X.d, shard.X.entries) == (2000, 500, values.size)
     X = data.dense(300, 7, 0)
-    shard = load([str(data.write_dense(tmp_path / "dense.h5", X, 128, compression="gzip"))], Layout(), SelfComm())
+    shard = load(
+        [str(data.write_dense(tmp_path / "dense.h5", X, 128, compression="gzip"))],
+        Layout(),
+        SelfComm(),
+    )
     np.testing.assert_array_equal(shard.X.values, X)
 
 
@@ -211,17 +252,29 @@ def test_steps_and_peers_run_on_two_ranks() -> None:
 
 
 def test_pictures(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="the pictures need the extra [bench], which the tests' environment need not have")
+    pytest.importorskip(
+        "matplotlib",
+        reason="the pictures need the extra [bench], which the tests' environment need not have",
+    )
     from scripts.bench import charts
 
     assert charts.reached(Row("a", 1.8, ">= 0.9")) == pytest.approx(2.0)
     assert charts.reached(Row("a", 3.0, "<= 1.5")) == pytest.approx(0.5)
     rows = [
         Row("roof", 40.0, plot={"read": 40.0, "ranks": 2}),
-        Row("d = 32", 0.5, ">= 0.6", {"speed": 20.0, "intensity": 1.0, "label": "d = 32", "gradient": True, "d": 32}),
+        Row(
+            "d = 32",
+            0.5,
+            ">= 0.6",
+            {"speed": 20.0, "intensity": 1.0, "label": "d = 32", "gradient": True, "d": 32},
+        ),
         Row("half", MISSING, ">= 1.6"),
     ]
-    assert {path.name for path in charts.draw(rows, tmp_path)} == {"roofline.png", "kernels.png", "targets.png"}
+    assert {path.name for path in charts.draw(rows, tmp_path)} == {
+        "roofline.png",
+        "kernels.png",
+        "targets.png",
+    }
     assert charts.draw([], tmp_path) == [] and not list(tmp_path.iterdir())
 
 
@@ -233,20 +286,32 @@ def test_the_harness_uses_this_python() -> None:
 def test_the_common_objective_is_ours(loss: str, tmp_path: Path) -> None:
     """What `solve` measures all contestants by; its own optimum, and the columns that peers get."""
     table = truths.generate(loss, n=300)
-    table = truths.Table(table.X, table.y, None, np.linspace(-0.2, 0.2, 300) if loss == "poisson" else None)
+    table = truths.Table(
+        table.X, table.y, None, np.linspace(-0.2, 0.2, 300) if loss == "poisson" else None
+    )
     model = scenarios.fit(table, loss=loss, l2=1e-2, tol=1e-10)
     for X in (table.X, sparse.csr_matrix(table.X)):
         made = Common(X, table.y, loss, 1e-2, table.offset)
-        assert made.value(model.coef, model.intercept) == pytest.approx(model.summary["objective"], rel=1e-12)
-        assert made.optimum(model.coef * 1.01, model.intercept) == pytest.approx(model.summary["objective"], rel=1e-10)
+        assert made.value(model.coef, model.intercept) == pytest.approx(
+            model.summary["objective"], rel=1e-12
+        )
+        assert made.optimum(model.coef * 1.01, model.intercept) == pytest.approx(
+            model.summary["objective"], rel=1e-10
+        )
         scaled = made.standardised()
         coef, intercept = made.from_standardised(model.coef, model.intercept)
-        np.testing.assert_allclose(X @ coef.T + intercept, scaled @ model.coef.T + model.intercept, atol=1e-9)
+        np.testing.assert_allclose(
+            X @ coef.T + intercept, scaled @ model.coef.T + model.intercept, atol=1e-9
+        )
 
 
 def test_a_contest_is_judged_by_errors() -> None:
     ours = dict(reads=np.array([2.0, 4.0, 13.0]), seconds=np.array([0.1, 0.2, 0.3]))
-    judged = dict(errors=np.array([1e-3, 1e-7, 1e-8]), names=np.array(["a", "b"]), seconds=np.array([0.1, 0.5]))
+    judged = dict(
+        errors=np.array([1e-3, 1e-7, 1e-8]),
+        names=np.array(["a", "b"]),
+        seconds=np.array([0.1, 0.5]),
+    )
     rows = solve.judge("p", ours, judged | dict(reached=np.array([1e-3, 1e-7])))
     assert [row.value for row in rows] == [4.0, "not reached", 0.2, pytest.approx(2.5)]
     assert [row.met for row in rows] == [True, False, None, False]
@@ -258,7 +323,9 @@ def test_a_contest_is_judged_by_errors() -> None:
 def test_ours_in_a_contest_speaks_of_columns_as_the_data_number_them(tmp_path: Path) -> None:
     """Columns of compressed rows are renumbered by frequency: the judge must not see that."""
     table, path = truths.generate("logistic", n=400, d=4), tmp_path / "data.h5"
-    rare_first = np.where(np.arange(400)[:, np.newaxis] % np.array([5, 3, 2, 1]) == 0, table.X[:, :4], 0.0)
+    rare_first = np.where(
+        np.arange(400)[:, np.newaxis] % np.array([5, 3, 2, 1]) == 0, table.X[:, :4], 0.0
+    )
     X = sparse.csr_matrix(rare_first)
     data.write_csr(path, (X.indptr.astype(np.int64), X.indices, X.data), 4)
     found = solving.steps(str(path), SelfComm(), 1, loss="logistic", l2=1e-2)

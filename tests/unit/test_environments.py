@@ -11,7 +11,9 @@ import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 # pip is replaced: what it would be asked for is printed.
-PRELUDE = 'set -euo pipefail; source "$1/environment.sh"; install() { shift; echo "$*"; }; folder="$2"; '
+PRELUDE = (
+    'set -euo pipefail; source "$1/environment.sh"; install() { shift; echo "$*"; }; folder="$2"; '
+)
 
 
 def shell(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -58,9 +60,15 @@ def test_a_copy_of_the_project_is_noticed(copied: bool, tmp_path: Path) -> None:
 def test_what_waits_for_full_is_listed() -> None:
     """docs/testing.md names every file with tests that only --full runs, and why nothing is lost."""
     page = (SCRIPTS.parent / "docs" / "testing.md").read_text()
-    uses = re.compile(r"mark\.full\(|\bif FULL\b|\bFULL or\b|not FULL\b|environ.get\(\"TEST_FULL\"\)")
+    uses = re.compile(
+        r"mark\.full\(|\bif FULL\b|\bFULL or\b|not FULL\b|environ.get\(\"TEST_FULL\"\)"
+    )
     tests = SCRIPTS.parent / "tests"
     found = [path for path in tests.rglob("test_*.py") if uses.search(path.read_text())]
     assert len(found) > 10
-    missing = [str(path.relative_to(SCRIPTS.parent)) for path in found if f"`{path.relative_to(SCRIPTS.parent)}`" not in page]
+    missing = [
+        str(path.relative_to(SCRIPTS.parent))
+        for path in found
+        if f"`{path.relative_to(SCRIPTS.parent)}`" not in page
+    ]
     assert missing == []

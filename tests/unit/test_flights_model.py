@@ -12,9 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 import mpigd
-from mpigd.comm import SelfComm
 from mpigd.data.loading import Layout, load
-from mpigd.data.matrix import CSR
+from mpigd.matrix.base import CSR
+from mpigd.parallel.comm import SelfComm
 from scripts import flights
 
 L2 = 1e-4
@@ -43,7 +43,9 @@ def test_against_scikit_learn(files: tuple[str, str], tmp_path: Path) -> None:
     (X, y), (held_out, labels) = (dense(path) for path in files)
     mean, scale = X.mean(axis=0), X.std(axis=0)
     scale[scale == 0] = 1.0
-    truth = LogisticRegression(C=1 / (L2 * len(y)), solver="newton-cholesky", tol=1e-9).fit((X - mean) / scale, y)
+    truth = LogisticRegression(C=1 / (L2 * len(y)), solver="newton-cholesky", tol=1e-9).fit(
+        (X - mean) / scale, y
+    )
     z = truth.decision_function((X - mean) / scale)
     optimum = np.mean(np.logaddexp(0, z) - y * z) + L2 / 2 * np.sum(truth.coef_**2)
     auc = roc_auc_score(labels, truth.decision_function((held_out - mean) / scale))
@@ -57,4 +59,6 @@ def test_against_scikit_learn(files: tuple[str, str], tmp_path: Path) -> None:
     assert accelerated.summary["objective"] == pytest.approx(optimum, rel=1e-4)
 
     batches = mpigd.train(files[0], loss="logistic", l2=L2, mode="minibatch", epochs=5)
-    assert roc_auc_score(labels, batches.predict_proba(held_out)[:, 1]) == pytest.approx(auc, abs=0.005)
+    assert roc_auc_score(labels, batches.predict_proba(held_out)[:, 1]) == pytest.approx(
+        auc, abs=0.005
+    )

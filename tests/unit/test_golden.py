@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 import mpigd
-from mpigd import checkpoint
 from mpigd.__main__ import main as command
-from mpigd.callbacks import Callback, EarlyStop, History, Tolerance
-from mpigd.comm import Comm
-from mpigd.config import FIELDS, from_dict, resolve
-from mpigd.model.fitted import Model
+from mpigd.config.schema import FIELDS, from_dict, resolve
+from mpigd.parallel.comm import Comm
+from mpigd.scoring.fitted_model import Model
+from mpigd.training import checkpoint
+from mpigd.training.callbacks.base import Callback, EarlyStop, History, Tolerance
 from tests import threadcomm
 from tests.golden.make import HERE, describe
 

@@ -16,21 +16,21 @@ import pytest
 from hypothesis import HealthCheck, event, given, reject, settings
 from hypothesis import strategies as st
 
-from mpigd import build
-from mpigd.comm import Comm, SelfComm
-from mpigd.config import from_mapping
-from mpigd.data import matrix
-from mpigd.data.half import Half, Narrowing
-from mpigd.data.matrix import Matrix
+from mpigd.config.schema import from_mapping
 from mpigd.data.shard import Shard
 from mpigd.errors import NumericalError, ReplicaError, WorseError
+from mpigd.matrix import base
+from mpigd.matrix.base import Matrix
+from mpigd.matrix.half import Half, Narrowing
 from mpigd.model.losses import LOSSES
 from mpigd.optim.accelerated import Accelerated
 from mpigd.optim.base import advance
-from mpigd.progress import Progress
-from mpigd.reduce import joined
-from mpigd.report import Report
-from mpigd.trainer import Run
+from mpigd.parallel.comm import Comm, SelfComm
+from mpigd.reduction.base import joined
+from mpigd.training import problem as build
+from mpigd.training.callbacks.progress import Progress
+from mpigd.training.callbacks.report import Report
+from mpigd.training.trainer import Run
 from tests import scenarios
 from tests.scenarios import ALL_LOSSES, OPTIMIZERS, Table, fit, generate, kill
 from tests.threadcomm import run
@@ -52,13 +52,26 @@ class Way:
 
     def shard(self, whole: Shard, table: Table, comm: Comm) -> Shard:
         """Rows dealt to the ranks at random; a rank may get none."""
-        rows = np.flatnonzero(np.random.default_rng(self.seed).integers(0, self.ranks, whole.n) == comm.rank)
+        rows = np.flatnonzero(
+            np.random.default_rng(self.seed).integers(0, self.ranks, whole.n) == comm.rank
+        )
         mine = table.take(rows)
-        return replace(whole, rows=rows.astype(np.int64), X=whole.X.rows(rows), y=mine.y, c=mine.c, offset=mine.offset)
+        return replace(
+            whole,
+            rows=rows.astype(np.int64),
+            X=whole.X.rows(rows),
+            y=mine.y,
+            c=mine.c,
+            offset=mine.offset,
+        )
 
 
 ways = st.builds(
-    Way, ranks=st.integers(1, 5), threads=st.integers(1, 3), seed=st.integers(0, 99), block=st.sampled_from((1, 3, 16, 64))
+    Way,
+    ranks=st.integers(1, 5),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 99),
+    block=st.sampled_from((1, 3, 16, 64)),
 )
 
 
@@ -66,7 +79,9 @@ ways = st.builds(
 def problems(draw: Any) -> tuple[Table, dict[str, Any], str]:
     """(rows, options, how X is held): tie-rich or wide numbers, weights over many decades, all losses, modes, optimisers."""
     loss = draw(st.sampled_from(ALL_LOSSES))
-    table = generate(loss, n=draw(st.integers(12, 90)), d=draw(st.integers(1, 20)), seed=draw(st.integers(0, 50)))
+    table = generate(
+        loss, n=draw(st.integers(12, 90)), d=draw(st.integers(1, 20)), seed=draw(st.integers(0, 50))
+    )
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     n = len(table.y)
     if draw(st.booleans()):  # numbers on a coarse grid: every rounding tie that there is
@@ -92,14 +107,21 @@ def problems(draw: Any) -> tuple[Table, dict[str, Any], str]:
         options["shuffle"] = draw(st.sampled_from(("rows", "blocks")))
     if LOSSES[loss].classifies:
         options["class_weight"] = draw(st.sampled_from((None, "balanced")))
-    return table, options, draw(st.sampled_from(("float64", "float32", "csr float64", "csr float32", "float16")))
+    return (
+        table,
+        options,
+        draw(st.sampled_from(("float64", "float32", "csr float64", "csr float32", "float16"))),
+    )
 
 
 def matrix_of(X: Array, kind: str) -> Matrix:
     """X as it is held in memory: dense, compressed rows, or halves."""
     if kind != "float16":
         return scenarios.matrix(X.astype(kind.removeprefix("csr ")), kind.startswith("csr"))
-    narrowing, bits = Narrowing(X.min(axis=0), X.max(axis=0), SelfComm()), np.empty(X.shape, np.uint16)
+    narrowing, bits = (
+        Narrowing(X.min(axis=0), X.max(axis=0), SelfComm()),
+        np.empty(X.shape, np.uint16),
+    )
     narrowing.narrow(X, bits)
     return Half(bits, narrowing.unit)
 
@@ -117,22 +139,32 @@ def trained(way: Way, whole: Shard, table: Table, options: dict[str, Any]) -> tu
 
 
 def with_blocks(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    monkeypatch.setattr(matrix, "SMALLEST_BLOCK", rows)
-    monkeypatch.setattr(matrix, "SMALLEST_SWEEP", rows)
-    monkeypatch.setattr(matrix, "SWEEP_BYTES", 1)
-    monkeypatch.setattr(matrix, "BLOCK_BYTES", 1)
-    monkeypatch.setattr(matrix, "SPARSE_BLOCK", 1)
+    monkeypatch.setattr(base, "SMALLEST_BLOCK", rows)
+    monkeypatch.setattr(base, "SMALLEST_SWEEP", rows)
+    monkeypatch.setattr(base, "SWEEP_BYTES", 1)
+    monkeypatch.setattr(base, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(base, "SPARSE_BLOCK", 1)
 
 
-@settings(max_examples=400 if FULL else 40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=400 if FULL else 40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(problem=problems(), one=ways, other=ways, stop=st.integers(0, 6))
 def test_no_two_digests_differ(
-    problem: tuple[Table, dict[str, Any], str], one: Way, other: Way, stop: int, monkeypatch: pytest.MonkeyPatch
+    problem: tuple[Table, dict[str, Any], str],
+    one: Way,
+    other: Way,
+    stop: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     table, options, kind = problem
     event(f"{options['loss']} {options['mode']}")
     X = matrix_of(table.X, kind)
-    whole = Shard(len(table.y), np.arange(len(table.y), dtype=np.int64), X, table.y, table.c, table.offset)
+    whole = Shard(
+        len(table.y), np.arange(len(table.y), dtype=np.int64), X, table.y, table.c, table.offset
+    )
     try:
         truth = fit(whole, **options)
     except WorseError:  # a few steps of single rows, drawn at random, may lead anywhere
@@ -145,7 +177,12 @@ def test_no_two_digests_differ(
     folder = tempfile.mkdtemp()
     try:
         saving = options | dict(checkpoint=folder, checkpoint_every=1)
-        run(one.ranks, lambda comm: kill(stop, one.shard(whole, table, comm), comm, threads=one.threads, **saving))
+        run(
+            one.ranks,
+            lambda comm: kill(
+                stop, one.shard(whole, table, comm), comm, threads=one.threads, **saving
+            ),
+        )
         with_blocks(monkeypatch, other.block)
         assert trained(other, whole, table, saving) == digests
     finally:
@@ -158,7 +195,12 @@ def test_native_sums_do_differ() -> None:
     digests = {
         model.digest
         for ranks in (1, 2, 3, 5)
-        for model in run(ranks, lambda comm: fit(scenarios.shard(table, comm, "hash"), comm, loss="logistic", reduce="native"))
+        for model in run(
+            ranks,
+            lambda comm: fit(
+                scenarios.shard(table, comm, "hash"), comm, loss="logistic", reduce="native"
+            ),
+        )
     }
     assert len(digests) > 1
 
@@ -180,8 +222,12 @@ def flip(rank: int, what: str, folder: str | None, **options: Any) -> None:
     run(3, on_rank)
 
 
-@pytest.mark.parametrize(("rank", "what"), [(1, "parameters"), (2, "parameters"), (0, "state"), (2, "state")])
-def test_a_rank_that_differs_is_named_and_nothing_is_saved(rank: int, what: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("rank", "what"), [(1, "parameters"), (2, "parameters"), (0, "state"), (2, "state")]
+)
+def test_a_rank_that_differs_is_named_and_nothing_is_saved(
+    rank: int, what: str, tmp_path: Path
+) -> None:
     """A flipped bit is found at the next comparison, on all ranks. A checkpoint of the step with the damage is refused."""
     with pytest.raises(ReplicaError, match=rf"rank\(s\) {rank} differ .* the same before step 10:"):
         flip(rank, what, str(tmp_path), checkpoint_every=3, check_replicas=100)
@@ -201,7 +247,9 @@ def test_a_model_of_ranks_that_differ_is_refused() -> None:
 
 def build_and_train(comm: Comm, step: Any, folder: str | None, **options: Any) -> str:
     """Train with a step of the test's own."""
-    options |= dict(loss="logistic", optimizer="nesterov", l2=1e-3, epochs=40, tol=0.0, checkpoint=folder)
+    options |= dict(
+        loss="logistic", optimizer="nesterov", l2=1e-3, epochs=40, tol=0.0, checkpoint=folder
+    )
     table = generate("logistic")
     shard = scenarios.shard(table, comm)
     config = build.complete(from_mapping(options), shard.n)
@@ -228,9 +276,10 @@ def test_one_process_is_the_world() -> None:
     """The same Run without any communicator of the tests: SelfComm is no special case."""
     table = generate("squared", weights=True)
     alone = fit(table, SelfComm(), loss="squared")
-    assert {model.digest for model in run(2, lambda comm: fit(scenarios.shard(table, comm), comm, loss="squared"))} == {
-        alone.digest
-    }
+    assert {
+        model.digest
+        for model in run(2, lambda comm: fit(scenarios.shard(table, comm), comm, loss="squared"))
+    } == {alone.digest}
 
 
 def test_outliers_and_weights_switch_all_ranks_to_the_second_grid() -> None:
@@ -248,10 +297,17 @@ def test_outliers_and_weights_switch_all_ranks_to_the_second_grid() -> None:
         return goal.objective.fine, sums.gradient[0].tolist()
 
     assert not any(fine for fine, _ in run(3, lambda comm: built(comm, ordinary)))
-    results = [result for ranks in (1, 2, 3) for result in run(ranks, lambda comm: built(comm, wild))]
+    results = [
+        result for ranks in (1, 2, 3) for result in run(ranks, lambda comm: built(comm, wild))
+    ]
     assert all(fine for fine, _ in results)
     assert len({tuple(gradient) for _, gradient in results}) == 1
     assert wild.c is not None
     for j in range(4):
-        terms = [-Fraction(c) * Fraction(y) * Fraction(x) for c, y, x in zip(wild.c, wild.y, wild.X[:, j], strict=True)]
-        assert abs(Fraction(results[0][1][j]) - sum(terms)) <= Fraction(1, 10**15) * sum(abs(term) for term in terms)
+        terms = [
+            -Fraction(c) * Fraction(y) * Fraction(x)
+            for c, y, x in zip(wild.c, wild.y, wild.X[:, j], strict=True)
+        ]
+        assert abs(Fraction(results[0][1][j]) - sum(terms)) <= Fraction(1, 10**15) * sum(
+            abs(term) for term in terms
+        )

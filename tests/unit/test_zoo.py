@@ -66,7 +66,9 @@ REPORTS = 8
 QUICK = {*list(CHOSEN)[:REPORTS], *list(CHOSEN)[REPORTS::2]}
 
 
-@pytest.mark.full(why="of each kind of trouble other sets remain", when=lambda case: case.name not in QUICK)
+@pytest.mark.full(
+    why="of each kind of trouble other sets remain", when=lambda case: case.name not in QUICK
+)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}:{case.target}")
 def test_defaults(case: cases.Case, tmp_path: Path) -> None:
     rows = list(fitting.run_case(case, tmp_path, LIMIT, PEER_LIMIT))

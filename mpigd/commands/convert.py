@@ -1,0 +1,41 @@
+"""`mpigd convert`: its arguments, and what it does with them."""
+
+from __future__ import annotations
+
+import argparse
+
+from mpigd.commands.arguments import add_options
+from mpigd.config.schema import FIELDS, resolve
+from mpigd.parallel.launcher import launched
+from mpigd.parallel.standard_streams import say
+
+
+def convert_arguments(sub: argparse.ArgumentParser) -> None:
+    """Give a parser the arguments of `mpigd convert`."""
+    sub.add_argument("data", help="one HDF5 file")
+    sub.add_argument("-o", "--output", required=True, help="the HDF5 file to write")
+    sub.add_argument(
+        "--transpose",
+        action="store_true",
+        help="rows become columns, as for matrices of R and Julia",
+    )
+    sub.add_argument(
+        "--missing",
+        choices=("refuse", "drop"),
+        default="refuse",
+        help="what to do with rows that miss something",
+    )
+    add_options(sub, ["x", "y", "allow_links", "allow_unwritten"])
+
+
+def convert_command(arguments: argparse.Namespace) -> int:
+    config = resolve({name: value for name, value in vars(arguments).items() if name in FIELDS})[0]
+    if (launched() or (0, 1))[0] > 0:  # one process does all of it
+        return 0
+    from mpigd.data.convert import convert
+
+    how = arguments.transpose, arguments.missing, config.allow_links, config.allow_unwritten
+    done = convert(arguments.data, arguments.output, config.x, config.y, *how)
+    dropped = f", {done.dropped:,} rows dropped" if done.dropped else ""
+    say(f"{done.path}: {done.rows:,} rows x {done.columns:,} columns, {done.layout}{dropped}\n")
+    return 0

@@ -1,0 +1,336 @@
+"""The command line: one parser, one function a command. Nothing here imports MPI, numba or h5py before it must."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mpigd import __version__
+from mpigd.commands import submit
+from mpigd.commands.arguments import Parser, add_options
+from mpigd.commands.convert import convert_arguments, convert_command
+from mpigd.commands.import_data import import_arguments, import_command
+from mpigd.commands.score_arguments import evaluate_arguments, predict_arguments
+from mpigd.config.schema import FIELDS, Config, resolve
+from mpigd.errors import UsageError
+from mpigd.parallel import kernel_cache
+from mpigd.parallel.comm import Comm, together
+from mpigd.parallel.launcher import launched
+from mpigd.parallel.session import HANG_TIMEOUT, connect, enter
+from mpigd.parallel.standard_streams import put, say
+
+STARTING = 30.0  # seconds by which ranks may start later than others, at least: a launcher and a busy disk take their time
+
+
+def parser() -> Parser:
+    top = Parser(
+        prog="mpigd", description="Distributed training of linear and generalised linear models."
+    )
+    top.add_argument("--version", action="version", version=f"mpigd {__version__}")
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=Parser
+    )
+
+    def command(
+        name: str, text: str, run: Callable[[argparse.Namespace], int]
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    import_arguments(command("import", "turn CSV, Parquet or svmlight into HDF5", import_command))
+    convert_arguments(
+        command("convert", "rewrite HDF5 of another program as data for training", convert_command)
+    )
+    train = command("train", "fit a model", train_command)
+    train.add_argument("data", nargs="*", help="HDF5 files or globs: one data set, in this order")
+    train.add_argument("-o", "--output", default=None, help="the model file (default model.h5)")
+    train.add_argument("--config", default=None, help="a TOML file with the same options")
+    add_options(train, list(FIELDS))
+    _cv_arguments(
+        command(
+            "cv", "choose the ridge penalty by cross-validation, all folds in one pass", cv_command
+        )
+    )
+    evaluate_arguments(command("evaluate", "score a model on data", evaluate_command))
+    predict_arguments(command("predict", "write predictions in row order", predict_command))
+    info = command("info", "describe a data set, a model or a checkpoint", info_command)
+    info.add_argument("file")
+    info.add_argument("--json", action="store_true", help="everything, for machines")
+    info.add_argument(
+        "--summary",
+        action="store_true",
+        help="a model's coefficients with standard errors and tests",
+    )
+    add_options(info, ["x", "y", "allow_links", "allow_unwritten"])
+    plan = command("plan", "predict memory and times of a run, without MPI", plan_command)
+    plan.add_argument("data", nargs="+", help="HDF5 files or globs: one data set, in this order")
+    plan.add_argument("--ranks", type=int, default=1, help="how many ranks the run will have")
+    plan.add_argument(
+        "--network",
+        default=None,
+        metavar="ALPHA,BETA",
+        help="seconds a message and a byte (2e-6,1e-10)",
+    )
+    plan.add_argument(
+        "--profile",
+        default=None,
+        metavar="FILE",
+        help="a machine as scripts/bench/run.py measured it",
+    )
+    plan.add_argument("--json", action="store_true", help="one JSON object")
+    plan.add_argument("--config", default=None, help="a TOML file of training options")
+    add_options(
+        plan, [name for name in FIELDS if name != "dry_run"]
+    )  # those of the run that is planned
+    postmortem = command(
+        "postmortem", "say where the ranks of a run were when it ended", postmortem_command
+    )
+    postmortem.add_argument("folder", help="the run's checkpoint folder")
+    submit.add_arguments(
+        command(
+            "submit", "write a batch script, and submit it", lambda given: submit.run(given, top)
+        )
+    )
+    command("doctor", "check MPI, launcher, binding, HDF5 and numba", doctor_command)
+    return top
+
+
+def _cv_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("data", nargs="+", help="HDF5 files or globs: one data set, in this order")
+    sub.add_argument(
+        "-o", "--output", default=None, help="where to save the chosen model, trained on all rows"
+    )
+    sub.add_argument(
+        "--l2",
+        dest="penalties",
+        default="1e-6:1e2:20",
+        metavar="LOW:HIGH:COUNT",
+        help="or NUMBER,NUMBER,...",
+    )
+    sub.add_argument("--folds", type=int, default=5, help="parts of the rows, each held out once")
+    sub.add_argument(
+        "--choose",
+        default="best",
+        metavar="{best,one-se}",
+        help="the penalty of the model that is trained",
+    )
+    sub.add_argument(
+        "--chart",
+        default=None,
+        metavar="FILE",
+        help="a picture of the scores (PNG; needs matplotlib)",
+    )
+    sub.add_argument("--json", action="store_true", help="one JSON object with every score")
+    sub.add_argument("--config", default=None, help="a TOML file of training options")
+    add_options(sub, [name for name in FIELDS if name != "l2"])
+
+
+def _connect(arguments: argparse.Namespace, limit: float | None = None) -> Comm:
+    """The communicator, with the kernels' cache in place before anything imports numba. limit: seconds to wait for all ranks."""
+    what = f"mpigd {arguments.command}"
+    kernel_cache.check()
+    connect(max(limit or HANG_TIMEOUT, STARTING), what)
+    comm = enter(None, what, limit)
+    kernel_cache.prepare()
+    kernel_cache.import_lean()
+    return comm
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(arguments).items() if name in FIELDS}
+
+
+def train_command(arguments: argparse.Namespace) -> int:
+    config, places = resolve(_options(arguments), arguments.config)
+    data = arguments.data or places.get("data")
+    output = arguments.output or places["output"]
+    if not data:
+        raise UsageError(
+            "no data given: mpigd train DATA.h5 ... (or data = [...] in the --config file)"
+        )
+    if not Path(output).parent.is_dir():
+        raise UsageError(f"-o {output}: the folder does not exist")
+    comm = _connect(arguments, config.hang_timeout)
+    from mpigd.storage.hdf5 import check_target
+    from mpigd.training.callbacks.progress import Progress
+    from mpigd.training.run_guard import newest, save
+    from mpigd.training.trainer import train
+
+    with together(comm):  # before the work that would be lost
+        if comm.rank == 0:
+            check_target(output)
+    progress = Progress(sys.stderr, quiet=config.quiet or comm.rank > 0)
+    if config.dry_run:
+        from mpigd.training.plan import plan_only
+
+        return plan_only([data] if isinstance(data, str) else data, config, comm)
+    before = newest(config)
+    model = train(data, config, comm, progress)
+    with together(comm):
+        if comm.rank == 0:
+            save(model.save, output, config, before)
+    if comm.rank == 0:
+        progress.note(f"{output}: digest {model.digest[:16]}")
+    return 0
+
+
+def cv_command(arguments: argparse.Namespace) -> int:
+    config, _ = resolve(_options(arguments), arguments.config)
+    comm = _connect(arguments, config.hang_timeout)
+    from mpigd.storage.hdf5 import check_target
+    from mpigd.training.callbacks.progress import Progress
+    from mpigd.training.cross_validation import chart, check, cross_validate, penalties_of, table
+
+    if arguments.chart and not find_spec("matplotlib"):
+        raise UsageError("--chart needs matplotlib: pip install matplotlib")
+    penalties = penalties_of(arguments.penalties)
+    check(config, arguments.folds, arguments.choose)
+    with together(comm):
+        if comm.rank == 0 and arguments.output:
+            check_target(arguments.output)
+    progress = Progress(sys.stderr, quiet=config.quiet or comm.rank > 0)
+    found = cross_validate(
+        arguments.data, config, penalties, arguments.folds, arguments.choose, comm, progress
+    )
+    with together(comm):
+        if comm.rank == 0:
+            if arguments.output:
+                found.model.save(arguments.output)
+            if arguments.chart:
+                chart(found, arguments.chart)
+    if comm.rank == 0:
+        put(_json(found.plain()) if arguments.json else table(found))
+    return 0
+
+
+def evaluate_command(arguments: argparse.Namespace) -> int:
+    config, _ = resolve(_options(arguments))
+    comm = _connect(arguments)
+    from mpigd.scoring.metrics import score_table
+    from mpigd.scoring.predict import evaluate
+
+    model = _shared_model(arguments.model, comm)
+    scores = evaluate(model, arguments.data, config, comm, _policies(arguments), _note)
+    if comm.rank == 0:
+        put(_json(scores) if arguments.json else score_table(scores))
+    return 0
+
+
+def predict_command(arguments: argparse.Namespace) -> int:
+    config, _ = resolve(_options(arguments))
+    comm = _connect(arguments)
+    from mpigd.scoring.predict import predict
+    from mpigd.scoring.prediction_files import targets_of
+
+    targets = targets_of(arguments.output, arguments.csv, arguments.parquet)
+    model = _shared_model(arguments.model, comm)
+    source, models, policies = arguments.with_source, [arguments.model], _policies(arguments)
+    rows = predict(model, arguments.data, targets, config, comm, source, _note, models, policies)
+    if comm.rank == 0:
+        say(f"{arguments.output}: {rows:,} predictions\n")
+    return 0
+
+
+def _note(text: str) -> None:
+    say(f"note: {text}\n")
+
+
+def _policies(arguments: argparse.Namespace) -> Any:
+    """What becomes of rows of raw tables that do not fit the model's encoding."""
+    from mpigd.tables.policies import Policies
+
+    return Policies(arguments.missing, arguments.unseen, arguments.on_bad_row, arguments.command)
+
+
+def _shared_model(path: str, comm: Comm) -> Any:
+    from mpigd.scoring import fitted_model
+
+    with together(comm):
+        model = fitted_model.load(path)
+    return model
+
+
+def _json(value: Any) -> str:
+    """JSON proper: what is undefined (NaN) is null."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: plain(inner) for key, inner in item.items()}
+        if isinstance(item, list):
+            return [plain(inner) for inner in item]
+        return None if isinstance(item, float) and not math.isfinite(item) else item
+
+    return json.dumps(plain(value), allow_nan=False)
+
+
+def info_command(arguments: argparse.Namespace) -> int:
+    config: Config = resolve(_options(arguments))[0]
+    from mpigd.commands.info import describe, summary, text
+
+    if _elsewhere():
+        return 0
+    if arguments.summary and not arguments.json:
+        put(summary(arguments.file))
+        return 0
+    about = describe(arguments.file, config.x, config.y, config.allow_links, config.allow_unwritten)
+    put(_json(about) if arguments.json else text(arguments.file, about))
+    return 0
+
+
+def _elsewhere() -> bool:
+    """Whether another process of a launcher, which the command does not need, says it already."""
+    return (launched() or (0, 1))[0] > 0
+
+
+def plan_command(arguments: argparse.Namespace) -> int:
+    config = resolve(_options(arguments), arguments.config)[0]
+    network = _network(arguments.network)
+    if arguments.ranks < 1:
+        raise UsageError(f"--ranks {arguments.ranks}: must be at least 1")
+    if _elsewhere():
+        return 0
+    kernel_cache.prepare()
+    kernel_cache.import_lean()
+    from mpigd.model.targets import check_target
+    from mpigd.parallel.comm import SelfComm
+    from mpigd.training.plan import plan, surveyed, text, to_dict
+    from mpigd.training.throughput import read_profile
+
+    profile = read_profile(arguments.profile) if arguments.profile else None
+    infos = surveyed(arguments.data, config, SelfComm())
+    check_target(infos[0], config.loss, SelfComm())
+    predicted = plan(infos, config, arguments.ranks, network, profile)
+    put(_json(to_dict(predicted)) if arguments.json else text(predicted))
+    return 0
+
+
+def _network(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        alpha, beta = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--network {text}: expected two numbers, ALPHA,BETA") from None
+    return alpha, beta
+
+
+def doctor_command(arguments: argparse.Namespace) -> int:
+    comm = _connect(arguments)
+    from mpigd.commands.doctor import run
+
+    return int(run(comm))
+
+
+def postmortem_command(arguments: argparse.Namespace) -> int:
+    from mpigd.parallel.flight_recorder import report
+
+    if not _elsewhere():
+        put(report(arguments.folder))
+    return 0

@@ -1,0 +1,234 @@
+"""mpigd submit: a batch script for a training run, made from a template, and handed to the scheduler.
+
+The templates in mpigd/commands/templates are scripts that work as they are; what is filled in are whole lines, told by their beginning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpigd.commands.arguments import Parser
+from mpigd.config.schema import FIELDS, resolve
+from mpigd.config.units import seconds_of
+from mpigd.errors import LaunchError, UsageError
+from mpigd.parallel.launcher import launched
+from mpigd.parallel.standard_streams import put, say
+
+TEMPLATES = Path(__file__).parent / "templates"
+COMMANDS = {
+    "slurm": "sbatch",
+    "pbs": "qsub",
+    "lsf": "bsub",
+}  # each reads a script from its standard input
+RESOURCES = {  # the line that is replaced begins with the words up to the first brace
+    "slurm": "#SBATCH --nodes={nodes} --ntasks-per-node={ranks} --cpus-per-task={threads} --time={clock}",
+    "pbs": "#PBS -l select={nodes}:ncpus={cores}:mpiprocs={ranks}:ompthreads={threads} -l walltime={clock}",
+    "lsf": '#BSUB -n {total} -R "span[ptile={ranks}] affinity[core({threads})]" -W {minutes}',
+}
+ARRAYS = {"slurm": " --array=0-{last}", "pbs": " -J 0-{last}", "lsf": ' -J "mpigd[1-{count}]"'}
+LEAST = 300.0  # seconds of a job: Slurm gives notice two minutes before the end, and up to one minute before that
+NOTICE = 300.0  # seconds before the end of the job at which --max-time ends the run, where the scheduler gives no notice in time
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a batch script is to say. `ranks` on each node; `sweep`: an option and its values, or None; `model`: its file."""
+
+    scheduler: str
+    launcher: str
+    nodes: int
+    ranks: int
+    threads: int
+    seconds: float
+    sweep: tuple[str, list[str]] | None
+    directives: tuple[str, ...]
+    words: tuple[str, ...]
+    model: str
+
+
+def add_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--scheduler", required=True, choices=tuple(COMMANDS))
+    sub.add_argument("--nodes", type=_count, default=1)
+    sub.add_argument("--ranks", type=_count, default=1, help="on each node")
+    sub.add_argument("--threads", type=_count, default=1, help="of each rank, and its cores")
+    sub.add_argument(
+        "--time",
+        default="1:00:00",
+        help="of the job, [DAYS-]HH:MM:SS; it is queued again until the run is done",
+    )
+    sub.add_argument(
+        "--launcher",
+        choices=("srun", "mpirun"),
+        help="what starts the ranks (default: srun with Slurm)",
+    )
+    sub.add_argument(
+        "--sweep",
+        metavar="OPTION=VALUE,...",
+        help="an array job: a run for each value, in sweep/OPTION-VALUE.h5",
+    )
+    sub.add_argument(
+        "--directive",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="for the scheduler: --directive=--account=me",
+    )
+    sub.add_argument("--dry-run", action="store_true", help="print the script, and do nothing")
+    sub.add_argument(
+        "words", nargs="+", metavar="-- train ARGS", help="the command of mpigd to run"
+    )
+
+
+def run(arguments: argparse.Namespace, commands: Parser) -> int:
+    """Write the script, and submit it. `commands`: what parses the command that the job is to run."""
+    text = script(_job(arguments, commands))
+    if (launched() or (0, 1))[0] > 0:
+        return 0
+    if arguments.dry_run:
+        put(text.rstrip("\n"))
+        return 0
+    program = COMMANDS[arguments.scheduler]
+    if shutil.which(program) is None:
+        raise LaunchError(
+            f"{program} is not on the PATH of this machine: submit from a login node, or see --dry-run"
+        )
+    return subprocess.run([program], input=text, text=True).returncode
+
+
+def _job(arguments: argparse.Namespace, commands: Parser) -> Job:
+    scheduler, launcher = (
+        arguments.scheduler,
+        arguments.launcher or ("srun" if arguments.scheduler == "slurm" else "mpirun"),
+    )
+    if launcher == "srun" and scheduler != "slurm":
+        raise UsageError("--launcher srun goes with --scheduler slurm")
+    try:
+        seconds = seconds_of(arguments.time)
+    except UsageError as error:
+        raise UsageError(str(error).replace("--max-time", "--time")) from None
+    if seconds < LEAST:
+        raise UsageError(
+            f"--time {arguments.time}: 0:05:00 at least, since a job saves and stops some minutes before its end"
+        )
+    sweep = None
+    if arguments.sweep:
+        option, equals, values = arguments.sweep.partition("=")
+        sweep = option.strip().replace("_", "-"), [value for value in values.split(",") if value]
+        if (
+            not equals or len(sweep[1]) < 2 or option.replace("-", "_") not in {*FIELDS, "lr"}
+        ):  # PBS knows no array of one
+            raise UsageError(
+                f"--sweep {arguments.sweep}: expected an option of mpigd train and some values: l2=1e-4,1e-2,1"
+            )
+    words, model = _checked(arguments.words, scheduler, seconds, sweep, commands)
+    more = tuple(arguments.directive)
+    return Job(
+        scheduler,
+        launcher,
+        arguments.nodes,
+        arguments.ranks,
+        arguments.threads,
+        seconds,
+        sweep,
+        more,
+        words,
+        model,
+    )
+
+
+def _checked(
+    words: Sequence[str],
+    scheduler: str,
+    seconds: float,
+    sweep: tuple[str, list[str]] | None,
+    commands: Parser,
+) -> tuple[tuple[str, ...], str]:
+    """The command and its model's file, once they are known to be right: before a job has waited in a queue for a mistake."""
+    if words[0] != "train":
+        raise UsageError(
+            f"submit is for training runs: mpigd submit ... -- train DATA.h5 ..., not {words[0]}"
+        )
+    for value in sweep[1] if sweep else [""]:
+        whole = [*words, f"--{sweep[0]}", value, "--checkpoint", "sweep"] if sweep else list(words)
+        told = commands.parse_args(whole)
+        config, places = resolve(
+            {name: given for name, given in vars(told).items() if name in FIELDS}, told.config
+        )
+    model = told.output or places["output"]
+    if config.checkpoint is None:
+        say("note: without --checkpoint a job that is stopped begins anew\n")
+    elif scheduler != "slurm" and config.max_time is None:
+        words = [*words, "--max-time", f"{max(seconds - NOTICE, 0.5 * seconds):.0f}"]
+    return tuple(words), model
+
+
+def script(job: Job) -> str:
+    """The batch script."""
+    name = "sweep" if job.sweep else "train"
+    if (job.scheduler, job.launcher) == ("slurm", "mpirun"):
+        name += "_mpirun"
+    resources = RESOURCES[job.scheduler]
+    line = resources + (ARRAYS[job.scheduler] if job.sweep else "")
+    count = len(job.sweep[1]) if job.sweep else 0
+    filled = line.format(
+        **dict(
+            nodes=job.nodes,
+            ranks=job.ranks,
+            threads=job.threads,
+            cores=job.ranks * job.threads,
+            total=job.nodes * job.ranks,
+        ),
+        **dict(
+            clock=_clock(job.seconds),
+            minutes=_clock(job.seconds).rpartition(":")[0],
+            count=count,
+            last=count - 1,
+        ),
+    )
+    sign = resources.split()[0]
+    lines = {
+        resources.partition("{")[0]: "\n".join(
+            [filled, *(f"{sign} {text}" for text in job.directives)]
+        )
+    }
+    lines["PATH="] = f'PATH={shlex.quote(os.path.dirname(sys.executable))}:"$PATH"'
+    train = f"train=({shlex.join(job.words)})"
+    if job.sweep:
+        lines["option="] = f"option={job.sweep[0]} values=({shlex.join(job.sweep[1])})"
+        lines["train=("] = train
+    else:
+        lines["model="] = f"model={shlex.quote(job.model)} {train}"
+    return fill((TEMPLATES / job.scheduler / f"{name}.sh").read_text(encoding="utf-8"), lines)
+
+
+def fill(text: str, lines: dict[str, str]) -> str:
+    """The text with each line that begins with a key replaced. There must be exactly one for each."""
+    found = text.splitlines()
+    for beginning, line in lines.items():
+        (at,) = [number for number, old in enumerate(found) if old.startswith(beginning)]
+        found[at] = line
+    return "\n".join([*found, ""])
+
+
+def _clock(seconds: float) -> str:
+    """HH:MM:SS, whole minutes: what all schedulers understand."""
+    minutes = round(seconds / 60.0)
+    return f"{minutes // 60}:{minutes % 60:02d}:00"
+
+
+def _count(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise UsageError(f"{text!r}: --nodes, --ranks and --threads are whole numbers, at least 1")
+    return number

@@ -1,0 +1,1 @@
+"""The configuration: its fields, where they come from, and units."""

@@ -1,0 +1,1 @@
+"""Rows of a data set in memory: dense, compressed, in half precision."""

@@ -1,0 +1,108 @@
+"""Second derivatives along directions in which columns nearly cancel.
+
+A Hessian's elements, and its products with a vector, are summed on grids that fit the columns' reach. Where the linear
+predictors of a direction are far smaller than its coefficients, nothing of them would be left there. Here they are made
+first, row by row, and summed on a grid of their own size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpigd.model.hessian import Curvature
+from mpigd.model.scaling import blocks
+from mpigd.reduction.base import power_above, total
+from mpigd.reduction.exact import ExactReducer
+from mpigd_kernels import vector
+
+Array = np.ndarray[Any, Any]
+EPSILON = 2.0**-53  # of float64
+
+
+def predictors(curvature: Curvature, d: Array) -> Array:
+    """Linear predictors (k, n) of this rank's rows for a direction d (k * p,), without offsets."""
+    objective = curvature.objective
+    coef, b = objective.scaling.to_raw(d, objective.k)
+    z = np.empty((objective.k, objective.rows.X.n))
+    for rows in blocks(objective.rows.X):
+        part = objective.rows.X.rows(rows)
+        for q in range(objective.k):
+            own = np.empty(part.n)
+            part.margins(coef[q], b[q], own)
+            z[q, rows] = own
+    return z
+
+
+def curvatures_along(curvature: Curvature, D: Array, factor: float) -> tuple[Array, Array]:
+    """d'Hd (m,) for directions D (m, k * p), sums over rows times `factor`, and how much of it may be their rounding (m,).
+
+    One read. Collective.
+    """
+    objective, h = curvature.objective, curvature.h
+    k, scaling, of = objective.k, objective.scaling, objective.statistics
+    c = np.ascontiguousarray(objective.rows.c)
+    squares = np.empty((c.size, len(D)))
+    for i, d in enumerate(D):
+        z = predictors(curvature, d)
+        squares[:, i] = _products(objective.loss.kind, h, c, z, z)
+    objective.counter.reads += objective.width * objective.share
+    sizes = np.append(
+        (of.deviation**2 + of.mean**2) * scaling.inverse**2, [1.0] * scaling.intercept
+    )
+    sizes = np.tile(sizes * float(total(h[0] if k == 1 else c, curvature.comm)[0]), k)
+    rounding = np.array([vector.dot(d * d, sizes) for d in D]) * (
+        4.0 * scaling.p * EPSILON * EPSILON
+    )
+    return total(squares, curvature.comm) * factor, rounding * factor
+
+
+def product_along(curvature: Curvature, d: Array, factor: float) -> Array:
+    """The Hessian times d (k * p,), to 2^-43 of the largest of d's own linear predictors. One read. Collective."""
+    objective, comm = curvature.objective, curvature.comm
+    X, k, c = objective.rows.X, objective.k, np.ascontiguousarray(objective.rows.c)
+    z = predictors(curvature, d)
+    r = _residuals(objective.loss.kind, curvature.h, c, z)
+    top = np.array([np.max(np.abs(r), initial=0.0)])
+    comm.allreduce(top, "max")
+    if not top[0] > 0.0:
+        return np.zeros(d.size)
+    bound = float(power_above(top[0]))
+    nothing = np.zeros(X.n)
+    reducer = ExactReducer(comm, objective.statistics.bounds, k, objective.n, 1.0, objective.fine)
+
+    def visit(share: list[slice], into: Any) -> None:
+        for rows in share:
+            X.rows(rows).accumulate(r[:, rows] / bound, nothing[rows].copy(), into)
+
+    objective.counter.reads += objective.width * objective.share
+    return reducer.sweep_for(
+        lambda T, S: objective.scaling.gradient(T, S, factor * bound)[1],
+        [blocks(X)],
+        visit,
+        objective.n,
+    )
+
+
+def _residuals(kind: str, h: Array, c: Array, z: Array) -> Array:
+    """The change of each row's gradient by its linear predictors, along z (k, n)."""
+    if kind != "multiclass":
+        return np.asarray(h * z)
+    mean = np.zeros(c.size)
+    for p, own in zip(h, z, strict=True):  # not numpy's sum: outputs are added in a fixed order
+        mean += p * own
+    return np.asarray(c * h * (z - mean))
+
+
+def _products(kind: str, h: Array, c: Array, z: Array, t: Array) -> Array:
+    """The second derivative of each row's loss along z and t (k, n)."""
+    r, found = _residuals(kind, h, c, z), np.zeros(c.size)
+    if kind == "multiclass":  # only differences between outputs count: their mean would cost digits
+        mean = np.zeros(c.size)
+        for p, own in zip(h, t, strict=True):
+            mean += p * own
+        t = t - mean
+    for change, own in zip(r, t, strict=True):
+        found += change * own
+    return found

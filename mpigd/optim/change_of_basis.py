@@ -1,0 +1,55 @@
+"""A change of basis in which nearly dependent columns are replaced by what the columns before them leave of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpigd.optim.base import Array, State
+from mpigd_kernels import vector
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Parameters `index` (m,) stand for the directions `vectors` (m, p); dependent (p,): 1 for columns without a remainder."""
+
+    index: Array
+    vectors: Array
+    dependent: Array
+
+    @staticmethod
+    def none(p: int) -> Basis:
+        return Basis(np.zeros(0, np.int64), np.zeros((0, p)), np.zeros(p))
+
+    @staticmethod
+    def of(state: State, p: int) -> Basis:
+        """That of a state, or none."""
+        if "basis_index" not in state:
+            return Basis.none(p)
+        return Basis(
+            state["basis_index"].astype(np.int64), state["basis_vectors"], state["basis_dependent"]
+        )
+
+    def named(self) -> State:
+        if not (self.index.size or self.dependent.any()):
+            return {}
+        return {
+            "basis_index": self.index.astype(np.float64),
+            "basis_vectors": self.vectors,
+            "basis_dependent": self.dependent,
+        }
+
+    def outwards(self, x: Array) -> Array:
+        """The parameters that x (p,) in this basis stands for."""
+        s = x.copy()
+        s[self.index] = 0.0
+        for j, v in zip(self.index, self.vectors, strict=True):
+            vector.add_scaled(s, x[j], v)
+        return s
+
+    def inwards(self, g: Array) -> Array:
+        """A gradient (p,) in this basis."""
+        y = g.copy()
+        y[self.index] = [vector.dot(v, g) for v in self.vectors]
+        return y

@@ -1,0 +1,1 @@
+"""MPI, processes and threads: the communicator, the session, the watchdog, the kernel cache."""

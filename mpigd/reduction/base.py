@@ -1,0 +1,234 @@
+"""Sums over blocks, threads and ranks: every reducer owns its accumulators, its words on the wire, and what it must repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import product
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from mpigd.errors import NumericalError
+from mpigd.matrix.base import Into
+from mpigd.parallel.comm import Comm
+from mpigd_kernels import sums
+
+Array = np.ndarray[Any, Any]
+Share = TypeVar("Share")
+Found = TypeVar("Found")
+SLAB = 1 << 16  # numbers of `total` at once
+SMALLEST = 2.0**-900  # of a bound: the grid below it would leave the normal numbers
+
+
+class Sums(NamedTuple):
+    """Unnormalised sums over all rows of a sweep: X' r (k, d), residuals (k,), losses."""
+
+    gradient: Array
+    residual: Array
+    loss: float
+
+
+class Reducer(Protocol):
+    """Sums that blocks, threads and ranks share."""
+
+    comm: Comm
+
+    def reserve(self, count: int) -> tuple[Array, Array]:
+        """Room for words that callers add to the step's one buffer, and for their sums over ranks after each sweep."""
+
+    def sweep(
+        self, shares: Sequence[Share], visit: Callable[[Share, Into], None], rows: float
+    ) -> Sums:
+        """Call visit(share, accumulators) for every share, each on a thread of its own, and add up over all ranks.
+
+        `rows`: how many the sweep visits over all ranks. Collective; raises NotFinite on all ranks together.
+        """
+
+    def sweep_for(
+        self,
+        read: Callable[[Array, Array], Found],
+        shares: Sequence[Share],
+        visit: Callable[[Share, Into], None],
+        rows: float,
+    ) -> Found:
+        """`sweep`, and what `read` makes of its totals T (1, 2 or 4, k, d), S (1 + k, 2) of sums.join, which are lent."""
+
+    def state(self) -> dict[str, Array]:
+        """What a continued run needs for the same bits."""
+
+    def restore(self, state: dict[str, Array]) -> None:
+        """Take up a state."""
+
+
+def joined(T: Array, S: Array) -> Sums:
+    """What totals hold."""
+    gradient, scalars = np.empty(T.shape[1:]), np.empty(S.shape[0])
+    sums.join(T, S, gradient, scalars)
+    return Sums(gradient, scalars[1:], scalars.item(0))
+
+
+class NotFinite(NumericalError):
+    """A loss or residual is not finite; every rank raises it at the same place."""
+
+    def __init__(self, text: str = "a loss or gradient is not finite") -> None:
+        super().__init__(text)
+        self.agreed = True
+
+
+class Threads:
+    """Runs shares of work on Python threads: the kernels release the GIL. One share runs on the caller's own."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+
+    def run(self, work: Callable[[int], None], count: int) -> None:
+        if count == 1:
+            work(0)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(count - 1, "mpigd")
+        others = [self._pool.submit(work, thread) for thread in range(1, count)]
+        work(0)
+        for other in others:
+            other.result()
+
+
+def power_above(x: Array | float) -> Array:
+    """The smallest power of two that is greater than x >= 0 (infinity from 2**1023 on); exact, unlike log2."""
+    with np.errstate(over="ignore"):
+        return np.asarray(np.ldexp(1.0, np.frexp(x)[1]))
+
+
+def grid(largest: Array, terms: Array | float) -> Array:
+    """C = 1.5 * 2**52 * u for the smallest power of two u with terms * (largest + u) <= 2**51 u; `terms` powers of two."""
+    top = np.array(np.maximum(largest, SMALLEST))
+    parts = top.reshape(-1), np.broadcast_to(terms, top.shape).reshape(-1)
+    for start in range(0, top.size, SLAB):  # the arrays in between are many
+        part, some = (array[start : start + SLAB] for array in parts)
+        part[:] = _grid(part, some)
+    return np.asarray(top)
+
+
+def _grid(largest: Array, terms: Array) -> Array:
+    with np.errstate(over="ignore"):
+        top = largest * terms
+        u = np.ldexp(1.0, np.frexp(top)[1] - 51)
+        u = np.where(top + terms * u <= 2.0**51 * u, u, 2.0 * u)
+        C = 1.5 * 2.0**52 * u
+        if not np.all(np.isfinite(top) & np.isfinite(C * sums.SPLIT)):
+            raise NotFinite("numbers of this size overflow a sum: scale the data down")
+    return np.asarray(C)
+
+
+class NativeAccumulator:
+    """One thread's share of a plain float64 sweep: gradient (k, d); loss and residuals in the first column of S (1 + k, 2)."""
+
+    def __init__(self, k: int, d: int) -> None:
+        self.words = np.zeros(k * d + 2 * (1 + k))
+        self.gradient, self.S = (
+            self.words[: k * d].reshape(k, d),
+            self.words[k * d :].reshape(1 + k, 2),
+        )
+        unused = np.zeros(2)
+        self.arrays = (
+            unused,
+            unused,
+            self.S,
+            unused,
+            unused,
+            self.gradient[np.newaxis],
+            None,
+            None,
+            None,
+        )
+        self.filled = self.panel = 0
+        self.room = np.empty(0)
+        self.coef: Array | None = None
+        self.pairs: Array | None = None
+        self.lines: Array | None = None
+
+    @contextmanager
+    def in_units(self, unit: Array, inverse: Array) -> Iterator[None]:
+        self.gradient *= inverse
+        yield
+        self.gradient *= unit
+
+
+class NativeReducer:
+    """Plain sums: the last bits depend on ranks, threads and blocks. For comparison."""
+
+    def __init__(self, comm: Comm, k: int, d: int) -> None:
+        self.comm, self._shape = comm, (k, d)
+        self._threads = Threads()
+        self._extra, self._summed = np.zeros((2, 0))
+        self.repeats = 0
+
+    def reserve(self, count: int) -> tuple[Array, Array]:
+        self._extra, self._summed = np.zeros((2, count))
+        return self._extra, self._summed
+
+    def state(self) -> dict[str, Array]:
+        return {}
+
+    def restore(self, state: dict[str, Array]) -> None:
+        pass
+
+    def sweep(
+        self, shares: Sequence[Share], visit: Callable[[Share, Into], None], rows: float
+    ) -> Sums:
+        return self.sweep_for(joined, shares, visit, rows)
+
+    def sweep_for(
+        self,
+        read: Callable[[Array, Array], Found],
+        shares: Sequence[Share],
+        visit: Callable[[Share, Into], None],
+        rows: float,
+    ) -> Found:
+        accumulators = [NativeAccumulator(*self._shape) for _ in shares]
+        self._threads.run(lambda thread: visit(shares[thread], accumulators[thread]), len(shares))
+        words = accumulators[0].words
+        for other in accumulators[1:]:
+            words += other.words
+        buffer = np.concatenate([words, self._extra])
+        self.comm.allreduce(buffer)
+        words, self._summed[:] = buffer[: words.size], buffer[words.size :]
+        if not np.all(np.isfinite(words)):
+            raise NotFinite()
+        k, d = self._shape
+        return read(words[: k * d].reshape(1, k, d), words[k * d :].reshape(1 + k, 2))
+
+
+def total(values: Array, comm: Comm) -> Array:
+    """Sums over all ranks of the columns of `values` (m, q) or (m,): (q,), a function of the set of rows. Collective.
+
+    Two grids: each value is cut into a multiple of the first and a rest on the second, so that a sum keeps 80 bits
+    below its largest term. Raises NumericalError on all ranks if a value is not finite.
+    """
+    columns = np.atleast_2d(np.asarray(values, dtype=np.float64).T)
+    slabs = [slice(a, a + SLAB) for a in range(0, max(1, columns.shape[1]), SLAB)]
+    parts = [
+        [sums.largest(np.ascontiguousarray(column[slab])) for slab in slabs] for column in columns
+    ]
+    tops = np.array(
+        [(max(top for top, _ in part), sum(bad for _, bad in part)) for part in parts],
+        dtype=np.float64,
+    )
+    comm.allreduce(tops, "max")
+    if tops[:, 1].any():
+        raise NotFinite("a number to be added up is not finite")
+    coarse = grid(tops[:, 0], float(sums.PANEL))
+    unit = coarse / (1.5 * 2.0**52)
+    fine = grid(unit, float(sums.PANEL))
+    words = np.zeros((columns.shape[0], 2, 2))
+    for q, slab in product(range(columns.shape[0]), slabs):
+        column = columns[q, slab]
+        high = (column + coarse[q]) - coarse[q]
+        low = column - high
+        sums.make_odd(low)
+        sums.add_vector(high, coarse[q], words[q, 0])
+        sums.add_vector(low, fine[q], words[q, 1])
+    comm.allreduce(words)
+    return np.asarray((words[:, 0, 0] + words[:, 0, 1]) + (words[:, 1, 0] + words[:, 1, 1]))

@@ -1,0 +1,1 @@
+"""Trained models: predictions, metrics, the table of coefficients."""

@@ -1,0 +1,1 @@
+"""Raw tables (CSV, Parquet, svmlight) become HDF5 data sets."""

@@ -1,0 +1,1 @@
+"""The training run, checkpoints, recovery and planning."""

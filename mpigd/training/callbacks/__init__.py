@@ -1,0 +1,1 @@
+"""Callbacks run after every optimiser step."""

@@ -1,0 +1,38 @@
+"""Data that are scored while a run goes on, and what stops it when they get no better."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from mpigd.config.schema import Config
+from mpigd.data.column_names import check_columns, tell
+from mpigd.data.loading import fingerprint, load
+from mpigd.parallel.comm import Comm
+from mpigd.scoring.metrics import METRICS, PRIMARY
+from mpigd.scoring.predict import Evaluator
+from mpigd.training import problem as build
+from mpigd.training.callbacks.base import Array, EarlyStop, History
+
+
+def early_stop(
+    problem: build.Problem, config: Config, comm: Comm, epoch: int, history: History
+) -> tuple[EarlyStop, str]:
+    """Read and score the --validation data; also their fingerprint. `epoch`: its steps. Collective."""
+    shard = load(config.validation, build.layout(config), comm)
+    told = check_columns(shard, problem.shard.X.d, problem.shard.feature_names)
+    tell(
+        "" if config.quiet else told,
+        lambda text: print(f"note: {text}", file=sys.stderr, flush=True),
+        comm,
+    )
+    evaluator = Evaluator(shard, problem.loss, problem.objective.parameter, problem.classes, comm)
+    scaling, k, metric = problem.objective.scaling, problem.k, PRIMARY[problem.loss.kind]
+
+    def score(w: Array) -> dict[str, Any]:
+        return evaluator.scores(*scaling.coefficients(w, k))
+
+    higher, every = METRICS[metric] == "higher", config.validate_every or epoch
+    return EarlyStop(score, metric, higher, every, config.patience, history.records), fingerprint(
+        shard, comm
+    )

@@ -1,0 +1,239 @@
+"""Checkpoints: everything a run needs to go on with the same bits, in one HDF5 file that is whole or absent."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from mpigd.config.schema import FIELDS, Config, from_dict, to_dict
+from mpigd.errors import DataError, StorageError, UsageError
+from mpigd.parallel.comm import Comm, bcast_bytes, together
+from mpigd.parallel.working_directory import located
+from mpigd.storage import hdf5
+
+Array = np.ndarray[Any, Any]
+Arrays = dict[str, Array]
+FORMAT = "mpigd checkpoint 2"
+NAME = re.compile(r"step-(\d{12})\.h5")
+CLAIM = "claim"  # the file in a folder that a job holds locked; it says too which world of the job that is
+LEFT = re.compile(r"\.step-\d{12}\.h5\..*\.tmp")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A position in a run. `step`: the next one to take; `parts`: named arrays of each part that has a state.
+
+    `notes`: JSON values (history, the reason if the run had come to its end, the data's fingerprints).
+    """
+
+    step: int
+    w: Array
+    parts: dict[str, Arrays]
+    config: Config
+    notes: dict[str, Any]
+
+    def copy(self) -> Checkpoint:
+        """One that nothing changes while it is written."""
+        parts = {
+            part: {name: array.copy() for name, array in arrays.items()}
+            for part, arrays in self.parts.items()
+        }
+        return replace(
+            self,
+            w=self.w.copy(),
+            parts=parts,
+            notes=self.notes | {"history": list(self.notes["history"])},
+        )
+
+    def save(self, folder: str, epoch: int | None = None) -> str:
+        """Write to `folder`, and read it back. Raises StorageError; what is there stays whole then.
+
+        epoch: of the world that this rank is in, where others may go on without it.
+        """
+        path = Path(located(folder)) / f"step-{self.step:012d}.h5"
+        try:
+            Path(os.path.realpath(path.parent)).mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot be made: {error.strerror}") from error
+
+        def whole(temporary: str) -> None:
+            _read_back(temporary, path)
+            if epoch is not None:
+                fence(folder, epoch)
+
+        with hdf5.create(path, whole) as file:
+            self._fill(file)
+        return str(path)
+
+    def _fill(self, file: h5py.File) -> None:
+        hdf5.write_text(file, "format", FORMAT)
+        file.attrs["step"] = self.step
+        hdf5.write_array(file, "w", self.w)
+        for part, arrays in self.parts.items():
+            group = file.create_group(part)
+            for name, array in arrays.items():
+                hdf5.write_array(group, name, array)
+        hdf5.write_json(file, "config", to_dict(self.config))
+        hdf5.write_json(file, "notes", self.notes)
+        hdf5.seal(file)
+
+
+def _read_back(temporary: str, path: Path) -> None:
+    """StorageError unless the disk holds what was written. Raises OSError too."""
+    hdf5.fsync(temporary)
+    if hasattr(os, "posix_fadvise"):
+        with open(
+            temporary, "rb"
+        ) as file:  # so that it comes from the disk, where the system can do that
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    try:
+        with hdf5.open_read(temporary, sealed=True):
+            pass
+    except DataError as error:
+        raise StorageError(
+            f"{path}: cannot be written: what is read back is not what was written"
+        ) from error
+
+
+def fence(folder: str, epoch: int) -> None:
+    """StorageError where a later world than `epoch` has claimed the folder: this rank was asleep, and the others went on."""
+    with suppress(OSError):
+        later = re.search(
+            r", world (\d+)", Path(located(folder), CLAIM).read_text(errors="replace")
+        )
+        if later and int(later[1]) > epoch:
+            raise StorageError(
+                f"{folder}: the other ranks went on without this one: it saves nothing any more"
+            )
+
+
+def prune(folder: str, first: int) -> None:
+    """Remove the checkpoints of steps before `first`. Raises StorageError."""
+    for path in found(folder):
+        if path.name < f"step-{first:012d}.h5":
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise StorageError(
+                    f"{path}: this old checkpoint cannot be removed: {error.strerror}"
+                ) from error
+
+
+def tidy(folder: str) -> None:
+    """Remove what a process left that was killed as it wrote; for the job alone that saves in this folder."""
+    with suppress(OSError):
+        for name in os.listdir(located(folder)):
+            if LEFT.fullmatch(name):
+                os.unlink(Path(located(folder)) / name)
+
+
+def found(folder: str) -> list[Path]:
+    """Checkpoint files in a folder, newest first."""
+    try:
+        names = [name for name in os.listdir(located(folder)) if NAME.fullmatch(name)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DataError(f"{folder}: {error.strerror}") from error
+    return [Path(located(folder)) / name for name in sorted(names, reverse=True)]
+
+
+def read(path: str | Path) -> Checkpoint:
+    """Read one file. Raises DataError if it is no checkpoint, or damaged."""
+    with hdf5.open_read(path, sealed=True) as file:
+        if hdf5.read_text(file, "format") != FORMAT:
+            raise DataError(f"{path}: not a checkpoint of mpigd, or one of another version")
+        parts = {
+            part: {name: group[name][...] for name in group}
+            for part, group in file.items()
+            if isinstance(group, h5py.Group)
+        }
+        return Checkpoint(
+            step=int(file.attrs["step"]),
+            w=hdf5.dataset(file, "w")[...],
+            parts=parts,
+            config=from_dict(hdf5.read_json(file, "config")),
+            notes=hdf5.read_json(file, "notes"),
+        )
+
+
+def resume(
+    config: Config, fingerprint: str, comm: Comm, warn: Callable[[str], None], validation: str = ""
+) -> Checkpoint | None:
+    """The checkpoint to go on from, the same on every rank, or None to begin. Collective.
+
+    fingerprint, validation: of the data to train on and to score. With --resume auto files that are damaged, or of a run with
+    other data or another configuration, are passed over with a message. Raises UsageError if only such are there: what this run
+    saves would take their place.
+    """
+    if config.resume == "never" or (config.resume == "auto" and config.checkpoint is None):
+        return None
+
+    def fits(saved: Checkpoint, path: str | Path) -> Checkpoint:
+        _same_run(saved, config, fingerprint, validation, path)
+        return saved
+
+    path = b""
+    with together(comm):
+        if comm.rank == 0:
+            path = os.fsencode(_newest(config, fits, warn))
+    path = bcast_bytes(comm, path)
+    if not path:
+        return None
+    with together(comm):
+        name = os.fsdecode(path)
+        return fits(read(name), name)
+
+
+def _newest(
+    config: Config,
+    fits: Callable[[Checkpoint, str | Path], Checkpoint],
+    warn: Callable[[str], None],
+) -> str:
+    if config.resume != "auto":
+        fits(read(config.resume), config.resume)
+        return config.resume
+    folder = config.checkpoint or ""
+    tidy(folder)
+    refused = None
+    for path in found(folder):
+        try:
+            fits(read(path), path)
+            return str(path)
+        except UsageError as error:
+            warn(f"{error}; trying the one before")
+            refused = refused or error
+        except DataError as error:
+            warn(f"{error}; trying the one before")
+    if refused is not None:
+        raise refused
+    return ""
+
+
+def _same_run(
+    checkpoint: Checkpoint, config: Config, fingerprint: str, validation: str, path: str | Path
+) -> None:
+    """UsageError unless data and every option that must stay are those of the checkpoint."""
+    if checkpoint.notes["fingerprint"] != fingerprint:
+        raise UsageError(
+            f"{path} was made from other data: use another --checkpoint folder, or --resume never"
+        )
+    if checkpoint.notes["validation"] != validation:
+        raise UsageError(
+            f"{path} was made with other --validation data: they may not change on the way"
+        )
+    for name, field in FIELDS.items():
+        before, now = getattr(checkpoint.config, name), getattr(config, name)
+        if field.metadata["fixed"] and before != now:
+            option = name.replace("_", "-")
+            raise UsageError(
+                f"{path} was made with --{option} {before}, not {now}: that may not change on the way"
+            )

@@ -1,0 +1,277 @@
+"""`mpigd cv`: ridge penalties compared by cross-validation, all folds in one pass, from the largest penalty to the smallest.
+
+Columns are standardised once, over all rows: penalties act on these; centring makes no difference, for every fold has an
+intercept of its own. The chosen penalty's model is then trained on all rows, as `mpigd train` with it would.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mpigd.config.schema import Config
+from mpigd.data.batches import Batch
+from mpigd.data.shard import Shard
+from mpigd.errors import DataError, NumericalError, UsageError
+from mpigd.model.cv_objective import FoldObjective, fold_numbers
+from mpigd.model.losses import LOSSES
+from mpigd.model.objective import Objective
+from mpigd.optim.batched_lbfgs import minimise
+from mpigd.optim.lbfgs_memory import Pairs
+from mpigd.optim.preconditioner import Preconditioner
+from mpigd.parallel.comm import Comm
+from mpigd.parallel.session import adopt
+from mpigd.scoring.fitted_model import Model
+from mpigd.training import problem as build
+from mpigd.training import trainer
+from mpigd.training.callbacks.progress import Progress
+from mpigd_kernels import linalg, vector
+
+Array = np.ndarray[Any, Any]
+MOST_COLUMNS = 1000  # whose sample's Hessian is factorised for every penalty
+ROWS_PER_PARAMETER = 25  # of that sample
+SHARPER = 0.1  # times tol: the decrease that the model of an objective promises is no bound
+TINIEST = 1e-13
+# loss -> the score of evaluate's kind that is a function of the mean loss
+SCORES: dict[str, tuple[str, Callable[[float], float]]] = {
+    "squared": ("rmse", lambda loss: math.sqrt(2.0 * loss)),
+    "logistic": ("log_loss", lambda loss: loss),
+    "poisson": ("deviance", lambda loss: 2.0 * loss),
+    "gamma": ("deviance", lambda loss: 2.0 * loss),
+}
+OTHERS: tuple[str, Callable[[float], float]] = ("mean_loss", lambda loss: loss)
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """Scores (smaller is better) of penalties l2 (m,), descending, on k held-out folds: scores (m, k), mean and its standard
+    error (m,). best: the place of the least mean; one_se: of the largest penalty within a standard error of it."""
+
+    l2: list[float]
+    metric: str
+    scores: list[list[float]]
+    mean: list[float]
+    error: list[float]
+    best: int
+    one_se: int
+    chosen: int
+    reads: float
+    model: Model
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        names = ("l2", "metric", "scores", "mean", "error", "reads")
+        places = {name: self.l2[getattr(self, name)] for name in ("best", "one_se", "chosen")}
+        return {
+            **{name: getattr(self, name) for name in names},
+            **places,
+            "digest": self.model.digest,
+        }
+
+
+def penalties_of(text: str) -> list[float]:
+    """Penalties, descending: LOW:HIGH:COUNT on a logarithmic scale, or NUMBER,NUMBER,... UsageError for anything else."""
+    try:
+        if ":" in text:
+            low, high, count = text.split(":")
+            if not 0.0 < float(low) < float(high) < math.inf or int(count) < 2:
+                raise ValueError
+            step = (math.log10(float(high)) - math.log10(float(low))) / (int(count) - 1)
+            values = [
+                float(f"{10.0 ** (math.log10(float(low)) + i * step):.12g}")
+                for i in range(int(count))
+            ]
+        else:
+            values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"--l2 {text}: expected LOW:HIGH:COUNT (above 0, at least 2) or NUMBER,NUMBER,..."
+        ) from None
+    if not all(0.0 <= value < math.inf for value in values):
+        raise UsageError(f"--l2 {text}: penalties are finite and at least 0")
+    return sorted(set(values), reverse=True)
+
+
+def check(config: Config, folds: int, choose: str) -> None:
+    """UsageError, before any work, unless cross-validation can be carried out so."""
+    loss = LOSSES[config.loss]
+    if not loss.smooth or loss.kind == "multiclass":
+        able = ", ".join(
+            name for name, other in LOSSES.items() if other.smooth and other.kind != "multiclass"
+        )
+        raise UsageError(f"cv goes with smooth losses of one output, not {config.loss}: {able}")
+    if config.mode != "full":
+        raise UsageError(f"cv goes with --mode full, not {config.mode}: it compares optima")
+    if config.l1:
+        raise UsageError("cv compares ridge penalties: --l1 does not go with it")
+    if config.checkpoint or config.validation:
+        raise UsageError(
+            "cv takes neither --checkpoint nor --validation: its folds are its validation"
+        )
+    if folds < 2:
+        raise UsageError(f"--folds {folds}: at least 2")
+    if choose not in ("best", "one-se"):
+        raise UsageError(f"--choose {choose}: best, or one-se")
+
+
+def cross_validate(
+    data: str | Sequence[str] | Shard,
+    config: Config,
+    l2: Sequence[float],
+    folds: int,
+    choose: str,
+    comm: Comm,
+    progress: Progress,
+) -> CrossValidation:
+    """Compare the penalties l2, descending, and train the chosen one on all rows. Collective; MpigdError on all ranks."""
+    check(config, folds, choose)
+    comm = adopt(comm)
+    config = config.replace(l2=float(l2[len(l2) // 2]))
+    shard = (
+        data
+        if isinstance(data, Shard)
+        else trainer.load_rows([data] if isinstance(data, str) else data, config, comm)
+    )
+    if folds > shard.n:
+        raise DataError(f"{shard.name}: {shard.n} rows cannot be cut into {folds} folds")
+    problem = build.problem(shard, config, comm)
+    metric, score = SCORES.get(config.loss, OTHERS)
+    scores = []
+    for place, losses in enumerate(path(problem, config, l2, folds, comm)):
+        scores.append([score(float(loss)) for loss in losses])
+        progress.note(f"l2 {l2[place]:.6g}: {metric} {math.fsum(scores[-1]) / folds:.6g}")
+    mean = [math.fsum(row) / folds for row in scores]
+    error = [_deviation(row) / math.sqrt(folds) for row in scores]
+    best = min(range(len(mean)), key=lambda i: mean[i])
+    one_se = next(i for i in range(len(mean)) if mean[i] <= mean[best] + error[best])
+    chosen = one_se if choose == "one-se" else best
+    reads = problem.objective.reads
+    model = trainer.train(shard, config.replace(l2=l2[chosen]), comm, progress)
+    return CrossValidation(
+        list(l2), metric, scores, mean, error, best, one_se, chosen, reads, model
+    )
+
+
+def _deviation(values: Sequence[float]) -> float:
+    middle = math.fsum(values) / len(values)
+    return math.sqrt(
+        math.fsum((value - middle) * (value - middle) for value in values) / (len(values) - 1)
+    )
+
+
+def path(
+    problem: build.Problem, config: Config, l2: Sequence[float], k: int, comm: Comm
+) -> list[Array]:
+    """Mean losses (k,) of the held-out rows for each penalty: the next one starts from where optima go. Collective."""
+    objective, shard = problem.objective, problem.shard
+    goal = FoldObjective(
+        objective, fold_numbers(shard.rows, shard.n, k, config.seed), k, config.reduce, comm
+    )
+    if not goal.weights.min() > 0.0:
+        raise DataError(
+            f"{shard.name}: all weight lies in one fold: use another --seed, or fewer folds"
+        )
+    c = np.ones(shard.X.n) if shard.c is None else shard.c
+    W, pairs = np.tile(build.start(problem), (k, 1)), [Pairs() for _ in range(k)]
+    weights = problem.penalty.weights
+    found, before = [], l2[0]
+    ahead = W
+    for place, strength in enumerate(l2):
+        diagonal = strength * weights
+        for column in pairs:
+            column.raise_penalty((strength - before) * weights)
+
+        def evaluate(
+            W: Array, strength: float = strength, diagonal: Array = diagonal
+        ) -> tuple[float, Array]:
+            value, G = goal.gradients(W)
+            penalty = sum(vector.dot(diagonal * w, w) for w in W) / (2.0 * k)
+            return value + penalty, G + diagonal * W
+
+        solve = _preconditioner(objective, W, diagonal, problem)
+        tol = max(TINIEST, SHARPER * config.tol)
+        try:
+            there, reached = minimise(evaluate, ahead.copy(), pairs, solve, tol, vector.dot)
+        except NumericalError:  # raised on all ranks together: the path bends
+            there, reached = minimise(evaluate, W.copy(), pairs, solve, tol, vector.dot)
+        if not reached:
+            raise NumericalError(
+                f"cv: no optimum was found for l2 {strength:g}: try larger penalties, or a larger --tol"
+            )
+        found.append(goal.held_out(c))
+        ahead = there + _step(l2, place) * (there - W)
+        W, before = there, strength
+    return found
+
+
+def _step(l2: Sequence[float], place: int) -> float:
+    """To the next penalty over the step to this one, on a logarithmic scale: optima move about evenly along it.
+
+    Starting ahead in place of at the last optimum takes a third of the reads.
+    """
+    if not 0 < place < len(l2) - 1 or not l2[place + 1] > 0.0:
+        return 0.0
+    return min(1.0, math.log(l2[place] / l2[place + 1]) / math.log(l2[place - 1] / l2[place]))
+
+
+def _preconditioner(
+    objective: Objective, W: Array, diagonal: Array, problem: build.Problem
+) -> Callable[[Array], Array] | None:
+    """The inverse Hessian of a sample of rows at the mean of the columns; None where it is too large. Collective."""
+    p = objective.scaling.p
+    if p > MOST_COLUMNS:
+        return None
+    middle = np.zeros(p)
+    for w in W:  # not numpy's mean: a fixed order
+        middle += w / W.shape[0]
+    m = min(objective.n, ROWS_PER_PARAMETER * p)
+    oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), problem.reducer)
+    part = oracle.sample(m) if 2 * m <= objective.n else oracle
+    part.look_at(middle)
+    H = part.hessian()
+    for i in range(p):
+        H[0, i, i] += diagonal[i]
+    linalg.cholesky(H[0])
+    return Preconditioner(H).solve
+
+
+def table(found: CrossValidation) -> str:
+    """For people: a line per penalty, the chosen ones named."""
+    lines = [f"{'l2':>12}  {found.metric:>12}  {'std. error':>12}"]
+    for i, values in enumerate(zip(found.l2, found.mean, found.error, strict=True)):
+        names = [
+            name
+            for name, at in (("best", found.best), ("one standard error", found.one_se))
+            if at == i
+        ]
+        lines.append(
+            "  ".join(f"{value:>12.6g}" for value in values)
+            + ("  <- " + ", ".join(names) if names else "")
+        )
+    return "\n".join([*lines, f"chosen: l2 {found.l2[found.chosen]:g}, trained on all rows"])
+
+
+def chart(found: CrossValidation, path: str) -> None:
+    """The scores over the penalties as a picture, by matplotlib."""
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=(6, 4), layout="tight").subplots()
+    axes.errorbar(
+        found.l2,
+        found.mean,
+        found.error,
+        fmt=".-",
+        capsize=2,
+        label=f"mean of {len(found.scores[0])} folds, std. error",
+    )
+    for name, at, style in (("best", found.best, "--"), ("one standard error", found.one_se, ":")):
+        axes.axvline(
+            found.l2[at], linestyle=style, color="grey", label=f"{name}: {found.l2[at]:.3g}"
+        )
+    axes.set(xscale="log" if min(found.l2) > 0.0 else "symlog", xlabel="l2", ylabel=found.metric)
+    axes.legend()
+    axes.figure.savefig(path, dpi=150)

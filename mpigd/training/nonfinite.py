@@ -1,0 +1,114 @@
+"""Which rows made a sum that is not finite: they are visited once more, at the parameters where it was met. For messages only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpigd.config.schema import Config
+from mpigd.data.batches import Schedule
+from mpigd.errors import NumericalError
+from mpigd.parallel.comm import Comm
+from mpigd.training.callbacks.checkpoint_saver import Saver
+from mpigd.training.problem import Problem
+
+Array = np.ndarray[Any, Any]
+NAMED = 3  # rows in a message
+BLOCK = 1024
+NUMBER, MARGIN, OFFSET, TARGET, LOSS, COLUMNS = range(6)
+
+
+def explained(
+    error: NumericalError,
+    step: int,
+    w: Array,
+    schedule: Schedule,
+    problem: Problem,
+    config: Config,
+    comm: Comm,
+    saver: Saver | None,
+) -> NumericalError:
+    """What is told where all ranks met `error` after so many steps, once the parameters there are saved. Collective."""
+    named = culprits(problem, w, next(iter(schedule.batches(step))).rows, config, comm)
+    saved = f"; {saver.rescue(step)}" if saver else ""
+    told = NumericalError(f"after step {step:,}: {error}" + (f": {named}" if named else "") + saved)
+    told.agreed = True
+    return told
+
+
+def culprits(problem: Problem, w: Array, rows: slice | Array, config: Config, comm: Comm) -> str:
+    """Names the first of a step's `rows` (this rank's, as a Batch has them) whose margin, residual or loss at w is not finite.
+
+    Where every row alone is finite and their sum is not: those of the largest losses. Collective; the same text on all ranks.
+    """
+    mine = np.arange(problem.shard.X.n)[rows]
+    # (count, NAMED rows): those that are not finite, and those of the largest losses
+    count, bad, large = 0, np.zeros((0, COLUMNS)), np.zeros((0, COLUMNS))
+    for start in range(0, mine.size, BLOCK):
+        seen, finite = _visit(problem, w, mine[start : start + BLOCK])
+        count += int(np.sum(~finite))
+        bad = _first(np.concatenate([bad, seen[~finite]]), NUMBER)
+        large = _first(np.concatenate([large, seen[finite]]), LOSS)
+    told = np.full((2, NAMED, COLUMNS), np.nan)
+    told[0, : len(bad)], told[1, : len(large)] = bad, large
+    every = comm.allgather(told)
+    counts = np.array([count], dtype=np.int64)
+    comm.allreduce(counts)
+    found, key = (every[:, 0], NUMBER) if counts[0] else (every[:, 1], LOSS)
+    rows_found = found.reshape(-1, COLUMNS)
+    chosen = _first(rows_found[~np.isnan(rows_found[:, NUMBER])], key)
+    named = "; ".join(_name(row, problem, config) for row in np.unique(chosen, axis=0))
+    if not counts[0]:
+        return f"every row alone is finite, the largest losses have: {named}" if named else ""
+    return f"{counts[0]:,} {'row is' if counts[0] == 1 else 'rows are'} not finite: {named}{', ...' if counts[0] > NAMED else ''}"
+
+
+def _visit(problem: Problem, w: Array, some: Array) -> tuple[Array, Array]:
+    """What is told of some local rows (m, COLUMNS), of the outputs' margins the largest, and which rows are finite (m,)."""
+    objective, data = problem.objective, problem.objective.rows
+    coef, intercept = objective.scaling.to_raw(w, objective.k)
+    X, y = data.X.rows(some), np.ascontiguousarray(data.y[some])
+    z, r, l = (
+        np.empty((objective.k, some.size)),
+        np.empty((objective.k, some.size)),
+        np.empty(some.size),
+    )
+    with np.errstate(all="ignore"):
+        for q in range(objective.k):
+            X.margins(coef[q], intercept[q], z[q])
+        offset = np.zeros(some.size) if data.offset is None else data.offset[some]
+        z += offset
+        margin = z[
+            np.argmax(np.abs(z), axis=0), np.arange(some.size)
+        ]  # of NaN and infinity the NaN
+        objective.loss.kernel(
+            z.copy(), y, np.ascontiguousarray(data.c[some]), objective.parameter, r, l
+        )
+    numbers = np.asarray(problem.shard.rows[some])
+    seen = np.stack([numbers.astype(np.float64), margin, offset, y.astype(np.float64), l], axis=1)
+    return seen, np.isfinite(margin) & np.all(np.isfinite(r), axis=0) & np.isfinite(l)
+
+
+def _first(rows: Array, key: int) -> Array:
+    """The NAMED rows of the lowest numbers, or of the largest losses and then the lowest numbers."""
+    order = (
+        np.lexsort((rows[:, NUMBER], -rows[:, LOSS]))
+        if key == LOSS
+        else np.argsort(rows[:, NUMBER], kind="stable")
+    )
+    return rows[order[:NAMED]]
+
+
+def _name(row: Array, problem: Problem, config: Config) -> str:
+    """File, row and dataset, and what was met there."""
+    number, (margin, offset, target, loss) = int(row[NUMBER]), row[MARGIN:]
+    here = problem.shard.where(number)
+    place = f"{here} (row {number} of all)" if len(problem.shard.files) > 1 else here
+    regression = problem.loss.kind == "regression"
+    told = f", {config.y} {target:.6g}" if regression else ""
+    # What is largest makes the loss: the target, the offset, or what X and the parameters give.
+    largest = np.argmax(
+        np.nan_to_num(np.abs([margin - offset, offset, target * regression]), nan=np.inf)
+    )
+    return f"{place}, dataset {(config.x, 'offset', config.y)[largest]}: margin {margin:.6g}{told}, loss {loss:.6g}"

@@ -1,0 +1,212 @@
+"""`mpigd plan`: what a run will need, from the data's metadata and a profile of the machine, given or measured here. No MPI.
+
+A step's time is the time of a rank's rows plus one Allreduce. The first comes from the profile, or is measured on made-up
+rows of the same width and layout, with the run's own options (a tolerance may ask for two grids), and with as many threads
+as ranks share a host's memory; the second is alpha + beta * bytes for each of the log2(ranks) rounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from mpigd.config.schema import Config
+from mpigd.config.schema import to_dict as options_of
+from mpigd.config.units import size_of
+from mpigd.data import file_vectors
+from mpigd.data.metadata import Info, expand, inspect
+from mpigd.errors import UsageError
+from mpigd.model.sample_sizes import sizes_for
+from mpigd.model.targets import check_target
+from mpigd.optim.predicted_costs import Shape
+from mpigd.parallel.comm import Comm, together
+from mpigd.parallel.standard_streams import put
+from mpigd.storage import hdf5
+from mpigd.training import problem, requirements
+from mpigd.training.throughput import Profile, cores_of, row_seconds, told_seconds
+from mpigd_kernels import outputs
+
+PROGRAM = 180e6  # bytes of a rank beside what grows with the data: Python, numpy, numba, the kernels, h5py, MPI, slabs
+PER_ROW = 24  # bytes a row takes beside X: target, weight, number
+PER_PARAMETER = 64  # bytes of a parameter: vectors of the optimiser, accumulators, totals
+LOOKED_AT = 1 << 16  # targets that show how many classes there are
+OVERHEAD = 60e-6  # seconds of a step that has nothing to compute
+NETWORK = (2e-6, 1e-10)  # seconds a message, and a byte: 10 GB/s
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Numbers of a run. memory_bytes: of a rank; seconds of a step and an epoch; share of communication in a step."""
+
+    rows: int
+    columns: int
+    ranks: int
+    memory_bytes: float
+    steps_per_epoch: int
+    step_seconds: float
+    epoch_seconds: float
+    epochs: int
+    allreduce_bytes: int
+    communication_share: float
+
+
+def plan(
+    infos: list[Info],
+    config: Config,
+    ranks: int,
+    network: tuple[float, float] | None = None,
+    profile: Profile | None = None,
+) -> Plan:
+    """Predict a run on `ranks` ranks, as many on each host as it has cores. UsageError if it cannot fit there.
+
+    network: seconds a message and a byte; without it those of the profile. Without a profile this machine is measured.
+    """
+    requirements.check(config)
+    n, d, known = sum(info.n for info in infos), infos[0].d, profile or {}
+    alpha, beta = network or (known.get("alpha", NETWORK[0]), known.get("beta", NETWORK[1]))
+    k = _outputs(infos, config)
+    config = problem.complete(config, n, d, _shape(infos, config, k))
+    row_bytes = _row_bytes(infos, config.dtype or infos[0].dtype)
+    steps = 1 if config.batch_size is None else -(-n // config.batch_size)
+    here = min(ranks, cores_of(known))
+    share = -(-n // ranks)
+    threads = (
+        1 if config.max_memory is None else 2
+    )  # the one that reads ahead has memory of its own
+    memory = _memory(share, row_bytes, k, d, config) + threads * max(info.reading for info in infos)
+    if infos[0].layout != "dense" and k > 1:
+        memory += 16 * (outputs.width(k) - k) * d  # lie side by side, with room for whole vectors
+    _check_memory(memory * here, known.get("memory") or _available())
+    words = 8 * (2 * k * d + 2 * (k + 1) + 16)
+    talk = math.ceil(math.log2(ranks)) * (alpha + beta * words) if ranks > 1 else 0.0
+    plain = (
+        infos[0].layout == "dense"
+        and config.mode == "full"
+        and k == 1
+        and np.dtype(config.dtype or "f4").itemsize > 2
+    )
+    per_row = told_seconds(known, d, row_bytes, here) if plain else None
+    if per_row is None:
+        per_row = row_seconds(infos[0].layout, d, row_bytes, config, here, k)
+    step = share / steps * per_row + OVERHEAD + talk
+    return Plan(
+        n, d, ranks, memory, steps, step, step * steps, config.epochs or 1, words, talk / step
+    )
+
+
+def _shape(infos: list[Info], config: Config, k: int) -> Shape:
+    """What `auto` chooses by, as far as metadata know it: samples are taken for possible where the rows suffice."""
+    n, p = sum(info.n for info in infos), infos[0].d + config.intercept
+    entries = (
+        None
+        if infos[0].layout == "dense"
+        else sum(info.nonzeros or 0 for info in infos) / max(1, n)
+    )
+    return Shape(n, p, k, entries, 0, sizes_for(n, p, 1.0))
+
+
+def _outputs(infos: list[Info], config: Config) -> int:
+    """Columns of the parameters: the classes of a softmax, as the encoding names them or the first targets show them."""
+    if config.loss != "softmax":
+        return 1
+    if infos[0].classes:
+        return len(infos[0].classes)
+    with hdf5.open_read(infos[0].path, infos[0].links) as file:
+        encoding = hdf5.read_json(file, "encoding") if "encoding" in file else {}
+        names = (encoding.get("target") or {}).get("classes")
+        return (
+            len(names)
+            if names
+            else max(2, np.unique(file_vectors.find(file, config.y).read(0, LOOKED_AT)[0]).size)
+        )
+
+
+def _memory(share: int, row_bytes: float, k: int, d: int, config: Config) -> float:
+    """Bytes of a rank: the program, its rows or what of them it may hold, and what a run keeps for a row and a parameter."""
+    rows = share * row_bytes
+    if config.max_memory is not None:
+        rows = min(rows, size_of(config.max_memory))
+    return PROGRAM + rows + share * (PER_ROW + 16 * (k - 1)) + PER_PARAMETER * k * d
+
+
+def _row_bytes(infos: list[Info], dtype: str) -> float:
+    size = np.dtype(dtype).itemsize
+    if infos[0].layout == "dense":
+        return float(infos[0].d * size)
+    entries = sum(info.nonzeros or 0 for info in infos) / max(1, sum(info.n for info in infos))
+    return entries * (4 + size) + 8
+
+
+def _available() -> float:
+    """Bytes of memory this machine has to spare; infinity where nobody tells."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return (
+                float(next(line for line in file if line.startswith("MemAvailable")).split()[1])
+                * 1024
+            )
+    except (OSError, StopIteration):
+        return math.inf
+
+
+def _check_memory(needed: float, available: float) -> None:
+    if needed > available:
+        raise UsageError(
+            f"the ranks of a host like this one would need {needed / 1e9:.1f} GB, and it has {available / 1e9:.1f} GB: "
+            "use more hosts, or fewer ranks on each"
+        )
+
+
+def text(predicted: Plan) -> str:
+    """The plan for people."""
+    p = predicted
+    return "\n".join(
+        (
+            f"{p.rows:,} rows x {p.columns:,} columns on {p.ranks:,} rank(s)",
+            f"  memory       {p.memory_bytes / 1e9:.2f} GB a rank",
+            f"  steps        {p.steps_per_epoch:,} an epoch, at most {p.steps_per_epoch * p.epochs:,}",
+            f"  step         {p.step_seconds * 1e3:.3g} ms, {100 * p.communication_share:.1f} % of it communication",
+            f"  epoch        {p.epoch_seconds:.3g} s; all {p.epochs:,} epochs {p.epoch_seconds * p.epochs:.3g} s",
+            f"  Allreduce    {p.allreduce_bytes:,} bytes a step",
+        )
+    )
+
+
+def to_dict(predicted: Plan) -> dict[str, Any]:
+    return asdict(predicted)
+
+
+def surveyed(data: Sequence[str], config: Config, comm: Comm) -> list[Info]:
+    """What lies in the files of the data set. Collective."""
+    paths = expand(data, comm, config.allow_duplicates)
+    return inspect(paths, config.x, config.y, comm, config.allow_links, config.allow_unwritten)
+
+
+def plan_only(data: Sequence[str], config: Config, comm: Comm) -> int:
+    """Say what a run would do, from the files' metadata and the options alone. Collective; returns the exit code."""
+    requirements.check(config)
+    infos = surveyed(data, config, comm)
+    check_target(infos[0], config.loss, comm)
+    n = sum(info.n for info in infos)
+    k = np.ones(1, dtype=np.int64)
+    with together(comm):
+        if comm.rank == 0:
+            k[0] = _outputs(infos, config)
+    comm.bcast(k)
+    config = problem.complete(config, n, infos[0].d, _shape(infos, config, int(k[0])))
+    if comm.rank == 0:
+        steps = (config.epochs or 1) * (
+            1 if config.batch_size is None else -(-n // config.batch_size)
+        )
+        put(
+            f"{n:,} rows x {infos[0].d:,} columns ({infos[0].layout}) in {len(infos)} file(s), {comm.size} rank(s)"
+        )
+        put(
+            f"up to {steps:,} steps; "
+            + " ".join(f"{name}={value}" for name, value in options_of(config).items())
+        )
+    return 0

@@ -1,0 +1,387 @@
+"""The training run: load, build, step until somebody says stop, certify, return the model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from mpigd.config.schema import FIELDS, Config
+from mpigd.data.loading import read, survey
+from mpigd.data.shard import Shard
+from mpigd.errors import NumericalError, UsageError, WorseError
+from mpigd.model import inference
+from mpigd.model.grid_accuracy import gradient_error
+from mpigd.model.targets import check_target
+from mpigd.optim.base import Optimizer, norm
+from mpigd.parallel.affinity import crowded
+from mpigd.parallel.comm import Comm
+from mpigd.parallel.session import adopt
+from mpigd.parallel.working_directory import settled
+from mpigd.scoring import fitted_model
+from mpigd.scoring.fitted_model import Model
+from mpigd.training import checkpoint, requirements, separation
+from mpigd.training import problem as build
+from mpigd.training.callbacks.base import Callback, EarlyStop, History, Step, Tolerance
+from mpigd.training.callbacks.preemption import REASONS, Interruption
+from mpigd.training.callbacks.progress import Progress
+from mpigd.training.callbacks.replica_check import Replicas
+from mpigd.training.callbacks.report import Clock, Report
+from mpigd.training.optimality import Optimality
+from mpigd.training.recovery import Memory, survive
+from mpigd.training.recovery import check as survivors
+from mpigd.training.run_guard import supervise
+from mpigd.training.warmup import rehearse
+from mpigd_kernels import vector
+
+Array = np.ndarray[Any, Any]
+
+
+def train(
+    data: str | Sequence[str] | Shard, config: Config, comm: Comm, progress: Progress
+) -> Model:
+    """Train on files, or on this rank's rows, as `config` says. Collective; every rank returns the same model.
+
+    Raises MpigdError (on all ranks) for data, options or numbers that cannot be used.
+    """
+    comm = adopt(comm)
+    clock, interruption = Clock(comm), Interruption(comm, config)
+
+    def once(memory: Memory | None) -> Model:
+        with supervise(config, comm, progress.warn):
+            requirements.check(
+                config
+            )  # once all ranks are known to have the same options: all refuse them, or none
+            survivors(config, data, comm)
+            if config.statistics == "yes" and (why := inference.why_never(config)):
+                raise UsageError(f"--statistics yes: {why}")
+            shard = (
+                data
+                if isinstance(data, Shard)
+                else load_rows([data] if isinstance(data, str) else data, config, comm)
+            )
+            problem = build.problem(shard, config, comm)
+            chosen = build.choice(config, problem.shape)
+            whole = build.complete(config, shard.n, shard.X.d, problem.shape)
+            run = Run(problem, whole, comm, Report(progress, whole, comm), interruption, memory)
+            if chosen:
+                run.report.say(chosen)
+            clock.loaded()
+            try:
+                run.train()
+                return run.model(clock)
+            except NumericalError as error:
+                if not error.agreed or isinstance(error, WorseError):
+                    raise
+                from mpigd.training.nonfinite import explained
+
+                raise explained(
+                    error, run.first, run.w, run.schedule, run.problem, whole, comm, run.saver
+                ) from error
+
+    with settled(), interruption.listening():
+        return survive(once, config, comm, progress)
+
+
+def load_rows(data: Sequence[str], config: Config, comm: Comm) -> Shard:
+    """Read the files, after one rank of each host has compiled what the run needs, if it has not yet. Collective."""
+    layout = build.layout(config)
+    infos = survey(data, layout, comm)
+    check_target(infos[0], config.loss, comm)
+    if comm.size > 1 and not comm.epoch:
+        rehearse(
+            train,
+            config,
+            infos[0].layout,
+            config.dtype or infos[0].dtype,
+            "offset" in infos[0].extras,
+            comm,
+        )
+    return read(infos, layout, comm)
+
+
+@dataclass
+class Run:
+    """One run from its first or a saved step to its end."""
+
+    problem: build.Problem
+    config: Config
+    comm: Comm
+    report: Report
+    interruption: Interruption | None = None
+    memory: Memory | None = None
+
+    def __post_init__(self) -> None:
+        self.schedule = build.schedule(self.problem, self.config)
+        self.optimizer: Optimizer = build.optimizer(
+            self.problem, self.config, self.schedule.steps_per_epoch
+        )
+        self.steps = (self.config.epochs or 1) * self.schedule.steps_per_epoch
+        self.history, self.held_out = (
+            History(),
+            "",
+        )  # the latter: fingerprint of the validation data
+        self.early: EarlyStop | None = None
+        if self.config.validation:
+            from mpigd.training.callbacks.validation import early_stop
+
+            epoch = self.schedule.steps_per_epoch
+            self.early, self.held_out = early_stop(
+                self.problem, self.config, self.comm, epoch, self.history
+            )
+        self.saver: Any = None
+        if self.config.checkpoint:
+            from mpigd.training.callbacks.checkpoint_saver import Saver
+
+            self.saver = Saver(self._checkpoint, self.config, self.comm, self.report.warn)
+        self.optimality = Optimality(self.problem, self.config, self.comm)
+        tolerance = (
+            [Tolerance(self.config.tol, self.optimality)] if self.config.mode == "full" else []
+        )
+        if warning := crowded(self.comm, self.problem.objective.threads):
+            self.report.warn(warning)
+        if self.problem.warning:
+            self.report.warn(self.problem.warning)
+        self.report.begin(self.problem, self.optimizer, self.steps, self.history.records)
+        # The saver comes last: what it saves must hold what the others learned from the same step.
+        self.replicas = Replicas(self.comm, self.config.check_replicas)
+        self.callbacks: list[Callback] = [
+            self.replicas,
+            self.history,
+            *([self.early] if self.early else []),
+            self.report,
+        ]
+        interruption = self.interruption or Interruption(self.comm, self.config)
+        self.callbacks += [*tolerance, interruption, *([self.saver] if self.saver else [])]
+        if self.memory:
+            self.callbacks.append(self.memory.of(self._now))
+        self.first, self.reason, self.other, self.w = (
+            0,
+            "",
+            0.0,
+            build.first(self.problem, self.config, self.comm),
+        )
+        self.state = self.optimizer.start(self.w)
+        self._resume()
+
+    def train(self) -> None:
+        """Step until the last epoch, or until a callback gives a reason to stop."""
+        try:
+            self._steps()
+        finally:  # whatever ends the run: what is being written is soon a checkpoint
+            if self.saver:
+                self.saver.writer.wait()
+        self.reason = self.reason or "epochs"
+        if self.saver:
+            self._between(self.saver.finish)
+        else:
+            self._check()  # the model is about to be made from them, and written by rank 0 alone
+        if self.saver and self.reason in REASONS:
+            raise self.saver.unfinished(
+                {"signal": "a signal", "time": "the end of its time"}[self.reason], self.first
+            )
+
+    def _steps(self) -> None:
+        objective, reducer, penalty = (
+            self.problem.objective,
+            self.problem.reducer,
+            self.problem.penalty,
+        )
+        words = self._words()
+        self.replicas.watch(self.w, self.first)
+        speaking = [(callback, mine) for callback, mine, _ in words if mine.size]
+        steps = 0 if self.reason else max(0, self.steps - self.first)
+        for batch in islice(
+            self.schedule.batches(self.first), steps
+        ):  # no batch more is asked for: it may begin an epoch
+            for callback, mine in speaking:
+                callback.before(mine)
+            oracle = objective.on(batch, reducer)
+            self.w, self.state = self.optimizer.step(
+                self.w, self.state, oracle, penalty, vector.dot
+            )
+            self.first = batch.step + 1
+            self._between(self._after, Step(batch, self.w, self.state), words)
+            if self.reason:
+                break
+
+    def _between(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Do what is no part of a step, on the account `other` of the closing summary."""
+        begin, waited = time.perf_counter(), self.comm.waited
+        work(*arguments)
+        self.other += time.perf_counter() - begin - (self.comm.waited - waited)
+
+    def _words(self) -> list[tuple[Callback, Array, Array]]:
+        """Each callback's words in the step's one buffer: this rank's, and their sums."""
+        ends = np.cumsum([callback.words for callback in self.callbacks])
+        mine, summed = self.problem.reducer.reserve(int(ends[-1]))
+        return list(
+            zip(self.callbacks, np.split(mine, ends[:-1]), np.split(summed, ends[:-1]), strict=True)
+        )
+
+    def _after(self, step: Step, words: Sequence[tuple[Callback, Array, Array]]) -> None:
+        for callback, _, summed in words:
+            if (found := callback.after(step, summed)) and not self.reason:
+                self.reason = (
+                    found  # the first: a run at its end is not one that a signal has stopped
+                )
+
+    def _parts(self) -> dict[str, checkpoint.Arrays]:
+        callbacks = {
+            callback.state_name: callback.state()
+            for callback in self.callbacks
+            if callback.state_name
+        }
+        parts = {"optimizer": self.state, "reducer": self.problem.reducer.state(), **callbacks}
+        return {name: arrays for name, arrays in parts.items() if arrays}
+
+    def _check(self) -> None:
+        """ReplicaError on all ranks unless all hold the same bits, those of the states too: from a damaged state of rank 0
+        a continued run would give the same wrong parameters to all. Collective."""
+        self.replicas.check(
+            self.w, *(array for arrays in self._parts().values() for array in arrays.values())
+        )
+
+    def _checkpoint(self) -> checkpoint.Checkpoint:
+        """The run as it is now, the same on all ranks. Collective."""
+        self._check()
+        return self._now()
+
+    def _now(self) -> checkpoint.Checkpoint:
+        notes = {
+            "fingerprint": self.problem.fingerprint,
+            "validation": self.held_out,
+            "history": self.history.records,
+            "reason": "" if self.reason in REASONS else self.reason,
+            "reads": self.problem.objective.reads,
+        }
+        return checkpoint.Checkpoint(self.first, self.w, self._parts(), self.config, notes)
+
+    def _resume(self) -> None:
+        if self.memory and self.memory.kept:
+            return self._restore(self.memory.kept[-1].copy())
+        saved = checkpoint.resume(
+            self.config, self.problem.fingerprint, self.comm, self.report.warn, self.held_out
+        )
+        if saved is None:
+            return
+        if self.saver and self.config.resume == "auto":
+            self.saver.writer.step = saved.step
+        self._restore(saved)
+
+    def _restore(self, saved: checkpoint.Checkpoint) -> None:
+        self.first, self.w, self.state = saved.step, saved.w, saved.parts["optimizer"]
+        self.problem.reducer.restore(saved.parts.get("reducer", {}))
+        for callback in self.callbacks:
+            if (state := saved.parts.get(callback.state_name)) is not None:
+                callback.restore(state)
+        self.history.records[:] = saved.notes["history"]
+        self.report.skip()
+        self.problem.objective.reads = saved.notes["reads"]
+        reason = saved.notes["reason"]
+        ended_by = {"epochs": "epochs", "tolerance": "tol"}.get(
+            reason
+        )  # with another value of that, the run goes on
+        self.reason = (
+            ""
+            if ended_by and getattr(saved.config, ended_by) != getattr(self.config, ended_by)
+            else reason
+        )
+        for name, field in FIELDS.items():
+            before, now = getattr(saved.config, name), getattr(self.config, name)
+            if field.metadata["model"] and before != now:
+                self.report.say(
+                    f"note: --{name.replace('_', '-')} was {before} until here, from now on it is {now}"
+                )
+        self.report.say(
+            f"continuing after step {saved.step}"
+            if not self.reason
+            else "this run was complete already"
+        )
+
+    def _last(self) -> tuple[Array, float, Array]:
+        """The parameters of the model, their objective and gradient. Collective."""
+        best = self.early.best(self.w) if self.early else self.w
+        if best is not self.w or self.config.mode != "full":
+            return best, *self.optimality.evaluate(best)
+        return self.optimality.finish(best, self.state)
+
+    def _statistics(self, w: Array, separated: dict[str, Any] | None) -> dict[str, Any]:
+        """Standard errors and so on, or why there are none. One read, which is not one of training. Collective."""
+        if separated:
+            return {"refused": separated["text"]}
+        objective, penalty = self.problem.objective, self.problem.penalty
+        refused = inference.why_not(self.config, penalty, objective.n, objective.size, self.reason)
+        if refused is not None:
+            return {"refused": refused}
+        reads = objective.reads
+        try:
+            return inference.infer(
+                w, objective, penalty, objective.reducer(self.config.reduce, self.comm)
+            )
+        except NumericalError as error:  # raised on all ranks together: the model stands
+            return {"refused": f"{error}"}
+        finally:
+            objective.reads = reads
+
+    def model(self, clock: Clock) -> Model:
+        """The model with its certificate: objective and gradient at the last parameters, one more read. Collective."""
+        objective = self.problem.objective
+        self.problem.reducer.reserve(0)  # lets its accumulators go: another takes the last gradient
+        reads = objective.reads
+        w, value, g = self._last()
+        self.optimality.refuse_worse(build.first(self.problem, self.config, self.comm), value)
+        gap = self.optimality.gap(w, g)
+        converged, left = self.optimality.verdict(
+            w, value, g, gap, self.reason, {} if self.config.patience else self.state
+        )
+        separated = separation.explain(w, g, self.problem, self.config)
+        summary = {
+            "objective": value,
+            "null_objective": self.problem.null.value,
+            "gradient_norm": norm(self.problem.penalty.subgradient(w, g), vector.dot),
+            "gap": gap,
+            "left": left,
+            "converged": converged and not separated,
+            "gradient_error": gradient_error(objective, self.problem.reducer)
+            if self.config.mode == "full"
+            else None,
+            "penalty": self.problem.penalty.value(w),
+            "reads": reads,
+            "steps": self.first,
+            "epochs": self.first / self.schedule.steps_per_epoch,
+            "stop_reason": self.reason,
+            "rows": objective.n,
+            "features": objective.rows.X.d,
+            "fingerprint": self.problem.fingerprint,
+            "state_digest": fitted_model.digest(
+                {
+                    f"{part}/{name}": array
+                    for part in ("optimizer", "reducer")
+                    for name, array in self._parts().get(part, {}).items()
+                }
+            ),
+            **({"separation": separated} if separated else {}),
+            **clock.summary(reads * objective.n, self.other),
+        }
+        coef, intercept = objective.scaling.coefficients(w, self.problem.k)
+        if self.problem.k > 1:
+            intercept = intercept - vector.dot(intercept, np.ones(self.problem.k)) / self.problem.k
+        classes = self.problem.classes.values if self.problem.classes else None
+        encoding, history = self.problem.shard.encoding, self.history.records
+        model = Model(
+            coef,
+            intercept,
+            classes,
+            self.config,
+            encoding,
+            summary,
+            history,
+            self._statistics(w, separated),
+        )
+        self.report.end(model)
+        return model
