@@ -1,6 +1,7 @@
 """mpigd submit: a batch script for a training run, made from a template, and handed to the scheduler.
 
-The templates in mpigd/commands/templates are scripts that work as they are; what is filled in are whole lines, told by their beginning.
+The templates in mpigd/commands/templates are scripts that work as they are. What is filled in are
+whole lines, recognised by their beginning.
 """
 
 from __future__ import annotations
