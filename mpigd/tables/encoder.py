@@ -1,4 +1,8 @@
-"""Encode blocks of raw columns as an Encoding says: rows of X and the vectors beside it."""
+"""Encode blocks of raw columns as rows of X and the vectors beside it, following an Encoding.
+
+`Encoder.read` keeps the values of one block in compact form (`Encoded`). `Encoder.dense` and
+`Encoder.pieces` turn that form into dense or CSR rows.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +22,24 @@ from mpigd.tables.row_selection import Rows
 from mpigd.tables.row_vectors import Vectors
 
 Array = np.ndarray[Any, Any]
-SLAB_BYTES = 1 << 22  # of dense rows made at once
+SLAB_BYTES = 1 << 22  # bytes of dense rows that are made at once
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """m rows. numbers (P, m): values of the columns that each have a place of their own. places
-    (C, m): the column that is 1, or NOWHERE. slots, signs (H, m): of hashed categories. vectors:
-    name -> (m,)."""
+    """The encoded values of m rows.
+
+    Attributes
+    ----------
+    numbers : (P, m) float64
+        The values of numbers and parts of dates, each of which has a feature of its own.
+    places : (C, m) int64
+        For each category, the feature that is 1, or NOWHERE.
+    slots, signs : (H, m) int64, (H, m) float64
+        For each hashed category, the feature (slot) and its value: 1, -1, or 0 if missing.
+    vectors : dict
+        The vectors of the rows, each (m,), by name.
+    """
 
     numbers: Array
     places: Array
@@ -34,27 +48,41 @@ class Encoded:
     vectors: dict[str, Any]
 
     def only(self, kept: Array) -> Encoded:
-        """The rows of a mask (m,)."""
+        """Return the rows that a mask (m,) bool selects."""
         import pyarrow as pa
 
         vectors = {
             name: values[kept] if isinstance(values, np.ndarray) else values.filter(pa.array(kept))
             for name, values in self.vectors.items()
-        }  # fmt: skip
+        }
         parts = (self.numbers, self.places, self.slots, self.signs)
         numbers, places, slots, signs = (part[:, kept] for part in parts)
         return Encoded(numbers, places, slots, signs, vectors)
 
 
 class Encoder:
-    """Turns blocks of raw columns into rows of X and their vectors, and counts what they miss."""
+    """Turns blocks of raw columns into rows of X and their vectors, and counts missing values."""
 
     def __init__(
-        self, encoding: Encoding, vectors: Sequence[str], policies: Policies | None = None,
+        self,
+        encoding: Encoding,
+        vectors: Sequence[str],
+        policies: Policies | None = None,
         sources: Sequence[str] = (),
-    ) -> None:  # fmt: skip
-        """vectors: which of y, sample_weight, offset, key, id, source_file and source_row to make.
-        policies: those that the encoding has been settled with. sources: paths, for source_file."""
+    ) -> None:
+        """Prepare the encoding of each kind of column.
+
+        Parameters
+        ----------
+        encoding : Encoding
+            The encoding, already settled by `policies` (`Policies.settle`).
+        vectors : sequence of str
+            The vectors to make: any of y, sample_weight, offset, key, id, source_file, source_row.
+        policies : Policies, optional
+            What becomes of rows that do not fit; by default those of ``mpigd import``.
+        sources : sequence of str
+            The paths of the raw files, for source_file.
+        """
         self._encoding, self.note = encoding, ""
         self._told = Policies(command="import") if policies is None else policies
         self._rows = Rows(encoding, self._told)
@@ -64,13 +92,14 @@ class Encoder:
         of_kind = {
             kind: [(column, start) for column, start in placed if column.kind == kind]
             for kind in ("number", "date", "category", "hash")
-        }  # fmt: skip
+        }
         self._numbers = Numbers(of_kind["number"], encoding)
         self._dates = Dates(of_kind["date"])
         self._categories = Categories(of_kind["category"], encoding.unseen)
         self._hashes = Hashes(of_kind["hash"], slots, encoding.hash_bits or 0)
         self._fixed = np.concatenate([self._numbers.fixed, self._dates.fixed])
-        # The entries of a row ascend, but for the hashed ones, which are sorted later.
+        # The columns of a row's entries must ascend. Hashed entries come last here, since
+        # their slots depend on the values; `_sorted` sorts them.
         places = np.concatenate([self._fixed, self._categories.first[:, 0]])
         order = np.argsort(places, kind="stable")
         rest = order.size + np.arange(len(of_kind["hash"]))
@@ -87,17 +116,17 @@ class Encoder:
 
     @property
     def bad(self) -> Any:
-        """The rows left out because they could not be encoded (BadRows)."""
+        """The rows that were left out because they could not be encoded (BadRows)."""
         return self._rows.bad
 
     def check(self) -> None:
-        """DataError if the blocks so far miss values that the policy does not cover."""
+        """Raise DataError if the blocks so far miss values that the policy does not cover."""
         self._rows.check(self._vectors.raw())
 
     def read(self, block: Block) -> Encoded:
-        """The rows of a block; some may be dropped, or left out because they are bad."""
+        """Return the encoded rows of a block, without those that are dropped or left out as bad."""
         self._rows.begin(block)
-        if not block.rows:  # nothing but lost ones
+        if not block.rows:  # every row of the block was left out by the CSV reader
             return self._none
         numbers = self._numbers.read(block, self._rows)
         if self._dates.fixed.size:
@@ -110,12 +139,15 @@ class Encoder:
         return encoded if kept is None else encoded.only(kept)
 
     def encode(self, block: Block) -> tuple[Array, Array, Array, dict[str, Any]]:
-        """The rows of a block as `pieces`, and their vectors."""
+        """Return the rows of a block in the form of `pieces`, and their vectors."""
         encoded = self.read(block)
         return *self.pieces(encoded), encoded.vectors
 
     def dense(self, encoded: Encoded) -> Iterator[Array]:
-        """The rows in order as slabs (r, d). Not for hashed categories."""
+        """Yield the rows in order as dense slabs (r, d) of the encoding's dtype.
+
+        The encoding must have no hashed categories.
+        """
         d, kind = self._encoding.features, np.dtype(self._encoding.dtype)
         first = int(self._fixed.min(initial=d))
         where: slice | Array = slice(first, first + self._fixed.size)
@@ -130,11 +162,21 @@ class Encoder:
             places = encoded.places[:, rows]
             column, row = np.nonzero(places != NOWHERE)
             slab[row, places[column, row]] = 1
-            slab += 0.0  # no zero has a sign
+            slab += 0.0  # makes +0.0 of -0.0, so that equal values have equal bits
             yield slab
 
     def pieces(self, encoded: Encoded) -> tuple[Array, Array, Array]:
-        """The rows as non-zeros per row (m,), and their columns and values row after row."""
+        """Return the rows in compressed form.
+
+        Returns
+        -------
+        lengths : (m,) int64
+            The number of non-zeros of each row.
+        columns : (nnz,) int64
+            Their columns, row after row, ascending within a row.
+        values : (nnz,)
+            Their values in the encoding's dtype, or float64 with hashed categories.
+        """
         p, m = encoded.numbers.shape
         width = p + len(encoded.places) + len(encoded.slots)
         index, value = np.empty((m, width), dtype=np.int64), np.empty((m, width))
@@ -151,7 +193,10 @@ class Encoder:
         return lengths, index, value
 
     def _sorted(self, lengths: Array, index: Array, value: Array) -> tuple[Array, Array, Array]:
-        """Hashed categories come in no order and may share a slot: their signs are added."""
+        """Sort the entries of each row by column and add the signs that share a slot.
+
+        Hashed categories come in no order, and two of one row may have the same slot.
+        """
         width = self._encoding.features
         keys = np.repeat(np.arange(lengths.size), lengths) * width + index
         places, which = np.unique(keys, return_inverse=True)

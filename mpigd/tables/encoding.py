@@ -1,10 +1,14 @@
-"""How raw columns become numbers: what is stored with the data and the model, and doing it, block
-by block.
+"""How raw columns become features: the encoding that is stored with the data and the model.
 
-A number is one column; a category is one column for each of its values (all of them: the penalty
-settles what is collinear; or all but a reference level, whose rows have zeros), or, hashed, a sign
-in one of 2**bits slots that all categories share and that follow the numbers. A missing category is
-no category: zeros, which a column with a reference level has no room for.
+A number becomes one feature. A category becomes one feature (0 or 1) for each of its values. All
+values get one, since the penalty resolves the collinearity, or all but a reference level, whose
+rows have zeros. A hashed category becomes a sign in one of 2**bits slots, which all hashed
+categories share and which follow the other features.
+
+A missing category has zeros in all features of its column. A column with a reference level cannot
+encode a missing category, because zeros already mean the reference level.
+
+The module encoder.py applies an encoding to blocks of rows.
 """
 
 from __future__ import annotations
@@ -17,8 +21,10 @@ from typing import Any
 from mpigd.errors import DataError
 
 VERSION = 1
-WITH_REFERENCE = 2  # of encodings that a program of version 1 would take for those of all levels
-WITH_FORMS = 3  # of those that say more: how text is written, dates, what to do with unseen levels
+# Encodings with a reference level, which a program of version 1 would read as one without.
+WITH_REFERENCE = 2
+# Encodings with more fields: how text is written, dates, the policy for unseen levels.
+WITH_FORMS = 3
 KINDS = ("number", "category", "hash", "date")
 UNSEEN = ("error", "zero", "other")
 OTHER = "<other>"  # the level of rare categories
@@ -27,20 +33,37 @@ SHOWN = 6  # columns or categories listed in a message
 
 @dataclass(frozen=True)
 class Column:
-    """A raw column that becomes features. kind: number, category (with its values, ascending), hash
-    or date.
+    """A raw column and the features that it becomes.
 
-    reference: the category that has no column of its own. adorned: numbers with signs of currency or
-    percent around them, which are left out. by_meaning: whether hashed texts are those that
-    spelling.meaning gives. parts: of a date, by name ("year", "month", ...), one
-    feature each; format: how a date is written (as for strptime), None for ISO 8601. rare: the other
-    categories of the training data, which share one column, NAME=<other>; None without that column.
+    Attributes
+    ----------
+    name : str
+        The name of the raw column.
+    kind : str
+        "number", "category", "hash" (a hashed category) or "date".
+    categories : tuple of str, optional
+        The values of a category, ascending.
+    mean : float, optional
+        The mean of the values that are present, for ``--missing mean``.
+    reference : str, optional
+        The level of a category that has no feature.
+    adorned : bool
+        Whether the numbers have currency or percent signs around them, which are removed.
+    by_meaning : bool
+        Whether hashed texts are first normalised by `mpigd.tables.spelling.meaning`.
+    parts : tuple of str, optional
+        The parts of a date ("year", "month", ...); each becomes one feature.
+    format : str, optional
+        How a date is written, in the directives of strptime; None for ISO 8601.
+    rare : tuple of str, optional
+        The categories of the training data that share one feature, NAME=<other>. None if there is
+        no such feature.
     """
 
     name: str
     kind: str
     categories: tuple[str, ...] | None = None
-    mean: float | None = None  # of the values that are there, for --missing mean
+    mean: float | None = None
     reference: str | None = None
     adorned: bool = False
     by_meaning: bool = False
@@ -59,7 +82,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Target:
-    """The column to be predicted; for text its classes, ascending: y holds their positions."""
+    """The column to be predicted.
+
+    Attributes
+    ----------
+    name : str
+        The name of the raw column.
+    classes : tuple of str, optional
+        The classes of a text column, ascending; y holds their positions. None for numbers.
+    """
 
     name: str
     classes: tuple[str, ...] | None = None
@@ -67,16 +98,41 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """Everything needed to encode new raw files like the first ones.
+    """Everything that is needed to encode new raw files like the first ones.
 
-    features: how many columns X has. extras: sample_weight, offset, key, id -> raw column.
-    zero_based: svmlight only. unseen: what becomes of a category that the training data did not have.
-    infinite: whether infinities count as missing. csv: how CSV files are written, as far as it is not
-    the usual way: options of mpigd.tables.csv_reader.Dialect. lists: nested column -> how many plain
-    ones it became.
+    Attributes
+    ----------
+    format : str
+        "table" (CSV, Parquet, Arrow, ORC) or "svmlight".
+    features : int
+        The number d of columns of X.
+    columns : tuple of Column
+        The raw columns in the order of their features; empty for svmlight.
+    target : Target, optional
+        The column to be predicted.
+    extras : mapping of str to str
+        The raw column of each of sample_weight, offset, key and id, if there is one.
+    missing : str
+        The policy for missing values: "refuse", "mean", "zero" or "drop".
+    hash_bits : int, optional
+        The base-2 logarithm of the number of slots for hashed categories.
+    dtype : str
+        The dtype of X, "float32" or "float64".
+    layout : str
+        The layout of X, "dense" or "csr".
+    zero_based : bool
+        Whether indices count from 0 (svmlight only).
+    unseen : str
+        The policy for categories that the training data did not have: "error", "zero" or "other".
+    infinite : bool
+        Whether infinities count as missing values.
+    csv : mapping
+        The fields of `mpigd.tables.csv_reader.Dialect` that differ from their defaults.
+    lists : mapping of str to int
+        The number of plain columns that each nested column became.
     """
 
-    format: str  # "table" or "svmlight"
+    format: str
     features: int
     columns: tuple[Column, ...] = ()
     target: Target | None = None
@@ -98,13 +154,19 @@ class Encoding:
 
     @property
     def feature_names(self) -> list[str] | None:
-        """The d names, a category's as column=value; None where they are hashed or the file had none."""
+        """The d names of the features; that of a category is column=value.
+
+        None if some categories are hashed or if the file had no names.
+        """
         if self.format == "svmlight" or self.hashed:
             return None
         return [name for column in self.columns for name in column.feature_names()]
 
     def starts(self) -> tuple[list[int], int]:
-        """Where each column's features begin; and where the slots of hashed ones do, behind all."""
+        """Return the first feature of each column, and the first slot of hashed categories.
+
+        The slots follow all other features.
+        """
         starts, width = [], 0
         for column in self.columns:
             starts.append(width)
@@ -112,8 +174,11 @@ class Encoding:
         return starts, width
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON. What has its default is left out where version 1 did not have it,
-        so that programs of before read whatever they can."""
+        """Return plain values for JSON.
+
+        Fields that version 1 did not have are left out if they have their default, so that older
+        programs can read as many encodings as possible.
+        """
         stored = dict(vars(self)) | {"version": VERSION, "feature_names": self.feature_names}
         stored["columns"] = [dict(vars(column)) for column in self.columns]
         stored["target"] = self.target and dict(vars(self.target))
@@ -130,7 +195,13 @@ class Encoding:
 
     @staticmethod
     def from_dict(stored: Mapping[str, Any]) -> Encoding:
-        """The inverse of to_dict. DataError for another version, or for what is no encoding."""
+        """Return the encoding that `to_dict` stored.
+
+        Raises
+        ------
+        DataError
+            If the version is unknown or `stored` is not an encoding.
+        """
         version = stored.get("version")
         if version not in (VERSION, WITH_REFERENCE, WITH_FORMS):
             known = f"this program reads {VERSION} to {WITH_FORMS}"
@@ -159,7 +230,7 @@ class Encoding:
 def _leave_out(
     part: dict[str, Any], name: str, default: Any, whole: dict[str, Any], version: int
 ) -> None:
-    """Drop a value that is its default; else the whole needs a program of `version`."""
+    """Remove a value that equals its default; otherwise raise the stored version to `version`."""
     if part[name] == default:
         del part[name]
     else:
@@ -172,19 +243,31 @@ def _frozen(stored: Mapping[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def references(stored: Mapping[str, Any]) -> dict[str, str]:
-    """Column -> reference level, of an encoding as it is stored."""
+    """Return the reference level of each column that has one, from a stored encoding."""
     columns = stored.get("columns") or ()
     levels = {str(column["name"]): column.get("reference") for column in columns}
     return {name: str(level) for name, level in levels.items() if level is not None}
 
 
 def listed(names: Sequence[str], most: int = SHOWN) -> str:
-    """Some of the names, for a message."""
+    """Return the first `most` names as text, with the total number if there are more."""
     return ", ".join(names[:most]) + (f", ... ({len(names)})" if len(names) > most else "")
 
 
 def no_column(path: str, name: str, present: Sequence[str], why: str = "") -> str:
-    """The message for a column that is not there, with the nearest one that is."""
+    """Return the message for a column that does not exist, with the most similar existing name.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    name : str
+        The column that was asked for.
+    present : sequence of str
+        The columns of the file.
+    why : str
+        What follows the name in the message, for example ", the target of the training data".
+    """
     near = difflib.get_close_matches(name, present, 1)
     return f"{path}: no column {name!r}{why}; " + (
         f"did you mean {near[0]!r}?" if near else f"it has {listed(present)}"

@@ -1,4 +1,4 @@
-"""The table that an import prints: each raw column, what it holds, and what was made of it."""
+"""The table that an import prints: each raw column, its contents, and the features made of it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,25 @@ from mpigd.tables.encoding import Encoding
 from mpigd.tables.schema import UNNAMED, Survey
 
 HEAD = ("column", "type", "missing", "distinct", "values", "becomes")
-MOST_ROWS = 100  # of the table; columns that need an option are always shown
-LEVELS, WIDTH = 3, 24  # shown of a category, and characters of each
+MOST_ROWS = 100  # of the table; columns that need an option are shown even beyond that
+LEVELS, WIDTH = 3, 24  # levels shown of a category, and the characters shown of each
 
 
 def rows(survey: Survey, encoding: Encoding | None) -> list[tuple[str, ...]]:
-    """A row of texts for each column that was read or left out, in the order of the file."""
+    """Return a row of texts for each column that was read or left out, in the order of the file.
+
+    Parameters
+    ----------
+    survey : Survey
+        What the first pass found.
+    encoding : Encoding or None
+        The encoding made of it; None if none could be made, then no numbers of features are shown.
+
+    Returns
+    -------
+    list of tuple of str
+        One tuple per column, with a text for each entry of HEAD.
+    """
     made = (
         {}
         if encoding is None
@@ -81,7 +94,10 @@ def _short(value: str) -> str:
 
 
 def text(survey: Survey, encoding: Encoding | None) -> str:
-    """The table as lines, the problems of columns after it."""
+    """Return the table as text: HEAD, the first MOST_ROWS columns, then those with a problem.
+
+    The parameters are those of `rows`.
+    """
     every = rows(survey, encoding)
     shown = every[:MOST_ROWS] + [row for row in every[MOST_ROWS:] if row[0] in survey.problems]
     lines = [HEAD, *((_short(row[0]), *row[1:]) for row in shown)]
