@@ -1,4 +1,8 @@
-"""The features of a block: numbers, parts of dates, places of categories, slots of hashed ones."""
+"""Make the features of one block: numbers, parts of dates, categories and hashed categories.
+
+There is one class for each kind of column. Its `read` takes a block of raw columns and returns
+values for m rows; it reports missing values and faults to `Rows`, which decides about the rows.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +22,22 @@ from mpigd.tables.row_selection import Rows
 from mpigd.tables.spelling import meaning
 
 Array = np.ndarray[Any, Any]
-Placed = Sequence[tuple[Column, int]]  # columns of a kind, and where their features begin
-NOWHERE = -1  # the place of what has no column: a missing value, a reference level
-REFUSED = -3
+Placed = Sequence[tuple[Column, int]]  # columns of one kind, each with its first feature
+NOWHERE = -1  # the place of a value without a feature: a missing one or a reference level
+REFUSED = -3  # in place of a position: an unseen level is an error
 
 
 def number_format(encoding: Encoding, adorned: bool = False) -> NumberFormat:
-    """How the numbers of CSV files are written."""
+    """Return how the numbers of the encoding's CSV files are written.
+
+    `adorned` is whether currency or percent signs around them are removed.
+    """
     csv = encoding.csv
     return NumberFormat(csv.get("decimal", "."), csv.get("thousands", ""), adorned)
 
 
 class Numbers:
-    """Columns of numbers. fixed (p,): where they go."""
+    """Columns of numbers; `fixed` (p,) int64 holds the feature of each."""
 
     def __init__(self, placed: Placed, encoding: Encoding) -> None:
         self.fixed = np.array([start for _, start in placed], dtype=np.int64)
@@ -41,7 +48,10 @@ class Numbers:
         self._dtype, self._infinite = encoding.dtype, encoding.infinite
 
     def read(self, block: Block, rows: Rows) -> Array:
-        """Values (p, m) without gaps."""
+        """Return the values (p, m) float64 of a block.
+
+        A missing value is reported to `rows` and replaced by the mean or by zero.
+        """
         if not self._names:
             return np.empty((0, block.rows))
         values = read_numbers(block, self._names, self._forms, self._dtype, self._infinite, rows)
@@ -61,11 +71,35 @@ class Numbers:
 
 
 def read_numbers(
-    block: Block, names: Sequence[str], forms: Sequence[NumberFormat], dtype: str, infinite: bool,
+    block: Block,
+    names: Sequence[str],
+    forms: Sequence[NumberFormat],
+    dtype: str,
+    infinite: bool,
     rows: Rows,
-) -> Array:  # fmt: skip
-    """Columns as float64 (p, m), NaN where missing (and where infinite, if such values are
-    missing); 0 where a value is no number that fits `dtype`, which is a fault of its row."""
+) -> Array:
+    """Read columns of numbers from a block.
+
+    Parameters
+    ----------
+    block : Block
+        m rows of raw columns.
+    names : sequence of str, length p
+        The columns to read.
+    forms : sequence of NumberFormat, length p
+        How their numbers are written.
+    dtype : str
+        "float32" or "float64": values that are too large for it are faults.
+    infinite : bool
+        Whether infinities are missing values; otherwise they are faults.
+    rows : Rows
+        Receives the faults.
+
+    Returns
+    -------
+    (p, m) float64
+        The values; NaN if missing, 0 if the value is a fault of its row.
+    """
     values, wrong = read_cells(block, names, forms)
     if wrong is not None:
         for j in map(int, np.flatnonzero(wrong.any(axis=1))):
@@ -83,7 +117,7 @@ def read_numbers(
 
 
 def misread(array: Any, expected: str) -> Callable[[int], str]:
-    """What is wrong with a row of a raw column."""
+    """Return a function from a row of a raw column to what is wrong with its value."""
     return lambda row: f"{array[row].as_py()!r}, expected {expected}"
 
 
@@ -100,7 +134,7 @@ def _refuse_large(rows: Rows, name: str, over: Array, values: Array, dtype: str)
 
 
 class Dates:
-    """Columns of dates. fixed (p,): where their parts go."""
+    """Columns of dates; `fixed` holds the feature of each part, column after column."""
 
     def __init__(self, placed: Placed) -> None:
         self._columns = [column for column, _ in placed]
@@ -108,7 +142,7 @@ class Dates:
         self.fixed = np.array(starts, dtype=np.int64)
 
     def read(self, block: Block, rows: Rows) -> Array:
-        """Parts (p, m); those of a missing date are 0."""
+        """Return the parts (p, m) float64 of a block; those of a missing date are 0."""
         found = []
         for column in self._columns:
             array = block.columns[column.name]
@@ -124,18 +158,18 @@ class Dates:
 
 
 class Categories:
-    """Columns of categories. first (c, 1): where their levels begin."""
+    """Columns of categories; `first` (c, 1) int64 holds the feature of the first level of each."""
 
     def __init__(self, placed: Placed, unseen: str) -> None:
         self._columns = [column for column, _ in placed]
         self.first = _column([start for _, start in placed])
-        # A reference level has no place, and those after it move up.
+        # A reference level has no feature, so the levels after it move up by one.
         self._left_out = _column([_position(column) for column in self._columns])
         self._unseen = _column([_for_unseen(column, unseen) for column in self._columns])
         self._codes = Codes([_positions(column) for column in self._columns])
 
     def read(self, block: Block, rows: Rows) -> Array:
-        """The column that is 1, (c, m), or NOWHERE."""
+        """Return the feature that is 1 for each column and row, (c, m) int64, or NOWHERE."""
         if not self._columns:
             return np.empty((0, block.rows), dtype=np.int64)
         codes = self._codes.find([block.columns[column.name] for column in self._columns])
@@ -154,7 +188,7 @@ class Categories:
         array, known = to_text(block.columns[column.name]), column.categories or ()
         options = []
         if rows.told.command != "import":
-            # Zeros would be the reference level.
+            # Zeros would mean the reference level.
             options += ["--unseen zero"] if column.reference is None else []
             options += ["--unseen other"] if column.rare is not None else []
 
@@ -167,7 +201,7 @@ def _column(values: Sequence[int]) -> Array:
 
 
 def _positions(column: Column) -> dict[str, int]:
-    """Each category's position; rare ones share the last."""
+    """Return the position of each category; all rare ones share the last position."""
     known = column.categories or ()
     return {text: i for i, text in enumerate(known)} | dict.fromkeys(column.rare or (), len(known))
 
@@ -178,14 +212,14 @@ def _position(column: Column) -> int:
 
 
 def _for_unseen(column: Column, unseen: str) -> int:
-    """The position that an unseen level is given."""
+    """Return the position of an unseen level: that of rare levels, NOWHERE or REFUSED."""
     if unseen == "other" and column.rare is not None:
         return len(column.categories or ())
     return NOWHERE if unseen == "zero" and column.reference is None else REFUSED
 
 
 class Hashes:
-    """Columns of hashed categories: a sign in one of 2**bits slots, which begin at `first`."""
+    """Columns of hashed categories: a sign in one of 2**bits slots that begin at `first`."""
 
     def __init__(self, placed: Placed, first: int, bits: int) -> None:
         self._names = [column.name for column, _ in placed]
@@ -193,7 +227,11 @@ class Hashes:
         self._first, self._mask = first, np.uint64((1 << bits) - 1)
 
     def read(self, block: Block, rows: Rows) -> tuple[Array, Array]:
-        """Slots (h, m), and signs (h, m), 0 where a value is missing."""
+        """Return slots (h, m) int64 and signs (h, m) float64; the sign is 0 if a value is missing.
+
+        The hash is that of the text NAME=VALUE. Its lowest `bits` bits choose the slot, and its
+        highest bit the sign.
+        """
         slots = np.zeros((len(self._names), block.rows), dtype=np.int64)
         signs = np.zeros(slots.shape)
         for j, name in enumerate(self._names):

@@ -1,4 +1,7 @@
-"""What files are by their first bytes, and the way out for those that import does not read."""
+"""Recognise files by their first bytes, and advise what to do about unsupported formats.
+
+`unknown` advises by the ending of the name, `check` by the contents.
+"""
 
 from __future__ import annotations
 
@@ -8,40 +11,49 @@ import stat
 from mpigd.errors import DataError, UsageError
 from mpigd.tables.compression import PACKED, open_bytes, reading, unpacked_name
 
-BYTES = 1024  # looked at
+BYTES = 1024  # read of each file
 TEXT = ("csv", "svmlight")
 HDF5 = "it is HDF5 already: train on it as it is"
 UNPACK = "unpack it, and name the files in it"
 
 
 def _pandas(call: str) -> str:
-    return f"python -c \"import pandas; pandas.{call}.to_csv('{{stem}}.csv', index=False)\" makes CSV of it"
+    return (
+        f"python -c \"import pandas; pandas.{call}.to_csv('{{stem}}.csv', index=False)\""
+        " makes CSV of it"
+    )
 
 
-# Endings of names -> what to do. {path} and {stem} (without the ending) are filled in.
+# Endings of names -> what to do. {path} and {stem} (the path without the ending) are filled in.
 ELSEWHERE = {
     **dict.fromkeys((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst"),
                     "an archive: tar -xf '{path}' unpacks it"),
     **dict.fromkeys((".7z", ".rar"), f"an archive: {UNPACK}"),
-    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".xlsb", ".ods"), "a spreadsheet: " + _pandas("read_excel('{path}')")),
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".xlsb", ".ods"),
+                    "a spreadsheet: " + _pandas("read_excel('{path}')")),
     **dict.fromkeys((".jsonl", ".ndjson"), "JSON: " + _pandas("read_json('{path}', lines=True)")),
     ".json": "JSON: " + _pandas("read_json('{path}')"),
     ".dta": "a Stata file: " + _pandas("read_stata('{path}')"),
     **dict.fromkeys((".sas7bdat", ".xpt"), "a SAS file: " + _pandas("read_sas('{path}')")),
     **dict.fromkeys((".sav", ".zsav"), "an SPSS file: " + _pandas("read_spss('{path}')")),
     **dict.fromkeys((".pkl", ".pickle"), "a Python pickle: " + _pandas("read_pickle('{path}')")),
-    ".rds": "an R file: Rscript -e \"write.csv(readRDS('{path}'), '{stem}.csv', row.names=FALSE)\" makes CSV of it",
-    **dict.fromkeys((".rdata", ".rda"), "an R file: load it in R, and write each table with write.csv"),
+    ".rds": "an R file: Rscript -e \"write.csv(readRDS('{path}'), '{stem}.csv', row.names=FALSE)\""
+            " makes CSV of it",
+    **dict.fromkeys((".rdata", ".rda"),
+                    "an R file: load it in R, and write each table with write.csv"),
     ".avro": "an Avro file: write it as Parquet with the program that made it",
     ".arff": "an ARFF file: write it as CSV with the program that made it",
     **dict.fromkeys((".db", ".sqlite", ".sqlite3"),
-                    "a database: sqlite3 -header -csv '{path}' 'select * from TABLE' > TABLE.csv makes CSV of a table"),
+                    "a database: sqlite3 -header -csv '{path}' 'select * from TABLE' > TABLE.csv"
+                    " makes CSV of a table"),
     **dict.fromkeys((".h5", ".hdf5", ".he5", ".h5ad", ".nc", ".nc4"), HDF5),
-    **dict.fromkeys((".npy", ".npz", ".mat"), "arrays, not a table: write X and y to HDF5 with h5py"),
+    **dict.fromkeys((".npy", ".npz", ".mat"),
+                    "arrays, not a table: write X and y to HDF5 with h5py"),
     **dict.fromkeys((".html", ".htm", ".xml"), "a page, not a table: download the table itself"),
 }  # fmt: skip
 
-# First bytes -> what they are, and what to do if a name says otherwise.
+# First bytes, what they are, and what to do if the name says otherwise. An advice that begins with
+# a dot is the ending that the name should have.
 MAGIC = (
     (b"\x1f\x8b", "gzip data", ".gz"),
     (b"BZh", "bzip2 data", ".bz2"),
@@ -77,7 +89,7 @@ UNPACKERS = {
 
 
 def unknown(path: str) -> Exception:
-    """What to say of a file whose name tells no format that import reads."""
+    """Return the error for a file whose name does not tell a format that import reads."""
     name = os.path.basename(path).lower()
     ending = max((ending for ending in ELSEWHERE if name.endswith(ending)), key=len, default=None)
     if ending is not None:
@@ -92,21 +104,36 @@ def unknown(path: str) -> Exception:
         (".parquet", ".pq", ".arrow", ".feather", ".orc")
     ):
         return DataError(
-            f"{path}: such files are packed inside already: {UNPACKERS[packing]} '{path}' unpacks it"
+            f"{path}: such files are packed inside already: "
+            f"{UNPACKERS[packing]} '{path}' unpacks it"
         )
     return UsageError(
-        f"{path}: the name does not tell the format: say --format csv, parquet, arrow, orc or svmlight"
+        f"{path}: the name does not tell the format: "
+        "say --format csv, parquet, arrow, orc or svmlight"
     )
 
 
 def check(path: str, format: str, encoding: str = "utf-8") -> None:
-    """DataError if a file is not what its name or --format says, by its first bytes.
+    """Check that the first bytes of a file agree with its name or --format.
 
-    encoding: that of CSV; only text in UTF-8 is told from other text.
+    Parameters
+    ----------
+    path : str
+        The file.
+    format : str
+        "csv", "svmlight", "parquet", "arrow" or "orc".
+    encoding : str
+        The encoding of a CSV file. Only if this is UTF-8, the text is checked for other encodings.
+
+    Raises
+    ------
+    DataError
+        If the contents are of another format, or the file is empty, a pipe or a device.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise DataError(
-            f"{path}: is no file but a pipe or device, and import reads twice: save it to a file first"
+            f"{path}: is no file but a pipe or device, and import reads twice: "
+            "save it to a file first"
         )
     with reading(path), open(path, "rb") as file:
         head = file.read(BYTES)
@@ -119,7 +146,7 @@ def check(path: str, format: str, encoding: str = "utf-8") -> None:
     )
     found, advice = _known(head)
     if packing is not None:
-        # .zstd is .zst; what a damaged file is, its reader says.
+        # packing[:4] makes .zst of .zstd. A damaged file is reported by its reader.
         if advice != packing[:4]:
             bare = unpacked_name(path)
             name = bare + advice if advice.startswith(".") else bare
@@ -142,7 +169,8 @@ def check(path: str, format: str, encoding: str = "utf-8") -> None:
             raise DataError(f"{path}: {known}is no {NAMES[format]}: {way_out}")
     elif found:
         raise DataError(
-            f"{path}: holds {found}, not {'text' if format == 'csv' else format}: {_way_out(path, advice)}"
+            f"{path}: holds {found}, not {'text' if format == 'csv' else format}: "
+            f"{_way_out(path, advice)}"
         )
     else:
         _check_text(path, head, format, encoding)
@@ -153,10 +181,10 @@ def _way_out(path: str, advice: str) -> str:
 
 
 def _known(head: bytes) -> tuple[str, str]:
-    """What the first bytes are and what to do, ("", "") for text and all others."""
+    """Return what the first bytes are and what to do; ("", "") for text and unknown formats."""
     binary = any(byte < 9 or 13 < byte < 32 for byte in head)
     for magic, what, advice in MAGIC:
-        # Text may begin with ORC too.
+        # A text may begin with ORC, too. Then only other binary bytes prove the format.
         if head.startswith(magic) and (binary or not magic.isalnum()):
             return what, advice
     if head[257:262] == b"ustar":
@@ -165,7 +193,10 @@ def _known(head: bytes) -> tuple[str, str]:
 
 
 def _check_text(path: str, head: bytes, format: str, encoding: str) -> None:
-    """DataError for what is no table in UTF-8 or in another encoding that keeps ASCII."""
+    """Raise DataError if the first bytes of text are a page, JSON or a pointer of Git LFS.
+
+    If `encoding` is UTF-8, also raise it for UTF-16, UTF-32 and bytes that are not text.
+    """
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise DataError(
@@ -173,7 +204,8 @@ def _check_text(path: str, head: bytes, format: str, encoding: str) -> None:
         )
     if start.startswith((b'{"', b'[{"')):
         raise DataError(
-            f"{path}: holds JSON, not a table: call it {path}.json, and import says how to make CSV of it"
+            f"{path}: holds JSON, not a table: call it {path}.json, "
+            "and import says how to make CSV of it"
         )
     if start.startswith(b"version https://git-lfs"):
         raise DataError(f"{path}: holds a pointer of Git LFS, not the file: git lfs pull brings it")

@@ -1,7 +1,8 @@
-"""The first pass over raw tables: what every column holds, whatever the order or the size of blocks.
+"""The first pass over raw tables: it collects facts about every column.
 
-Columns that may be numbers are read many at once. One that turns out to have other values is read
-again from the start as text, once all rows were seen.
+The facts do not depend on the order or the size of the blocks. Columns that may be numbers are read
+together, many at once. If such a column turns out to have other values after some of its numbers
+were read, it is read again from the start as text, after all rows were seen.
 """
 
 from __future__ import annotations
@@ -23,21 +24,30 @@ from mpigd.tables.readers import Block, Source
 from mpigd.tables.text_counts import counted
 
 Array = np.ndarray[Any, Any]
-MOST_CATEGORIES = (
-    100_000  # of one column; more are no categories, and would not stay in bounded memory
-)
+# Categories of one column. A column with more is not a category, and memory must stay bounded.
+MOST_CATEGORIES = 100_000
 Tick = Callable[[int], None]
 
 
 class Text:
-    """A column of categories, or of what is to be found out."""
+    """A column of categories, or one whose kind is still to be found out."""
 
     def __init__(self, before: int = 0) -> None:
-        """before: rows so far, all of them missing."""
+        """Begin after `before` rows, all of which miss a value."""
         self.facts = Facts("text", rows=before, missing=before)
 
     def add(self, gone: Array, texts: Sequence[str], counts: Sequence[int]) -> None:
-        """The next rows: where values are missing (m,), the different ones and how often each comes."""
+        """Add the next rows.
+
+        Parameters
+        ----------
+        gone : (m,) bool
+            Whether each row misses its value.
+        texts : sequence of str, length u
+            The distinct values of the other rows.
+        counts : sequence of int, length u
+            The number of rows that have each of them.
+        """
         facts, values, missed = self.facts, self.facts.values, int(np.count_nonzero(gone))
         facts.rows += gone.size
         facts.missing += missed
@@ -98,8 +108,34 @@ def look_through(
     most: int | None = None,
     kept: Kept | None = None,
 ) -> tuple[dict[str, Facts], Missing]:
-    """The facts of every column over all rows (or the first `most`), and what they miss. The rows stay
-    in `kept`, if they are few enough and were all read right at once."""
+    """Collect the facts of every column.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+        The files, in order.
+    plan : Plan
+        How each column is to be read.
+    tick : callable
+        Called with the number of rows read so far, after each block.
+    most : int, optional
+        Read only the first `most` rows; by default all.
+    kept : Kept, optional
+        Receives the blocks, so that a second pass need not read the files again. It gives them up
+        if there are too many rows or if a column has to be read a second time.
+
+    Returns
+    -------
+    facts : dict of str to Facts
+        The facts of each column of the plan, in its order.
+    missing : Missing
+        The counts of missing values.
+
+    Raises
+    ------
+    DataError
+        If there are no rows, a file cannot be read, or a value is not of its column's kind.
+    """
     names = list(plan.kinds)
     numbers = Numbers([name for name in names if plan.kinds[name] in ("auto", "number")], plan)
     kinds = plan.kinds.items()
@@ -110,7 +146,7 @@ def look_through(
         before = rows
         rows += block.rows
         for name, unseen in numbers.add(block, missing).items():
-            if unseen:  # nothing was there yet, so that nothing is lost by beginning here
+            if unseen:  # all rows so far miss a value, so the column can be text from here on
                 texts[name] = Text(before)
             else:
                 again.append(name)
@@ -123,7 +159,7 @@ def look_through(
     facts |= {name: column.facts for name, column in days.items()}
     if again:
         if kept is not None:
-            kept.give_up()  # numbers were kept of columns that are text
+            kept.give_up()  # it holds numbers of columns that are text
         missing.forget(again)
         more, also = look_through(
             sources, replace(plan, kinds=dict.fromkeys(again, "text")), tick, most

@@ -1,7 +1,7 @@
-"""Whether float32 is enough for the columns of a table.
+"""Check whether float32 is precise enough for the columns of a table.
 
-Rounding to float32 leaves 24 bits, which is plenty for what is measured, but not for a small spread
-around a large number: seconds since 1970 within a day become a handful of values.
+A float32 has 24 bits of precision. That is plenty for most measurements, but not for a small spread
+around a large number: rounding turns seconds since 1970 within a day into a handful of values.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from mpigd.tables.encoding import listed
 from mpigd.tables.exact_means import slabs
 
 Array = np.ndarray[Any, Any]
-FEW_STEPS = 1 << 10  # of float32 between the smallest and the largest value
-MOST_COLUMNS = 1 << 22  # of compressed rows whose spread is known
-NOISE = 2.0**-42  # relative: what computing in float64 leaves of equal numbers
+FEW_STEPS = 1 << 10  # steps of float32 between the smallest and the largest value
+MOST_COLUMNS = 1 << 22  # columns of compressed rows that are checked
+NOISE = 2.0**-42  # relative differences that rounding errors of float64 can make
 
 
 class Spread:
-    """What rounding to float32 does to p columns. A column is damaged if
+    """Measures what rounding to float32 does to p columns. Rounding damages a column if
 
-    * a value that is not zero becomes zero, or a finite one infinite;
-    * its values (zeros aside, which often stand for nothing) lie within 2^10 steps of float32 at
-      the largest of them and not all are float32 numbers. Rounding then moves them by more than
-      about a thousandth of their spread;
-    * of the changes from one row to the next, more than half vanish. This sees the same where an
-      outlier stretches the range.
+    * a non-zero value becomes zero, or a finite one infinite; or
+    * the values lie within 2^10 steps of float32 at the largest of them, and not all are float32
+      numbers. Rounding then moves them by more than about a thousandth of their spread. Zeros are
+      left out, since they often stand for "no value"; or
+    * more than half of the changes from one row to the next vanish. This finds the same damage if
+      an outlier stretches the range.
 
-    Differences below 2^-42 of the values are those of computing in float64 and count for nothing.
-    Steps of 0.1 suffer above 10^5 alone, within a few units; whole numbers up to 2^24 never do.
+    Relative differences below 2^-42 come from rounding in float64 and are ignored. Values in steps
+    of 0.1 are damaged only above 10^5 and within a range of a few units; whole numbers up to 2^24
+    never are.
     """
 
     def __init__(self, p: int) -> None:
@@ -43,23 +44,23 @@ class Spread:
         self._last = np.full(p, np.nan)
 
     def add(self, matrix: Array) -> None:
-        """Look at the next rows (p, m) float64; NaN and infinities are left out."""
+        """Add the next rows (p, m) float64; NaN and infinities are ignored."""
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             for columns, rows in slabs(*matrix.shape):
                 self._add(columns, matrix[columns, rows])
 
     def keep(self, kept: Array) -> None:
-        """Forget all columns but those of a mask (p,)."""
+        """Keep only the columns that a mask (p,) bool selects."""
         for name, values in vars(self).items():
             setattr(self, name, values[kept])
 
     def damaged(self) -> list[bool]:
-        """Which columns float32 damages."""
+        """Return for each column whether float32 damages it."""
         lost = (self.vanished > 0) | (self.infinite > 0) | (2 * self.kept < self.changes)
         return [bool(one) for one in lost | self._narrow()]
 
     def why(self, column: int) -> str:
-        """What float32 does to a damaged column, for a note."""
+        """Return what float32 does to a damaged column, as text for a note."""
         low, high = self.low[column], self.high[column]
         if self.infinite[column]:
             return f"values up to {max(-low, high):g}, too large for float32"
@@ -78,7 +79,7 @@ class Spread:
         return np.asarray(known & self.rounded & some)
 
     def _add(self, columns: slice, values: Array) -> None:
-        """The slabs of a column come in the order of their rows."""
+        """Add one slab; the slabs of a column come in the order of their rows."""
         if np.isinf(values).any():
             values = np.where(np.isinf(values), np.nan, values)
         short = values.astype(np.float32)
@@ -96,7 +97,10 @@ class Spread:
         self._last[columns] = there[:, -1]
 
     def _compare(self, columns: slice, after: Array, before: Array) -> None:
-        """Count changes, and those of them that float32 keeps; those from and to NaN are none."""
+        """Count changes between neighbours, and those that remain in float32.
+
+        A change from or to NaN does not count.
+        """
         changed = np.abs(after - before) > NOISE * np.abs(after)
         self.changes[columns] += np.count_nonzero(changed, axis=1)
         kept = changed & (after.astype(np.float32) != before.astype(np.float32))
@@ -104,16 +108,19 @@ class Spread:
 
 
 class EntrySpread(Spread):
-    """The same of compressed rows, from the entries that are stored, for columns below MOST_COLUMNS.
+    """The same check for compressed rows, from the stored entries of columns below MOST_COLUMNS.
 
-    How values change from one row to the next is not looked at.
+    Changes from one row to the next are not examined.
     """
 
     def __init__(self) -> None:
         super().__init__(0)
 
     def add_entries(self, columns: Array, values: Array) -> None:
-        """Look at entries: their columns (m,) and values (m,) float64; NaN and zeros are left out."""
+        """Add the entries with columns (m,) int64 and values (m,) float64.
+
+        Zeros, NaN and infinities are ignored.
+        """
         some = (columns < MOST_COLUMNS) & (values != 0) & np.isfinite(values)
         columns, values = columns[some], values[some]
         if columns.size == 0:
@@ -136,8 +143,22 @@ class EntrySpread(Spread):
 
 
 def type_of(damaged: Mapping[str, str], asked: str) -> tuple[str, list[str]]:
-    """The type of X, and a note if float32 damages columns. damaged: column -> what float32 does to
-    it; asked: "auto", "float32" or "float64"."""
+    """Return the dtype of X, and a note if float32 damages columns.
+
+    Parameters
+    ----------
+    damaged : mapping of str to str
+        What float32 does to each damaged column, by name.
+    asked : str
+        "auto", "float32" or "float64".
+
+    Returns
+    -------
+    dtype : str
+        "float32" or "float64"; for "auto", float64 if a column is damaged.
+    notes : list of str
+        At most one note for the user.
+    """
     if not damaged or asked == "float64":
         return "float32" if asked == "auto" else asked, []
     each = listed([f"{column}: {why}" for column, why in damaged.items()])

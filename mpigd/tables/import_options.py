@@ -1,4 +1,4 @@
-"""What an import is told."""
+"""The options of an import: their checks, and their construction from keywords."""
 
 from __future__ import annotations
 
@@ -24,7 +24,46 @@ FLAGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What an import is told: names of raw columns, and how to treat them."""
+    """The options of an import: the names of raw columns, and how to treat them.
+
+    Attributes
+    ----------
+    target, weight, offset, key, id : str, optional
+        The raw columns of y and of the vectors beside it.
+    missing : str
+        The policy for missing values: "refuse", "mean", "zero" or "drop" (the row).
+    hash_bits : int, optional
+        Hash categories into 2**hash_bits columns.
+    drop : sequence of str
+        Columns to leave out.
+    categorical, number : sequence of str
+        Columns that are categories, or numbers, whatever they look like.
+    date : sequence of str
+        Columns of dates, as NAME or NAME=FORMAT (of strptime).
+    infinite : str
+        "refuse" infinities or take them as "missing".
+    unseen : str
+        The policy for levels that only later data have: "error", "zero" or "other".
+    min_count : int, optional
+        Levels of fewer rows share one column; at least 2.
+    dialect : Dialect
+        How CSV files are written.
+    dtype : str
+        The dtype of X: "auto", "float32" or "float64".
+    drop_first : bool
+        Whether the first level of each category has no column.
+    reference : mapping of str to str
+        The level of a category that has no column.
+    allow_duplicates : bool
+        Whether a file that is named twice is read twice.
+    features, zero_based : int, bool, optional
+        The number of features and the base of indices (svmlight only).
+
+    Raises
+    ------
+    UsageError
+        If a value is not allowed, or two options exclude each other.
+    """
 
     target: str | None = None
     missing: str = "refuse"
@@ -69,7 +108,7 @@ class Options:
             raise UsageError(f"{option} does not go with --hash: hashed categories have no levels")
 
     def extras(self) -> dict[str, str]:
-        """Dataset -> raw column."""
+        """Return the raw column of each of sample_weight, offset, key and id that is given."""
         named = {
             "sample_weight": self.weight,
             "offset": self.offset,
@@ -79,17 +118,25 @@ class Options:
         return {vector: name for vector, name in named.items() if name is not None}
 
     def named(self) -> list[str]:
-        """The columns that have a use by name."""
+        """Return the columns that an option names for a use; a column may occur twice."""
         forced = [*self.categorical, *self.number, *self.dates(), *self.reference]
         return [*([self.target] if self.target else []), *self.extras().values(), *forced]
 
     def dates(self) -> dict[str, str | None]:
-        """Column -> the form of its dates, from NAME or NAME=FORMAT; None for ISO 8601."""
+        """Return the format of each date column; None for ISO 8601."""
         pairs = [text.partition("=") for text in self.date]
         return {name: form or None for name, _, form in pairs}
 
     def refuse(self, allowed: Collection[str], why: str) -> None:
-        """UsageError for an option that was given, unless it is allowed."""
+        """Raise UsageError if an option differs from its default, unless it is in `allowed`.
+
+        Parameters
+        ----------
+        allowed : collection of str
+            The names of the fields that may be given.
+        why : str
+            The reason, with which the message begins.
+        """
         for own in fields(self):
             if own.name not in allowed and getattr(self, own.name) not in (_usual(own), []):
                 flag = FLAGS.get(own.name, f"--{own.name.replace('_', '-')}")
@@ -105,7 +152,13 @@ def _usual(own: Field[Any]) -> Any:
 
 
 def options_of(given: Mapping[str, Any]) -> Options:
-    """Options from the keywords of `import_data`. UsageError for one that does not exist."""
+    """Return the Options for the keywords of `import_data`.
+
+    Raises
+    ------
+    UsageError
+        If an option does not exist or a value is not allowed.
+    """
     own = {field.name for field in fields(Options)} - {"dialect"}
     marks = {field.name for field in fields(Dialect)}
     for name in given:
