@@ -1,4 +1,4 @@
-"""Categories as positions among the known ones, for all columns of a block at once."""
+"""Find the codes of category values, for all columns of a block at once."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ from mpigd.tables.columns import absent, to_text
 from mpigd.tables.spelling import Meanings
 
 Array = np.ndarray[Any, Any]
-MOST_CELLS = 1 << 22  # of a table of columns x texts
+MOST_CELLS = 1 << 22  # the largest table of columns x texts; larger ones are searched instead
 UNSEEN, GONE = -1, -2
 
 
 class Codes:
-    """The known texts of C columns. One look-up of every value among the texts of all columns, and one
-    of its column in a table: thousands of columns cost no call each. Texts that are not known are
-    looked up by what they mean (spelling.py)."""
+    """The known texts of C columns and their codes.
+
+    One look-up finds the values of all columns among all known texts, and a second one their codes
+    in a table. So thousands of columns need no call each. Texts that are not known are looked up by
+    their meaning (spelling.py).
+    """
 
     def __init__(self, positions: Sequence[Mapping[str, int]]) -> None:
-        """positions: each column's texts and what they stand for, at least 0."""
+        """Store the texts of each column and their codes, which must be at least 0."""
         import pyarrow as pa
 
         known, self._meanings = positions, [Meanings(one) for one in positions]
         texts = sorted({text for one in known for text in one})
         place = {text: i for i, text in enumerate(texts)}
         self._texts, self._width = pa.array(texts, pa.string()), len(texts) + 1
-        # The last text of a column is none of them.
+        # Each column has one more place than there are texts: the last means an unknown text.
         keys = [j * self._width + place[text] for j, one in enumerate(known) for text in one]
         codes = [code for one in known for code in one.values()]
         order = np.argsort(np.array(keys, dtype=np.int64), kind="stable")
@@ -40,7 +43,10 @@ class Codes:
             self._table[self._keys] = self._codes
 
     def find(self, arrays: Sequence[Any]) -> Array:
-        """What values stand for, (C, m) int64: UNSEEN for those not known, GONE for missing ones."""
+        """Return the codes (C, m) int64 of C pyarrow arrays of m values.
+
+        The code is UNSEEN for an unknown value and GONE for a missing one.
+        """
         import pyarrow as pa
         import pyarrow.compute as pc
 

@@ -1,4 +1,4 @@
-"""What the first pass over raw tables is asked, and what it finds."""
+"""The plan of the first pass over raw tables, and the facts that it finds about each column."""
 
 from __future__ import annotations
 
@@ -11,11 +11,32 @@ from mpigd.tables.number_text import NumberFormat
 
 @dataclass
 class Facts:
-    """What the first pass knows of a column.
+    """The facts about one column that the first pass finds.
 
-    kind: number, text, date or key. low, high: of numbers, or of dates. distinct: of numbers, at most
-    101. values: of text, each and how often, in the order in which they come; `whole` if these are
-    all. problem: what is wrong with its numbers, and how to go on.
+    Attributes
+    ----------
+    kind : str
+        "number", "text" or "date".
+    rows, missing, nonzeros : int
+        The number of rows, of missing values, and of values that are neither missing nor zero.
+    low, high : float or datetime64, optional
+        The smallest and largest number or date.
+    distinct : int
+        The number of distinct numbers; 101 means more than 100 (distinct_counts.LIMIT).
+    mean : float, optional
+        The mean of the numbers, rounded once.
+    values : dict of str to int
+        How often each text occurs, in the order of first occurrence.
+    whole : bool
+        Whether `values` has all texts.
+    damaged : str
+        What rounding to float32 does to the numbers, if that is bad.
+    parts : tuple of str
+        The parts that become features if this is a column of dates (`dates.Seen.parts`).
+    counter : bool
+        Whether the numbers count the rows.
+    problem : str
+        What is wrong with the numbers, and which options help.
     """
 
     kind: str
@@ -28,16 +49,29 @@ class Facts:
     mean: float | None = None
     values: dict[str, int] = field(default_factory=dict)
     whole: bool = True
-    damaged: str = ""  # what rounding to float32 does to it, if that is bad
-    parts: tuple[str, ...] = ()  # of dates: what they can be told by
-    counter: bool = False  # whether its numbers count the rows
+    damaged: str = ""
+    parts: tuple[str, ...] = ()
+    counter: bool = False
     problem: str = ""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What each column is to be taken for: number (with its format), auto (number if it can be), text,
-    date (with its form), key. infinite: whether infinities are missing values."""
+    """How the first pass reads each column.
+
+    Attributes
+    ----------
+    kinds : mapping of str to str
+        For each column "number", "auto" (a number if possible, otherwise text), "text" or "date".
+    forms : mapping of str to NumberFormat
+        How numbers are written in columns that differ from `plain`.
+    dates : mapping of str to str or None
+        How dates are written (directives of strptime); None for ISO 8601.
+    infinite : bool
+        Whether infinities are missing values.
+    plain : NumberFormat
+        How numbers are written in all other columns.
+    """
 
     kinds: Mapping[str, str]
     forms: Mapping[str, NumberFormat]

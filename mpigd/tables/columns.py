@@ -1,4 +1,7 @@
-"""The values of raw columns: text read as numbers, categories as text, keys, and sums that no order changes."""
+"""Convert the values of raw columns (categories to text, keys to integers), and sum them exactly.
+
+The functions take pyarrow arrays (m,): the values of one column in one block.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,20 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 WORDS = ("true", "false")
-# ISO 8601, and day and month with slashes or dots.
-TIME = r"^(\d{4}-\d\d?-\d\d?([T ]\d\d?:\d\d.*)?|\d\d?:\d\d(:\d\d(\.\d+)?)?|\d\d?[/.]\d\d?[/.]\d{4}( .*)?)$"
+# Times: ISO 8601, or day and month with slashes or dots.
+TIME = (
+    r"^(\d{4}-\d\d?-\d\d?([T ]\d\d?:\d\d.*)?|\d\d?:\d\d(:\d\d(\.\d+)?)?"
+    r"|\d\d?[/.]\d\d?[/.]\d{4}( .*)?)$"
+)
 WHOLE = r"^[+-]?\d{1,18}$"
 
 
 class ExactSum:
-    """The sum of float64 values without any rounding, and so in any order and any blocks: one big integer.
+    """The sum of float64 values without rounding errors, so that order and blocks do not matter.
 
-    A value is m 2^e with a whole m of 53 bits. The halves of m are added per exponent in float64, which is exact for
-    blocks of up to 2^26 values, and then as Python integers in units of 2^-UNIT.
+    A value is m 2^e with an integer m of 53 bits. The two halves of m are added per exponent in
+    float64, which is exact for blocks of up to 2^26 values. These sums are then added as Python
+    integers in units of 2^-UNIT.
     """
 
     UNIT = 1200
@@ -29,7 +36,7 @@ class ExactSum:
         self._total = self._count = 0
 
     def add(self, values: Array) -> None:
-        """Add finite values (m,), m at most 2^26."""
+        """Add finite values (m,) float64, with m at most 2^26."""
         fraction, exponent = np.frexp(values)
         whole = np.ldexp(fraction, 53).astype(np.int64)
         self._count += values.size
@@ -39,23 +46,30 @@ class ExactSum:
                 self._total += int(sums[place]) << int(place) + shift
 
     def mean(self) -> float | None:
-        """The mean, rounded once; None without values."""
+        """Return the mean, rounded once; None without values."""
         return float(Fraction(self._total, self._count << self.UNIT)) if self._count else None
 
 
 def stable_hash(texts: Iterable[str]) -> Array:
-    """A 64-bit hash (uint64) of each text, the same everywhere: the 8 bytes, little-endian, of BLAKE2b with that length."""
+    """Return a 64-bit hash of each text, (m,) uint64, that is the same on every machine.
+
+    It is the BLAKE2b digest of 8 bytes, read as a little-endian integer.
+    """
     digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
     return np.array([int.from_bytes(digest, "little") for digest in digests], dtype=np.uint64)
 
 
 def absent(array: Any) -> Array:
-    """Where a pyarrow array is null, (m,) bool."""
+    """Return whether each value of a pyarrow array is null, (m,) bool."""
     return np.asarray(array.is_null().to_numpy(zero_copy_only=False))
 
 
 def to_text(array: Any) -> Any:
-    """A pyarrow array as strings, NaN as null. Whole floats have no fraction: 1.0, where missing values made floats, is 1."""
+    """Return a pyarrow array as strings, with NaN as null.
+
+    A whole number in a float column has no fraction: 1.0 becomes 1. So integers keep their text in
+    columns that are float only because values are missing.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -66,7 +80,11 @@ def to_text(array: Any) -> Any:
 
 
 def to_keys(array: Any) -> Array:
-    """Keys (m,) int64: whole numbers as they are, any other text by its hash; 0 where missing."""
+    """Return keys (m,) int64 of a pyarrow array.
+
+    Whole numbers stay as they are. Any other text is replaced by its hash (`stable_hash`), and a
+    missing value by 0.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -84,14 +102,22 @@ def to_keys(array: Any) -> Array:
 
 
 def plain(array: Any) -> Any:
-    """The values of a dictionary array; any other array as it is."""
+    """Return the values of a dictionary array; any other array is returned unchanged."""
     import pyarrow as pa
 
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
 
 def first_misfit(kind: str, array: Any) -> int:
-    """The first row of a text array that does not read as a number, boolean or time; -1 if all do, or are missing."""
+    """Return the first row of a text array that cannot be read as `kind`, or -1 if there is none.
+
+    Parameters
+    ----------
+    kind : str
+        "number" or "boolean"; anything else means a time.
+    array : pyarrow.Array
+        Text (m,); missing values fit every kind.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -107,7 +133,10 @@ def first_misfit(kind: str, array: Any) -> int:
 
 
 def _first_failing(array: Any, attempt: Callable[[Any], Any]) -> int:
-    """Where `attempt` first fails, by halving: pyarrow says that a cast fails, not where."""
+    """Return the first row at which `attempt` fails, or -1, by bisection.
+
+    pyarrow reports that a cast fails, but not at which row.
+    """
     import pyarrow as pa
 
     try:

@@ -1,8 +1,7 @@
-"""Raw files as bytes: unpacked on the way, and whatever a reader raises as one line that names the
-file.
+"""Open raw files as streams of unpacked bytes, and turn errors of readers into one-line messages.
 
-A packed file may consist of several packed pieces one after the other (gzip members, bz2 and xz
-streams, zstd frames): their contents follow each other.
+A packed file may consist of several packed pieces (gzip members, bz2 and xz streams, zstd frames).
+Their contents are concatenated.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any, BinaryIO
 from mpigd.errors import DataError
 
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zstd", ".zip")
-CHUNK = 1 << 18  # packed bytes read at once
+CHUNK = 1 << 18  # packed bytes read at a time
 FAULTS = (
     OSError,
     EOFError,
@@ -34,8 +33,15 @@ FAULTS = (
 
 @contextmanager
 def reading(path: str, after: Sequence[int] = ()) -> Iterator[None]:
-    """Turn whatever a reader raises into one line that names the file and, from `after`, the rows
-    read before it."""
+    """Turn an error of a reader into a DataError of one line that names the file.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    after : sequence of int
+        If `after[0]` is positive, it is the number of rows read so far, which the message names.
+    """
     import pyarrow as pa
 
     try:
@@ -50,7 +56,7 @@ def reading(path: str, after: Sequence[int] = ()) -> Iterator[None]:
 
 @contextmanager
 def open_bytes(path: str) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked if its name ends in one of PACKED."""
+    """Open a file as bytes, unpacked if its name ends in one of PACKED."""
     name = path.lower()
     if name.endswith(".zip"):
         with zipfile.ZipFile(path) as archive, archive.open(member(path, archive)) as packed:
@@ -69,14 +75,14 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
 def _zstd(raw: BinaryIO) -> BinaryIO:
     import pyarrow as pa
 
-    # pyarrow's stream is no io.RawIOBase, but has all that a reader of lines or of CSV needs.
+    # pyarrow's stream is not an io.RawIOBase, which BufferedReader needs; `_Readable` adapts it.
     return io.BufferedReader(
         _Readable(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")), CHUNK
     )
 
 
 class _Readable(io.RawIOBase):
-    """A pyarrow stream as a raw file of Python."""
+    """A pyarrow stream with the interface of a raw Python file."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -91,7 +97,7 @@ class _Readable(io.RawIOBase):
 
 
 class _Inflate:
-    """A gzip member, with the interface that the decoders of bz2 and lzma have."""
+    """A decoder of one gzip member, with the interface of the decoders of bz2 and lzma."""
 
     def __init__(self) -> None:
         self._decoder = zlib.decompressobj(wbits=31)
@@ -116,17 +122,17 @@ class _Inflate:
 
 
 class Unpacked(io.RawIOBase):
-    """The contents of packed pieces that follow each other in `raw`; `make` makes a decoder for one.
+    """The concatenated contents of the packed pieces of `raw`.
 
-    Python's own readers of bz2 and xz take what follows a piece and does not begin like another for
-    its end, and so lose rows without a word where a piece is damaged. Here that is an error, except
-    for zeros, which pad a file to whole blocks.
+    `make` creates a decoder for one piece. Python's own readers of bz2 and xz take bytes after a
+    piece that do not begin a new one for the end of the file. So they lose rows silently if a piece
+    is damaged. Here such bytes are an error, except for zeros, which pad a file to whole blocks.
     """
 
     def __init__(self, raw: BinaryIO, make: Callable[[], Any]) -> None:
         self._raw, self._make = raw, make
         self._decoder: Any = None
-        self._rest = b""  # read and not yet unpacked
+        self._rest = b""  # bytes that are read but not yet unpacked
         self._pieces = 0
 
     def readable(self) -> bool:
@@ -150,7 +156,7 @@ class Unpacked(io.RawIOBase):
                 return len(out)
 
     def _begin(self) -> bool:
-        """Make the decoder of the next piece; False at the end of the file."""
+        """Create the decoder of the next piece; return False at the end of the file."""
         self._rest = self._rest or self._raw.read(CHUNK)
         if self._pieces:
             while self._rest and not self._rest.strip(b"\0"):
@@ -171,7 +177,10 @@ DECODERS = {
 
 
 def member(path: str, archive: zipfile.ZipFile) -> str:
-    """The name of the one file in an archive."""
+    """Return the name of the only file in an archive.
+
+    Raises DataError if there are several or if it is encrypted. `path` is for the message.
+    """
     names = [
         name
         for name in archive.namelist()
@@ -185,6 +194,6 @@ def member(path: str, archive: zipfile.ZipFile) -> str:
 
 
 def unpacked_name(path: str) -> str:
-    """A path without the ending that tells how it is packed."""
+    """Return a path without the ending of its compression."""
     suffix = next((suffix for suffix in PACKED if path.lower().endswith(suffix)), "")
     return path[: len(path) - len(suffix)]

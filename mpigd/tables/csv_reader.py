@@ -1,4 +1,9 @@
-"""CSV files as streams of record batches of text columns, through pyarrow."""
+"""Read CSV files through pyarrow as streams of record batches of text columns.
+
+The bytes pass through several steps: unpacking (compression.py), decoding to UTF-8, removal of
+comments and of empty lines at the start, and pyarrow's parser. `columns` reads the names alone,
+`batches` the rows.
+"""
 
 from __future__ import annotations
 
@@ -20,32 +25,53 @@ from mpigd.tables.compression import open_bytes, reading
 from mpigd.tables.duplicate_names import rename_duplicates
 from mpigd.tables.lost_rows import Lost
 
-BLOCK_BYTES = 1 << 22  # of a file held at once
-ROW_BYTES, LINES = 1 << 30, 4  # the longest first line; how many of it a block holds at least
-# What stands for a missing value in CSV: the list of pandas, spelled out so that it is the same with every pyarrow.
+BLOCK_BYTES = 1 << 22  # bytes of a file in memory at once
+ROW_BYTES, LINES = 1 << 30, 4  # longest first line; first lines that a block holds at least
+# Texts that mean a missing value: the list of pandas. It is spelled out here so that it does not
+# depend on the version of pyarrow.
 MISSING = (
-    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
-    "NULL", "NaN", "None", "n/a", "nan", "null",
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
+    "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
 )  # fmt: skip
 NAMED = {"tab": "\t", "\\t": "\t", "space": " ", "none": ""}
-# First bytes of text of more than a byte a character, with a mark or without.
+# First bytes of text with more than one byte per character, with a byte order mark or without.
 WIDE = {
-    b"\xff\xfe\0\0|\0\0\xfe\xff": "utf-32", b"\xff\xfe|\xfe\xff": "utf-16",
-    b"[^\0]\0[^\0]\0": "utf-16-le", b"\0[^\0]\0[^\0]": "utf-16-be",
-}  # fmt: skip
+    b"\xff\xfe\0\0|\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe|\xfe\xff": "utf-16",
+    b"[^\0]\0[^\0]\0": "utf-16-le",
+    b"\0[^\0]\0[^\0]": "utf-16-be",
+}
 OTHER_DELIMITERS = {";": "';'", "\t": "tab", "|": "'|'"}
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """How CSV files are written. A mark is one character.
+    """How CSV files are written. A mark is one ASCII character.
 
-    delimiter: "" is a comma, or a tab in files named .tsv. quote: "" if nothing is quoted; escape:
-    "" if only doubled quotes are. comment: lines that begin with it are left out. header: True if the
-    first line has names, False if there are none (they are c0, c1, ...), None if it has, unless it looks
-    like data. na: texts that are missing values; default_na: besides the usual ones. decimal,
-    thousands: the marks in numbers. rename_duplicates: a name that comes again becomes NAME.1, NAME.2, ...
+    Attributes
+    ----------
+    delimiter : str
+        The mark between values; "" is a comma, or a tab in files named .tsv.
+    quote : str
+        The mark around values; "" if nothing is quoted.
+    escape : str
+        The mark before a mark that is part of a value; "" if quotes are doubled instead.
+    comment : str
+        Lines that begin with this text are left out; "" for none.
+    header : bool, optional
+        True if the first line has names. False if there are none; the columns are then c0, c1, ...
+        None takes the first line as names, but refuses a line that looks like data.
+    encoding : str
+        The encoding of the text, as Python names it.
+    na : tuple of str
+        Texts that mean a missing value.
+    default_na : bool
+        Whether those of MISSING do, too.
+    decimal, thousands : str
+        The decimal mark of numbers, and the mark between groups of three digits ("" for none).
+    rename_duplicates : bool
+        Whether a repeated name becomes NAME.1, NAME.2, ...; otherwise it is an error.
     """
 
     delimiter: str = ""
@@ -77,7 +103,7 @@ class Dialect:
             raise UsageError(f"--encoding {self.encoding}: {known}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """What is not the usual way, for JSON."""
+        """Return the fields that differ from their defaults, for JSON."""
         usual = asdict(Dialect())
         told = {name: value for name, value in asdict(self).items() if value != usual[name]}
         return told | ({"na": list(self.na)} if self.na else {})
@@ -97,7 +123,14 @@ USUAL = Dialect()
 
 
 def columns(path: str, dialect: Dialect = USUAL) -> list[str]:
-    """The names of a file's columns. DataError if they look like data, or if one comes twice."""
+    """Return the names of the columns of a file.
+
+    Raises
+    ------
+    DataError
+        If the names look like data, if one occurs twice (unless duplicates are renamed), or if the
+        file cannot be read.
+    """
     if dialect.header is False:
         return [f"c{j}" for j in range(len(_first_row(path, dialect)))]
     names = _first_row(path, dialect)
@@ -124,7 +157,9 @@ def _check_header(path: str, names: Sequence[str], dialect: Dialect) -> None:
                 raise DataError(
                     f"{path}: the header is one column, {names[0][:60]!r}: --delimiter {shown}"
                 )
-    counted = [name.strip() for name in names] == [str(j) for j in range(len(names))]  # by pandas
+    counted = [name.strip() for name in names] == [
+        str(j) for j in range(len(names))
+    ]  # as pandas writes
     if (
         dialect.header is None
         and not counted
@@ -136,7 +171,7 @@ def _check_header(path: str, names: Sequence[str], dialect: Dialect) -> None:
 
 
 def _first_row(path: str, dialect: Dialect) -> list[str]:
-    """The values of the first row. Only its text is read, so that other rows have no say."""
+    """Return the values of the first row. Other rows are not read and so cannot cause errors."""
     with reading(path), _texts(path, dialect) as (pieces, _):
         text = b""
         for piece in pieces:
@@ -154,7 +189,7 @@ def _first_row(path: str, dialect: Dialect) -> list[str]:
 
 
 def _whole_row(text: bytes, dialect: Dialect) -> bytes:
-    """The bytes of the first row that is not blank, if all of them are here, else nothing."""
+    """Return the bytes of the first row that is not blank, or b"" if it is not complete."""
     quote, at = dialect.quote.encode(), 0
     start = len(text) - len(text.lstrip(b"\r\n"))
     while (at := text.find(b"\n", max(at, start)) + 1) > 0:
@@ -170,12 +205,29 @@ def batches(
     dialect: Dialect = USUAL,
     lost: Lost | None = None,
 ) -> Iterator[Any]:
-    """The rows in order, as text, null where missing. names: those of all columns, as from
-    `columns`; wanted: those to be read; lost: takes rows with too many or too few fields, which are an
-    error without it."""
+    """Yield the rows in order as record batches of text columns, null if missing.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    names : list of str
+        The names of all columns, as `columns` returns them.
+    wanted : sequence of str
+        The columns to read.
+    dialect : Dialect
+        How the file is written.
+    lost : Lost, optional
+        Receives rows with too many or too few fields, which are then left out.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, or a row has too many or too few fields and `lost` is None.
+    """
     after = [0]
     with reading(path, after), _texts(path, dialect) as (pieces, size):
-        # Buffered, since pyarrow takes a short read for a whole block.
+        # Buffering is needed because pyarrow takes a short read for a whole block.
         file = io.BufferedReader(Chunks(pieces), 1 << 20)
         with _stream(path, file, size, wanted, dialect, names, lost) as stream:
             for batch in stream:
@@ -193,26 +245,36 @@ def _stream(
     names: list[str] | None,
     lost: Lost | None = None,
 ) -> Iterator[Any]:
-    """A stream of record batches of text columns; names None: those that the first line has."""
+    """Open a stream of record batches of text columns.
+
+    If `names` is None, the names are those of the first line.
+    """
     import pyarrow as pa
     import pyarrow.csv as pc
 
     header = dialect.header is not False
     parse = pc.ParseOptions(
-        delimiter=dialect.mark(path), quote_char=dialect.quote or False, escape_char=dialect.escape or False,
+        delimiter=dialect.mark(path),
+        quote_char=dialect.quote or False,
+        escape_char=dialect.escape or False,
         newlines_in_values=True,
-    )  # fmt: skip
+    )
     strings = dict.fromkeys(wanted, pa.string())
     convert = pc.ConvertOptions(
-        column_types=strings, include_columns=list(wanted), null_values=dialect.missing(),
+        column_types=strings,
+        include_columns=list(wanted),
+        null_values=dialect.missing(),
         strings_can_be_null=True,
-    )  # fmt: skip
+    )
 
     def refuse(row: Any) -> str:
-        # pyarrow counts from 1, and the header; `raise` would be lost inside its reader, so the
-        # message is kept for later.
+        # pyarrow counts rows from 1 and includes the header. Its reader swallows an exception
+        # raised here, so the message is kept until the reader stops.
         number = row.number - 1 - header
-        line = f"row {number} has {row.actual_columns} fields, expected {row.expected_columns}: {row.text[:60]!r}"
+        line = (
+            f"row {number} has {row.actual_columns} fields, "
+            f"expected {row.expected_columns}: {row.text[:60]!r}"
+        )
         if lost is not None:
             lost.rows[number] = line
             return "skip"
@@ -223,12 +285,15 @@ def _stream(
     parse.invalid_row_handler = refuse
     try:
         with _undecodable_rows_ignored(refuse):
-            # One thread is as fast here, and only then does pyarrow know the row of what it refuses.
+            # One thread is as fast here, and pyarrow reports the number of a bad row only without
+            # threads.
             read = pc.ReadOptions(
-                use_threads=False, block_size=size, column_names=names,
+                use_threads=False,
+                block_size=size,
+                column_names=names,
                 skip_rows_after_names=int(header and names is not None),
                 autogenerate_column_names=not header and names is None,
-            )  # fmt: skip
+            )
             yield pc.open_csv(file, read_options=read, parse_options=parse, convert_options=convert)
     except pa.ArrowInvalid as error:
         if wrong:
@@ -252,8 +317,10 @@ def _other_encoding(path: str, tried: str) -> DataError:
 
 @contextmanager
 def _texts(path: str, dialect: Dialect) -> Iterator[tuple[Iterator[bytes], int]]:
-    """The file's text as pieces of UTF-8 without comments, and how large a block is to be: some of its
-    first lines, which are long if there are many columns."""
+    """Open the text of a file as pieces of UTF-8 without comments, with a block size in bytes.
+
+    A block has room for LINES lines as long as the first, which is long if there are many columns.
+    """
     try:
         with open_bytes(path) as file:
             start = file.read(4)
@@ -277,7 +344,7 @@ def _texts(path: str, dialect: Dialect) -> Iterator[tuple[Iterator[bytes], int]]
 
 
 def _from_text(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The pieces without empty lines at their start, which would be taken for the header."""
+    """Yield the pieces without empty lines at the start, which would be read as the header."""
     for piece in pieces:
         text = piece.removeprefix(codecs.BOM_UTF8).lstrip(b"\r\n")
         if text:
@@ -315,7 +382,10 @@ def _decoding(chunks: Iterator[bytes], decoder: codecs.IncrementalDecoder) -> It
 
 @contextmanager
 def _undecodable_rows_ignored(handler: Any) -> Iterator[None]:
-    """pyarrow decodes a row before it calls the handler, and would print a traceback for one that is not UTF-8."""
+    """Suppress the traceback that pyarrow prints for a bad row that is not UTF-8.
+
+    pyarrow decodes a row before it calls the handler, so the handler cannot catch that error.
+    """
     usual = sys.unraisablehook
     sys.unraisablehook = lambda lost: None if lost.object is handler else usual(lost)
     try:
