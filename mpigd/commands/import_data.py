@@ -1,4 +1,4 @@
-"""`mpigd import`: its arguments, and what it does with them."""
+"""The command `mpigd import`: its arguments, and the call of import_data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from mpigd.parallel.standard_streams import put, say
 
 
 def import_arguments(sub: argparse.ArgumentParser) -> None:
-    """Give a parser the arguments of `mpigd import`, in groups; the names are those of import_data."""
+    """Add the arguments of `mpigd import` to a parser, in groups.
+
+    Their names are those of the options of `mpigd.tables.importer.import_data`.
+    """
     sub.add_argument(
         "source",
         nargs="+",
@@ -17,9 +20,15 @@ def import_arguments(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("-o", "--output", help="the HDF5 file to write")
     sub.add_argument(
-        "--dry-run", nargs="?", type=int, const=0, default=None, metavar="ROWS",
-        help="write nothing; print what would become of each column, from all rows or the first ROWS",
-    )  # fmt: skip
+        "--dry-run",
+        nargs="?",
+        type=int,
+        const=0,
+        default=None,
+        metavar="ROWS",
+        help="write nothing; print what would become of each column, from all rows or the first "
+        "ROWS",
+    )
     sub.add_argument(
         "--like", metavar="FILE", help="encode as this imported file, or this model's data, was"
     )
@@ -29,9 +38,11 @@ def import_arguments(sub: argparse.ArgumentParser) -> None:
         help="default: from the file name",
     )
     sub.add_argument(
-        "--allow-duplicates", action="store_true", default=argparse.SUPPRESS,
+        "--allow-duplicates",
+        action="store_true",
+        default=argparse.SUPPRESS,
         help="read a file again that is named again",
-    )  # fmt: skip
+    )
     _roles(sub.add_argument_group("columns"))
     _values(sub.add_argument_group("values"))
     _csv(sub.add_argument_group("how CSV files are written"))
@@ -39,13 +50,17 @@ def import_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 class Group:
-    """Arguments that appear in the result only if they are given."""
+    """Adds arguments that appear in the result only if they are given on the command line."""
 
     def __init__(self, group: argparse._ActionsContainer) -> None:
         self._group = group
 
     def add(self, *flags: str, **kind: object) -> None:
-        self._group.add_argument(*flags, default=argparse.SUPPRESS, **kind)  # type: ignore[arg-type]
+        self._group.add_argument(
+            *flags,
+            default=argparse.SUPPRESS,
+            **kind,  # type: ignore[arg-type]
+        )
 
 
 def _roles(group: argparse._ArgumentGroup) -> None:
@@ -69,10 +84,12 @@ def _roles(group: argparse._ArgumentGroup) -> None:
         **several,
     )
     add(
-        "--date", nargs="+", metavar="COLUMN[=FORMAT]",
-        help="columns of dates or times, which become year, month, day, weekday, hour, minute and second; "
-        "FORMAT as for strptime (%%m/%%d/%%Y), by default ISO 8601",
-    )  # fmt: skip
+        "--date",
+        nargs="+",
+        metavar="COLUMN[=FORMAT]",
+        help="columns of dates or times, which become year, month, day, weekday, hour, minute and "
+        "second; FORMAT as for strptime (%%m/%%d/%%Y), by default ISO 8601",
+    )
 
 
 def _values(group: argparse._ArgumentGroup) -> None:
@@ -88,9 +105,11 @@ def _values(group: argparse._ArgumentGroup) -> None:
         help="infinities: refuse, or take them for missing values",
     )
     add(
-        "--unseen", choices=("error", "zero", "other"),
-        help="levels of categories that only later data have: refuse, no column (zeros), or that of rare levels",
-    )  # fmt: skip
+        "--unseen",
+        choices=("error", "zero", "other"),
+        help="levels of categories that only later data have: refuse, no column (zeros), or that "
+        "of rare levels",
+    )
     add(
         "--min-count",
         type=int,
@@ -105,17 +124,21 @@ def _values(group: argparse._ArgumentGroup) -> None:
         help="hash categories into 2**BITS columns",
     )
     add(
-        "--drop-first", action="store_true",
+        "--drop-first",
+        action="store_true",
         help="no column for the first level (by its text) of each category: its rows have zeros",
-    )  # fmt: skip
+    )
     add(
-        "--reference", action="append", metavar="COLUMN=LEVEL",
+        "--reference",
+        action="append",
+        metavar="COLUMN=LEVEL",
         help="no column for that level of that category; may be repeated, goes before --drop-first",
-    )  # fmt: skip
+    )
     add(
-        "--dtype", choices=("auto", "float32", "float64"),
+        "--dtype",
+        choices=("auto", "float32", "float64"),
         help="of the stored numbers; auto: float32, unless a column needs more digits",
-    )  # fmt: skip
+    )
 
 
 def _svmlight(group: argparse._ArgumentGroup) -> None:
@@ -156,7 +179,8 @@ def _csv(group: argparse._ArgumentGroup) -> None:
         "--na",
         nargs="+",
         metavar="TEXT",
-        help="texts that are missing values, besides NA, NaN, NULL, None, N/A, n/a, #N/A and nothing",
+        help="texts that are missing values, besides NA, NaN, NULL, None, N/A, n/a, #N/A and "
+        "nothing",
     )
     add(
         "--no-default-na",

@@ -1,17 +1,21 @@
-"""The types of Arrow columns: what import takes each for, and arrays of the types that it knows."""
+"""Classify the types of Arrow columns, and convert arrays to the types that import supports."""
 
 from __future__ import annotations
 
 from typing import Any
 
 STRINGS = ("string", "large_string", "string_view")
-# Extension types whose storage means the same as they do; others (periods, ...) are refused by name.
+# Extension types whose storage has the same meaning. Others (periods, ...) are refused with their
+# name in the message.
 TRANSPARENT = ("arrow.fixed_shape_tensor", "arrow.bool8", "arrow.json")
 SECONDS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 
 def kind(type: Any) -> str:
-    """number, string, category, time, null, or the name of a type that is none of these."""
+    """Return how import treats a type.
+
+    One of "number", "string", "category", "time", "null", or the name of an unsupported type.
+    """
     from pyarrow import types
 
     if types.is_dictionary(type) and str(type.value_type) in STRINGS:
@@ -35,8 +39,11 @@ def kind(type: Any) -> str:
 
 
 def plain(array: Any) -> Any:
-    """A column of a type that all of import knows: strings of one kind, durations as seconds, and
-    decimals as text, since pyarrow's own way to float64 is not the nearest number."""
+    """Convert an array to a type that all parts of import support.
+
+    Strings get one type and durations become seconds. Decimals become text, since the cast of
+    pyarrow to float64 does not give the nearest number.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
     from pyarrow import types
@@ -44,7 +51,7 @@ def plain(array: Any) -> Any:
     if types.is_run_end_encoded(array.type):
         array = pc.run_end_decode(array)
     if types.is_dictionary(array.type) and array.type.value_type != pa.string():
-        known = plain(array.dictionary)  # first, since pyarrow cannot pick values of all types
+        known = plain(array.dictionary)  # pyarrow cannot decode all types, so values go first
         array = pa.DictionaryArray.from_arrays(array.indices, known).dictionary_decode()
     if str(array.type) in STRINGS[1:]:
         return array.cast(pa.string())
@@ -59,7 +66,7 @@ def plain(array: Any) -> Any:
 
 
 def is_ready(field: Any) -> bool:
-    """Whether the arrays of a field are plain columns as they are."""
+    """Return whether arrays of a field need no conversion."""
     from pyarrow import types
 
     type = field.type
@@ -74,16 +81,19 @@ def is_ready(field: Any) -> bool:
 
 
 def extension_of(field: Any) -> str:
-    """The extension type of a field that pyarrow does not know, which stands in its metadata."""
+    """Return the name of an extension type that pyarrow does not have, from a field's metadata."""
     return str((field.metadata or {}).get(b"ARROW:extension:name", b""), errors="replace")
 
 
 def storage(type: Any, extension: str = "") -> tuple[Any, str]:
-    """The type that an extension type is stored as, and its name; any other type as it is."""
+    """Return the storage type and the name of an extension type.
+
+    Any other type is returned unchanged, with the name `extension`.
+    """
     name = getattr(type, "extension_name", extension)
     return getattr(type, "storage_type", type), name
 
 
 def stored(array: Any) -> Any:
-    """The storage of an array of an extension type; any other array as it is."""
+    """Return the storage of an array of an extension type; any other array unchanged."""
     return getattr(array, "storage", array)

@@ -1,4 +1,7 @@
-"""Rows that cannot be encoded: the first is an error, or all are counted, left out and named."""
+"""Rows that cannot be encoded: either the first one is an error, or all are counted and left out.
+
+The first SHOWN of the rows that were left out are named in a note.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +13,52 @@ import numpy as np
 from mpigd.errors import DataError
 
 Array = np.ndarray[Any, Any]
-SHOWN = 10  # rows named
+SHOWN = 10  # rows named in the note
 
 
 class BadRows:
-    """Collects what is wrong with the rows of one block after the other."""
+    """Collects the faults of rows, one block after the other.
+
+    If `skips` is true, bad rows are left out; otherwise the first one raises an error.
+
+    Attributes
+    ----------
+    count : int
+        The number of rows that were left out.
+    lines : list of str
+        The place, column and value of the first SHOWN of them.
+    """
 
     def __init__(self, skips: bool) -> None:
         self.count = 0
-        self.lines: list[str] = []  # about the first rows: place, column and value
+        self.lines: list[str] = []
         self._skips = skips
         self._faults: list[tuple[Array, Callable[[int], str]]] = []
 
     def add(self, where: Array, describe: Callable[[int], str]) -> None:
-        """Note the rows `where` (m,) bool of the block; describe: row -> what is wrong with it."""
+        """Add a fault of some rows of the block.
+
+        Parameters
+        ----------
+        where : (m,) bool
+            The rows.
+        describe : callable
+            Returns what is wrong with a row of the block.
+        """
         if where.any():
             self._faults.append((where, describe))
 
     def name(self, line: str) -> None:
-        """Note one row that was left out before it came to a block, as `line` describes it."""
+        """Count one row that was left out before its block was made; `line` describes it."""
         self.count += 1
         if len(self.lines) < SHOWN:
             self.lines.append(line)
 
     def end_block(self) -> Array | None:
-        """Which rows (m,) of the block are bad; None if none is. DataError about the first of them,
-        unless bad rows are skipped."""
+        """Return which rows (m,) bool of the block are bad, or None if none is.
+
+        Raises DataError for the first of them unless bad rows are skipped.
+        """
         faults, self._faults = self._faults, []
         if not faults:
             return None
@@ -50,7 +73,7 @@ class BadRows:
         return np.asarray(bad)
 
     def notes(self) -> list[str]:
-        """What is said to the user: how many rows, and the first of them."""
+        """Return notes for the user: the number of rows left out, and the first of them."""
         if not self.count:
             return []
         more = self.count - len(self.lines)

@@ -1,4 +1,4 @@
-"""Pieces of bytes as a file."""
+"""A file object that reads from an iterator of bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 
 class Chunks(io.RawIOBase):
-    """Pieces of bytes as a file."""
+    """A raw file whose contents are the concatenated pieces of an iterator.
+
+    Only one piece is in memory at a time.
+    """
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces, self._rest = pieces, memoryview(b"")

@@ -1,4 +1,4 @@
-"""Dates as text: regular expressions for the ways of writing them, and times of what these find."""
+"""Read dates from text: regular expressions for their formats, and times from the matches."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ISO = rf"^(?P<Y>\d{{4}})-(?P<m>\d\d?)-(?P<d>\d\d?)(?:[Tt ](?:(?P<h>\d\d)|{_CLOCK
 _MONTHS = "january february march april may june july august september october november december"
 _DAYS = "monday|tuesday|wednesday|thursday|friday|saturday|sunday"
 CLOCK_UNNAMED = re.sub(r"\?P<\w>", "?:", CLOCK)
-# What stands for a directive of strptime, as in Python: leading zeros may be left out, names are
-# English, in any case. Weekdays are read over.
+# The pattern of each directive of strptime, as in Python: leading zeros are optional, and names are
+# English in upper or lower case. Weekdays are matched but not used.
 DIRECTIVES = {
     "Y": r"(?P<Y>\d{4})", "y": r"(?P<y>\d\d)", "m": r"(?P<m>\d\d?)", "d": r"(?P<d>\d\d?)",
     "H": r"(?P<H>\d\d?)", "I": r"(?P<I>\d\d?)", "M": r"(?P<M>\d\d?)", "S": r"(?P<S>\d\d?)",
@@ -35,8 +35,13 @@ _LONG = {"F": "%Y-%m-%d", "T": "%H:%M:%S", "R": "%H:%M", "D": "%m/%d/%y", "h": "
 
 
 def pattern_of(format: str) -> str:
-    """The regular expression of texts that are written as `format` says. UsageError for a directive
-    that is unknown or stands twice."""
+    """Return the regular expression for texts that are written as `format` says.
+
+    Raises
+    ------
+    UsageError
+        If a directive is unknown, a part occurs twice, or there is no directive.
+    """
     spelled = re.sub("%([FTRDhe])", lambda found: _LONG[found[1]], format)
     pattern, used = "", []
     for literal, directive in re.findall(r"([^%]+)|%(.?)", spelled):
@@ -56,7 +61,7 @@ def pattern_of(format: str) -> str:
 
 
 def trimmed(array: Any) -> Any:
-    """Text without blanks around it; blanks alone are a missing value."""
+    """Return text without blanks around it; blanks alone become a missing value."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -65,8 +70,22 @@ def trimmed(array: Any) -> Any:
 
 
 def read_text(array: Any, pattern: str) -> tuple[Array, Array]:
-    """Times (m,) by a regular expression, each different text once; NaT where missing and where a
-    text is no date, which is the second array (m,) bool."""
+    """Read times by a regular expression; each distinct text is read once.
+
+    Parameters
+    ----------
+    array : pyarrow.Array
+        Text or integers (m,).
+    pattern : str
+        The expression, with a named group for each part, as `pattern_of` returns it.
+
+    Returns
+    -------
+    values : (m,) datetime64[us]
+        The times; NaT if a text is missing or not a date.
+    wrong : (m,) bool
+        Whether each text is present but not a date.
+    """
     import pyarrow.compute as pc
 
     coded = trimmed(array).dictionary_encode()
@@ -83,8 +102,10 @@ def read_text(array: Any, pattern: str) -> tuple[Array, Array]:
 
 
 def _assemble(groups: Mapping[str, Any], fit: Array) -> Array:
-    """Times (m,) of what a pattern has found, NaT where it does not fit (m,) or there is no such
-    date."""
+    """Return times (m,) from the groups of a pattern.
+
+    A time is NaT if the pattern does not match (`fit` (m,) bool) or there is no such date.
+    """
     m = fit.size
 
     def number(name: str, default: int, low: int, high: int) -> Array:
@@ -95,17 +116,18 @@ def _assemble(groups: Mapping[str, Any], fit: Array) -> Array:
         return found
 
     year = number("Y", 1970, 1, 9999)
-    if "y" in groups:  # as in POSIX
+    if "y" in groups:  # two digits as in POSIX: 69 to 99 are 1969 to 1999
         short = number("y", 70, 0, 99)
         year = short + np.where(short < 69, 2000, 1900)
     month = _month(groups["b"]) if "b" in groups else number("m", 1, 1, 12)
     day = number("d", 1, 1, 31)
-    hour = number("H", 0, 0, 23) + number("h", 0, 0, 23)  # h: hours alone, which Arrow reads too
+    # h: hours without minutes, which Arrow reads, too.
+    hour = number("H", 0, 0, 23) + number("h", 0, 0, 23)
     if "I" in groups:
         hour = number("I", 12, 1, 12) % 12 + (12 * _is(groups["p"], "pm") if "p" in groups else 0)
     months = (year - 1970) * 12 + month - 1
     days = months.astype("datetime64[M]").astype("datetime64[D]") + (day - 1)
-    fit &= days.astype("datetime64[M]").astype(np.int64) == months  # no 30 February
+    fit &= days.astype("datetime64[M]").astype(np.int64) == months  # excludes 30 February
     if "j" in groups:
         days = (year - 1970).astype("datetime64[Y]").astype("datetime64[D]")
         days = days + (number("j", 1, 1, 366) - 1)
@@ -143,14 +165,14 @@ def _month(text: Any) -> Array:
 
 
 def _fraction(text: Any) -> Array:
-    """Microseconds of the digits after the decimal mark."""
+    """Return microseconds from the digits after the decimal mark; further digits are cut off."""
     import pyarrow.compute as pc
 
     return _whole(pc.utf8_slice_codeunits(pc.utf8_rpad(text, 6, "0"), 0, 6), 0)
 
 
 def _zone(text: Any) -> Array:
-    """Minutes east of UTC, 0 for Z and none."""
+    """Return minutes east of UTC; 0 for Z and for no time zone."""
     import pyarrow.compute as pc
 
     digits = pc.replace_substring(text, ":", "")

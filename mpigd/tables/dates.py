@@ -1,7 +1,7 @@
-"""Dates and times: reading them from text and from Arrow arrays, and their parts as numbers.
+"""Read dates and times from text and Arrow arrays, and split them into numeric parts.
 
-All values are times in UTC, to the microsecond: what has a time zone is converted, what has none is
-taken as it is written. A time of day alone is one of 1970-01-01.
+All values are times in UTC, to the microsecond. A value with a time zone is converted; a value
+without one is taken as it is written. A time of day alone becomes that time on 1970-01-01.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ PARTS = (*OF_DATE, *OF_TIME)
 
 
 class Seen:
-    """What the values of a column of dates have shown so far, block by block."""
+    """Records block by block which kinds of values a column of dates has."""
 
     def __init__(self) -> None:
         self.dates = self.clocks = self.times = False
 
     def add(self, array: Any, values: Array) -> None:
-        """Look at a block: the column as it was read, and what `read` made of it."""
+        """Add a block: the column as it was read, and the times (m,) that `read` made of it."""
         there = ~np.isnat(values)
         if there.any():
             of_day = are_clocks(array)
@@ -40,25 +40,33 @@ class Seen:
         return self.dates and self.clocks
 
     def parts(self) -> tuple[str, ...]:
-        """The names of the parts to be made."""
+        """Return the names of the parts that the column becomes."""
         return parts_of(self.times, self.dates or not self.clocks)
 
 
 def parts_of(seen_times: bool, seen_dates: bool = True) -> tuple[str, ...]:
-    """The parts of dates; of dates with times; of times of day alone (no dates)."""
+    """Return the names of the parts of dates, of dates with times, or of times of day alone.
+
+    Parameters
+    ----------
+    seen_times : bool
+        Whether some value has another time than midnight.
+    seen_dates : bool
+        Whether there are dates; False for times of day alone.
+    """
     if not seen_dates:
         return OF_TIME
     return PARTS if seen_times else OF_DATE
 
 
 def has_times(values: Array) -> bool:
-    """Whether any of the values (m,) is another time than midnight."""
+    """Return whether any of the values (m,) has another time than midnight."""
     known = values[~np.isnat(values)]
     return bool(np.any(known != known.astype("datetime64[D]")))
 
 
 def are_clocks(array: Any) -> bool:
-    """Whether an array holds times of day alone: for text, its first value."""
+    """Return whether an array holds times of day alone; for text, the first value decides."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -70,18 +78,36 @@ def are_clocks(array: Any) -> bool:
 
 
 def read(array: Any, format: str | None = None) -> tuple[Array, int]:
-    """Times (m,) as of `read_cells`; and the first row that is no date, or -1."""
+    """Return times (m,) as `read_cells` does, and the first row that is not a date, or -1."""
     values, wrong = read_cells(array, format)
     return values, int(wrong.argmax()) if wrong is not None else -1
 
 
 def read_cells(array: Any, format: str | None = None) -> tuple[Array, Array | None]:
-    """Times (m,) datetime64[us] of an Arrow array, NaT where missing and where a value is no date;
-    and where that is, (m,) bool, or None if it is nowhere.
+    """Read the dates and times of an Arrow array.
 
-    Text is read as ISO 8601: a date, a date and a time after T or a blank, with a time zone or not,
-    or times of day alone (all of them: the first decides). Or as `format` says, in the directives
-    of strptime; then numbers are read as their text. UsageError for an unknown directive.
+    Text is read as ISO 8601: a date, or a date and a time after T or a blank, with or without a
+    time zone. If the first value is a time of day alone, all values must be.
+
+    Parameters
+    ----------
+    array : pyarrow.Array
+        Text, dates, times, timestamps or integers (m,); values of other types are not dates.
+    format : str, optional
+        How text is written, in the directives of strptime, instead of ISO 8601. With a format,
+        integers are read as their text.
+
+    Returns
+    -------
+    values : (m,) datetime64[us]
+        The times; NaT if a value is missing or not a date.
+    wrong : (m,) bool or None
+        Whether each value is present but not a date; None if there is no such value.
+
+    Raises
+    ------
+    UsageError
+        If `format` has an unknown directive.
     """
     import pyarrow as pa
 
@@ -103,9 +129,20 @@ def read_cells(array: Any, format: str | None = None) -> tuple[Array, Array | No
 
 
 def parts(values: Array, names: Sequence[str]) -> Array:
-    """Parts (p, m) float64 of times (m,) datetime64[us], in the order of `names`; NaN of NaT.
+    """Return the parts of times as numbers.
 
-    month and day count from 1, weekday from 0 (Monday); second keeps its fraction.
+    Parameters
+    ----------
+    values : (m,) datetime64[us]
+        The times.
+    names : sequence of str, length p
+        Names from PARTS.
+
+    Returns
+    -------
+    (p, m) float64
+        A row for each name; NaN for NaT. Month and day count from 1, weekday from 0 (Monday);
+        second keeps its fraction.
     """
     known = ~np.isnat(values)
     times = values if known.all() else np.where(known, values, np.datetime64(0, "us"))
@@ -119,7 +156,7 @@ def parts(values: Array, names: Sequence[str]) -> Array:
 
 
 def _part(name: str, days: Array, clock: Array) -> Array:
-    """One part of dates (m,) datetime64[D] and times of day (m,) int64 in microseconds."""
+    """Return one part of dates (m,) datetime64[D] and times of day (m,) int64 in microseconds."""
     if name == "year":
         return np.asarray(days.astype("datetime64[Y]").astype(np.int64) + 1970)
     if name == "month":
@@ -136,16 +173,16 @@ def _part(name: str, days: Array, clock: Array) -> Array:
 
 
 def _from_stored(array: Any) -> Array:
-    """Dates and timestamps of Arrow; numpy rounds down to whole microseconds."""
+    """Convert dates and timestamps of Arrow; numpy rounds down to whole microseconds."""
     import pyarrow as pa
 
     if pa.types.is_timestamp(array.type) and array.type.tz is not None:
-        array = array.cast(pa.timestamp(array.type.unit))  # which is stored in UTC
+        array = array.cast(pa.timestamp(array.type.unit))  # the stored values are in UTC
     return np.asarray(array.to_numpy(zero_copy_only=False)).astype(date_text.UNIT)
 
 
 def _from_iso(text: Any) -> tuple[Array, Array | None]:
-    """The usual spellings at once; whatever else there is with care."""
+    """Read ISO 8601: try fast casts of the whole array first, then regular expressions."""
     import pyarrow as pa
 
     for tidy in (False, True):
@@ -159,7 +196,7 @@ def _from_iso(text: Any) -> tuple[Array, Array | None]:
 
 
 def _first_known(array: Any) -> int:
-    """The first row that is not null, or the length."""
+    """Return the first row that is not null, or the length if there is none."""
     import pyarrow.compute as pc
 
     row = int(pc.index(pc.is_valid(array), True).as_py())

@@ -1,4 +1,4 @@
-"""How many different values number columns have, up to a limit, block by block."""
+"""Count the distinct values of number columns, up to a limit, block by block."""
 
 from __future__ import annotations
 
@@ -7,23 +7,26 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-LIMIT = 100  # more are "many": a column of measurements is not worth remembering
+LIMIT = 100  # a column with more values holds measurements, and its values are not kept
 
 
 class Distinct:
-    """The different values of p columns, as long as a column has at most LIMIT of them."""
+    """The distinct values of p columns, kept as long as a column has at most LIMIT of them.
+
+    `count` (p,) int64 is the number of distinct values; LIMIT + 1 means more than LIMIT.
+    """
 
     def __init__(self, p: int) -> None:
-        self.count = np.zeros(p, dtype=np.int64)  # LIMIT + 1: more than LIMIT
+        self.count = np.zeros(p, dtype=np.int64)
         self._known = np.full((p, 1), np.nan)
 
     def keep(self, kept: Array) -> None:
-        """Forget all columns but those of a mask (p,)."""
+        """Keep only the columns that a mask (p,) bool selects."""
         self.count, self._known = self.count[kept], self._known[kept]
 
     def add(self, values: Array) -> None:
-        """The next rows (p, m) float64, NaN where missing."""
-        # Few rows show that most columns have many values; only the others are looked at whole.
+        """Add the next rows (p, m) float64, NaN if missing."""
+        # The first rows show that most columns have many values. Only the others are scanned whole.
         for rows in (slice(0, 4 * LIMIT), slice(4 * LIMIT, None)):
             columns = np.flatnonzero(self.count <= LIMIT)
             if columns.size and values[:, rows].size:

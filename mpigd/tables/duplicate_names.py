@@ -1,4 +1,4 @@
-"""Names of columns."""
+"""Rename columns whose names occur more than once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def rename_duplicates(names: Sequence[str]) -> list[str]:
-    """Names of which each occurs once: a, a, a become a, a.1, a.2, as pandas' read_csv names them."""
+    """Return unique names: a, a, a become a, a.1, a.2, as in read_csv of pandas."""
     taken, count, found = set(names), dict.fromkeys(names, 0), []
     for name in names:
         new = name

@@ -1,4 +1,4 @@
-"""An id for each row: whole numbers if all are, else texts of fixed length, the longest's."""
+"""Write a dataset of row ids: int64 if all are whole numbers, otherwise text of fixed length."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from mpigd.errors import StorageError
 from mpigd.storage.growing_dataset import Stream
 
 Array = np.ndarray[Any, Any]
-NUMBER = r"^(0|-?[1-9][0-9]{0,17})$"  # written in one way only, so that 007 stays a text
+NUMBER = r"^(0|-?[1-9][0-9]{0,17})$"  # one spelling of each number, so that 007 stays a text
 SLAB_ROWS = 1 << 16
 
 
 class Ids:
-    """The dataset `name` of ids. What it will hold is known at the end only, so the texts wait in a
-    temporary file in `folder`."""
+    """Writes the dataset `name` of ids in the HDF5 group `group`.
+
+    The dtype is int64 if all ids are whole numbers, otherwise text as long as the longest. This
+    depends on all ids, so the texts wait in a temporary file in `folder` until `close`.
+    """
 
     def __init__(self, group: h5py.Group, name: str, folder: str) -> None:
         self._group, self._name = group, name
@@ -31,7 +34,10 @@ class Ids:
             raise StorageError(f"{folder}: {why}") from error
 
     def append(self, texts: Any) -> None:
-        """Add texts (m,) of Arrow, none of them missing."""
+        """Add Arrow texts (m,), none of which is missing.
+
+        Raises StorageError if the temporary file cannot be written.
+        """
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -45,7 +51,7 @@ class Ids:
             raise StorageError(f"ids cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
-        """Write the dataset."""
+        """Write the dataset and delete the temporary files."""
         kind = np.dtype(np.int64) if self._whole else h5py.string_dtype("utf-8", self._width)
         out = Stream(self._group, self._name, kind)
         self._texts.seek(0)
