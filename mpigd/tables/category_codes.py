@@ -12,7 +12,7 @@ from mpigd.tables.spelling import Meanings
 
 Array = np.ndarray[Any, Any]
 MOST_CELLS = 1 << 22  # the largest table of columns x texts; larger ones are searched instead
-UNSEEN, GONE = -1, -2
+UNSEEN, GONE = -1, -2  # codes of unknown and of missing values
 
 
 class Codes:

@@ -41,6 +41,7 @@ def reading(path: str, after: Sequence[int] = ()) -> Iterator[None]:
         The file.
     after : sequence of int
         If `after[0]` is positive, it is the number of rows read so far, which the message names.
+        The caller may update it inside the context.
     """
     import pyarrow as pa
 

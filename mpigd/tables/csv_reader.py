@@ -157,9 +157,8 @@ def _check_header(path: str, names: Sequence[str], dialect: Dialect) -> None:
                 raise DataError(
                     f"{path}: the header is one column, {names[0][:60]!r}: --delimiter {shown}"
                 )
-    counted = [name.strip() for name in names] == [
-        str(j) for j in range(len(names))
-    ]  # as pandas writes
+    # pandas writes 0, 1, 2, ... as the header of a table without names.
+    counted = [name.strip() for name in names] == [str(j) for j in range(len(names))]
     if (
         dialect.header is None
         and not counted

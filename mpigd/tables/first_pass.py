@@ -1,8 +1,8 @@
 """The first pass over raw tables: it collects facts about every column.
 
-The facts do not depend on the order or the size of the blocks. Columns that may be numbers are read
-together, many at once. If such a column turns out to have other values after some of its numbers
-were read, it is read again from the start as text, after all rows were seen.
+Counts, ranges and means do not depend on the order or the size of the blocks. Columns that may be
+numbers are read together, many at once. If such a column turns out to have other values after some
+of its numbers were read, it is read again from the start as text, after all rows were seen.
 """
 
 from __future__ import annotations

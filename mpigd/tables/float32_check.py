@@ -33,6 +33,10 @@ class Spread:
     Relative differences below 2^-42 come from rounding in float64 and are ignored. Values in steps
     of 0.1 are damaged only above 10^5 and within a range of a few units; whole numbers up to 2^24
     never are.
+
+    The attributes are arrays (p,): the range `low` to `high` of non-zero values, the number of
+    `zeros`, of non-zeros that float32 makes zero (`vanished`) or infinite (`infinite`), of `changes`
+    and of those that float32 `kept`, and whether any value is `rounded`.
     """
 
     def __init__(self, p: int) -> None:

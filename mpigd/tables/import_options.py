@@ -15,6 +15,7 @@ POLICIES = ("refuse", "mean", "zero", "drop")
 UNSEEN = ("error", "zero", "other")
 MOST_BITS = 30
 MOST_FEATURES = 1 << 40
+# The option of the command line for a field, if it is not the name of the field.
 FLAGS = {
     "hash_bits": "--hash",
     "categorical": "--text",

@@ -12,7 +12,7 @@ from mpigd.tables.schema import UNNAMED, Survey
 
 HEAD = ("column", "type", "missing", "distinct", "values", "becomes")
 MOST_ROWS = 100  # of the table; columns that need an option are shown even beyond that
-LEVELS, WIDTH = 3, 24  # levels shown of a category, and the characters shown of each
+LEVELS, WIDTH = 3, 24  # levels shown of a category, and characters shown of each
 
 
 def rows(survey: Survey, encoding: Encoding | None) -> list[tuple[str, ...]]:
