@@ -35,8 +35,8 @@ class Spread:
     never are.
 
     The attributes are arrays (p,): the range `low` to `high` of non-zero values, the number of
-    `zeros`, of non-zeros that float32 makes zero (`vanished`) or infinite (`infinite`), of `changes`
-    and of those that float32 `kept`, and whether any value is `rounded`.
+    `zeros`, of non-zeros that float32 makes zero (`vanished`) or infinite (`infinite`), of
+    `changes` and of those that float32 `kept`, and whether any value is `rounded`.
     """
 
     def __init__(self, p: int) -> None:
