@@ -44,9 +44,13 @@ class Missing:
         return self._found.get(name, (0, ""))[0]
 
     def check(
-        self, policy: str, required: Collection[str], told: Policies = FIRST,
-        dates: Collection[str] = (), with_reference: Collection[str] = (),
-    ) -> None:  # fmt: skip
+        self,
+        policy: str,
+        required: Collection[str],
+        told: Policies = FIRST,
+        dates: Collection[str] = (),
+        with_reference: Collection[str] = (),
+    ) -> None:
         """Check that the policy covers all missing values.
 
         Parameters
