@@ -247,6 +247,7 @@ def read_numbers(block: Block, name: str, dtype: str, form: NumberFormat = PLAIN
     return values
 
 
+# The error for a row of a column that must be a number.
 def not_a_number(block: Block, name: str, row: int) -> DataError:
     text = block.columns[name][row].as_py()
     return DataError(f"{block.where(row)}: column {name!r} is {text!r}, expected a number")
