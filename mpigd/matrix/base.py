@@ -1,4 +1,9 @@
-"""A rank's rows in memory. Dense and CSR answer the same few questions; nothing above knows which it has."""
+"""The Matrix protocol, and its implementations for dense rows and compressed sparse rows (CSR).
+
+A matrix holds rows of X that belong to one rank. Code in the packages above uses the methods of the
+protocol only, so that it does not depend on the storage format. Other implementations are `Half`
+(half.py), `Subset` (subset.py) and the streamed matrices of mpigd/data.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +21,30 @@ from mpigd_kernels.sweep import add_sparse, room_for, sweep_csr, sweep_dense
 
 Array = np.ndarray[Any, Any]
 Selection = slice | Array
-BLOCK_BYTES, SMALLEST_BLOCK = (
-    1 << 17,
-    64,
-)  # rows that one call from Python takes at once, and the least that a thread is asked for
-SWEEP_BYTES = (
-    1 << 14
-)  # dense rows that a sweep takes at once: they stay in the first cache from margins to accumulation
-SMALLEST_SWEEP, LARGEST_SWEEP = (
-    8,
-    512,
-)  # rows: more would be too many terms for an accumulator (blocks.py)
-# The same of compressed rows, and the most rows: the second cache is left to the coefficients and accumulators that they meet.
+# One call from Python processes BLOCK_BYTES of rows at once; a thread gets at least SMALLEST_BLOCK
+# rows.
+BLOCK_BYTES, SMALLEST_BLOCK = 1 << 17, 64
+# A sweep over dense rows processes this many bytes at once, so that the rows stay in the
+# first-level cache from the linear predictor to the gradient.
+SWEEP_BYTES = 1 << 14
+# Rows of a dense block. With more than LARGEST_SWEEP, an accumulator would get too many terms
+# (mpigd_kernels/blocks.py).
+SMALLEST_SWEEP, LARGEST_SWEEP = 8, 512
+# Bytes and maximal number of rows of a block of compressed rows. They leave the rest of the
+# second-level cache to the coefficients and accumulators that the rows use.
 SPARSE_BLOCK, SPARSE_ROWS = 1 << 17, 256
+# Empty arrays that stand for an absent argument: kernels are compiled for one type of each
+# argument.
 NO_ROWS, NONE, NOWHERE = np.empty(0, np.int64), np.empty(0), np.empty((0, 0))
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What is known of the columns of some rows: extremes of the stored values and how many are stored, (d,) each."""
+    """Statistics of the columns over some rows, each an array (d,).
+
+    low, high: the smallest and the largest stored value, inf and -inf if there is none. count: the
+    number of stored values, int64.
+    """
 
     low: Array
     high: Array
@@ -42,10 +52,29 @@ class Columns:
 
 
 class Task(NamedTuple):
-    """What a sweep makes of rows: `what` (a number of mpigd_kernels/sweep.py) of `loss` (a type there, with its parameter).
+    """The arguments of a sweep: the quantity to sum, the targets, and the coefficients.
 
-    y (q, n), weights c (n,) or (1,) for all alike, coef (k, d), intercept (k,), offset (n,) or None; keep (k, n) takes the
-    margins if given. A tuple, because every step makes one.
+    It is a tuple because every optimiser step makes one.
+
+    Attributes
+    ----------
+    what : int
+        The quantity that is computed from the margins: LOSS, FOLDS, PRODUCT or SQUARES of
+        mpigd_kernels/residuals.py.
+    loss : namedtuple
+        The loss, one of the types in mpigd_kernels/residuals.py, with its parameter.
+    y : array (q, n) of float64
+        Targets.
+    c : array (n,) or (1,) of float64
+        Sample weights; (1,) if all are equal.
+    coef : array (k, d) of float64
+        Coefficients.
+    intercept : array (k,) of float64
+        Intercepts.
+    offset : array (n,) of float64 or None
+        Offsets of the linear predictor.
+    keep : array (k, n) of float64 or None
+        Receives the margins.
     """
 
     what: int
@@ -58,7 +87,10 @@ class Task(NamedTuple):
     keep: Array | None = None
 
     def at(self, selection: Selection) -> Task:
-        """The same of some rows, which are then all; margins can only be kept of a slice."""
+        """Return the task for a matrix that consists of the selected rows only.
+
+        If `keep` is given, the selection must be a slice: a copy could not receive the margins.
+        """
         offset = None if self.offset is None else self.offset[selection]
         keep = None if self.keep is None else self.keep[:, selection]
         c = self.c if self.c.size == 1 else self.c[selection]
@@ -68,60 +100,92 @@ class Task(NamedTuple):
 
 
 class Into(Protocol):
-    """Accumulators of a sweep: arrays as the kernels take them (limits, biases, S, counts, tops, A, C, D, T of
-    mpigd_kernels/sweep.py), and how many rows they hold unflushed."""
+    """The accumulators that a sweep adds to.
+
+    `arrays` holds limits, biases, S, counts, tops, A, C, D and T, in this order, as the kernels of
+    mpigd_kernels/sweep.py take them.
+    """
 
     arrays: tuple[Any, ...]
-    filled: int
-    panel: int
-    S: Array  # (1 + k, 2)
-    room: Array  # for what a sweep makes of a block
-    coef: Array | None  # (k, d): where coefficients lie beside the accumulators of compressed rows
-    pairs: Array | None  # they are the two columns of pairs (1 or 2, 1, d, 2), or
-    lines: Array | None  # in lines (d, 2 or 3, k or more) of mpigd_kernels/outputs.py
+    filled: int  # rows in the accumulators A that have not been flushed into the totals T
+    panel: int  # the flush interval, in rows
+    S: Array  # (1 + k, 2): sums of the losses and of each output's residuals
+    room: Array  # scratch memory of a sweep for one block
+    # Compressed rows: coefficients (k, d) in the same memory as the accumulators, so that an entry
+    # finds both in one cache line. None if they are not kept so.
+    coef: Array | None
+    pairs: Array | None  # for one output: (1 or 2, 1, d, 2), coefficients and accumulators as pairs
+    lines: Array | None  # for several outputs: (d, 2 or 3, k or more) of mpigd_kernels/outputs.py
 
     def in_units(self, unit: Array, inverse: Array) -> AbstractContextManager[None]:
-        """Within the block the accumulators are those of columns divided by `unit` (d,), powers of two; inverse = 1 / unit."""
+        """Return a context in which the accumulators are scaled for columns divided by `unit`.
+
+        unit (d,) are powers of two, so that the scaling is exact; inverse (d,) is 1 / unit.
+        """
 
 
 class Matrix(Protocol):
-    """Rows (n, d). `row_bytes`: of an average row; `entries`: stored values; `dtype`: of these."""
+    """Rows of X (n, d) in some storage format."""
 
     n: int
     d: int
-    row_bytes: int
-    entries: int
-    dtype: np.dtype[Any]
+    row_bytes: int  # bytes of an average row
+    entries: int  # number of stored values
+    dtype: np.dtype[Any]  # of the stored values
 
     def rows(self, selection: Selection) -> Matrix:
-        """Rows of a slice (a view) or of an index array (a copy in that order)."""
+        """Return the selected rows: a view for a slice, a copy in this order for an index array."""
 
     def margins(self, w: Array, b: float, z: Array) -> None:
-        """z (n,) = X w + b for w (d,) float64."""
+        """Write the margins X w + b into z (n,), for w (d,) float64."""
 
     def sweep(self, selection: Selection, task: Task, into: Into) -> None:
-        """Add up what `task` makes of the selected rows: all three phases, block by block."""
+        """Compute margins, residuals and gradient sums of the selected rows, block by block.
+
+        Parameters
+        ----------
+        selection : slice or array (m,) of int64
+            The rows. The vectors of `task` are those of all n rows.
+        task : Task
+            The quantity to compute.
+        into : Into
+            The accumulators; the sums are added to what they hold.
+        """
 
     def accumulate(self, r: Array, l: Array, into: Into) -> None:
-        """The third phase alone: add up X' r', residuals r (k, n), losses l (n,). May overwrite r and l."""
+        """Add up X' r' for residuals r (k, n) and the sum of losses l (n,), both given.
+
+        This is the third phase of a sweep alone. It may overwrite r and l.
+        """
 
     def columns(self) -> Columns:
-        """Extremes and counts of the stored values; for CSR without the zeros."""
+        """Return extremes and counts of the stored values; CSR leaves its implicit zeros out."""
 
     def arrange(self, count: Array) -> Array | None:
-        """Renumber the columns, in place, so that those of which all ranks store most, count (d,), come first.
+        """Renumber the columns in place, so that those with the most stored values come first.
 
-        Returns which column each one was before (d,), or None where columns keep their numbers.
+        Parameters
+        ----------
+        count : array (d,) of int64
+            The number of stored values of each column over all ranks.
+
+        Returns
+        -------
+        array (d,) or None
+            The number that each column had before; None if the columns keep their numbers.
         """
 
     def squared_deviation(self, center: Array) -> Matrix:
-        """The matrix of (x_ij - center_j)**2 over the stored values, float64."""
+        """Return the matrix of (x_ij - center_j)**2 over the stored values, in float64.
+
+        center is an array (d,).
+        """
 
     def ones(self) -> Matrix:
-        """The pattern: 1 wherever a value is stored."""
+        """Return the sparsity pattern: a matrix with 1 for every stored value."""
 
     def absorb(self, hashes: Array) -> None:
-        """Mix each row's stored bits into hashes (n,) uint64."""
+        """Mix the stored bits of each row into its hash, hashes (n,) uint64, in place."""
 
 
 def run(
@@ -134,7 +198,24 @@ def run(
     task: Task,
     into: Into,
 ) -> None:
-    """Sweep over the selected of n rows, of which a matrix's `parts` hold the values. width: of room_for()."""
+    """Call a compiled sweep over the selected rows of a matrix.
+
+    Parameters
+    ----------
+    kernel : compiled function
+        `sweep_dense` or `sweep_csr` of mpigd_kernels/sweep.py. It returns the new `into.filled`.
+    parts : tuple of arrays
+        The arrays of the matrix, as the kernel takes them.
+    block : int
+        The maximal number of rows of a block.
+    width : int
+        float64 numbers of scratch memory that the kernel needs for each row of a block, besides
+        those that every sweep needs (`room_for`).
+    n : int
+        The number of rows of the matrix.
+    selection, task, into
+        As of `Matrix.sweep`.
+    """
     if isinstance(selection, slice):
         first, stop, _ = selection.indices(n)
         order, m = NO_ROWS, stop - first
@@ -153,22 +234,26 @@ def run(
         if into.room.size < size:
             into.room = aligned(size)
         into.filled = kernel(
-            into.room, *parts, first, order, m, block, task.y, task.c, NONE if task.offset is None else task.offset,
-            coef, task.intercept, task.what, task.loss, NOWHERE if task.keep is None else task.keep,
+            into.room, *parts, first, order, m, block,
+            task.y, task.c, NONE if task.offset is None else task.offset,
+            coef, task.intercept, task.what, task.loss,
+            NOWHERE if task.keep is None else task.keep,
             *arrays, into.filled, into.panel,
         )  # fmt: skip
 
 
+# The number of rows that one call from Python processes at once.
 def block_rows(matrix: Matrix) -> int:
     return max(SMALLEST_BLOCK, BLOCK_BYTES // max(1, matrix.row_bytes) // 16 * 16)
 
 
+# The number of rows of a block of a sweep over dense rows.
 def sweep_rows(row_bytes: int) -> int:
     return max(SMALLEST_SWEEP, min(LARGEST_SWEEP, SWEEP_BYTES // max(1, row_bytes) // 8 * 8))
 
 
 class Dense:
-    """C-contiguous values (n, d), float64 or float32."""
+    """Dense rows: C-contiguous values (n, d), float64 or float32."""
 
     def __init__(self, values: Array) -> None:
         self.values = values
@@ -221,10 +306,11 @@ class Dense:
 
 
 class CSR:
-    """Compressed sparse rows: indptr (n + 1,) int64 into indices and data; columns ascend within a row.
+    """Compressed sparse rows: indptr (n + 1,) int64 into indices and data.
 
-    number (d,): after `arrange`, the number in the data of each column. Where all values are one, `data` is that one number,
-    broadcast, and `values`, which the kernels take, None.
+    Column indices ascend within a row, until `arrange` renumbers the columns. `number` (d,) then
+    holds the number that each column has in the data set. If all values are 1, `data` is a
+    broadcast of a single 1, and `values`, which is what the kernels take, is None.
     """
 
     def __init__(
@@ -240,8 +326,11 @@ class CSR:
         return self.data if self.data.strides[0] or self.data.size == 0 else None
 
     def arrange(self, count: Array) -> Array:
-        """Frequent columns then lie together in the cache. Entries stay where they are, so that a margin is still a function
-        of its row, and of the data's counts."""
+        """Renumber the columns by frequency, so that frequent columns share cache lines.
+
+        The entries of a row keep their order in memory, so a margin remains a function of the row
+        and of the column counts of the whole data set.
+        """
         order = np.argsort(-count, kind="stable")
         place = np.empty(self.d, self.indices.dtype)
         place[order] = np.arange(self.d)

@@ -1,12 +1,20 @@
-"""Dense rows in half precision: each column in a unit of its own, a power of two that all ranks agree on.
+"""Dense rows in half precision (float16), each column scaled by a power of two.
 
-A half has 11 significant bits and reaches from 65504 down to 6e-8. The unit of a column brings its largest value to between
-32752 and 65504, so that values down to 2**-30 of the largest keep all 11 bits, and those below 2**-41 of it become zero.
+The scale of a column is called its unit. It is the same on all ranks. A half has 11 significant
+bits and its magnitudes reach from 65504 down to 6e-8. The unit brings the largest magnitude of the
+column to between 32752 and 65504. Values down to 2**-30 of the largest then keep all 11 bits, and
+values below 2**-41 of it become zero.
 
-A column fits if rounding moves no value by more than 1/256 of the column's range (a constant column always does), and at
-most one in a thousand of its values other than zero becomes zero. The first fails for a column that is far from zero for
-its range (times in seconds since 1970), the second for one whose sizes span many decades. Both are maxima and counts, the
-same over any ranks. Numbers that are halves in their file already are kept as they are.
+A column fits if both of these hold:
+
+* Rounding moves no value by more than 1/256 of the column's range. This fails for a column that is
+  far from zero in comparison with its range (times in seconds since 1970). A constant column always
+  passes.
+* At most one in a thousand of its non-zero values becomes zero. This fails for a column whose
+  magnitudes span many decades.
+
+Both criteria are computed from maxima and counts, so they are the same on any number of ranks.
+Numbers that are stored as halves in their file are kept as they are.
 """
 
 from __future__ import annotations
@@ -25,12 +33,17 @@ from mpigd_kernels.sweep import sweep_dense
 Array = np.ndarray[Any, Any]
 LARGEST = 65504.0
 SMALLEST_UNIT = 2.0**-900
-FINEST = 1 / 256  # of a column's range: how far rounding may move a value
-VANISHING = 1000  # one in so many values other than zero may become zero
+FINEST = 1 / 256  # rounding may move a value by this share of its column's range
+VANISHING = 1000  # one in this number of non-zero values may become zero
 
 
 class Half:
-    """Values (n, d) as halves in units (d,) of their columns; bits (n, d) uint16, C-contiguous."""
+    """Rows (n, d) in half precision; implements the Matrix protocol.
+
+    bits (n, d) uint16, C-contiguous, are the bit patterns of the halves. The value of an entry is
+    its half times the unit of its column. unit (d,) are powers of two, and inverse (d,) is 1 /
+    unit.
+    """
 
     def __init__(self, bits: Array, unit: Array, inverse: Array | None = None) -> None:
         self.bits, self.unit = bits, unit
@@ -48,7 +61,8 @@ class Half:
     def sweep(self, selection: Selection, task: Task, into: Into) -> None:
         with into.in_units(self.unit, self.inverse):
             task = task._replace(coef=task.coef * self.unit)
-            # twice the bytes, for there must be room for the rows in float64
+            # Blocks are chosen as for rows of twice the bytes, since a sweep widens each block to
+            # float64 in its scratch memory.
             run(
                 sweep_dense,
                 (self.bits,),
@@ -80,7 +94,7 @@ class Half:
         return Dense(np.ones(self.bits.shape))
 
     def widened(self) -> Dense:
-        """The same values in float64."""
+        """Return the same values as a float64 matrix."""
         out = np.empty(self.bits.shape)
         half.widen_rows(self.bits, self.unit, out)
         return Dense(out)
@@ -94,10 +108,18 @@ class Half:
 
 
 class Narrowing:
-    """How columns become halves: their units, and over all rows narrowed so far what rounding did to them."""
+    """Converts columns to halves and records the rounding errors of all rows converted so far."""
 
     def __init__(self, low: Array, high: Array, comm: Comm) -> None:
-        """From the extremes (d,) of this rank's rows; infinite where it has none. Collective."""
+        """Choose the units of the columns. Collective.
+
+        Parameters
+        ----------
+        low, high : array (d,) of float64
+            The extremes of this rank's rows; inf and -inf if it has none.
+        comm : Comm
+            The ranks that share the data set.
+        """
         self.low, self.high = low.copy(), high.copy()
         comm.allreduce(self.low, "min")
         comm.allreduce(self.high, "max")
@@ -107,11 +129,26 @@ class Narrowing:
         self._kept, self._gone = np.zeros((2, low.size), dtype=np.int64)
 
     def narrow(self, values: Array, bits: Array) -> None:
-        """bits (m, d) uint16 = the halves of values (m, d), float64 or float32."""
+        """Convert values (m, d), float64 or float32, to halves in bits (m, d), uint16."""
         half.narrow(values, self._inverse, bits, self._lost, self._kept, self._gone)
 
     def check(self, name: str, names: Sequence[str] | None, comm: Comm) -> None:
-        """Raise DataError on all ranks, naming data set and column, if a column does not fit. Collective."""
+        """Check that every column fits, as the module's docstring defines it. Collective.
+
+        Parameters
+        ----------
+        name : str
+            The data set, for the message.
+        names : sequence of str or None
+            The names of the columns, if they have any.
+        comm : Comm
+            The ranks that share the data set.
+
+        Raises
+        ------
+        DataError
+            On all ranks, if a column does not fit.
+        """
         comm.allreduce(self._lost, "max")
         counts = np.concatenate([self._kept, self._gone])
         comm.allreduce(counts)
@@ -126,16 +163,25 @@ class Narrowing:
         column = f"column {j}" if names is None else f"column {names[j]!r}"
         largest = self.high[j] if self.high[j] > -self.low[j] else self.low[j]
         if vanish[j]:
-            why = f"beside {largest:g}, {gone[j]:,} of its {kept[j] + gone[j]:,} values other than zero would become zero"
+            why = (
+                f"beside {largest:g}, {gone[j]:,} of its {kept[j] + gone[j]:,} values "
+                "other than zero would become zero"
+            )
         else:
-            why = f"values up to {largest:g} would be off by up to {self._lost[j] * self.unit[j]:.2g}, its range is {span[j]:.2g}"
+            why = (
+                f"values up to {largest:g} would be off by up to "
+                f"{self._lost[j] * self.unit[j]:.2g}, its range is {span[j]:.2g}"
+            )
         error = DataError(f"{name}: {column} does not fit float16: {why} (use --dtype float32)")
         error.agreed = True
         raise error
 
 
 def units(largest: Array) -> Array:
-    """The smallest power of two (d,) for each largest |x| (d,) so that their quotient is below 65504; 1 for zero."""
+    """Return for each largest |x| (d,) the smallest power of two u with |x| / u below 65504.
+
+    It is 1 for a column of zeros, and at least SMALLEST_UNIT, so that 1 / u is finite.
+    """
     known = np.isfinite(largest) & (largest > 0)
     unit = np.ldexp(1.0, np.frexp(np.where(known, largest, LARGEST / 2) / LARGEST)[1])
     return np.asarray(np.maximum(unit, SMALLEST_UNIT))

@@ -1,4 +1,7 @@
-"""Some rows of a matrix that does not fit into memory: read again at every pass, block by block, never held at once."""
+"""A selection of rows from a streamed matrix.
+
+The rows do not fit into memory. Every pass reads them again, block by block.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ Array = np.ndarray[Any, Any]
 
 
 class Subset:
-    """Rows `order` (n,) of a matrix, in that order; what `rows` returns is in memory."""
+    """Rows `order` (n,) of a matrix X, in that order; implements the Matrix protocol.
+
+    The matrices that `rows` returns are in memory.
+    """
 
     def __init__(self, X: Matrix, order: Array) -> None:
         self._X, self._order = X, order.astype(np.int64)
@@ -61,5 +67,5 @@ class Subset:
 
 
 def chosen_rows(X: Matrix, order: Array) -> Matrix:
-    """Rows `order` (n,): a copy where X is in memory."""
+    """Return the rows `order` (n,) of X: a copy if X is in memory, else a Subset."""
     return X.rows(order) if getattr(X, "expect", None) is None else Subset(X, order)

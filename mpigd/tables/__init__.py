@@ -1,1 +1,1 @@
-"""Raw tables (CSV, Parquet, svmlight) become HDF5 data sets."""
+"""Import of raw tables (CSV, Parquet, Arrow, ORC, svmlight) into HDF5 data sets."""

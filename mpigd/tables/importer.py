@@ -1,6 +1,8 @@
-"""`mpigd import`: raw tables become HDF5 in two streaming passes, one to learn what the columns are, one to write.
+"""`mpigd import`: convert raw tables to HDF5 data sets in two streaming passes.
 
-New raw files are encoded like the first ones in a single pass, by the encoding stored with the data or the model.
+The first pass (schema.py) infers the types of the columns, the second (second_pass.py) encodes and
+writes the rows. The result of the first pass, an Encoding, is stored with the data and with models
+trained on them. New raw files are encoded in a single pass by a stored encoding.
 """
 
 from __future__ import annotations
@@ -37,24 +39,70 @@ def import_data(
     progress: Progress | None = None,
     **options: Any,
 ) -> Summary:
-    """Turn raw tables into an HDF5 data set: X (n, d) dense or CSR, y (n,), the vectors asked for,
-    and the encoding.
+    """Convert raw tables to an HDF5 data set.
 
-    sources: CSV (also packed), Parquet or svmlight files, folders, globs: one data set, in order.
-    like: an imported file or a model whose encoding is used; options then come from there, except
-    that `missing`, when not "refuse", and `unseen`, when not "error", replace its policies.
-    format: "csv", "parquet", "svmlight", by default from the names. progress: called about once a
-    second with the rows read in this pass.
+    The data set has X (n, d), dense or CSR, y (n,), the row vectors that options name, and the
+    encoding.
 
-    options, each as of `mpigd import`: target, weight, offset, key, id: raw columns. drop: those to
-    leave out. categorical, number, date: columns to be taken for that, whatever they look like; date
-    as NAME or NAME=FORMAT, or a mapping. missing: "refuse", "mean", "zero" or "drop" (the row).
-    infinite: "refuse" or "missing". hash_bits: hash categories into 2**hash_bits columns.
-    drop_first, reference (column -> level): levels without a column. min_count: levels of fewer
-    rows share a column, NAME=<other>; unseen: "error", "zero" or "other", what becomes of levels of
-    later data. dtype of X: "auto" (float32, unless a column needs more), "float32" or "float64".
-    And how CSV files are written: the fields of mpigd.tables.csv_reader.Dialect.
-    Raises UsageError for options that do not fit, DataError for the data, StorageError for `output`.
+    Parameters
+    ----------
+    sources : sequence of str
+        CSV (also compressed), Parquet, Arrow, ORC or svmlight files, folders and glob patterns.
+        They form one data set, in this order.
+    output : str
+        The HDF5 file that is written.
+    like : str, optional
+        An imported data set or a model whose encoding is used. The options then come from there;
+        but `missing`, if it is not "refuse", and `unseen`, if it is not "error", replace its
+        policies.
+    format : str, optional
+        "csv", "parquet", "arrow", "orc" or "svmlight"; by default it follows from the file names.
+    progress : function, optional
+        Called about once a second with the number of rows read in this pass.
+    **options
+        The options of `mpigd import`:
+
+        target, weight, offset, key, id : str
+            Raw columns that become y, sample weights, offsets, partition keys and row ids.
+        drop : sequence of str
+            Columns to leave out.
+        categorical, number, date : sequence of str
+            Columns that are read as this type, whatever their values look like. date: NAME or
+            NAME=FORMAT, or a mapping from NAME to FORMAT.
+        missing : str
+            The treatment of missing values: "refuse", "mean", "zero" or "drop" (drop the row).
+        infinite : str
+            The treatment of infinities: "refuse" or "missing" (take them for missing values).
+        hash_bits : int
+            Hash categories into 2**hash_bits columns.
+        drop_first : bool
+            Make the first level of each category its reference level, which gets no column.
+        reference : mapping or sequence of str
+            Reference levels: column -> level, or texts COLUMN=LEVEL.
+        min_count : int
+            Levels with fewer rows share one column, NAME=<other>.
+        unseen : str
+            The treatment of levels that only later data have: "error", "zero" or "other".
+        dtype : str
+            The dtype of X: "auto" (float32, unless a column needs float64), "float32" or "float64".
+        features, zero_based, allow_duplicates
+            As of `svmlight.fit` and `readers.expand`.
+        others
+            The format of CSV files: the fields of mpigd.tables.csv_reader.Dialect.
+
+    Returns
+    -------
+    Summary
+        The size of the data set, and notes for the user.
+
+    Raises
+    ------
+    UsageError
+        If options are wrong or do not go together.
+    DataError
+        If the data cannot be read or encoded.
+    StorageError
+        If `output` cannot be written.
     """
     told = options_of(options)
     ticker = Ticker(progress)
@@ -66,8 +114,10 @@ def import_data(
         policies = Policies(
             **{name: value for name, value in given.items() if value not in ("refuse", "error")}
         )
-        return encode_like(sources, output, read_encoding(like), policies, format=format, progress=progress,
-                           allow_duplicates=told.allow_duplicates)  # fmt: skip
+        return encode_like(
+            sources, output, read_encoding(like), policies, format=format, progress=progress,
+            allow_duplicates=told.allow_duplicates,
+        )  # fmt: skip
     found = readers.expand(sources, format, told.dialect, allow_duplicates=told.allow_duplicates)
     with _output(found, output) as file, readers.guarded(found):
         if found[0].format == "svmlight":
@@ -95,8 +145,29 @@ def _refuse_indices(found: Sequence[Source], told: Options) -> None:
 def preview(
     sources: Sequence[str], rows: int | None = None, *, format: str | None = None, **options: Any
 ) -> tuple[str, Exception | None]:
-    """The table of what `import_data` would do, from all rows or the first `rows`; and the error that
-    it would raise, if any."""
+    """Describe what `import_data` would do (`--dry-run`), without writing anything.
+
+    Parameters
+    ----------
+    sources, format, **options
+        As of `import_data`.
+    rows : int, optional
+        Read only this number of rows; by default all.
+
+    Returns
+    -------
+    text : str
+        A table of the columns, with notes.
+    error : Exception or None
+        The error that `import_data` would raise.
+
+    Raises
+    ------
+    UsageError
+        If options are wrong, or the files are svmlight.
+    DataError
+        If the files cannot be read.
+    """
     told = options_of(options)
     found = readers.expand(sources, format, told.dialect, allow_duplicates=told.allow_duplicates)
     if found[0].format == "svmlight":
@@ -124,14 +195,42 @@ def encode_like(
     need_y: bool = False,
     allow_duplicates: bool = False,
 ) -> Summary:
-    """Encode new raw files as `encoding` says, in one pass; `policies` replace its own.
+    """Encode new raw files by a stored encoding, in one pass.
 
-    Where the files have no target column there is no y, unless need_y refuses that, and then a weight
-    column may be absent too; for predictions ("predict") neither is read. For these, and "evaluate",
-    the file says where its rows come from (`source_file`, a position in the JSON list `sources`, and
-    `source_row`, the data row there from 0), and, in the JSON `skipped`, how many were left out.
-    Other columns that the encoding does not use are ignored. DataError names a column that is missing,
-    and the first row that cannot be encoded, or all rows if none can.
+    Columns that the encoding does not use are ignored.
+
+    Parameters
+    ----------
+    sources, output, format, progress
+        As of `import_data`.
+    encoding : Encoding
+        The encoding of the training data.
+    policies : Policies, optional
+        Policies that replace those of the encoding. `policies.command` is the command that runs.
+    need_y : bool
+        Refuse files without the target column. Without need_y, the output of such files has no y,
+        and the weight column may be absent too. The command "predict" reads neither column.
+    allow_duplicates : bool
+        Whether a file may occur twice in `sources`.
+
+    Returns
+    -------
+    Summary
+        The size of the data set, and notes for the user.
+
+    Raises
+    ------
+    DataError
+        If a column is missing, or a row cannot be encoded; the message names the column and the
+        first such row, or all rows if none can be encoded.
+    UsageError
+        If policies do not go with the format of the files.
+
+    Notes
+    -----
+    For the commands "evaluate" and "predict" the output also says where each row comes from:
+    `source_file` is a position in the JSON list `sources`, `source_row` the data row in that file,
+    counted from 0. The JSON value `skipped` holds the number of rows that were left out.
     """
     policies = policies or Policies()
     found = readers.expand(
@@ -165,14 +264,17 @@ def _require(found: Sequence[Source], column: str) -> None:
 
 
 def is_raw(path: str) -> bool:
-    """Whether a path (or glob) names CSV, Parquet or svmlight, by its name; a folder, whether it has such files."""
+    """Return whether a path or glob pattern names raw tables, judged by its suffix.
+
+    A folder is raw if it holds such files.
+    """
     if os.path.isdir(path):
         return any(readers.format_of(os.path.join(path, part)) for part in readers.parts(path))
     return readers.format_of(path) is not None
 
 
 def read_encoding(path: str) -> Encoding:
-    """The encoding stored in an imported data set or a model. DataError if there is none."""
+    """Read the encoding stored in an imported data set or a model. DataError if there is none."""
     with hdf5.open_read(path) as file:
         stored = hdf5.read_json(file, "encoding") if "encoding" in file else None
     if not stored:
@@ -182,7 +284,11 @@ def read_encoding(path: str) -> Encoding:
 
 @contextmanager
 def _output(sources: Sequence[Source], output: str) -> Iterator[h5py.File]:
-    """The new file, opened before any work: a folder that cannot be written to shows at once."""
+    """Create the output file.
+
+    This happens before any other work, so that a folder without write permission is reported at
+    once.
+    """
     if any(os.path.exists(output) and os.path.samefile(source.path, output) for source in sources):
         raise UsageError(f"-o {output} would replace a file that is read")
     with hdf5.create(output) as file:

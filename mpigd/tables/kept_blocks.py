@@ -1,4 +1,7 @@
-"""What the first pass has read, kept for the second one as far as it is small: text is then read once."""
+"""Blocks of the first pass, kept in memory for the second pass if they are small.
+
+The text of small tables is then parsed only once.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,21 @@ from collections.abc import Iterator
 
 from mpigd.tables.readers import Block
 
-KEPT_BYTES = 1 << 26  # of values; tables with more are read again
+KEPT_BYTES = 1 << 26  # of values; tables with more values are read a second time
 
 
 class Kept:
-    """Blocks of raw columns, numbers as numbers. It is all blocks or none."""
+    """Holds either all blocks of the data set or none.
+
+    The blocks have raw columns, but columns of numbers are already parsed.
+    """
 
     def __init__(self) -> None:
         self._blocks: list[Block] | None = []
         self._bytes = 0
 
     def add(self, block: Block) -> None:
-        """Keep the next block, or give up."""
+        """Keep the next block; discard all if they exceed KEPT_BYTES."""
         if self._blocks is not None:
             self._blocks.append(block)
             self._bytes += sum(array.nbytes for array in block.columns.values())
@@ -25,16 +31,16 @@ class Kept:
                 self.give_up()
 
     def give_up(self) -> None:
-        """Forget all blocks: they are too large, or not what the second pass needs."""
+        """Discard all blocks: they are too large, or differ from what the second pass needs."""
         self._blocks = None
 
     @property
     def complete(self) -> bool:
-        """Whether all blocks are here."""
+        """Whether all blocks were kept."""
         return self._blocks is not None
 
     def blocks(self) -> Iterator[Block]:
-        """The blocks, each of which is forgotten once it was given."""
+        """Yield the blocks in order, and release each one, so that it can be iterated only once."""
         blocks, self._blocks = self._blocks or [], None
         blocks.reverse()
         while blocks:

@@ -1,4 +1,4 @@
-"""Rows of CSV files that were left out, because they have too many or too few fields."""
+"""Records of the rows of a CSV file that were left out for a wrong number of fields."""
 
 from __future__ import annotations
 
@@ -8,14 +8,29 @@ import numpy as np
 
 
 class Lost:
-    """Rows of a file that were left out: data row -> what is wrong with it."""
+    """Rows of a file that were left out: data row -> description of the fault."""
 
     def __init__(self) -> None:
         self.rows: dict[int, str] = {}
 
     def place(self, first: int, count: int) -> tuple[Any, list[str]]:
-        """Which data rows (m,) the next `count` rows are, those from `first` on; None if they are
-        consecutive. And what is wrong with the rows among and before them, which are forgotten."""
+        """Assign data row numbers to the next rows that were read.
+
+        Parameters
+        ----------
+        first : int
+            The first data row that has no row assigned yet.
+        count : int
+            The number of rows that were read.
+
+        Returns
+        -------
+        rows : array (count,) of int64, or None
+            Their data row numbers, which skip the rows left out; None if they are consecutive.
+        faults : list of str
+            The faults of the rows left out before and among them, which are removed from the
+            record.
+        """
         rows, number = list[int](), first
         if not any(row < first + count for row in self.rows):
             return None, []
@@ -27,5 +42,5 @@ class Lost:
         return np.array(rows, dtype=np.int64), [self.rows.pop(row) for row in before]
 
     def rest(self) -> list[str]:
-        """What is wrong with the rows after the last one."""
+        """Remove and return the faults of the rows after the last row that was read."""
         return [self.rows.pop(row) for row in sorted(self.rows)]

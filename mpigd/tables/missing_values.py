@@ -1,4 +1,4 @@
-"""Counts of the values that columns miss, and what is said about them."""
+"""Counts of the missing values of columns, and the error messages about them."""
 
 from __future__ import annotations
 
@@ -17,23 +17,26 @@ FIRST = Policies(command="import")
 
 
 class Missing:
-    """How many values each column misses, and where the first of them is."""
+    """The number of missing values of each column, and the place of the first one."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[int, str]] = {}
 
     def add(self, name: str, gone: Array, block: Block) -> None:
-        """Count the rows `gone` (m,) bool of a block; blocks come in order."""
+        """Count the missing values of a column in the next block.
+
+        gone (m,) bool marks the rows without a value. Blocks must come in order.
+        """
         if gone.any():
             count, first = self._found.get(name, (0, block.where(int(gone.argmax()))))
             self._found[name] = count + int(gone.sum()), first
 
     def join(self, other: Missing) -> None:
-        """Take over the columns of another count."""
+        """Add the columns of another count, which replace those of the same name."""
         self._found |= other._found
 
     def forget(self, names: Sequence[str]) -> None:
-        """Drop what is known of these columns."""
+        """Remove these columns from the count."""
         for name in names:
             self._found.pop(name, None)
 
@@ -41,12 +44,34 @@ class Missing:
         return self._found.get(name, (0, ""))[0]
 
     def check(
-        self, policy: str, required: Collection[str], told: Policies = FIRST,
-        dates: Collection[str] = (), with_reference: Collection[str] = (),
-    ) -> None:  # fmt: skip
-        """DataError for what `policy` does not cover; of the columns `required` (target, weight,
-        ...) only drop does, and of dates no mean. with_reference: columns with a reference level,
-        which zeros would be."""
+        self,
+        policy: str,
+        required: Collection[str],
+        told: Policies = FIRST,
+        dates: Collection[str] = (),
+        with_reference: Collection[str] = (),
+    ) -> None:
+        """Check that the policy covers all missing values.
+
+        Parameters
+        ----------
+        policy : str
+            "refuse", "mean", "zero" or "drop".
+        required : collection of str
+            Columns that cannot be filled in, such as target and weight; only "drop" covers them.
+        told : Policies
+            The policies of the command, for the advice in the message.
+        dates : collection of str
+            Columns of dates, which "mean" does not cover.
+        with_reference : collection of str
+            Columns with a reference level. The message advises no fill value for them, because
+            zeros would stand for the reference level.
+
+        Raises
+        ------
+        DataError
+            If the policy does not cover the missing values of a column.
+        """
         if policy == "drop":
             return
         if policy == "mean":
@@ -60,8 +85,14 @@ class Missing:
     def check_levels(
         self, policy: str, with_reference: Sequence[str], told: Policies = FIRST
     ) -> None:
-        """DataError if one of these columns misses values that `policy` would make its reference
-        level."""
+        """Check that no missing category would become a reference level.
+
+        Raises
+        ------
+        DataError
+            If `policy` is "mean" or "zero" and a column of `with_reference` has missing values: its
+            zeros would stand for the reference level.
+        """
         if policy in ("mean", "zero"):
             why = "a missing category would be taken for the reference level"
             advice = f"{why}: {told.of_missing(())}"

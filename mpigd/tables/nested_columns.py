@@ -1,10 +1,13 @@
-"""Nested columns (lists, vectors, structs) as several plain ones, with names that say where they
-come from.
+"""Flattening of nested columns (lists, vectors, structs) into plain columns.
 
-A list of two numbers named v becomes v[0] and v[1], a struct named s with a field x becomes s.x,
-and so on for lists of structs (v[0].x) and lists of lists (v[0][1]). Lists whose type has no fixed
-size must all have the length of the first one. Spark's vectors, dense and sparse, are like lists
-of numbers.
+The names of the plain columns say where they come from. A list of two numbers named v becomes v[0]
+and v[1], a struct named s with a field x becomes s.x, and so on for lists of structs (v[0].x) and
+lists of lists (v[0][1]). Lists whose type has no fixed size must all have the length of the first
+one. Spark's vectors, dense and sparse, are treated like lists of numbers.
+
+A `path` names a list inside a column: it is like the name of a plain column, but with [] for every
+index (v[].x). The mapping `lengths` goes from such paths to the lengths of lists without a fixed
+size.
 """
 
 from __future__ import annotations
@@ -18,12 +21,12 @@ from mpigd.tables import arrow_types
 from mpigd.tables.arrow_types import TRANSPARENT, extension_of
 
 Array = np.ndarray[Any, Any]
-MOST_ITEMS = 1 << 16  # features that one column may become
+MOST_ITEMS = 1 << 16  # plain columns that one nested column may become
 VECTOR = ("type", "size", "indices", "values")  # the fields of Spark's VectorUDT
 
 
 class Misfit(Exception):
-    """A row that does not fit the others; the caller knows its file."""
+    """Raised for a row that does not fit the others. The caller adds the name of the file."""
 
     def __init__(self, row: int, reason: str) -> None:
         self.row, self.reason = row, reason
@@ -32,11 +35,25 @@ class Misfit(Exception):
 def leaves(
     name: str, type: Any, lengths: Mapping[str, int], extension: str = ""
 ) -> list[tuple[str, str]]:
-    """The plain columns that a column becomes: their names, which begin with `name`, and kinds
-    (number, string, category, time, null, or what it is that cannot be read).
+    """Return the plain columns that a column becomes.
 
-    lengths: those of lists without a fixed size, by `measure`; a column with a list of unknown
-    length is all missing. extension: the name of an extension type that pyarrow does not know.
+    Parameters
+    ----------
+    name : str
+        The name of the column.
+    type : pyarrow.DataType
+        Its type.
+    lengths : mapping of str to int
+        The lengths of lists without a fixed size, as found by `measure`. A list of unknown length
+        counts as all missing.
+    extension : str
+        The name of an extension type that pyarrow does not know.
+
+    Returns
+    -------
+    list of (str, str)
+        Names, which begin with `name`, and kinds: "number", "string", "category", "time", "null",
+        or a description of a type that cannot be read.
     """
     try:
         return _leaves(name, name, type, lengths, extension)
@@ -45,7 +62,7 @@ def leaves(
 
 
 class _TooManyError(Exception):
-    """A column would become more than MOST_ITEMS plain ones."""
+    """Raised for a column that would become more than MOST_ITEMS plain ones."""
 
 
 def _leaves(
@@ -66,7 +83,8 @@ def _leaves(
         width = len(_leaves("", f"{path}[]", item, lengths))
         if length * width > MOST_ITEMS:
             raise _TooManyError(
-                f"lists of {length * width:,} numbers, more than {MOST_ITEMS:,} (svmlight files can hold so many)"
+                f"lists of {length * width:,} numbers, more than {MOST_ITEMS:,} "
+                "(svmlight files can hold so many)"
             )
         return [
             leaf
@@ -84,7 +102,7 @@ def _leaves(
 
 
 def _is_unreadable(type: Any) -> bool:
-    """Whether a type has a part that is neither a number nor text nor a time."""
+    """Return whether a type has a part that is neither a number nor text nor a time."""
     storage, extension = arrow_types.storage(type)
     if extension and extension not in TRANSPARENT:
         return True
@@ -98,7 +116,19 @@ def _is_unreadable(type: Any) -> bool:
 
 
 def measure(name: str, type: Any, array: Any, lengths: MutableMapping[str, int]) -> None:
-    """Learn the lengths of lists without a fixed size from the first list of a pyarrow array."""
+    """Add the lengths of lists without a fixed size to `lengths`.
+
+    Parameters
+    ----------
+    name : str
+        The path of the column.
+    type : pyarrow.DataType
+        Its type.
+    array : pyarrow.Array
+        Some of its values. The first list that is not null gives the length.
+    lengths : mutable mapping of str to int
+        Path -> length. Lengths that are known already stay.
+    """
     storage, extension = arrow_types.storage(type)
     if extension and extension not in TRANSPARENT:
         return
@@ -121,7 +151,10 @@ def measure(name: str, type: Any, array: Any, lengths: MutableMapping[str, int])
 
 
 def unmeasured(name: str, type: Any, lengths: Mapping[str, int]) -> bool:
-    """Whether a type has lists of which `lengths` does not know the length."""
+    """Return whether a column has lists whose length is not in `lengths`.
+
+    name: the path of the column; type: its pyarrow type; lengths: path -> length.
+    """
     storage, extension = arrow_types.storage(type)
     if extension and extension not in TRANSPARENT:
         return False
@@ -136,8 +169,27 @@ def unmeasured(name: str, type: Any, lengths: Mapping[str, int]) -> bool:
 
 
 def arrays(path: str, array: Any, lengths: Mapping[str, int]) -> list[Any]:
-    """The plain pyarrow arrays of a column, in the order of `leaves`. Misfit names a row whose list
-    has another length."""
+    """Flatten the values of a column.
+
+    Parameters
+    ----------
+    path : str
+        The path of the column.
+    array : pyarrow.Array
+        Its values (m,).
+    lengths : mapping of str to int
+        As of `leaves`.
+
+    Returns
+    -------
+    list of pyarrow.Array
+        The plain columns, each (m,), in the order of `leaves`.
+
+    Raises
+    ------
+    Misfit
+        If a row has a list of another length.
+    """
     import pyarrow as pa
 
     if getattr(array.type, "extension_name", TRANSPARENT[0]) not in TRANSPARENT:
@@ -172,7 +224,7 @@ def _nulls(array: Any) -> Any:
 
 
 def _items(array: Any, length: int) -> Any:
-    """The items of lists (m,), item 0 of all rows first: (length m,)."""
+    """Return the items of lists (m,) as one array (length m,): item 0 of all rows, then item 1."""
     import pyarrow as pa
 
     rows = len(array)
@@ -196,7 +248,7 @@ def _check_lengths(found: Array, gone: Array, length: int) -> None:
 
 
 def _vectors(array: Any, length: int) -> Any:
-    """The numbers of Spark's vectors (m,), number 0 of all rows first: (length m,)."""
+    """Return the numbers of Spark's vectors (m,) as one array (length m,), ordered as by _items."""
     import pyarrow as pa
 
     type, size, indices, values = array.flatten()
@@ -227,7 +279,7 @@ def _vectors(array: Any, length: int) -> Any:
 
 
 def is_vector(type: Any) -> bool:
-    """Whether a type is that of Spark's VectorUDT."""
+    """Return whether a type is the storage type of Spark's VectorUDT."""
     from pyarrow import types
 
     if not types.is_struct(type) or tuple(field.name for field in type) != VECTOR:

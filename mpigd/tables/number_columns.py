@@ -1,4 +1,7 @@
-"""The first pass over columns of numbers: many at once, since a table may have thousands."""
+"""The first pass over columns of numbers.
+
+All columns of a block are processed together, since a table may have thousands.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ from mpigd.tables.number_text import not_a_number, read_matrix
 from mpigd.tables.readers import Block
 
 Array = np.ndarray[Any, Any]
-EXACT = 2.0**53  # whole numbers above are rounded by float64
+EXACT = 2.0**53  # float64 rounds whole numbers above this
 DIGITS = re.compile(r"[+-]?\d+")
 
 
 class Numbers:
-    """Columns that are numbers so far. Arrays are (p,), one value a column."""
+    """Statistics of the p columns whose values were all numbers so far. Arrays are (p,)."""
 
     def __init__(self, names: Sequence[str], plan: Plan) -> None:
         p = len(names)
@@ -40,8 +43,26 @@ class Numbers:
         self._distinct, self._sums, self._spread = Distinct(p), ExactSums(p), Spread(p)
 
     def add(self, block: Block, missing: Missing) -> dict[str, bool]:
-        """Take in a block. Returns the columns that are no numbers, which are let go; and whether all
-        their values before this block were missing."""
+        """Add a block to the statistics.
+
+        Parameters
+        ----------
+        block : Block
+            The next rows.
+        missing : Missing
+            Receives the counts of missing values.
+
+        Returns
+        -------
+        dict of str to bool
+            The columns that turned out not to be numbers, which are removed from the statistics;
+            for each, whether all its values before this block were missing.
+
+        Raises
+        ------
+        DataError
+            If a column that must be numbers has another value.
+        """
         values, misfits = read_matrix(block, self.names, self._forms)
         lost = {}
         for j, row in misfits.items():
@@ -59,7 +80,7 @@ class Numbers:
         return lost
 
     def settled(self, block: Block) -> Block:
-        """The block that was taken in last, with numbers in place of their text."""
+        """Return the block that was added last, with numbers in place of their text."""
         import pyarrow as pa
 
         numbers = {name: pa.array(row) for name, row in zip(self.names, self._values, strict=True)}
@@ -91,7 +112,11 @@ class Numbers:
         self._spread.add(values)
 
     def _infinities(self, block: Block, values: Array) -> None:
-        """Infinities become NaN; if they are not missing values, the first of a column is its problem."""
+        """Replace infinities by NaN, in place.
+
+        Unless the plan takes them for missing values, the first one is recorded as the problem of
+        its column.
+        """
         infinite = np.isinf(values)
         for j in np.flatnonzero(infinite.any(axis=1)):
             if not self._plan.infinite:
@@ -104,10 +129,12 @@ class Numbers:
             values[j, infinite[j]] = np.nan
 
     def _codes(self, block: Block, values: Array, gone: Array) -> None:
-        """Look for codes among columns of whole numbers: leading zeros, and more digits than float64
-        has."""
+        """Record columns of whole numbers that look like codes.
+
+        These have leading zeros, or more digits than float64 can hold.
+        """
         whole = self._whole
-        with np.errstate(invalid="ignore"):  # NaN of damaged files may be signalling ones
+        with np.errstate(invalid="ignore"):  # damaged files may have signalling NaN
             whole[whole] = ((np.rint(values[whole]) == values[whole]) | gone[whole]).all(axis=1)
         free = [int(j) for j in np.flatnonzero(whole) if self._plan.kinds[self.names[j]] == "auto"]
         for i, row in leading_zeros([block.columns[self.names[j]] for j in free]):
@@ -120,9 +147,9 @@ class Numbers:
                     break
 
     def _count_rows(self, values: Array) -> None:
-        """Find columns that count the rows, each value one more than that before it."""
+        """Find columns that count the rows: each value is one more than the value before it."""
         first = self._rows == 0
-        for many in (8, values.shape[1]):  # a few values settle it for nearly all columns
+        for many in (8, values.shape[1]):  # the first few values exclude nearly all columns
             left = np.flatnonzero(self._counter)
             self._counter[left] = np.all(np.diff(values[left, :many], axis=1) == 1, axis=1)
         self._counter &= first | (values[:, 0] == self._last + 1)
@@ -133,12 +160,13 @@ class Numbers:
         text = block.columns[name][row].as_py()
         self._problems.setdefault(
             name,
-            f"{block.where(row)}: column {name!r} is {text}, {why}: --text {shown} if these are categories, "
+            f"{block.where(row)}: column {name!r} is {text}, {why}: "
+            f"--text {shown} if these are categories, "
             f"--number {shown} if they are numbers, or --drop {shown}",
         )
 
     def facts(self) -> dict[str, Facts]:
-        """Of the columns that were numbers in all blocks."""
+        """Return the facts about each column that had numbers in all blocks."""
         means, damaged = self._sums.means(), self._spread.damaged()
         found = {}
         for j, name in enumerate(self.names):
@@ -148,13 +176,17 @@ class Numbers:
                 float(self._low[j]) if there else None, float(self._high[j]) if there else None,
                 int(self._distinct.count[j]), means[j],
                 damaged=self._spread.why(j) if damaged[j] else "",
-                counter=bool(self._counter[j] and self._rows > 2), problem=self._problems.get(name, ""),
+                counter=bool(self._counter[j] and self._rows > 2),
+                problem=self._problems.get(name, ""),
             )  # fmt: skip
         return found
 
 
 def leading_zeros(texts: Sequence[Any]) -> list[tuple[int, int]]:
-    """Of arrays of numbers as text, those with a number like 007, and the first row of one."""
+    """Find the arrays of numbers as text that have a number with leading zeros, like 007.
+
+    Return pairs (position of the array, first row with such a number).
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 

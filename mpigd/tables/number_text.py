@@ -1,7 +1,8 @@
-"""Text becomes numbers: how numbers are written, and reading many columns of a block at once.
+"""Parsing of text as numbers: number formats, and fast parsing of many columns at once.
 
-Columns that cannot be read as they stand are read once more with care: blanks around values, true
-and false, and what their NumberFormat allows besides digits.
+All columns of a block are first converted in one call. If that fails, they are parsed again by a
+slower way that accepts blanks around values, true and false, and what their NumberFormat allows
+besides digits.
 """
 
 from __future__ import annotations
@@ -22,16 +23,22 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 CURRENCY = "$€£¥₹"
 NO_NUMBER = "?"
-HEAD = 64  # rows that are looked at first
+HEAD = 64  # the number of rows that are parsed first, to find columns of text early
 
 
 @dataclass(frozen=True)
 class NumberFormat:
-    """How numbers are written in text.
+    """The format of numbers in text.
 
-    decimal: the decimal mark. thousands: what separates groups of three digits, or "". adorned: a
-    currency sign before or after the number and a percent sign after it are left out (12% is 12),
-    and groups of three digits may have a comma.
+    Attributes
+    ----------
+    decimal : str
+        The decimal mark.
+    thousands : str
+        The separator of groups of three digits, or "".
+    adorned : bool
+        Ignore a currency sign before or after the number and a percent sign after it (12% is 12),
+        and accept commas between groups of three digits.
     """
 
     decimal: str = "."
@@ -42,7 +49,10 @@ class NumberFormat:
         return self == NumberFormat()
 
     def simplify(self, text: Any) -> Any:
-        """Trimmed text (pyarrow) as numbers of Python; what is written otherwise becomes "?"."""
+        """Rewrite trimmed text (a pyarrow array) in Python's number format.
+
+        Texts that are not numbers become NO_NUMBER, "?".
+        """
         import pyarrow.compute as pc
 
         if self.adorned:
@@ -72,8 +82,22 @@ Forms = Sequence[NumberFormat]
 
 
 def to_numbers(array: Any, form: NumberFormat = PLAIN) -> tuple[Array, int]:
-    """float64 values (m,) of a pyarrow array, NaN where missing, true and false as 1 and 0; and the
-    first row that is no number, or -1 (then there are no values)."""
+    """Convert a pyarrow array to numbers.
+
+    Parameters
+    ----------
+    array : pyarrow.Array
+        Numbers, booleans or text (m,).
+    form : NumberFormat
+        The format of numbers in text.
+
+    Returns
+    -------
+    values : array (m,) of float64
+        NaN for missing values, 1 and 0 for true and false. Empty if a row is not a number.
+    row : int
+        The first row that is not a number; -1 if there is none.
+    """
     values, wrong = _convert([array], form)
     if wrong is None:
         return values[0], -1
@@ -81,8 +105,24 @@ def to_numbers(array: Any, form: NumberFormat = PLAIN) -> tuple[Array, int]:
 
 
 def read_cells(block: Block, names: Sequence[str], forms: Forms) -> tuple[Array, Array | None]:
-    """Columns as float64 (p, m), NaN where missing and where a value is no number; and where that
-    is, (p, m) bool, or None if it is nowhere."""
+    """Convert columns of a block to numbers, cell by cell.
+
+    Parameters
+    ----------
+    block : Block
+        m rows.
+    names : sequence of str
+        The p columns.
+    forms : sequence of NumberFormat
+        The format of each column.
+
+    Returns
+    -------
+    values : array (p, m) of float64
+        NaN for missing values and for values that are not numbers.
+    wrong : array (p, m) of bool, or None
+        Marks the values that are not numbers; None if there are none.
+    """
     values, wrong = np.empty((len(names), block.rows)), None
     arrays = [block.columns[name] for name in names]
     alike: dict[Any, list[int]] = {}
@@ -100,10 +140,23 @@ def read_cells(block: Block, names: Sequence[str], forms: Forms) -> tuple[Array,
 
 
 def read_matrix(block: Block, names: Sequence[str], forms: Forms) -> tuple[Array, dict[int, int]]:
-    """Columns as float64 (p, m), NaN where missing; and, of columns that are no numbers (they are
-    NaN), position -> first such row."""
+    """Convert the columns of a block that have only numbers.
+
+    Parameters
+    ----------
+    block, names, forms
+        As of `read_cells`.
+
+    Returns
+    -------
+    values : array (p, m) of float64
+        NaN for missing values, and in all rows of columns that have a value that is not a number.
+    misfits : dict of int to int
+        The positions of these columns in `names`, ascending -> the first such row.
+    """
     found: dict[int, int] = {}
-    if block.rows > 4 * HEAD:  # text shows soon, and reading all of it with care takes long
+    # Most columns of text have text in their first rows, and the slower way to parse takes long.
+    if block.rows > 4 * HEAD:
         found = _misfits(read_cells(block.first_rows(HEAD), names, forms)[1])
     rest = [j for j in range(len(names)) if j not in found]
     values, wrong = read_cells(block, [names[j] for j in rest], [forms[j] for j in rest])
@@ -117,15 +170,17 @@ def read_matrix(block: Block, names: Sequence[str], forms: Forms) -> tuple[Array
 
 
 def _misfits(wrong: Array | None) -> dict[int, int]:
-    """The first True of each row that has one."""
+    """Return the position of the first True of each row that has one."""
     if wrong is None:
         return {}
     return {int(j): int(wrong[j].argmax()) for j in np.flatnonzero(wrong.any(axis=1))}
 
 
 def _convert(arrays: Sequence[Any], form: NumberFormat) -> tuple[Array, Array | None]:
-    """Arrays of one type as float64 (p, m), NaN where missing or no number, and where that is, or
-    None. All at once, since a call for each is slow for thousands."""
+    """Convert arrays of one type; the results are those of `read_cells`.
+
+    They are converted in one call, since a call for each is slow if there are thousands.
+    """
     import pyarrow as pa
 
     shape = len(arrays), len(arrays[0])
@@ -147,7 +202,7 @@ def _from_text(text: Any, form: NumberFormat, shape: tuple[int, int]) -> tuple[A
         with suppress(pa.ArrowInvalid):
             return _floats(text).reshape(shape), None
     text = pc.utf8_trim_whitespace(text)
-    text = pc.if_else(pc.equal(text, ""), None, text)  # blanks alone are a missing value
+    text = pc.if_else(pc.equal(text, ""), None, text)  # only blanks: a missing value
     simple = form.simplify(text)
     unread = pc.equal(simple, NO_NUMBER)
     if not pc.any(unread).as_py():
@@ -162,8 +217,29 @@ def _from_text(text: Any, form: NumberFormat, shape: tuple[int, int]) -> tuple[A
 
 
 def read_numbers(block: Block, name: str, dtype: str, form: NumberFormat = PLAIN) -> Array:
-    """A column (m,) float64, NaN where missing. DataError at text, infinities, and what does not
-    fit `dtype`."""
+    """Convert a column of a block to numbers.
+
+    Parameters
+    ----------
+    block : Block
+        m rows.
+    name : str
+        The column.
+    dtype : str
+        "float32" or "float64"; the dtype that the values must fit.
+    form : NumberFormat
+        The format of numbers in text.
+
+    Returns
+    -------
+    array (m,) of float64
+        NaN for missing values.
+
+    Raises
+    ------
+    DataError
+        At text, infinities, and values that are too large for `dtype`.
+    """
     values, bad = to_numbers(block.columns[name], form)
     if bad >= 0:
         raise not_a_number(block, name, bad)
@@ -171,13 +247,17 @@ def read_numbers(block: Block, name: str, dtype: str, form: NumberFormat = PLAIN
     return values
 
 
+# The error for a row of a column that must be a number.
 def not_a_number(block: Block, name: str, row: int) -> DataError:
     text = block.columns[name][row].as_py()
     return DataError(f"{block.where(row)}: column {name!r} is {text!r}, expected a number")
 
 
 def check_range(block: Block, name: str, values: Array, dtype: str) -> None:
-    """DataError at the first of the values (m,) that is infinite or too large for `dtype`."""
+    """Check that the values (m,) of a column are finite, or NaN, and not too large for `dtype`.
+
+    DataError names the first value that is not.
+    """
     over = np.flatnonzero(np.abs(values) > np.finfo(dtype).max)
     if over.size:
         value = float(values[over[0]])

@@ -1,8 +1,7 @@
-"""Files of columns with types (Parquet, Arrow or Feather, ORC) as streams of plain columns, through
-pyarrow.
+"""Readers of typed columnar files (Parquet, Arrow or Feather, ORC), through pyarrow.
 
-Nested columns are spread into plain ones (nested_columns.py); of columns with the same name each is read
-on its own.
+They yield blocks of plain columns. Nested columns are flattened (nested_columns.py). If several
+columns have the same name, each is read on its own.
 """
 
 from __future__ import annotations
@@ -19,8 +18,9 @@ from mpigd.tables import arrow_types, nested_columns
 from mpigd.tables.compression import reading
 from mpigd.tables.duplicate_names import rename_duplicates
 
-BLOCK_BYTES = 1 << 22  # of decoded columns held at once
-# Each block costs time for every column, so those of wide files have as many rows, if they fit.
+BLOCK_BYTES = 1 << 22  # of the decoded columns of a block
+# Each block costs a fixed time for every column. So blocks of wide files have at least FEWEST_ROWS
+# rows, as long as these take at most WIDE_BYTES.
 FEWEST_ROWS, WIDE_BYTES = 512, 1 << 26
 FORMATS = ("parquet", "arrow", "orc")
 Arrays = dict[str, Any]
@@ -28,14 +28,28 @@ Arrays = dict[str, Any]
 
 @dataclass(frozen=True)
 class Layout:
-    """The plain columns of a file: their kinds by name, and for each stored column those it becomes."""
+    """The plain columns of a file.
+
+    kinds: name -> kind of a plain column. parts: for each stored column, the names of the plain
+    columns that it becomes.
+    """
 
     kinds: Mapping[str, str]
     parts: Sequence[Sequence[str]]
 
 
 class Table:
-    """The schema of a file, and its rows. rename: whether columns with the same name get new ones."""
+    """A columnar file: its schema and its rows.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    format : str
+        "parquet", "arrow" or "orc".
+    rename : bool
+        Give columns with the same name new names.
+    """
 
     def __init__(self, path: str, format: str = "parquet", rename: bool = False) -> None:
         self.path, self._format, self._rename = path, format, rename
@@ -47,7 +61,7 @@ class Table:
 
     @property
     def index(self) -> list[str]:
-        """The columns that are row labels of pandas."""
+        """The columns that pandas wrote as row labels."""
         return [
             name
             for name, stored in zip(self.names, self._stored, strict=True)
@@ -55,7 +69,10 @@ class Table:
         ]
 
     def lengths(self) -> dict[str, int]:
-        """The lengths of lists without a fixed size, by spread.measure; none where there is no list."""
+        """Return the lengths of lists without a fixed size, as nested_columns.measure finds them.
+
+        Columns that have no list in any row are left out.
+        """
         found: dict[str, int] = {}
         columns = [
             (j, name, field.type)
@@ -70,14 +87,17 @@ class Table:
         return found
 
     def lacks(self, lengths: Mapping[str, int]) -> bool:
-        """Whether the length of some list is not known."""
+        """Return whether the length of some list is not in `lengths`."""
         return any(
             nested_columns.unmeasured(name, field.type, lengths)
             for name, field in zip(self.names, self._schema, strict=True)
         )
 
     def layout(self, lengths: Mapping[str, int]) -> Layout:
-        """The plain columns of the file. DataError for columns with the same name."""
+        """Return the plain columns of the file, given the lengths of its lists.
+
+        DataError if several have the same name, unless they are to be renamed.
+        """
         leaves = [
             nested_columns.leaves(name, field.type, lengths, arrow_types.extension_of(field))
             for name, field in zip(self.names, self._schema, strict=True)
@@ -100,7 +120,29 @@ class Table:
     def blocks(
         self, wanted: Sequence[str], layout: Layout, lengths: Mapping[str, int]
     ) -> Iterator[tuple[Arrays, int]]:
-        """The plain columns `wanted` of some rows at a time, and how many rows these are."""
+        """Read the file in blocks.
+
+        Parameters
+        ----------
+        wanted : sequence of str
+            The plain columns to read.
+        layout : Layout
+            The plain columns of the file.
+        lengths : mapping of str to int
+            The lengths of its lists.
+
+        Yields
+        ------
+        columns : dict of str to pyarrow.Array
+            Plain column -> its values.
+        rows : int
+            The number of rows of this block.
+
+        Raises
+        ------
+        DataError
+            If the file is damaged, or a row has a list of another length.
+        """
         which = set(wanted)
         columns = [j for j, parts in enumerate(layout.parts) if which.intersection(parts)]
         width = sum(len(layout.parts[j]) for j in columns)
@@ -117,7 +159,8 @@ class Table:
                 except nested_columns.Misfit as error:
                     where = f"{self.path} row {first + error.row}: column {self.names[j]!r}"
                     raise DataError(
-                        f"{where} {error.reason}: leave it out with --drop {shlex.quote(self.names[j])}"
+                        f"{where} {error.reason}: leave it out with --drop "
+                        f"{shlex.quote(self.names[j])}"
                     ) from None
                 found.update(
                     (name, part)
@@ -128,7 +171,7 @@ class Table:
             first += rows
 
     def _batches(self, columns: Sequence[int], rows: int) -> Iterator[tuple[list[Any], int]]:
-        """The stored columns at these positions, and how many rows they have; at most `rows` at once."""
+        """Yield the stored columns at these positions and their number of rows, at most `rows`."""
         names = self._stored
         nth = (
             [names[:j].count(names[j]) for j in columns]
@@ -150,7 +193,10 @@ class Table:
                 after[0] += batch.num_rows
 
     def _validate(self, batch: Any) -> None:
-        """DataError for values that do not fit their type: they would fail later, where nobody knows the file."""
+        """DataError for values that do not fit their type.
+
+        They would fail later too, but in code that cannot name the file.
+        """
         import pyarrow as pa
 
         try:
@@ -175,7 +221,10 @@ def _rows_of_a_block(width: int) -> int:
 
 @dataclass(frozen=True)
 class _File:
-    """An open file: its schema, and record batches of the columns with some names, of so many rows."""
+    """An open file: its schema, and a function that yields record batches.
+
+    The function takes the names of stored columns and the maximal number of rows of a batch.
+    """
 
     schema: Any
     batches: Callable[[Sequence[str], int], Iterator[Any]]
@@ -191,8 +240,9 @@ def _opened(path: str, format: str) -> Iterator[_File]:
 def _parquet(path: str) -> Iterator[_File]:
     import pyarrow.parquet as pq
 
-    # pre_buffer would fetch a whole row group ahead, and Spark's are 128 MB packed.
-    checked = dict(page_checksum_verification=True)  # of pages that have one, as Spark writes them
+    # pre_buffer would read a whole row group ahead, and those of Spark have 128 MB compressed.
+    # Checksums are verified for pages that have one, as Spark writes them.
+    checked = dict(page_checksum_verification=True)
     with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, **checked) as file:
         yield _File(
             file.schema_arrow,
@@ -204,7 +254,7 @@ def _parquet(path: str) -> Iterator[_File]:
 
 @contextmanager
 def _arrow(path: str) -> Iterator[_File]:
-    """An Arrow IPC file (Feather is one) or stream."""
+    """Open an Arrow IPC file (Feather is one) or stream."""
     import pyarrow as pa
 
     with pa.memory_map(path) as raw:
@@ -241,11 +291,14 @@ def _pieces(batch: Any, rows: int) -> Iterator[Any]:
 
 
 def _pandas_index(schema: Any) -> list[str]:
-    """The stored columns that pandas' metadata call row labels; those it numbers alone are not stored."""
+    """Return the stored columns that are row labels according to the metadata of pandas.
+
+    Row labels that are only numbers in order are not stored as a column.
+    """
     try:
         labels = (schema.pandas_metadata or {}).get("index_columns", [])
         found = [label for label in labels if isinstance(label, str)]
-    except (ValueError, AttributeError, TypeError):  # metadata that are not what pandas writes
+    except (ValueError, AttributeError, TypeError):  # metadata in another form than pandas writes
         found = []
     return found + [
         name for name in schema.names if name.startswith("__index_level_") and name not in found

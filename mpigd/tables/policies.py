@@ -1,4 +1,4 @@
-"""What becomes of rows that do not fit an encoding, and what a message advises about them."""
+"""Policies for rows that do not fit an encoding, and the advice in messages about them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,18 @@ ON_BAD_ROW = ("error", "skip")
 
 @dataclass(frozen=True)
 class Policies:
-    """missing, unseen: in place of what the encoding says, if not None. on_bad_row: "error", or
-    "skip" to leave out rows that cannot be encoded. command: "import", "import --like", "evaluate"
-    or "predict"; messages advise only options that it has."""
+    """The policies that a command applies to new data.
+
+    Attributes
+    ----------
+    missing, unseen : str or None
+        Policies that replace those of the encoding, if not None.
+    on_bad_row : str
+        "error", or "skip" to leave out rows that cannot be encoded.
+    command : str
+        "import", "import --like", "evaluate" or "predict". Messages advise only options that this
+        command has.
+    """
 
     missing: str | None = None
     unseen: str | None = None
@@ -38,16 +47,35 @@ class Policies:
         return self.on_bad_row == "skip"
 
     def given(self) -> str:
-        """The options that were given, for a message; "" if none was."""
+        """Return the options that were given, for a message; "" if there are none."""
         options = {"--missing": self.missing, "--unseen": self.unseen}
         options["--on-bad-row"] = "skip" if self.skips else None
         return ", ".join(f"{name} {value}" for name, value in options.items() if value is not None)
 
     def settle(self, encoding: Encoding, labelled: bool = True) -> Encoding:
-        """The encoding with these policies. A model of rows without gaps says "drop", but
-        predictions that lack rows would no longer stand beside them: only `import --like` of
-        labelled data does so unasked. DataError for --unseen other where no column has a level for
-        it."""
+        """Return the encoding with these policies in place of its own.
+
+        The encoding may say "drop", if the model was trained on rows without missing values. Only
+        `import --like` of labelled data follows this unless the option is given: predictions with
+        dropped rows would no longer align with their input.
+
+        Parameters
+        ----------
+        encoding : Encoding
+            The encoding of the training data.
+        labelled : bool
+            Whether the new data have the target column.
+
+        Returns
+        -------
+        Encoding
+            The encoding to use.
+
+        Raises
+        ------
+        DataError
+            If `unseen` is "other" but no column has a level for rare levels.
+        """
         missing = self.missing or encoding.missing
         unasked = self.missing is None and missing == "drop"
         if unasked and (self.command in ("evaluate", "predict") or not labelled):
@@ -59,13 +87,13 @@ class Policies:
         return replace(encoding, missing=missing, unseen=self.unseen or encoding.unseen)
 
     def advice(self, *options: str) -> str:
-        """What to do about a row: correct it, or one of the options that the command has."""
+        """Return the advice about a bad row: correct it, or use an option that the command has."""
         if self.command in ("evaluate", "predict"):
             options = (*options, "--on-bad-row skip")
         return "correct it" + (f", or use {_either(options)}" if options else "")
 
     def of_missing(self, fills: Sequence[str]) -> str:
-        """What to do about missing values; fills: policies that put something in their place."""
+        """Return the advice about missing values; fills: policies that would fill them in."""
         options = [*fills, *([] if self.command == "predict" else ["drop"])]
         spelled = [f"--missing {option}" for option in options]
         if self.command in ("evaluate", "predict"):

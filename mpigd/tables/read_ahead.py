@@ -1,4 +1,4 @@
-"""Reading ahead: a thread makes the next item while this one is worked on."""
+"""Reading ahead: a thread prepares the next item while the caller processes the current one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def ahead(items: Generator[T, None, None]) -> Iterator[T]:
-    """The items in order, each made (by one thread) while the one before it is in use."""
+    """Yield the items in order; one thread makes each while the item before it is in use."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(next, items, None)
         try:

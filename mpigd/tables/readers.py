@@ -1,8 +1,8 @@
-"""Raw tables as streams of small blocks of columns, through pyarrow: CSV (also packed), Parquet,
-Arrow and ORC.
+"""Readers of raw tables (CSV, Parquet, Arrow, ORC) as streams of small blocks of columns.
 
-A CSV column is text here; what it means is decided over all its rows (schema.py), never by its
-first block. Rows in messages are data rows of their file, from 0.
+They use pyarrow; CSV files may be compressed. A column of CSV is text here. Its type is inferred
+from all its rows (schema.py), never from the first block. Row numbers in messages are data rows of
+the file, counted from 0.
 """
 
 from __future__ import annotations
@@ -41,10 +41,22 @@ SUFFIXES = {
 
 @dataclass(frozen=True)
 class Block:
-    """`rows` consecutive rows of a file, the first of which is its data row `first`; name -> pyarrow array.
+    """Consecutive rows of a file.
 
-    index (m,): which data rows these are, if rows between them were left out; lost: what was wrong
-    with those, and with those before the first.
+    Attributes
+    ----------
+    path : str
+        The file.
+    first : int
+        The data row of the first row.
+    rows : int
+        The number of rows m.
+    columns : mapping of str to pyarrow.Array
+        Column -> its values (m,).
+    index : array (m,) of int64, or None
+        The data rows, if rows between them were left out.
+    lost : sequence of str
+        The faults of the rows that were left out before and among these.
     """
 
     path: str
@@ -55,16 +67,17 @@ class Block:
     lost: Sequence[str] = ()
 
     def numbers(self) -> Any:
-        """The data rows (m,) of the file that these are, int64."""
+        """Return the data row numbers (m,) of the rows, int64."""
         return np.arange(self.first, self.first + self.rows) if self.index is None else self.index
 
     def first_rows(self, count: int) -> Block:
-        """The first `count` rows, or all."""
+        """Return a block of the first `count` rows, or of all if there are fewer."""
         if count >= self.rows:
             return self
         columns = {name: array.slice(0, count) for name, array in self.columns.items()}
         return Block(self.path, self.first, count, columns)
 
+    # File and data row of a row of this block, for messages.
     def where(self, row: int) -> str:
         return f"{self.path} row {self.first + row if self.index is None else self.index[row]}"
 
@@ -73,9 +86,18 @@ class Block:
 class Source:
     """One file of a data set.
 
-    constants: columns that Spark keeps in the names of folders. dialect: how CSV is written, and
-    whether columns with the same name (also of Parquet) get new ones. notes: for the user. peers: all
-    files of the data set, of which any may tell how long the lists of a column are.
+    Attributes
+    ----------
+    path, format : str
+        The file, and its format: "csv", "parquet", "arrow", "orc" or "svmlight".
+    constants : mapping of str to str
+        Columns whose value is in the name of a folder (NAME=VALUE), as Spark writes them.
+    dialect : Dialect
+        The format of CSV; also whether columns with the same name are renamed (in any format).
+    notes : tuple of str
+        Notes for the user.
+    peers : list of Source
+        All files of the data set. The lengths of lists may be found in any of them.
     """
 
     path: str
@@ -96,7 +118,7 @@ class Source:
     @cached_property
     def _lengths(self) -> dict[str, int]:
         found = dict(self._own_lengths)
-        # A part without rows knows no lengths.
+        # A file without rows has no lists, so the lengths come from another file.
         for peer in self.peers if self._table.lacks(found) else ():
             found = {**peer._own_lengths, **found}
             if not self._table.lacks(found):
@@ -120,25 +142,46 @@ class Source:
         return csv_reader.columns(self.path, self.dialect)
 
     def kinds(self) -> dict[str, str]:
-        """Column -> "text" (CSV: to be found out), "string", "number", "category", "time", "null"
-        or another type's name."""
+        """Return column -> kind.
+
+        The kind is "text" for CSV, where the type must be inferred, else "string", "number",
+        "category", "time", "null" or the name of a type that cannot be read.
+        """
         keys = {name: "text" for name in self.constants if name not in self._stored}
         return self._stored | keys
 
     def groups(self) -> dict[str, list[str]]:
-        """Nested column -> the plain ones that it becomes."""
+        """Return nested column -> the plain columns that it becomes."""
         if self.format not in FORMATS:
             return {}
         pairs = zip(self._table.names, self._layout.parts, strict=True)
         return {name: list(plain) for name, plain in pairs if list(plain) != [name]}
 
     def index(self) -> list[str]:
-        """The columns that are row labels of pandas, and no features unless they are named."""
+        """Return the row labels of pandas, which are no features unless an option names them."""
         return self._table.index if self.format in FORMATS else []
 
     def blocks(self, wanted: Sequence[str], skips: bool = False) -> Iterator[Block]:
-        """The file's rows in order, of the columns `wanted` only. skips: leave out rows of CSV with too
-        many or too few fields; the blocks have them as `lost`, and the last may have nothing else."""
+        """Read the file in blocks.
+
+        Parameters
+        ----------
+        wanted : sequence of str
+            The columns to read.
+        skips : bool
+            Leave out rows of CSV with too many or too few fields. The blocks then report them as
+            `lost`, and the last block may have no rows but these reports.
+
+        Yields
+        ------
+        Block
+            The next rows, in the order of the file.
+
+        Raises
+        ------
+        DataError
+            If the file cannot be read.
+        """
         keys = [name for name in wanted if name in self.constants]
         lost = Lost() if skips else None
         first = 0
@@ -168,7 +211,10 @@ class Source:
             yield dict(zip(batch.schema.names, batch.columns, strict=True)), batch.num_rows
 
     def _add_key(self, block: Block, columns: dict[str, Any], name: str) -> None:
-        """The column of a folder's name; DataError where the file has it too, with another value."""
+        """Add a column whose value is in the name of a folder.
+
+        DataError if the file has this column too, with another value.
+        """
         import pyarrow as pa
 
         value = None if self.constants[name] == HIVE_NULL else self.constants[name]
@@ -183,12 +229,13 @@ class Source:
             row = text.to_pylist().index(wrong)
             folder = f"the folder {name}={self.constants[name]}"
             raise DataError(
-                f"{block.where(row)}: column {name!r} is {wrong!r}, but the file is in {folder}: rename the folder"
+                f"{block.where(row)}: column {name!r} is {wrong!r}, but the file is in {folder}: "
+                "rename the folder"
             )
 
 
 def _is_same(found: str | None, value: str | None) -> bool:
-    """Whether two texts are the same value."""
+    """Return whether two texts are the same number, boolean or text."""
     if found == value or found is None or value is None:
         return found == value
     try:
@@ -198,7 +245,11 @@ def _is_same(found: str | None, value: str | None) -> bool:
 
 
 def format_of(path: str) -> str | None:
-    """csv, parquet, arrow, orc or svmlight by the name of a file (or pattern), None for all others."""
+    """Return the format that the name of a file or pattern indicates.
+
+    It is "csv", "parquet", "arrow", "orc" or "svmlight", or None for any other name. A zip file
+    counts as its member.
+    """
     name = unpacked_name(path.lower())
     packed = name != path.lower()
     known = SUFFIXES.get(Path(name).suffix)
@@ -215,11 +266,31 @@ def expand(
     *,
     allow_duplicates: bool = False,
 ) -> list[Source]:
-    """The files that paths, globs and folders name: in the order given, a glob's or folder's in
-    natural order (part-2 before part-10).
+    """Find the files of a data set.
 
-    dialect: how CSV files are written, and whether columns with the same name get names of their
-    own. allow_duplicates: whether a file may be there twice.
+    Parameters
+    ----------
+    patterns : sequence of str
+        Paths, glob patterns and folders.
+    format : str, optional
+        The format of all files; by default it follows from their names.
+    dialect : Dialect
+        The format of CSV, and whether columns with the same name are renamed.
+    allow_duplicates : bool
+        Whether a file may occur twice.
+
+    Returns
+    -------
+    list of Source
+        The files in the order given; those of a glob pattern or folder in natural order (part-2
+        before part-10).
+
+    Raises
+    ------
+    DataError
+        If a path does not exist, or a file has no known format or occurs twice.
+    UsageError
+        If pyarrow is missing, `format` is unknown, or the files have several formats.
     """
     if importlib.util.find_spec("pyarrow") is None:
         raise UsageError("reading raw tables needs pyarrow: pip install 'mpigd[import]'")
@@ -256,7 +327,7 @@ def expand(
 
 @contextmanager
 def guarded(sources: Sequence[Source]) -> Iterator[None]:
-    """Turn what pyarrow raises over values that were read into one line that names the file."""
+    """Turn pyarrow's errors about values that were read into a DataError that names the file."""
     import pyarrow as pa
 
     try:
@@ -278,14 +349,18 @@ def _file(path: str, format: str | None, dialect: csv_reader.Dialect) -> Source:
 
 
 def _unused_keys(path: str) -> tuple[str, ...]:
-    """A note if folders above a file look like columns: they are, if their parent is imported."""
+    """Return a note if folders above a file look like columns (NAME=VALUE).
+
+    They would become columns if their parent folder was imported.
+    """
     above = Path(path).parts[:-1]
     first = next((i for i, name in enumerate(above) if folders.keys(os.path.join(name, "x"))), None)
     if first is None:
         return ()
     whole = os.path.join(*above[:first]) if first else "."
     return (
-        f"{above[first]} in the name of a folder is no column here: it is one if {whole} is imported",
+        f"{above[first]} in the name of a folder is no column here: "
+        f"it is one if {whole} is imported",
     )
 
 
@@ -298,7 +373,7 @@ def _folder(folder: str, format: str | None, dialect: csv_reader.Dialect) -> lis
         if known is None:
             others.append(part)
         elif known in file_contents.TEXT and os.path.getsize(path) == 0:
-            empty.append(part)  # a part without rows, and without a header
+            empty.append(part)  # a file without rows and without a header
         else:
             file_contents.check(path, known, dialect.encoding)
             found.append(Source(path, known, folders.keys(part), dialect))
@@ -309,7 +384,8 @@ def _folder(folder: str, format: str | None, dialect: csv_reader.Dialect) -> lis
     notes = [*_unused_keys(os.path.join(folder, "x"))]
     if found[0].format == "svmlight" and found[0].constants:
         notes.append(
-            f"{folder}: svmlight has no named columns, so {listed(list(found[0].constants))} is left out"
+            f"{folder}: svmlight has no named columns, "
+            f"so {listed(list(found[0].constants))} is left out"
         )
     for names, why in ((others, "their names tell no format"), (empty, "empty")):
         if names:

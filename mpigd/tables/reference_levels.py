@@ -1,4 +1,8 @@
-"""Reference levels: the value of a categorical column that gets no column of its own."""
+"""Reference levels, rare levels and unseen levels of categorical columns.
+
+A reference level is the level of a categorical column that gets no column in X. Rare levels, those
+with fewer rows than --min-count, share one column. Unseen levels occur only in later data.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,11 @@ Groups = dict[str, tuple[tuple[str, ...], tuple[str, ...] | None]]
 
 
 def named_levels(named: Mapping[str, Any] | Sequence[str]) -> dict[str, str]:
-    """Column -> level as text, from such a mapping or from texts COLUMN=LEVEL. UsageError for what
-    is neither."""
+    """Parse the option --reference.
+
+    Return column -> level as text, from a mapping column -> level or from texts COLUMN=LEVEL.
+    UsageError for anything else, and for two levels of one column.
+    """
     if not isinstance(named, Mapping):
         texts = [text.partition("=") for text in named]
         pairs: Iterable[tuple[str, Any]] = [(name, level) for name, _, level in texts]
@@ -33,11 +40,27 @@ def named_levels(named: Mapping[str, Any] | Sequence[str]) -> dict[str, str]:
 
 
 def levels_of(values: Values, drop_first: bool, named: Mapping[str, str]) -> dict[str, str]:
-    """Column -> its reference level: the one that is `named`, or the first by its text where
-    `drop_first` asks for it.
+    """Choose the reference levels.
 
-    values: what each column has, None for one of numbers. UsageError for a level that a named
-    column does not have.
+    Parameters
+    ----------
+    values : mapping of str to collection of str, or None
+        Column -> its levels; None for a column of numbers.
+    drop_first : bool
+        Whether every categorical column gets a reference level: the first one in the order of
+        text, if `named` has none.
+    named : mapping of str to str
+        Column -> reference level that the user chose.
+
+    Returns
+    -------
+    dict of str to str
+        Column -> reference level.
+
+    Raises
+    ------
+    UsageError
+        If a column does not have the level that is named, or is no category.
     """
     found = {}
     for name, present in values.items():
@@ -59,9 +82,28 @@ def levels_of(values: Values, drop_first: bool, named: Mapping[str, str]) -> dic
 def gather(
     counts: Mapping[str, Mapping[str, int]], fewest: int, named: Mapping[str, str]
 ) -> Groups:
-    """Category -> the levels that keep a column of their own, ascending, and those of fewer than
-    `fewest` rows, which share one; None if there are none. counts: category -> level -> rows.
-    UsageError if a named reference level is rare."""
+    """Separate rare levels from the others.
+
+    Parameters
+    ----------
+    counts : mapping of str to mapping of str to int
+        Column -> level -> number of rows.
+    fewest : int
+        Levels with fewer rows are rare.
+    named : mapping of str to str
+        Column -> reference level that the user chose.
+
+    Returns
+    -------
+    dict of str to (tuple of str, tuple of str or None)
+        Column -> the levels with a column of their own, and the rare levels; both ascending. None
+        if there are no rare levels.
+
+    Raises
+    ------
+    UsageError
+        If a named reference level is rare, or a level has the name of the shared column.
+    """
     return {name: _gather(name, levels, fewest, named.get(name)) for name, levels in counts.items()}
 
 
@@ -82,8 +124,25 @@ def _gather(
 def check_unseen(
     unseen: str, fewest: int | None, levels: Mapping[str, str], groups: Groups
 ) -> None:
-    """UsageError if levels that the data do not have could not be treated as `unseen` says. levels:
-    column -> its reference level."""
+    """Check that the policy for unseen levels can be followed.
+
+    Parameters
+    ----------
+    unseen : str
+        "error", "zero" or "other".
+    fewest : int or None
+        The option --min-count.
+    levels : mapping of str to str
+        Column -> reference level.
+    groups : mapping
+        As returned by `gather`.
+
+    Raises
+    ------
+    UsageError
+        For "zero" if there are reference levels, since zeros stand for these; for "other" if no
+        column has a shared column for rare levels.
+    """
     if unseen == "zero" and levels:
         name, level = next(iter(levels.items()))
         why = f"zeros in all columns of {name!r} stand for its reference level, {level}"
@@ -97,13 +156,13 @@ def check_unseen(
 
 
 def describe_rare(groups: Groups) -> list[str]:
-    """Notes for the user."""
+    """Return a note for the user about rare levels, if there are any."""
     gathered = [f"{len(rare):,} of {name!r}" for name, (_, rare) in groups.items() if rare]
     return [f"rare levels share a column {OTHER}: {listed(gathered)}"] if gathered else []
 
 
 def describe(levels: Mapping[str, str], drop_first: bool) -> list[str]:
-    """Notes for the user."""
+    """Return a note for the user about reference levels (column -> level)."""
     if not levels:
         return ["--drop-first: no column is a category"] if drop_first else []
     shown = listed([f"{name}={level}" for name, level in levels.items()], 30)

@@ -1,4 +1,4 @@
-"""Which rows of a block become rows of X: those that are neither dropped nor bad."""
+"""Selection of the rows of a block that become rows of X: those neither dropped nor bad."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ Array = np.ndarray[Any, Any]
 
 
 class Rows:
-    """Collects what is missing and what is wrong while a block is encoded."""
+    """Collects missing values and faults while a block is encoded.
+
+    For each block, call `begin`, then `fault` and `missing` for its columns, then `end`. Call
+    `check` after the last block.
+    """
 
     def __init__(self, encoding: Encoding, told: Policies) -> None:
         self.told, self.bad = told, BadRows(told.skips)
@@ -26,7 +30,10 @@ class Rows:
         self._missing = Missing()
 
     def begin(self, block: Block) -> None:
-        """A new block. DataError if rows of it were lost, unless bad rows are skipped."""
+        """Begin a block.
+
+        DataError if the reader left out rows of it, unless bad rows are skipped.
+        """
         self._block, self._dropped = block, np.zeros(block.rows, dtype=bool)
         for line in block.lost:
             if not self.told.skips:
@@ -34,15 +41,28 @@ class Rows:
             self.bad.name(line)
 
     def end(self) -> Array | None:
-        """The rows (m,) to keep; None for all. DataError about the first bad row, unless such rows
-        are skipped."""
+        """End the block. Return a mask (m,) of the rows to keep, or None for all.
+
+        DataError about the first bad row, unless bad rows are skipped.
+        """
         bad = self.bad.end_block()
         out = self._dropped if bad is None else self._dropped | bad
         return ~out if out.any() else None
 
     def fault(self, name: str, where: Array, describe: Callable[[int], str], *options: str) -> None:
-        """Rows (m,) bool whose column `name` cannot be encoded; describe: row -> what it is and why
-        not. options: those of the command line that would help, besides leaving out bad rows."""
+        """Record rows whose value in a column cannot be encoded.
+
+        Parameters
+        ----------
+        name : str
+            The column.
+        where : array (m,) of bool
+            Marks the rows.
+        describe : function
+            Row -> the value, and why it cannot be encoded.
+        *options : str
+            Options of the command line that would help, besides leaving out bad rows.
+        """
         block, advice = self._block, self.told.advice(*options)
 
         def line(row: int) -> str:
@@ -52,7 +72,17 @@ class Rows:
         self.bad.add(where, line)
 
     def missing(self, name: str, gone: Array, fillable: bool = True) -> None:
-        """Rows (m,) bool that miss a value; fillable: whether a mean or zero can stand for it."""
+        """Record rows with a missing value in a column.
+
+        Parameters
+        ----------
+        name : str
+            The column.
+        gone : array (m,) of bool
+            Marks the rows.
+        fillable : bool
+            Whether the mean or zero can be filled in.
+        """
         if not gone.any():
             return
         if self._policy == "drop":
@@ -63,8 +93,10 @@ class Rows:
         self._missing.add(name, gone, self._block)
 
     def check(self, required: Sequence[str]) -> None:
-        """DataError if values are missing that the policy does not cover. required: columns for
-        which nothing can be filled in, such as the target."""
+        """DataError if values are missing that the policy does not cover.
+
+        required: columns for which nothing can be filled in, such as the target.
+        """
         dates = [column.name for column in self._columns if column.kind == "date"]
         levels = [column.name for column in self._columns if column.reference is not None]
         self._missing.check(self._policy, required, self.told, dates, levels)

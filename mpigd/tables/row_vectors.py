@@ -1,4 +1,8 @@
-"""What stands beside X: the target, weights, offsets, keys, ids, and where a row comes from."""
+"""Row vectors: the datasets beside X that have one value for each row.
+
+These are the target, sample weights, offsets, partition keys and ids, and for predictions the file
+and the data row that a row of X comes from.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +20,21 @@ from mpigd.tables.row_selection import Rows
 
 Array = np.ndarray[Any, Any]
 SOURCE = ("source_file", "source_row")
-ID_BYTES = 1 << 10  # an id is short
+ID_BYTES = 1 << 10  # the maximal size of an id
 
 
 class Vectors:
-    """Makes the vectors of a block."""
+    """Reads the row vectors of blocks.
+
+    Parameters
+    ----------
+    encoding : Encoding
+        It says which raw column each vector is read from.
+    names : sequence of str
+        The vectors.
+    sources : sequence of str
+        The paths of all files, in order; `source_file` holds positions in it.
+    """
 
     def __init__(self, encoding: Encoding, names: Sequence[str], sources: Sequence[str]) -> None:
         self._encoding, self._names = encoding, names
@@ -31,18 +45,21 @@ class Vectors:
             self._classes = Codes([{text: i for i, text in enumerate(encoding.target.classes)}])
 
     def raw(self) -> list[str]:
-        """The raw columns that are read."""
+        """Return the raw columns that the vectors are read from."""
         return [self._raw(name) for name in self._names if name not in SOURCE]
 
     def none(self) -> dict[str, Any]:
-        """The vectors of no rows."""
+        """Return the vectors for zero rows."""
         import pyarrow as pa
 
         none = {"id": pa.array([], pa.string())}
         return {name: none.get(name, np.empty(0)) for name in self._names}
 
     def read(self, block: Block, rows: Rows) -> dict[str, Any]:
-        """Each vector (m,): numpy arrays, but an id as text or whole numbers of Arrow."""
+        """Read the vectors of a block; `rows` collects missing values and faults.
+
+        Return vector -> its values (m,): a numpy array, or for ids a pyarrow array of text.
+        """
         return {name: self._vector(name, block, rows) for name in self._names}
 
     def _raw(self, vector: str) -> str:
@@ -72,7 +89,7 @@ class Vectors:
         return values
 
     def _class(self, name: str, block: Block, rows: Rows) -> Array:
-        """Positions of classes."""
+        """Return the position of each row's class among the classes of the training data, (m,)."""
         assert self._classes is not None and self._encoding.target is not None
         array, known = to_text(block.columns[name]), self._encoding.target.classes or ()
         codes = self._classes.find([array])[0]

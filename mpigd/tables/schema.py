@@ -1,8 +1,8 @@
-"""What raw tables become: the first pass over them ends in an Encoding.
+"""Inference of column types: the first pass over raw tables, which ends in an Encoding.
 
-A column of a CSV file is what all its values look like: numbers, true and false, else a category.
-What only looks like a category (numbers with signs around them, dates, identifiers) is refused by
-name, with the options that settle it.
+The type of a CSV column follows from all its values: numbers (also true and false), else a
+category. A column that only seems to be a category (numbers with signs around them, dates,
+identifiers) is refused. The message names the column and the options that settle its type.
 """
 
 from __future__ import annotations
@@ -34,31 +34,44 @@ from mpigd.tables.spelling import merged
 from mpigd.tables.text_columns import alike, look
 
 Levels = Mapping[str, str]
-SPARSE, NARROW = 0.25, 16  # CSR below this share of non-zeros, if there are more columns than this
-UNNAMED = ""  # what a column is called if the header has nothing for it
-MOST_PROBLEMS = 5  # columns named in one message
+# X is CSR if its share of non-zeros is below SPARSE and it has more than NARROW columns.
+SPARSE, NARROW = 0.25, 16
+UNNAMED = ""  # the name of a column for which the header has no name
+MOST_PROBLEMS = 5  # the number of columns that a message names
 KNOWN = ("text", "string", "number", "category", "time", "null")
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What the first pass found: the facts of each column; what it is ("number", "category", "date" or
-    "key"); why a column needs an option, and what all miss; notes for the user, and how many columns
-    each nested one became."""
+    """The results of the first pass."""
 
     options: Options
-    facts: Mapping[str, Facts]
-    kinds: Mapping[str, str]
-    problems: Mapping[str, str]
-    missing: Missing
+    facts: Mapping[str, Facts]  # column -> its statistics
+    kinds: Mapping[str, str]  # column -> "number", "category", "date" or "key"
+    problems: Mapping[str, str]  # column -> the reason why it needs an option
+    missing: Missing  # counts of missing values
     empty: bool  # whether there is a column without name and values
-    told: Sequence[str] = ()  # notes on the files
-    lists: Mapping[str, int] = field(default_factory=dict)
-    kept: Kept = field(default_factory=Kept)  # the rows, if they are few enough
+    told: Sequence[str] = ()  # notes for the user about the files
+    lists: Mapping[str, int] = field(default_factory=dict)  # nested column -> number of plain ones
+    kept: Kept = field(default_factory=Kept)  # the rows, if they are small
 
     def encoding(self) -> tuple[Encoding, list[str]]:
-        """The encoding of these data, and notes for the user. DataError if columns need an option or
-        miss values, UsageError if options do not fit."""
+        """Make the encoding.
+
+        Returns
+        -------
+        encoding : Encoding
+            The encoding of these data.
+        notes : list of str
+            Notes for the user.
+
+        Raises
+        ------
+        DataError
+            If columns need an option, or have missing values that the policy does not cover.
+        UsageError
+            If options do not fit the data.
+        """
         options, facts = self.options, self.facts
         if self.problems:
             raise DataError("; ".join(list(self.problems.values())[:MOST_PROBLEMS]) + self._more())
@@ -88,7 +101,8 @@ class Survey:
         ]
         if self.empty:
             notes.append(
-                "a column without a name and without values is left out (a delimiter at the end of lines?)"
+                "a column without a name and without values is left out "
+                "(a delimiter at the end of lines?)"
             )
         notes += [note for name in facts for note in alike(name, facts[name].values)]
         encoding = _encoding(
@@ -107,17 +121,44 @@ def survey(
     tick: Callable[[int], None],
     most: int | None = None,
 ) -> Survey:
-    """Look through all rows of these files, or the first `most`. DataError or UsageError if they do
-    not fit together or to the options."""
+    """Run the first pass over raw tables.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+        The files of the data set.
+    options : Options
+        The options of the import.
+    tick : function
+        Called with the number of rows read so far.
+    most : int, optional
+        Read only this number of rows; by default all.
+
+    Returns
+    -------
+    Survey
+        What was found about the columns.
+
+    Raises
+    ------
+    DataError
+        If the files cannot be read or have different columns.
+    UsageError
+        If the options do not fit the columns, or the target is not named.
+    """
     options = _with_parts(options, sources[0].groups())
     kinds, notes = _without_labels(sources, options)
     if len(kinds) == 1 and sources[0].format == "csv":
         why = f"the header is one column, {next(iter(kinds))!r}"
-        ways = "--delimiter space if blanks are between values; --comment TEXT leaves out lines above it that begin with TEXT"
+        ways = (
+            "--delimiter space if blanks are between values; "
+            "--comment TEXT leaves out lines above it that begin with TEXT"
+        )
         raise DataError(f"{sources[0].path}: {why}: {ways}")
     if options.target is None:
         raise UsageError(
-            f"--target COLUMN is needed, or --like FILE for new data; the columns are {listed(list(kinds), 30)}"
+            "--target COLUMN is needed, or --like FILE for new data; "
+            f"the columns are {listed(list(kinds), 30)}"
         )
     special = [options.target, *options.extras().values()]
     _check_names(sources[0].path, kinds, special, options)
@@ -140,7 +181,7 @@ def survey(
 
 
 def _with_parts(options: Options, groups: Mapping[str, Sequence[str]]) -> Options:
-    """Options in which a nested column is all the plain ones that it becomes."""
+    """Return options in which each nested column is replaced by its plain columns."""
 
     def flat(names: Sequence[str]) -> list[str]:
         return [part for name in names for part in groups.get(name, [name])]
@@ -154,7 +195,7 @@ def _with_parts(options: Options, groups: Mapping[str, Sequence[str]]) -> Option
 
 
 def _lists(source: Source, used: Container[str]) -> dict[str, int]:
-    """How many columns each nested one becomes, of those that are used."""
+    """Return nested column -> number of its plain columns, for those that are used."""
     return {
         name: len(parts)
         for name, parts in source.groups().items()
@@ -165,13 +206,15 @@ def _lists(source: Source, used: Container[str]) -> dict[str, int]:
 def _without_labels(
     sources: Sequence[Source], options: Options
 ) -> tuple[dict[str, str], list[str]]:
-    """The columns of these files and their kinds, without row labels of pandas that nothing names; and
-    notes for the user."""
+    """Return column -> kind for these files, and notes for the user.
+
+    Row labels of pandas are left out, unless an option names them.
+    """
     named = {*options.named(), *options.drop}
     labels: dict[str, str] = {}
     for source in sources:
         labels |= {name: source.path for name in reversed(source.index()) if name not in labels}
-    # In files where it is no label, a column is one like the others.
+    # A column that is no row label in some file is treated like any other column.
     stray = {
         name
         for source in sources
@@ -189,7 +232,10 @@ def _without_labels(
 
 
 def _plan(path: str, kinds: Mapping[str, str], options: Options) -> Plan:
-    """What the first pass is to take each column for. DataError for compound types."""
+    """Return how the first pass reads each column.
+
+    DataError for a type that cannot be read.
+    """
     roles = {
         "text": "auto",
         "string": "text",
@@ -201,7 +247,8 @@ def _plan(path: str, kinds: Mapping[str, str], options: Options) -> Plan:
     for name, kind in kinds.items():
         if kind not in KNOWN:
             raise DataError(
-                f"{path}: column {name!r} holds {kind}: leave it out with --drop {shlex.quote(name)}"
+                f"{path}: column {name!r} holds {kind}: leave it out with --drop "
+                f"{shlex.quote(name)}"
             )
     plan = {name: roles[kind] for name, kind in kinds.items()}
     extras = options.extras()
@@ -217,7 +264,7 @@ def _plan(path: str, kinds: Mapping[str, str], options: Options) -> Plan:
 def _settle(
     facts: Mapping[str, Facts], kinds: Mapping[str, str], options: Options
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """What each column is, and why some need an option."""
+    """Return column -> kind, and column -> problem for columns that need an option."""
     found, problems = dict[str, str](), dict[str, str]()
     keys = [name for vector, name in options.extras().items() if vector in ("key", "id")]
     for name, fact in facts.items():
@@ -227,23 +274,29 @@ def _settle(
         elif fact.kind == "text":
             found[name], problem = _text(name, fact, kinds[name], options)
         if name == UNNAMED and fact.counter:
-            problem = "a column without a name counts the rows: leave it out with --drop '', or take it with --number ''"
+            problem = (
+                "a column without a name counts the rows: "
+                "leave it out with --drop '', or take it with --number ''"
+            )
         if problem and name not in options.number:
             problems[name] = problem
     return found, problems
 
 
 def _text(name: str, fact: Facts, kind: str, options: Options) -> tuple[str, str]:
-    """What a column of text is, and why it needs an option."""
+    """Return the kind of a column of text, and why it needs an option; "" if it does not."""
     shown, hashed = shlex.quote(name), options.hash_bits is not None and name != options.target
     declared = name in options.categorical
     if kind == "time" and not declared:
-        advice = f"--date {shown} makes them features, --text {shown} categories, or leave it out with --drop {shown}"
+        advice = (
+            f"--date {shown} makes them features, --text {shown} categories, "
+            f"or leave it out with --drop {shown}"
+        )
         return "category", f"column {name!r} has dates or times: {advice}"
     if not fact.whole and not hashed:
         return "category", (
-            f"column {name!r} is text with more than {first_pass.MOST_CATEGORIES:,} different values: "
-            f"hash them with --hash BITS, or leave it out with --drop {shown}"
+            f"column {name!r} is text with more than {first_pass.MOST_CATEGORIES:,} "
+            f"different values: hash them with --hash BITS, or leave it out with --drop {shown}"
         )
     if declared or kind == "category":
         fact.values = merged(fact.values)
@@ -259,11 +312,15 @@ def _text(name: str, fact: Facts, kind: str, options: Options) -> tuple[str, str
 
 
 def _encoding(
-    features: list[str], facts: Mapping[str, Facts], kinds: Mapping[str, str], levels: Levels, groups: Groups,
+    features: list[str],
+    facts: Mapping[str, Facts],
+    kinds: Mapping[str, str],
+    levels: Levels,
+    groups: Groups,
     options: Options,
-) -> Encoding:  # fmt: skip
+) -> Encoding:
     hashed = options.hash_bits is not None and any(kinds[name] == "category" for name in features)
-    if hashed:  # numbers first: the slots follow them
+    if hashed:  # numbers come first, and the slots of hashed categories follow them
         features.sort(key=lambda name: kinds[name] == "category")
     columns = tuple(
         _column(name, facts[name], kinds[name], levels.get(name), groups, options)
@@ -275,21 +332,30 @@ def _encoding(
     if width == 0:
         named = listed(list(levels.values()))
         raise UsageError(f"no column is left: each has one level alone, the reference ({named})")
-    # Of reference levels too, whose rows are not counted: only the layout depends on it.
+    # This also counts the rows of reference levels, which have no non-zero. Only the choice of the
+    # layout depends on the number.
     filled = sum(_filled(facts[name], kinds[name], options.missing) for name in features)
     name = str(options.target)
     classes = tuple(sorted(facts[name].values)) if kinds[name] == "category" else None
     return Encoding(
-        format="table", features=width, columns=columns, extras=options.extras(), missing=options.missing,
-        target=Target(name, classes), hash_bits=options.hash_bits, dtype=options.dtype,
-        layout=choose_layout(filled, facts[name].rows, width), unseen=options.unseen,
-        infinite=options.infinite == "missing", csv=options.dialect.to_dict(),
-    )  # fmt: skip
+        format="table",
+        features=width,
+        columns=columns,
+        extras=options.extras(),
+        missing=options.missing,
+        target=Target(name, classes),
+        hash_bits=options.hash_bits,
+        dtype=options.dtype,
+        layout=choose_layout(filled, facts[name].rows, width),
+        unseen=options.unseen,
+        infinite=options.infinite == "missing",
+        csv=options.dialect.to_dict(),
+    )
 
 
 def _column(
     name: str, fact: Facts, kind: str, reference: str | None, groups: Groups, options: Options
-) -> Column:  # fmt: skip
+) -> Column:
     if kind == "number":
         return Column(name, "number", mean=fact.mean, adorned=name in options.number)
     if kind == "date":
@@ -301,18 +367,54 @@ def _column(
 
 
 def _filled(fact: Facts, kind: str, missing: str) -> int:
-    """How many non-zeros a column will have."""
+    """Return the number of non-zeros that a raw column will have in X."""
     with_mean = missing == "mean" and kind == "number" and fact.mean
     return fact.nonzeros * max(1, len(fact.parts)) + (fact.missing if with_mean else 0)
 
 
 def choose_layout(nonzeros: int, rows: int, width: int) -> str:
-    """csr or dense."""
+    """Choose the layout of X.
+
+    Parameters
+    ----------
+    nonzeros : int
+        The number of non-zeros.
+    rows, width : int
+        The shape of X.
+
+    Returns
+    -------
+    str
+        "csr" if the share of non-zeros is below SPARSE and width above NARROW, else "dense".
+    """
     return "csr" if width > NARROW and nonzeros < SPARSE * rows * width else "dense"
 
 
 def agree(sources: Sequence[Source], left_out: Collection[str] = ()) -> dict[str, str]:
-    """Column -> kind over all files; DataError that names file and column where one differs from the first file."""
+    """Determine the columns of a data set from all its files.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+        The files.
+    left_out : collection of str
+        Columns to ignore.
+
+    Returns
+    -------
+    dict of str to str
+        Column -> kind.
+
+    Raises
+    ------
+    DataError
+        If a file has other columns or kinds than the first one; the message names the file and the
+        column.
+
+    Notes
+    -----
+    The kind "null" goes with any other kind. "string" and "category" together are "string".
+    """
     first = sources[0].path
     known = {name: kind for name, kind in sources[0].kinds().items() if name not in left_out}
     for source in sources[1:]:
@@ -323,7 +425,7 @@ def agree(sources: Sequence[Source], left_out: Collection[str] = ()) -> dict[str
         for name, kind in kinds.items():
             if name not in known:
                 raise DataError(f"{source.path}: column {name!r} is not in {first}")
-            if known[name] == "null":  # a Parquet column without any value
+            if known[name] == "null":  # a Parquet column in which all values are missing
                 known[name] = kind
             if {kind, known[name]} == {"string", "category"}:
                 known[name] = kind = "string"
@@ -344,12 +446,14 @@ def _check_names(
     for name in special:
         if special.count(name) > 1 or name in options.drop:
             raise UsageError(
-                f"column {name!r} has two uses: --target, --weight, --offset, --key, --id and --drop name different ones"
+                f"column {name!r} has two uses: "
+                "--target, --weight, --offset, --key, --id and --drop name different ones"
             )
     for name in forced:
         if forced.count(name) > 1 or name in options.drop:
             raise UsageError(
-                f"column {name!r} has two uses: --number, --text, --date and --drop name different ones"
+                f"column {name!r} has two uses: "
+                "--number, --text, --date and --drop name different ones"
             )
     for name, level in options.reference.items():
         if name in special or name in options.drop:

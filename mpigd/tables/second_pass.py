@@ -1,4 +1,4 @@
-"""The second pass of an import: all rows are encoded and written."""
+"""The second pass of an import, which encodes and writes all rows."""
 
 from __future__ import annotations
 
@@ -21,31 +21,29 @@ from mpigd.tables.readers import Source
 from mpigd.tables.row_vectors import SOURCE
 from mpigd.tables.writer import Writer
 
-SECONDS = 1.0  # between two calls of `progress`
-NUMERIC = ("text", "string", "number", "category", "null")  # kinds of columns that may be numbers
+SECONDS = 1.0  # the minimal time between two calls of `progress`
+# The kinds of columns that can be read as numbers.
+NUMERIC = ("text", "string", "number", "category", "null")
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What was written: rows x features, how many are not zero, rows left out, dense or csr.
+    """What an import has written."""
 
-    notes and table (of the columns) are for the user. skipped: rows that could not be encoded.
-    """
-
-    rows: int
-    features: int
-    nonzeros: int
-    dropped: int
-    layout: str
-    path: str
-    notes: tuple[str, ...] = ()
-    table: str = ""
-    skipped: int = 0
+    rows: int  # rows of X
+    features: int  # columns of X
+    nonzeros: int  # values of X that are not zero
+    dropped: int  # rows left out for missing values
+    layout: str  # "dense" or "csr"
+    path: str  # the file
+    notes: tuple[str, ...] = ()  # for the user
+    table: str = ""  # of the columns, for the user
+    skipped: int = 0  # rows left out because they could not be encoded
 
 
 class Ticker:
-    """Passes rows on to `progress`, about once a second."""
+    """Reports the number of rows to `progress`, about once a second and at the end."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress, self._next = progress, time.monotonic() + SECONDS
@@ -58,8 +56,19 @@ class Ticker:
 
 @dataclass(frozen=True)
 class Job:
-    """Files that are encoded, with an encoding that has been settled with the policies. kept: their
-    rows, as the first pass has read them."""
+    """The input of the second pass.
+
+    Attributes
+    ----------
+    found : sequence of Source
+        The files.
+    encoding : Encoding
+        The encoding, after `Policies.settle`.
+    policies : Policies
+        The policies of the command.
+    kept : Kept or None
+        The rows, if the first pass has kept them.
+    """
 
     found: Sequence[Source]
     encoding: Encoding
@@ -68,14 +77,39 @@ class Job:
 
     @property
     def traced(self) -> bool:
-        """Whether rows say where they come from."""
+        """Whether the file and the data row of every row are written too."""
         return self.policies.command in ("evaluate", "predict")
 
 
 def write_all(
     job: Job, file: h5py.File, output: str, ticker: Ticker, notes: Sequence[str]
-) -> Summary:  # fmt: skip
-    """Encode and append all rows."""
+) -> Summary:
+    """Encode all rows and write them to a file.
+
+    Parameters
+    ----------
+    job : Job
+        The files and their encoding.
+    file : h5py.File
+        The open output file.
+    output : str
+        Its path. Temporary files are made in the same folder.
+    ticker : Ticker
+        Reports the number of rows.
+    notes : sequence of str
+        Notes for the user so far.
+
+    Returns
+    -------
+    Summary
+        The size of the data set, and all notes.
+
+    Raises
+    ------
+    DataError
+        If a row cannot be encoded, values are missing that the policy does not cover, or no rows
+        are left.
+    """
     encoding, found = job.encoding, job.found
     vectors, wanted, lacking = (["y"], [], []) if encoding.format == "svmlight" else _wanted(job)
     traces = [*SOURCE] if job.traced else []
@@ -103,7 +137,7 @@ def write_all(
 
 
 def _nothing(path: str, read: int, bad: int, left_out: Sequence[str]) -> str:
-    """Why there are no rows."""
+    """Return the message for an output without rows."""
     if bad:
         return f"no row can be encoded: {'; '.join(left_out)}"
     return f"{path}: no data rows" + (f" without missing values among {read:,}" if read else "")
@@ -129,11 +163,11 @@ def _lines(job: Job, writer: Writer, ticker: Ticker) -> tuple[svmlight.Encoder, 
 
 def _blocks(
     job: Job, vectors: Sequence[str], wanted: Sequence[str], writer: Writer, ticker: Ticker
-) -> tuple[Encoder, int]:  # fmt: skip
+) -> tuple[Encoder, int]:
     encoding, read = job.encoding, 0
     encoder = Encoder(encoding, vectors, job.policies, [source.path for source in job.found])
     in_place = encoding.layout == "dense" and not encoding.hashed
-    lost = job.traced  # rows with too many fields come with the blocks
+    lost = job.traced  # whether the blocks also report rows with a wrong number of fields
     again = (block for source in job.found for block in source.blocks(wanted, lost))
     for block in job.kept.blocks() if job.kept and job.kept.complete else ahead(again):
         encoded = encoder.read(block)
@@ -147,11 +181,13 @@ def _blocks(
 
 
 def _wanted(job: Job) -> tuple[list[str], list[str], list[str]]:
-    """The vectors that these files allow to be written, the raw columns to be read, and notes.
-    DataError for a column not there."""
+    """Return the row vectors that these files have, the raw columns to read, and notes.
+
+    DataError for a column that is missing or has another type than in the training data.
+    """
     found, encoding = job.found, job.encoding
     raw = {**({"y": encoding.target.name} if encoding.target else {}), **encoding.extras}
-    if job.policies.command == "predict":  # other columns may have anything then
+    if job.policies.command == "predict":  # it reads no other columns, which may hold anything
         raw = {vector: name for vector, name in raw.items() if vector in ("offset", "id")}
     kinds = found[0].kinds()
     labelled = "y" in raw and raw["y"] in kinds
@@ -170,9 +206,8 @@ def _wanted(job: Job) -> tuple[list[str], list[str], list[str]]:
                 raise DataError(f"{source.path}: column {name!r} has {both}")
         for name in wanted:
             if name not in kinds:
-                said = "".join(
-                    f"; {note}" for note in source.notes
-                )  # a key in a folder's name, say
+                # A note may explain it, for example that the column is in the name of a folder.
+                said = "".join(f"; {note}" for note in source.notes)
                 why = ", which the training data had"
                 raise DataError(no_column(source.path, name, list(kinds), why) + said)
             if name in numbers and kinds[name] not in NUMERIC:

@@ -1,9 +1,9 @@
-"""One value written in several ways: True and true, 1.0 and 1, 2013-01-01T00:00:00Z and 2013-01-01
-00:00:00+00:00.
+"""Recognition of values that are written in several ways.
 
-The same table comes as CSV from one program and as Parquet from another. A category is looked up as
-it is written; only where that is unknown, by what it means, if one known category alone means that.
-So categories that the training data told apart stay apart.
+Examples are True and true, 1.0 and 1, 2013-01-01T00:00:00Z and 2013-01-01 00:00:00+00:00: the same
+table may come as CSV from one program and as Parquet from another. A category is first looked up by
+its text. If that text is unknown, it is looked up by its meaning, if exactly one known category has
+that meaning. So categories that were different in the training data remain different.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from mpigd.tables.columns import WORDS, to_text
 Array = np.ndarray[Any, Any]
 WHOLE = re.compile(r"([+-]?\d+)\.0*")
 FRACTION = re.compile(r"([+-]?\d+\.\d*[1-9])0+")
-POWER = re.compile(
-    r"[+-]?\d(\.\d+)?e[+-]\d+", re.IGNORECASE
-)  # as programs write it; 12e4 may be a code
+# A number with an exponent, in the form that programs write; 12e4 may be a code.
+POWER = re.compile(r"[+-]?\d(\.\d+)?e[+-]\d+", re.IGNORECASE)
 TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)(:\d\d)?(\.\d+)?(Z|[+-]\d\d:?\d\d)?")
 
 
 def meaning(text: str, number: bool = False) -> str:
-    """A text that is equal for texts that mean the same. number: it comes from a column of numbers,
-    where 1.50 is 1.5 (and no version, say)."""
+    """Return a canonical text, which is equal for texts with the same meaning.
+
+    number: whether the text comes from a column of numbers, where 1.50 equals 1.5. In other columns
+    1.50 might be a version, for example.
+    """
     if len(text) in (4, 5) and text.lower() in WORDS:
         return text.lower()
     if "." in text and (found := WHOLE.fullmatch(text)):
@@ -46,15 +48,21 @@ def meaning(text: str, number: bool = False) -> str:
 
 
 class Meanings:
-    """What the known texts of a column mean, and which code each meaning has, if only one."""
+    """Looks up categories by their meaning.
+
+    codes: known text -> code. A meaning has a code if all known texts with that meaning have the
+    same code.
+    """
 
     def __init__(self, codes: Mapping[str, int]) -> None:
         self._codes = codes
         self._tables: dict[bool, dict[str, int]] = {}
 
     def look_up(self, array: Any, rows: Array) -> Array:
-        """Codes of the values in some rows (k,) of a pyarrow array, by their meaning; -1 where it is
-        not known."""
+        """Return codes (k,) int64 of the values in some rows, -1 for unknown meanings.
+
+        array: the values, a pyarrow array. rows: positions (k,) in it.
+        """
         import pyarrow as pa
 
         number = not (pa.types.is_string(array.type) or pa.types.is_dictionary(array.type))
@@ -76,7 +84,11 @@ class Meanings:
 
 
 def merged(counts: Mapping[str, int]) -> dict[str, int]:
-    """Texts and how often each comes; if all are true or false, these in small letters."""
+    """Merge the counts of booleans that differ in capital letters only.
+
+    counts: text -> number of rows. If all texts are true or false, they are returned in lower case
+    with their counts added up, else unchanged.
+    """
     if not {text.lower() for text in counts} <= set(WORDS):
         return dict(counts)
     found = dict[str, int]()

@@ -1,8 +1,10 @@
-"""svmlight / libsvm files, streamed: `label index:value ... # comment` a line, indices ascending.
+"""Streaming reader and encoder of svmlight / libsvm files.
 
-Whether indices count from 0 or 1 is decided as scikit-learn's load_svmlight_file(zero_based="auto") does: from 1 unless
-some file has a 0. A whole block of well-formed lines is converted at once; any other goes line by line, which is
-where the messages come from.
+A line is `label index:value ... # comment`, with ascending indices. Indices count from 1 unless
+some file has an index 0, as for scikit-learn's load_svmlight_file(zero_based="auto").
+
+A block of well-formed lines is converted at once. Any other block is parsed line by line, which
+yields the error messages.
 """
 
 from __future__ import annotations
@@ -26,18 +28,34 @@ Array = np.ndarray[Any, Any]
 IMPORT = Policies(command="import")
 BLOCK_BYTES = 1 << 20
 MOST_FEATURES = 1 << 40
-MOST_LINE = 1 << 28  # bytes of a line
+MOST_LINE = 1 << 28  # the maximal number of bytes of a line
 BOM = b"\xef\xbb\xbf"
-# Possessive quantifiers: a block that does not match is found out in one pass.
+# The quantifiers are possessive (they never give characters back), so that a block that does not
+# match is recognised in one pass.
 NUMBER, SPACE = rb"[-+.\dA-Za-z]++", rb"[ \t]++"
 PLAIN = re.compile(rb"(?:" + NUMBER + rb"(?:" + SPACE + rb"\d++:" + NUMBER + rb")*+[ \t]*+\r?\n)*+")
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Rows of one file: y (m,), and CSR pieces lengths (m,), indices, values; the line each row stands on, from 1.
+    """Consecutive rows of one file, as parts of CSR.
 
-    query: whether there was a qid, which is left out.
+    Attributes
+    ----------
+    path : str
+        The file.
+    y : array (m,) of float64
+        Labels.
+    lengths : array (m,) of int64
+        The number of entries of each row.
+    indices : array (e,) of int64
+        The indices of all entries, row after row, as in the file.
+    values : array (e,) of float64
+        Their values.
+    lines : array (m,) of int64
+        The line of each row, counted from 1.
+    query : bool
+        Whether there was a qid. It is left out.
     """
 
     path: str
@@ -49,12 +67,18 @@ class Lines:
     query: bool = False
 
     def where(self, entry: int) -> str:
-        """File and line of an entry."""
-        return f"{self.path} line {self.lines[np.searchsorted(np.cumsum(self.lengths), entry, 'right')]}"
+        """Return file and line of an entry, for a message."""
+        return (
+            f"{self.path} line "
+            f"{self.lines[np.searchsorted(np.cumsum(self.lengths), entry, 'right')]}"
+        )
 
 
 def read(path: str) -> Iterator[Lines]:
-    """The rows of a file, about a mebibyte of text at a time. DataError names file and line."""
+    """Yield the rows of a file in blocks of about 1 MiB of text.
+
+    DataError for lines that are wrong; it names file and line.
+    """
     line = 1
     with reading(path), open_bytes(path) as file:
         for texts in _texts(path, file):
@@ -67,7 +91,7 @@ def read(path: str) -> Iterator[Lines]:
 
 
 def _texts(path: str, file: BinaryIO) -> Iterator[list[bytes]]:
-    """The lines of a file, each with its newline, many at a time."""
+    """Yield lists of the lines of a file, each line with its newline."""
     held: list[bytes] = []
     while chunk := file.read(BLOCK_BYTES):
         end = chunk.rfind(b"\n") + 1
@@ -83,7 +107,10 @@ def _texts(path: str, file: BinaryIO) -> Iterator[list[bytes]]:
 
 
 def _plain(path: str, line: int, texts: Sequence[bytes]) -> Lines | None:
-    """The fast way, for blocks without comments, qid, empty lines or mistakes; None for all others."""
+    """Parse a block at once; None if it has comments, qid, empty lines or mistakes.
+
+    line: the number of its first line.
+    """
     text = b"".join(texts)
     if not PLAIN.fullmatch(text):
         return None
@@ -140,7 +167,7 @@ def _careful(path: str, line: int, texts: Sequence[bytes]) -> Lines:
 
 def _number(word: bytes, what: str, advice: str = "") -> float:
     try:
-        if b"_" in word:  # Python's float would take 1_000
+        if b"_" in word:  # Python's float would accept 1_000
             raise ValueError
         return float(word)
     except ValueError:
@@ -169,7 +196,10 @@ def _shown(word: bytes) -> str:
 
 
 def _check(block: Lines) -> None:
-    """DataError at the first index that does not ascend, and at a label or value that is infinite, or a label NaN."""
+    """Check the order of indices, and that labels are finite and values not infinite.
+
+    DataError names the first entry or label that is wrong. Values may be NaN, which is missing.
+    """
     first = np.zeros(block.indices.size, dtype=bool)
     starts = np.cumsum(block.lengths) - block.lengths
     first[starts[block.lengths > 0]] = True
@@ -181,7 +211,8 @@ def _check(block: Lines) -> None:
     bad = np.flatnonzero(~np.isfinite(block.y))
     if bad.size:
         raise DataError(
-            f"{block.path} line {block.lines[bad[0]]}: the label is {block.y[bad[0]]:g}, expected a finite number"
+            f"{block.path} line {block.lines[bad[0]]}: the label is {block.y[bad[0]]:g}, "
+            "expected a finite number"
         )
     bad = np.flatnonzero(np.isinf(block.values))
     if bad.size:
@@ -191,14 +222,42 @@ def _check(block: Lines) -> None:
 
 
 def fit(
-    sources: Sequence[Source], missing: str, dtype: str, tick: Callable[[int], None],
-    features: int | None = None, zero_based: bool | None = None,
-) -> tuple[Encoding, list[str]]:  # fmt: skip
-    """The encoding of these files (how many features, from which index, whether the rows are sparse),
-    and notes for the user. One pass.
+    sources: Sequence[Source],
+    missing: str,
+    dtype: str,
+    tick: Callable[[int], None],
+    features: int | None = None,
+    zero_based: bool | None = None,
+) -> tuple[Encoding, list[str]]:
+    """Determine the encoding of svmlight files in one pass.
 
-    features: how many there are, None for as many as the highest index tells. zero_based: whether
-    indices count from 0 or from 1, None for from 1 unless some index is 0.
+    Parameters
+    ----------
+    sources : sequence of Source
+        The files.
+    missing : str
+        The policy for missing values (NaN).
+    dtype : str
+        "auto", "float32" or "float64".
+    tick : function
+        Called with the number of rows read so far.
+    features : int, optional
+        The number of features; by default it follows from the highest index.
+    zero_based : bool, optional
+        Whether indices count from 0 (True) or 1 (False); by default from 1 unless some index is 0.
+
+    Returns
+    -------
+    encoding : Encoding
+        The number of features, the first index, the layout and the dtype.
+    notes : list of str
+        Notes for the user.
+
+    Raises
+    ------
+    DataError
+        If a line is wrong, there are no rows or no features, or an index contradicts `features` or
+        `zero_based`.
     """
     rows = nonzeros = 0
     low, high = MOST_FEATURES, -1
@@ -218,9 +277,9 @@ def fit(
     if zero_based is None:
         zero_based = low == 0
     width = features or (high + 1 if zero_based else high)
-    if high >= width + (
-        not zero_based
-    ):  # only now is it known that indices count from 0: find the line
+    # It has turned out only now that indices count from 0, so that the highest index is too high.
+    # Another pass finds its line.
+    if high >= width + (not zero_based):
         for source in sources:
             for block in read(source.path):
                 _check_told(block, zero_based, features, width - 1)
@@ -239,7 +298,7 @@ def fit(
 
 
 def _check_told(block: Lines, zero_based: bool | None, features: int | None, most: int) -> None:
-    """DataError at the first index that --one-based or --features exclude."""
+    """DataError at the first index that --one-based or --features exclude; most: the highest."""
     if zero_based is False and np.any(block.indices == 0):
         where = block.where(int(np.argmax(block.indices == 0)))
         raise DataError(
@@ -250,12 +309,13 @@ def _check_told(block: Lines, zero_based: bool | None, features: int | None, mos
         index = int(block.indices[beyond[0]])
         need = index + bool(zero_based)
         raise DataError(
-            f"{block.where(int(beyond[0]))}: index {index} is beyond --features {features}: use --features {need}"
+            f"{block.where(int(beyond[0]))}: index {index} is beyond --features {features}: "
+            f"use --features {need}"
         )
 
 
 class Encoder:
-    """Turns the lines of svmlight files into rows of X and y."""
+    """Encodes rows of svmlight files as rows of X and y."""
 
     def __init__(self, encoding: Encoding, told: Policies = IMPORT) -> None:
         self._encoding, self._told = encoding, told
@@ -263,8 +323,25 @@ class Encoder:
         self.note = ""
 
     def encode(self, block: Lines) -> tuple[Array, Array, Array, dict[str, Array]]:
-        """Non-zeros per row, their columns and values row after row, and y; rows that miss a value (NaN)
-        may be dropped: `kept` are the others' positions."""
+        """Encode a block of m rows.
+
+        Returns
+        -------
+        lengths : array (k,) of int64
+            The number of non-zeros of each row that is kept.
+        indices : array (e,) of int64
+            The columns of the non-zeros, row after row, counted from 0.
+        values : array (e,)
+            Their values, in the dtype of the encoding.
+        vectors : dict of str to array
+            "y" (k,), and "kept" (k,), the positions of the kept rows in the block. Rows with a
+            missing value (NaN) are left out if the policy is "drop".
+
+        Raises
+        ------
+        DataError
+            At an index that the training data do not have, or a value too large for the dtype.
+        """
         if block.query:
             self.note = self.note or f"{block.path}: qid is ignored"
         index = block.indices - (not self._encoding.zero_based)
@@ -298,17 +375,21 @@ class Encoder:
             found = int(block.indices[wrong[0]])
             option = "--zero-based" if found == 0 else f"--features {found + 1 - low}"
             raise DataError(
-                f"{block.where(int(wrong[0]))}: index {found} is outside {low} to {self._encoding.features - 1 + low}, "
+                f"{block.where(int(wrong[0]))}: index {found} is outside "
+                f"{low} to {self._encoding.features - 1 + low}, "
                 f"the indices of the training data: import those with {option}"
             )
         large = np.flatnonzero(np.abs(block.values) > np.finfo(self._encoding.dtype).max)
         if large.size:
-            entry = f"{block.where(int(large[0]))}: index {block.indices[large[0]]} is {block.values[large[0]]:g}"
+            entry = (
+                f"{block.where(int(large[0]))}: index {block.indices[large[0]]} "
+                f"is {block.values[large[0]]:g}"
+            )
             advice = " (use --dtype float64)" if self._told.command == "import" else ""
             raise DataError(f"{entry}, too large for {self._encoding.dtype}{advice}")
 
     def check(self) -> None:
-        """DataError if values are missing and the policy is to refuse them."""
+        """DataError if values are missing and the policy is "refuse". Call it after all blocks."""
         if self._missing and self._encoding.missing == "refuse":
             advice = "use --missing zero" + (
                 "" if self._told.command == "predict" else " or --missing drop"

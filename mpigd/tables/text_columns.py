@@ -1,8 +1,9 @@
-"""What a column of text is, told by all its different values: a category, or something that only
-looks like one and needs an option.
+"""Classification of columns of text by all their distinct values.
 
-Numbers with signs around them, dates, numbers with a few words between them, codes with leading zeros
-and identifiers would become a column for each of their values: they are refused, by name.
+A column of text is a category, or it only seems to be one and needs an option: numbers with signs
+around them, dates, numbers mixed with a few words, codes with leading zeros, and identifiers. As a
+category, such a column would become one column of X for each of its values. So it is refused, and
+the message names the column.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from itertools import islice, product
 from mpigd.tables.columns import WORDS
 from mpigd.tables.number_text import CURRENCY
 
-FEW = 6  # values shown in a message
-SMALL, NEARLY_ALL = 10, 0.9  # an identifier: at least so many values, of which this share differs
-LARGE, HALF = 1000, 0.5  # or more than these
-SAMPLE = 1000  # different values on which a form of dates is tried
+FEW = 6  # the maximal number of values for which a message suggests --na
+# A column is like an identifier if it has at least SMALL values and a share of NEARLY_ALL of them
+# is distinct, or if it has more than LARGE distinct values and these are more than HALF of all.
+SMALL, NEARLY_ALL = 10, 0.9
+# HALF is also the share of dates or numbers from which a column is reported as one of these.
+LARGE, HALF = 1000, 0.5
+SAMPLE = 1000  # the number of distinct values on which formats of dates are tried
 NUMBER = re.compile(
     r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE | re.ASCII
 )
@@ -32,42 +36,64 @@ ADORNED = re.compile(
 GROUPED = re.compile(rf"[+-]?{GROUPS}", re.ASCII)
 COMMA = re.compile(r"[+-]?(\d{1,3}(\.\d{3})+|\d*),\d+", re.ASCII)
 OTHER_DIGITS = re.compile(r"[+-]?\d+([.,\u066b]\d+)?")
-# A number and a unit; a few such values may well be categories (36 months, 60 months).
+# A number and a unit. Up to MANY_UNITS such values may be categories (36 months, 60 months).
 UNIT = re.compile(r"[<>~]?[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)? ?([^\W\d_]{1,8}|°[CF]?)", re.ASCII)
 MANY_UNITS = 10
 TIME = r"\d{1,2}:\d\d(:\d\d([.,]\d+)?)?( ?[AaPp]\.?[Mm]\.?)?"
 MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 DATE = re.compile(
-    rf"(\d{{1,4}}([/.-])\d{{1,2}}\2\d{{1,4}}|\d{{1,2}}[ -]{MONTH},?[ -]\d{{2,4}}|{MONTH} \d{{1,2}},? \d{{2,4}})"
-    rf"([T ]{TIME}.*)?|{TIME}", re.IGNORECASE,
-)  # fmt: skip
+    rf"(\d{{1,4}}([/.-])\d{{1,2}}\2\d{{1,4}}|\d{{1,2}}[ -]{MONTH},?[ -]\d{{2,4}}|"
+    rf"{MONTH} \d{{1,2}},? \d{{2,4}})([T ]{TIME}.*)?|{TIME}",
+    re.IGNORECASE,
+)
 ISO = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?|\d\d:\d\d(:\d\d(\.\d+)?)?")
 DAYS = (
-    "%m/%d/%Y", "%d/%m/%Y", "%Y/%m/%d", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y-%m-%d", "%m/%d/%y", "%d/%m/%y",
-    "%d-%b-%Y", "%d-%b-%y", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y",
+    "%m/%d/%Y", "%d/%m/%Y", "%Y/%m/%d", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y-%m-%d",
+    "%m/%d/%y", "%d/%m/%y", "%d-%b-%Y", "%d-%b-%y", "%d %b %Y", "%d %B %Y",
+    "%b %d, %Y", "%B %d, %Y",
 )  # fmt: skip
 TIMES = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a column is: "number" or "category"; problem: why it cannot be taken for that without an
-    option, with the options that settle it."""
+    """The classification of a column."""
 
-    kind: str
-    problem: str = ""
+    kind: str  # "number" or "category"
+    problem: str = ""  # the reason why the column needs an option, with the options that settle it
 
 
 def look(
-    name: str, values: Mapping[str, int], *, whole: bool = True, typed: bool = False, hashed: bool = False,
+    name: str,
+    values: Mapping[str, int],
+    *,
+    whole: bool = True,
+    typed: bool = False,
+    hashed: bool = False,
     target: bool = False,
-) -> Look:  # fmt: skip
-    """What a column of text is.
+) -> Look:
+    """Classify a column of text.
 
-    values: each different text (stripped) and how often it comes. whole: whether these are all of
-    them. typed: the file itself says that they are texts (Parquet), and not just that they are there
-    (CSV). hashed: categories are hashed, so that many different ones are no mistake. target: it is
-    to be predicted, and a category is a class.
+    Parameters
+    ----------
+    name : str
+        The column, for the message.
+    values : mapping of str to int
+        Distinct text (stripped) -> number of rows.
+    whole : bool
+        Whether `values` has all distinct texts of the column.
+    typed : bool
+        Whether the file declares the column as text (Parquet), in contrast to CSV, where every
+        value is text.
+    hashed : bool
+        Whether categories are hashed, so that many distinct ones are no mistake.
+    target : bool
+        Whether the column is the target, so that categories are classes.
+
+    Returns
+    -------
+    Look
+        The kind of the column, and its problem if it needs an option.
     """
     if not values:
         return Look("number")
@@ -94,7 +120,10 @@ def look(
 
 def _signs(values: Mapping[str, int], numbers: list[str], name: str, typed: bool) -> str:
     if len(numbers) == len(values) and not typed:
-        return f"has numbers with a decimal point ({_some(values)}), which --decimal says is another mark"
+        return (
+            f"has numbers with a decimal point ({_some(values)}), "
+            "which --decimal says is another mark"
+        )
     if len(numbers) == len(values):
         return (
             f"is text, but all its values are numbers ({_some(values)}): --number {name} reads them"
@@ -108,7 +137,10 @@ def _signs(values: Mapping[str, int], numbers: list[str], name: str, typed: bool
         grouped = all(GROUPED.fullmatch(value) or NUMBER.fullmatch(value) for value in values)
         more = f"--number {name} if these are thousands, " if grouped else ""
         return f"has numbers with a comma ({other}): {more}--decimal , if these are decimals"
-    return f"has numbers with signs around them ({other}): --number {name} reads them (12% is 12, 1,234 is 1234)"
+    return (
+        f"has numbers with signs around them ({other}): "
+        f"--number {name} reads them (12% is 12, 1,234 is 1234)"
+    )
 
 
 def _dates(values: Mapping[str, int], name: str) -> str:
@@ -129,7 +161,10 @@ def _dates(values: Mapping[str, int], name: str) -> str:
 
 
 def date_formats(values: Mapping[str, int]) -> list[str]:
-    """Forms (of strptime) in which all these texts are dates."""
+    """Return the formats (of strptime) in which all these texts are dates.
+
+    values: distinct text -> number of rows. Only the first SAMPLE texts are tried.
+    """
     texts = list(islice(values, SAMPLE))
     forms = [
         *(day + time for day, time in product(DAYS, TIMES)),
@@ -186,7 +221,10 @@ def _some(values: object) -> str:
 
 
 def alike(name: str, values: Mapping[str, int]) -> list[str]:
-    """A note if categories differ by blanks around them or by capital letters alone."""
+    """Return a note if categories differ only in blanks around them or in capital letters.
+
+    name: the column. values: category -> number of rows.
+    """
     seen, pairs = dict[str, str](), list[tuple[str, str]]()
     for value in values:
         first = seen.setdefault(value.strip().casefold(), value)
@@ -196,5 +234,6 @@ def alike(name: str, values: Mapping[str, int]) -> list[str]:
         return []
     more = f" (and {len(pairs) - 1} more pairs)" if len(pairs) > 1 else ""
     return [
-        f"column {name!r} has both {pairs[0][0]!r} and {pairs[0][1]!r}{more}: they are different categories"
+        f"column {name!r} has both {pairs[0][0]!r} and {pairs[0][1]!r}{more}: "
+        "they are different categories"
     ]

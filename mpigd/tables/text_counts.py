@@ -1,4 +1,7 @@
-"""How often each text comes in many columns of a block, without a call for each column."""
+"""Counts of distinct texts in many columns of a block.
+
+Small blocks are counted for all columns together, without a call for each column.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,27 @@ import numpy as np
 from mpigd.tables.columns import absent, to_text
 
 Array = np.ndarray[Any, Any]
-FEW_ROWS = 1 << 10  # below which a call for each column costs more than its values
+# Up to this number of rows, a call for each column costs more than the work on its values.
+FEW_ROWS = 1 << 10
 
 
 def counted(arrays: Sequence[Any]) -> Iterator[tuple[Array, list[str], list[int]]]:
-    """Of each pyarrow array: where values are missing (m,), the different texts in the order in
-    which they come, and how often each does."""
+    """Count the distinct texts of each column.
+
+    Parameters
+    ----------
+    arrays : sequence of pyarrow.Array
+        The columns, all with m rows.
+
+    Yields
+    ------
+    missing : array (m,) of bool
+        Marks the missing values of the column.
+    texts : list of str
+        Its distinct texts, in the order of their first rows.
+    counts : list of int
+        The number of rows of each text.
+    """
     if len(arrays) > 1 and 0 < len(arrays[0]) <= FEW_ROWS:
         yield from _together(arrays)
         return

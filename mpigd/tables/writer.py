@@ -1,4 +1,7 @@
-"""Rows in, HDF5 out: the data layout of the trainer, written as it streams (growing_dataset.py)."""
+"""Streaming writer of HDF5 data sets in the layout that the trainer reads.
+
+Datasets grow while rows are appended (mpigd/storage/growing_dataset.py).
+"""
 
 from __future__ import annotations
 
@@ -20,20 +23,39 @@ VECTORS = {
 
 
 class Writer:
-    """Writes X, dense (n, d) or CSR in AnnData's on-disk encoding, and the vectors beside it, into an open file.
+    """Writes X and the row vectors into an open file.
 
-    folder: for temporary files. dtype: of X ("float32" or "float64"). vectors: which of y,
-    sample_weight, offset, key, id, source_file, source_row there are.
+    Parameters
+    ----------
+    file : h5py.File
+        The open file.
+    layout : str
+        The layout of X: "dense" (n, d), or "csr" in AnnData's on-disk encoding.
+    d : int
+        The number of columns of X.
+    dtype : str
+        The dtype of X, "float32" or "float64".
+    vectors : sequence of str
+        The row vectors: some of y, sample_weight, offset, key, id, source_file and source_row.
+    folder : str
+        The folder for temporary files.
     """
 
     def __init__(
-        self, file: h5py.File, layout: str, d: int, dtype: str, vectors: Sequence[str], folder: str = ".",
-    ) -> None:  # fmt: skip
+        self,
+        file: h5py.File,
+        layout: str,
+        d: int,
+        dtype: str,
+        vectors: Sequence[str],
+        folder: str = ".",
+    ) -> None:
         self.rows = self.nonzeros = 0
         self._file, self._layout, self._d, self._dtype = file, layout, d, np.dtype(dtype)
         self._vectors: dict[str, Stream | Ids] = {
-            name: Stream(file, name, VECTORS[name]) if name in VECTORS else Ids(file, name, folder) for name in vectors
-        }  # fmt: skip
+            name: Stream(file, name, VECTORS[name]) if name in VECTORS else Ids(file, name, folder)
+            for name in vectors
+        }
         if layout == "dense":
             self._parts = {"X": Stream(file, "X", dtype, (d,))}
             return
@@ -49,9 +71,18 @@ class Writer:
     def append(
         self, lengths: Array, indices: Array, data: Array, vectors: Mapping[str, Array]
     ) -> None:
-        """Add m rows: lengths (m,) non-zeros each, their columns and values row after row, and each vector's (m,) values.
+        """Append m rows, given as parts of CSR.
 
-        Columns ascend within a row.
+        Parameters
+        ----------
+        lengths : array (m,) of int64
+            The number of non-zeros of each row.
+        indices : array (e,) of int64
+            The columns of the non-zeros, row after row; they ascend within a row.
+        data : array (e,)
+            Their values.
+        vectors : mapping of str to array
+            Row vector -> its values (m,).
         """
         data = np.asarray(data, dtype=self._dtype)
         if self._layout == "dense":
@@ -65,7 +96,15 @@ class Writer:
         self.nonzeros += int(indices.size)
 
     def append_dense(self, slabs: Iterable[Array], vectors: Mapping[str, Any]) -> None:
-        """Add rows of a dense X, as slabs (r, d), and each vector's values of all of them."""
+        """Append rows to a dense X.
+
+        Parameters
+        ----------
+        slabs : iterable of array (r, d)
+            Consecutive rows; r may differ between slabs.
+        vectors : mapping of str to array
+            Row vector -> its values for the rows of all slabs.
+        """
         for slab in slabs:
             self._parts["X"].append(slab)
             self.rows += slab.shape[0]
@@ -78,9 +117,8 @@ class Writer:
 
     def _append_dense(self, lengths: Array, indices: Array, data: Array) -> None:
         ends = np.cumsum(lengths)
-        step = max(
-            1, 4 * growing_dataset.CHUNK_BYTES // (self._d * self._dtype.itemsize)
-        )  # a wide slab would be much larger than its entries
+        # Rows are written in small slabs, since a wide slab would be much larger than its entries.
+        step = max(1, 4 * growing_dataset.CHUNK_BYTES // (self._d * self._dtype.itemsize))
         for start in range(0, lengths.size, step):
             stop = min(start + step, lengths.size)
             entries = slice(int(ends[start] - lengths[start]), int(ends[stop - 1]))
@@ -91,7 +129,7 @@ class Writer:
             self._parts["X"].append(slab)
 
     def close(self) -> None:
-        """Write what waits, and the shape."""
+        """Write the buffered rows, and the shape of X."""
         for part in (*self._parts.values(), *self._vectors.values()):
             part.close()
         if self._layout == "csr":
