@@ -115,9 +115,7 @@ class MiniBatch:
             epoch, start = epoch + 1, 0
 
     def _epoch(self, epoch: int) -> tuple[Array, Array]:
-        """Return the local rows (m,) in the order of their steps, and where each step's rows begin
-        (steps + 1,).
-        """
+        """Return the local rows by step (m,), and where each step's rows begin (steps + 1,)."""
         m = self._rows.size
         kind = np.int32 if max(m, self.steps_per_epoch) < 2**31 else np.int64
         steps, order = np.empty(m, kind), np.empty(m, kind)
@@ -134,8 +132,9 @@ class MiniBatch:
 
 
 def block_positions(rows: Array, n: int, seed: int, epoch: int, places: Array) -> None:
-    """Write the positions of rows in an epoch's permutation of blocks, and of the rows in each
-    block.
+    """Write the positions of rows in an epoch's permutation.
+
+    The permutation is one of blocks of BLOCK consecutive rows, and of the rows in each block.
 
     Parameters
     ----------

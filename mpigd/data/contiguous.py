@@ -48,8 +48,7 @@ def handle(source: h5py.Dataset) -> int:
 
 
 def read(source: int, place: int, out: Array) -> Iterator[Array]:
-    """Fill an array from an open file, and yield it piece by piece while each piece is in the
-    cache.
+    """Fill an array from an open file, and yield each piece while it is in the cache.
 
     Parameters
     ----------

@@ -1,5 +1,6 @@
-"""Values so large that sums over rows overflow; they often stand for missing values (1.8e308,
-1e300).
+"""Values so large that sums over rows overflow.
+
+They often stand for missing values (1.8e308, 1e300).
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ LARGEST = 2.0**500
 
 
 def advice(value: float, what: str) -> str:
-    """Return what to do about a value. `what` names what to divide: the column, the target or the
-    weights.
+    """Return what to do about a value.
+
+    `what` names what to divide: the column, the target or the weights.
     """
     return f"correct it if it stands for a missing value, or divide {what} by {power(value):g}"
 

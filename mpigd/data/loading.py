@@ -102,8 +102,9 @@ def load(patterns: Sequence[str], layout: Layout, comm: Comm) -> Shard:
 
 
 def _as_stored(layout: Layout) -> Layout:
-    """Return the layout without dtype float16: halves hold training data, scored data keep the
-    file's type.
+    """Return the layout without dtype float16.
+
+    Halves are a way to hold training data; data to be scored keep the file's type.
     """
     return dataclasses.replace(layout, dtype=None) if layout.dtype == "float16" else layout
 
@@ -399,8 +400,7 @@ def _names(info: Info) -> list[str] | None:
 
 
 def encoding_of(info: Info) -> dict[str, Any]:
-    """Return how the file's raw columns were encoded, with the names of columns and classes if they
-    are known.
+    """Return how the file's raw columns were encoded, and the known names of columns and classes.
 
     A file that was not imported has no encoding; the result is empty if it has no names either.
     """

@@ -238,9 +238,7 @@ def _explain(first: Info, other: Info) -> None:
 
 
 def _told(info: Info) -> tuple[list[str], dict[str, Any]]:
-    """Return the names of a file's columns ([] if there are none) and its encoding ({} if there is
-    none).
-    """
+    """Return the names of a file's columns and its encoding; both are empty if there are none."""
     with hdf5.open_read(info.path, info.links) as file:
         encoding = hdf5.read_json(file, "encoding") if "encoding" in file else {}
         return column_names.columns(file, info.x, info.d) or [], encoding
@@ -442,11 +440,10 @@ def _look_csr(
 
 
 def sparse_shape(group: hdf5.Group) -> Any:
-    """Return the attribute with the shape of a sparse matrix, or None if the group does not say
-    that it is one.
+    """Return the declared shape (rows, columns) of a sparse matrix.
 
-    The names of the attributes before AnnData 0.7 (h5sparse_shape, h5sparse_format) are accepted
-    too.
+    None if the group has no attribute for the shape or none for the encoding. The names of the
+    attributes before AnnData 0.7 (h5sparse_shape, h5sparse_format) are accepted too.
     """
     name = next((name for name in ("shape", "h5sparse_shape") if name in group.attrs), None)
     told = "encoding-type" in group.attrs or "h5sparse_format" in group.attrs

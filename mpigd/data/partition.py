@@ -14,9 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Extent:
-    """The rows of one file: their number, rows per chunk, and the number of non-zeros (None if
-    dense).
-    """
+    """The number of rows of one file, of rows per chunk, and of non-zeros (None if dense)."""
 
     rows: int
     chunk: int
@@ -25,8 +23,9 @@ class Extent:
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows start to stop (exclusive) of the file with index `file`; `first` is the global number of
-    row start.
+    """Rows start to stop (exclusive) of the file with index `file`.
+
+    `first` is the global number of row `start`.
     """
 
     file: int

@@ -241,8 +241,9 @@ def usable(values: Array) -> bool:
 
 
 def scrub(values: Array) -> int | None:
-    """Set subnormal numbers to zero, and return the flat index of the first non-finite number, or
-    None.
+    """Set subnormal numbers to zero.
+
+    Returns the flat index of the first number that is not finite, or None.
     """
     if usable(values):
         return None

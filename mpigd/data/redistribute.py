@@ -74,15 +74,16 @@ class Journey:
         return [self._owners.size - (i + 1) * rows for i in range(rounds)]
 
     def arriving(self, counts: Array) -> Array:
-        """Return the number of rows that arrive from each rank (size,), if `counts` (size,) go to
-        each. Collective.
+        """Return how many rows arrive from each rank (size,). Collective.
+
+        `counts` (size,) are the rows that go to each rank.
         """
         return self.comm.alltoallv(counts.reshape(-1, 1), np.ones(self.comm.size, dtype=np.int64))[
             0
         ][:, 0]
 
     def order(self, rows: slice) -> tuple[Array, Array]:
-        """Return the local rows of a round sorted by owner, and how many go to each rank (size,)."""
+        """Return the local rows of a round by owner, and how many go to each (size,)."""
         owners = self._owners[rows]
         return rows.start + np.argsort(owners, kind="stable"), np.bincount(
             owners, minlength=self.comm.size
@@ -93,6 +94,7 @@ class Journey:
 
     def move(self, vector: Array) -> Array:
         """Return the rows of a vector that this rank will hold, in the order of their numbers.
+
         Collective.
 
         Parameters
@@ -118,8 +120,9 @@ class Journey:
 
 
 class Places:
-    """Where the rows from each rank go in the output: rank by rank, each rank's part filled from
-    its end.
+    """The places of arriving rows in the output, which holds them rank by rank.
+
+    Each rank's part is filled from its end.
     """
 
     def __init__(self, ends: Array) -> None:

@@ -1,5 +1,6 @@
-"""Rows that do not fit into memory: they are read again at every pass, the next piece while one is
-used.
+"""Rows that do not fit into memory and are read again at every pass.
+
+A thread reads the next piece while one is used.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ FEWEST = 4
 
 
 class Streamed:
-    """A rank's dense rows (n, d) in their files. `rows` returns them as Dense or Half, with the
-    same bits as in memory.
+    """A rank's dense rows (n, d) in their files.
+
+    `rows` returns them as Dense or Half, with the same bits as in memory.
 
     Pieces are slabs aligned to chunks or, if `block` is given, blocks of `block` consecutive global
     rows. The latest pieces stay in memory, up to `max_memory` bytes. A thread reads the piece that

@@ -19,13 +19,7 @@ OTHERS = 1 << 16  # zstd and similar filters expand constants by this factor
 CHUNK = 1 << 32  # bytes; larger chunks are new in HDF5 2.0, and HDF5 holds each chunk as a whole
 PLAIN_FILTERS = (1, 2, 3)  # deflate, shuffle, fletcher32
 # Besides the plain filters: szip, nbit, scale-offset, and lzf, which comes with h5py.
-OWN_FILTERS = (
-    *PLAIN_FILTERS,
-    4,
-    5,
-    6,
-    32000,
-)
+OWN_FILTERS = (*PLAIN_FILTERS, 4, 5, 6, 32000)
 
 
 def named(data: h5py.Dataset) -> str:

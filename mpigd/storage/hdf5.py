@@ -161,8 +161,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
         raise StorageError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
         if temporary is not None:
-            # The file has been renamed, or the file system refuses this too, which is not the first
-            # error.
+            # This fails after the renaming. If the file system refuses it, the error above counts.
             with suppress(OSError):
                 os.unlink(temporary)
 
