@@ -170,8 +170,8 @@ def check_columns(shard: Shard, d: int, known: Sequence[str] | None) -> str:
     if known is None or here is not None:
         return ""
     return (
-        f"{shard.name} has no names of columns: they are taken in the order that the model was "
-        "trained on"
+        f"{shard.name} has no names of columns: "
+        "they are taken in the order that the model was trained on"
     )
 
 
@@ -209,8 +209,8 @@ def check_same_encoding(
         for key in sorted(set(here) | set(there)):
             if here.get(key) != there.get(key):
                 raise DataError(
-                    f"{path}: column {here.get('name')!r} was imported with another {key} than in "
-                    f"{other} ({ADVICE})"
+                    f"{path}: column {here.get('name')!r} was imported with "
+                    f"another {key} than in {other} ({ADVICE})"
                 )
     for key in sorted(set(encoding) | set(known)):
         if encoding.get(key) != known.get(key):

@@ -232,8 +232,8 @@ def _write(
             absent = [beside[name].place for name, (_, gone) in read.items() if gone[at]]
             place = matrix.place if slab.gone[at] else absent[0]
             raise DataError(
-                f"{place} row {slab.start + at}: a value is missing: --missing drop leaves such "
-                "rows out"
+                f"{place} row {slab.start + at}: a value is missing: "
+                "--missing drop leaves such rows out"
             )
         output.append(slab, keep, read)
         rows += int(keep.sum())

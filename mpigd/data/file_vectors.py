@@ -68,8 +68,8 @@ class Texts:
             found.update(slab)
             if len(found) > MOST_CLASSES + 1:
                 raise DataError(
-                    f"{self.place} holds more than {MOST_CLASSES} different texts: a target has "
-                    "fewer classes"
+                    f"{self.place} holds more than {MOST_CLASSES} different texts: "
+                    "a target has fewer classes"
                 )
         return tuple(sorted(_label(text, self.place) for text in found if text))
 
@@ -107,8 +107,8 @@ class Categories:
         self.shape = codes.shape
         if codes.dtype.kind not in "iu" or categories.ndim != 1:
             raise DataError(
-                f"{place}: codes are {codes.dtype} and categories {categories.shape}: no "
-                "categories of texts"
+                f"{place}: codes are {codes.dtype} and categories {categories.shape}: "
+                "no categories of texts"
             )
         self._texts, self._values = text_datasets.holds_text(categories), categories
         if not self._texts:

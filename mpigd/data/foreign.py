@@ -44,8 +44,8 @@ def through_parquet(read: str, modules: str, name: str) -> str:
     line = quoted(f"import {modules}; {read}.to_parquet({table!r}, index=False)")
     data = table.replace(".parquet", ".h5")
     return (
-        f"`python -c {line}` and `mpigd import {shlex.quote(table)} -o {shlex.quote(data)} "
-        "--target COLUMN`"
+        f"`python -c {line}` and `mpigd import {shlex.quote(table)} "
+        f"-o {shlex.quote(data)} --target COLUMN`"
     )
 
 
@@ -74,8 +74,8 @@ def _pandas(group: h5py.Group, path: str) -> str:
     ]
     also = f", or name one block of its columns, --x {blocks[0]}" if blocks else ""
     return (
-        f"is a pandas DataFrame ({kind}): {advice}, if you trust the file (pandas may unpickle "
-        f"parts of it){also}"
+        f"is a pandas DataFrame ({kind}): {advice}, "
+        f"if you trust the file (pandas may unpickle parts of it){also}"
     )
 
 
@@ -85,8 +85,8 @@ def check_records(data: h5py.Dataset) -> None:
     if isinstance(kind, str) and (kind not in MATLAB_NUMBERS or "MATLAB_empty" in Attributes(data)):
         what = "an empty matrix" if kind in MATLAB_NUMBERS else f"a {kind}"
         advice = (
-            "in MATLAB, save numbers: y = double(categorical(labels)); save('data.mat', 'X', 'y', "
-            "'-v7.3')"
+            "in MATLAB, save numbers: y = double(categorical(labels)); "
+            "save('data.mat', 'X', 'y', '-v7.3')"
         )
         raise DataError(f"{named(data)} is {what} of MATLAB: {advice}")
     if data.dtype.names is None:

@@ -125,8 +125,8 @@ class Sparse:
             told = metadata.sparse_shape(group)
             if told is None or np.shape(told) != (2,) or np.asarray(told).dtype.kind not in "iu":
                 raise DataError(
-                    f"{self.place} has no encoding-type and shape, expected a sparse matrix with "
-                    "both"
+                    f"{self.place} has no encoding-type and shape, "
+                    "expected a sparse matrix with both"
                 )
             stored = np.asarray(told).tolist()
             by_rows = metadata.sparse_encoding(group, stored, indptr.shape) == "csr_matrix"
@@ -167,9 +167,7 @@ class Sparse:
             start = stop
 
     def _pieces(self) -> Iterator[tuple[int, int, Array]]:
-        """Yield all indices in pieces: the first entry, the one behind the last, and the
-        indices.
-        """
+        """Yield all indices in pieces: first entry, the one behind the last, indices."""
         step = SLAB_BYTES // 8
         for first in range(0, self._data.shape[0], step):
             last = min(first + step, self._data.shape[0])

@@ -297,8 +297,8 @@ def _streams(
     why = "sparse data cannot be streamed" if infos[0].layout == "csr" else layout.unstreamed
     if why:
         error = UsageError(
-            f"a rank's rows take {need[0] / 1e9:.3g} GB, more than --max-memory, and {why}: use "
-            "more ranks"
+            f"a rank's rows take {need[0] / 1e9:.3g} GB, "
+            f"more than --max-memory, and {why}: use more ranks"
         )
         error.agreed = True
         raise error

@@ -227,8 +227,8 @@ def _explain(first: Info, other: Info) -> None:
                 else "store them in it as 'feature_names'"
             )
             raise DataError(
-                f"{lacks} has no {what}, and {has} has: nothing tells whether their columns are "
-                f"the same ({way})"
+                f"{lacks} has no {what}, and {has} has: "
+                f"nothing tells whether their columns are the same ({way})"
             )
     (names_of_first, encoding_of_first), (names_of_other, encoding) = (
         _told(info) for info in (first, other)
@@ -299,8 +299,8 @@ def look(file: hdf5.Group, path: str, x: str, y: str, links: Sequence[str] = ())
         dtype, chunk = matrix.dtype, matrix.chunks[0] if matrix.chunks else 1
     else:
         raise DataError(
-            f"{path}: no dataset {x!r}; it has {', '.join(sorted(file)) or 'nothing'} (name it "
-            "with --x)"
+            f"{path}: no dataset {x!r}; "
+            f"it has {', '.join(sorted(file)) or 'nothing'} (name it with --x)"
         )
     extras = tuple(name for name in EXTRAS if file_vectors.there(file, name))
     has_y, classes = file_vectors.there(file, y), None
@@ -358,13 +358,13 @@ def _check_length(
     if d != n and vector.shape in ((d,), (d, 1), (1, d)):
         turn = foreign_marks.command(path, x, y, "--transpose")
         advice = (
-            f": {x!r} {n, d} looks transposed, as MATLAB, R and Julia store matrices: {turn} turns "
-            "it"
+            f": {x!r} {n, d} looks transposed, as MATLAB, "
+            f"R and Julia store matrices: {turn} turns it"
         )
     elif len(vector.shape) == 2 and vector.shape[0] == n:
         advice = (
-            ": one column for each class or output is not read, store one number, or one label, a "
-            "row"
+            ": one column for each class or output is not read, "
+            "store one number, or one label, a row"
         )
     raise DataError(f"{path}: {name!r} has shape {vector.shape}, expected ({n},){advice}")
 
@@ -409,8 +409,8 @@ def _look_csr(
         foreign.refuse_group(group, f"{path}: {x!r}", "a matrix of numbers")
     if sparse_shape(group) is None:
         raise DataError(
-            f"{path}: group {x!r} has no encoding-type and shape, expected 'csr_matrix' with a "
-            "shape"
+            f"{path}: group {x!r} has no encoding-type and shape, "
+            "expected 'csr_matrix' with a shape"
         )
     parts = {name: hdf5.dataset(group, name) for name in ("data", "indices", "indptr")}
     stored = np.asarray(sparse_shape(group))
@@ -454,8 +454,8 @@ def sparse_encoding(group: hdf5.Group, shape: list[int], indptr: tuple[int, ...]
     """Return the encoding of a sparse matrix as AnnData names it: "csr_matrix" or "csc_matrix".
 
     The attribute encoding-type is usually a text of variable length, which should not be read from
-    a damaged file. The length of indptr gives the same answer unless the matrix is square, so the
-    text is read for square matrices only.
+    a damaged file. The length of indptr gives the same answer unless the matrix is square, so a
+    text of variable length is read for square matrices only.
 
     Parameters
     ----------

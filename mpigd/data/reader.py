@@ -262,8 +262,8 @@ def _not_finite(
         return f"{told}: {advice(float(stored), 'the column')}"
     if np.isfinite(stored):
         return (
-            f"{file.filename}: {name!r} row {row}{place}: {stored} does not fit {dtype.name} (use "
-            "--dtype float64)"
+            f"{file.filename}: {name!r} row {row}{place}: "
+            f"{stored} does not fit {dtype.name} (use --dtype float64)"
         )
     return f"{file.filename}: {name!r} row {row}{place} is {stored}: not a finite number"
 
@@ -300,8 +300,8 @@ def read_csr(file: hdf5.Group, name: str, segment: Segment, dtype: np.dtype[Any]
     start, stop = int(indptr[0]), int(indptr[-1])
     if np.any(indptr[1:] < indptr[:-1]) or start < 0 or stop > group["data"].shape[0]:
         raise DataError(
-            f"{file.filename}: {name!r}: indptr does not ascend within rows {segment.start} to "
-            f"{segment.stop}"
+            f"{file.filename}: {name!r}: "
+            f"indptr does not ascend within rows {segment.start} to {segment.stop}"
         )
     data = np.empty(stop - start, dtype)
     indices = np.empty(stop - start, np.int32 if d < 2**31 else np.int64)
@@ -354,8 +354,8 @@ def read_vector(file: hdf5.Group, name: str, segment: Segment, info: Info) -> Ar
         row = segment.start + int(np.argmax(gone))
         way = foreign_marks.command(info.path, info.x, info.y, "--missing", "drop")
         raise DataError(
-            f"{source.place} row {row} {source.why(row)}: a missing value: {way} leaves such rows "
-            "out"
+            f"{source.place} row {row} {source.why(row)}: "
+            f"a missing value: {way} leaves such rows out"
         )
     if name == "key" and stored.dtype.kind != "f":
         return stored.astype(np.int64)
@@ -369,7 +369,7 @@ def read_vector(file: hdf5.Group, name: str, segment: Segment, info: Info) -> Ar
     if name == "sample_weight" and np.any(values < 0):
         row = int(np.argmax(values < 0))
         raise DataError(
-            f"{file.filename}: 'sample_weight' row {segment.start + row} is {values[row]}: weights "
-            "are at least 0"
+            f"{file.filename}: 'sample_weight' row {segment.start + row} is {values[row]}: "
+            "weights are at least 0"
         )
     return values

@@ -219,8 +219,8 @@ def _common(
     common = np.result_type(*there)
     if common.kind not in "iu":
         raise DataError(
-            f"{files[0][0]}: {ID!r} holds {there[0]}, and another file's larger numbers: use one "
-            "type in all files"
+            f"{files[0][0]}: {ID!r} holds {there[0]}, "
+            "and another file's larger numbers: use one type in all files"
         )
     return (
         np.dtype(np.uint64) if common.kind == "u" and common.itemsize == 8 else np.dtype(np.int64)

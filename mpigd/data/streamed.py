@@ -37,9 +37,10 @@ class Streamed:
     `rows` returns them as Dense or Half, with the same bits as in memory.
 
     Pieces are slabs aligned to chunks or, if `block` is given, blocks of `block` consecutive global
-    rows. The latest pieces stay in memory, up to `max_memory` bytes. A thread reads the piece that
-    follows the one last asked for. Rows that the file stores as memory would are mapped and used in
-    place: copying them would take as long as everything that is done with them.
+    rows. The latest pieces stay in memory, up to `max_memory` bytes, but at least FEWEST of them. A
+    thread reads the piece that follows the one last asked for. Rows that the file stores as memory
+    would are mapped and used in place: copying them would take as long as everything that is done
+    with them.
 
     Parameters
     ----------
@@ -115,7 +116,7 @@ class Streamed:
                     yield number, slice(first - shift, last - shift)
 
     def expect(self, steps: Array) -> None:
-        """Read ahead, from now on, in the order of the first steps in which the pieces' rows occur.
+        """Read ahead, from now on, in the order of the steps in which pieces are first used.
 
         Parameters
         ----------

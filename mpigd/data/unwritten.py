@@ -116,8 +116,8 @@ def _check_chunks(data: Dataset, named: Named, part: slice) -> None:
     chunks_of(data, counted)
     if count > total:
         raise DataError(
-            f"{dataset_checks.named(data)} is damaged: it has more than the {total} chunks of its "
-            "shape"
+            f"{dataset_checks.named(data)} is damaged: "
+            f"it has more than the {total} chunks of its shape"
         )
     if count < total:
         _find_missing(data, named, part, grid)
@@ -188,8 +188,8 @@ def _check_virtual(data: Dataset, named: Named) -> None:
         if not found:
             at = named(_first(source.vspace))
             raise DataError(
-                f"{place} leads to {source.file_name}: {source.dset_name!r}, which is not there, "
-                f"at {at}: {ADVICE}"
+                f"{place} leads to {source.file_name}: {source.dset_name!r}, "
+                f"which is not there, at {at}: {ADVICE}"
             )
         for piece in found:
             _check_source(place, source, piece)
@@ -213,8 +213,8 @@ def _check_source(place: str, source: Any, found: Dataset) -> None:
     if kind == h5py.h5s.SEL_ALL and not _unlimited(source.vspace):
         if found.size != (count := source.vspace.get_select_npoints()):
             raise DataError(
-                f"{place} takes {count} numbers from {dataset_checks.named(found)}, which has "
-                f"{found.size}"
+                f"{place} takes {count} numbers from {dataset_checks.named(found)}, "
+                f"which has {found.size}"
             )
     elif kind == h5py.h5s.SEL_HYPERSLABS and not _unlimited(source.src_space):
         low, high = source.src_space.get_select_bounds()

@@ -54,8 +54,8 @@ def check_size(data: h5py.Dataset, others: int) -> None:
     declared = math.prod(max(1, length) for length in data.shape) * data.dtype.itemsize
     if declared > room:
         raise DataError(
-            f"{named(data)} declares {declared:.3g} bytes, but a file of {size} bytes cannot hold "
-            "them"
+            f"{named(data)} declares {declared:.3g} bytes, "
+            f"but a file of {size} bytes cannot hold them"
         )
     chunk = math.prod(data.chunks or ()) * data.dtype.itemsize
     if chunk > min(room, CHUNK):
@@ -93,8 +93,8 @@ def check_filters(data: h5py.Dataset) -> None:
         if not available(code):
             advice = "pip install 'mpigd[filters]'"
             raise DataError(
-                f"{data.file.filename}: {data.name!r} is compressed with filter {code}, unknown "
-                f"here: {advice}"
+                f"{data.file.filename}: {data.name!r} is compressed with filter {code}, "
+                f"unknown here: {advice}"
             )
 
 

@@ -101,8 +101,8 @@ class Attributes(h5py.AttributeManager):  # type: ignore[misc]
         size = space.get_simple_extent_npoints() * kind.get_size()
         if kind.get_class() not in plain or self.varies(name) or size > ATTRIBUTE:
             raise DataError(
-                f"{self._place}attribute {name!r} is neither a text of fixed length nor a few "
-                "numbers"
+                f"{self._place}attribute {name!r} is neither a "
+                "text of fixed length nor a few numbers"
             )
         return super().__getitem__(name)
 
@@ -138,8 +138,8 @@ class _Budget:
     def take(self, place: str) -> None:
         if self._direct:
             raise DataError(
-                f"{place} is a link, and HDF5 would follow it by itself: virtual datasets must "
-                "name the dataset"
+                f"{place} is a link, and HDF5 would follow it by itself: "
+                "virtual datasets must name the dataset"
             )
         self._links -= 1
         if self._links < 0:
@@ -169,8 +169,8 @@ class _Budget:
         real = os.path.realpath(target)
         if not any(os.path.commonpath([folder, real]) == folder for folder in self._folders):
             raise DataError(
-                f"{place} leads to another file, {target} (--allow-links FOLDER allows those in a "
-                "folder)"
+                f"{place} leads to another file, "
+                f"{target} (--allow-links FOLDER allows those in a folder)"
             )
         return real
 
@@ -296,8 +296,8 @@ def _elsewhere(data: h5py.Dataset, budget: _Budget) -> tuple[int, list[list[Data
     for source in wanted:
         if not budget.folders:
             raise DataError(
-                f"{place} is a virtual dataset, of {source.file_name} (--allow-links FOLDER allows "
-                "a folder's)"
+                f"{place} is a virtual dataset, "
+                f"of {source.file_name} (--allow-links FOLDER allows a folder's)"
             )
         if "%" in source.file_name + source.dset_name:
             raise DataError(

@@ -178,8 +178,8 @@ class _Stored(Heap):
         compact = data.id.get_create_plist().get_layout() == h5py.h5d.COMPACT
         if data.is_virtual or data.external or sizes != (8, 8) or compact:
             raise self._error(
-                "holds texts of variable length in a way that is not read here: store texts of "
-                "fixed length"
+                "holds texts of variable length in a way that is not read here: "
+                "store texts of fixed length"
             )
 
     def read(self, start: int, stop: int) -> list[bytes]:
