@@ -29,7 +29,17 @@ PAGE = mmap.PAGESIZE
 def offset(source: h5py.Dataset, dtype: np.dtype[Any]) -> int | None:
     """Return the byte at which a dataset's numbers begin in the file.
 
-    None if the file does not store them as an array of `dtype` in memory.
+    Parameters
+    ----------
+    source : h5py.Dataset
+        The dataset.
+    dtype : dtype
+        The type of the numbers in memory.
+
+    Returns
+    -------
+    int or None
+        None if the file does not store the numbers as an array of `dtype` in memory.
     """
     if source.dtype != dtype or source.chunks is not None or source.is_virtual or source.external:
         return None

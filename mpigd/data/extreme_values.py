@@ -12,9 +12,14 @@ LARGEST = 2.0**500
 
 
 def advice(value: float, what: str) -> str:
-    """Return what to do about a value.
+    """Return what to do about a value that is too large.
 
-    `what` names what to divide: the column, the target or the weights.
+    Parameters
+    ----------
+    value : float
+        A value of a column, of the target or of the weights.
+    what : str
+        What to divide: the column, the target or the weights.
     """
     return f"correct it if it stands for a missing value, or divide {what} by {power(value):g}"
 

@@ -39,7 +39,22 @@ class Numbers:
     def read(
         self, start: int, stop: int, classes: Sequence[str] | None = None
     ) -> tuple[Array, Array]:
-        """Return values start to stop (m,), and which of them are missing, bool (m,)."""
+        """Return values of the vector.
+
+        Parameters
+        ----------
+        start, stop : int
+            The rows, m of them.
+        classes : sequence of str, optional
+            Not used: numbers have no class names.
+
+        Returns
+        -------
+        ndarray (m,)
+            The numbers.
+        ndarray (m,) of bool
+            Which of them are missing.
+        """
         stored = text_datasets.piece(self._data, start, stop)
         gone = self._marks.missing(stored)
         if self._mask is not None:
@@ -76,7 +91,22 @@ class Texts:
     def read(
         self, start: int, stop: int, classes: Sequence[str] | None = None
     ) -> tuple[Array, Array]:
-        """Return texts start to stop as positions in `classes` (m,), and which are missing (m,)."""
+        """Return texts of the vector as class numbers.
+
+        Parameters
+        ----------
+        start, stop : int
+            The rows, m of them.
+        classes : sequence of str
+            The class names.
+
+        Returns
+        -------
+        ndarray (m,)
+            Positions in `classes`, float64; -1 for texts that are empty or not among them.
+        ndarray (m,) of bool
+            Which of them are missing.
+        """
         assert classes is not None
         known: dict[bytes, int] = {name.encode(): code for code, name in enumerate(classes)} | {
             b"": -1
@@ -132,9 +162,26 @@ class Categories:
     def read(
         self, start: int, stop: int, classes: Sequence[str] | None = None
     ) -> tuple[Array, Array]:
-        """Return values start to stop (m,), and which of them are missing, bool (m,).
+        """Return values of the vector.
 
-        The values are positions in `classes`, or the numbers of the categories.
+        Parameters
+        ----------
+        start, stop : int
+            The rows, m of them.
+        classes : sequence of str, optional
+            The class names; needed if the categories are texts.
+
+        Returns
+        -------
+        ndarray (m,)
+            Positions in `classes`, or the numbers of the categories, float64.
+        ndarray (m,) of bool
+            Which of them are missing.
+
+        Raises
+        ------
+        DataError
+            If a code has no category, or a category is there twice.
         """
         codes = text_datasets.piece(self._codes, start, stop).astype(np.int64)
         if self._texts:

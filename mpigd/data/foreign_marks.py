@@ -54,8 +54,18 @@ MATLAB_NUMBERS = (
 def attribute(item: h5py.Group | h5py.Dataset, name: str) -> Any:
     """Return an attribute: a text, an array of numbers (m,), or None.
 
-    Attributes that do not exist, and texts of variable length, are None. An attribute without data
-    is an h5py.Empty.
+    Parameters
+    ----------
+    item : h5py.Group or h5py.Dataset
+        The object with the attribute.
+    name : str
+        Its name.
+
+    Returns
+    -------
+    str, ndarray (m,), h5py.Empty or None
+        None if there is no such attribute, or it is a text of variable length. h5py.Empty if it has
+        no data.
     """
     attributes = Attributes(item)
     if name not in attributes or attributes.varies(name):

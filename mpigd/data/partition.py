@@ -67,7 +67,20 @@ def by_range(
 
 
 def cut(extents: Sequence[Extent], first: int, last: int) -> list[Segment]:
-    """Return the segments of the global rows first to last (exclusive)."""
+    """Return the segments of some consecutive global rows.
+
+    Parameters
+    ----------
+    extents : sequence of Extent
+        The files, in order.
+    first, last : int
+        The global rows, first to last (exclusive).
+
+    Returns
+    -------
+    list of Segment
+        In ascending order of global rows.
+    """
     segments, base = [], 0
     for file, extent in enumerate(extents):
         start, stop = max(first, base), min(last, base + extent.rows)

@@ -117,7 +117,20 @@ class Slabs:
 
 @contextmanager
 def reading(info: Info, segment: Segment) -> Iterator[hdf5.Group]:
-    """Open the file of a segment; errors that HDF5 raises inside become DataErrors."""
+    """Open the file of a segment, as a context manager.
+
+    Parameters
+    ----------
+    info : Info
+        The metadata of the file.
+    segment : Segment
+        The rows that will be read, for messages.
+
+    Raises
+    ------
+    DataError
+        Instead of the errors that HDF5 raises in the body.
+    """
     with hdf5.open_read(info.path, info.links) as file:
         try:
             yield file

@@ -228,9 +228,9 @@ def _common(
 
 
 def named(shard: Shard, comm: Comm) -> Shard:
-    """Return the shard; messages about a file made from raw tables then name table and row.
+    """Return the shard with messages that name the origin of rows, if it is known. Collective.
 
-    Collective.
+    In messages, a row of a file made from raw tables is then called by its table and its row there.
     """
     path = shard.files[0][0]
     derived = np.zeros(1, dtype=np.int64)

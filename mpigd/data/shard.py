@@ -71,7 +71,22 @@ class RowNumbers:
 
 
 def locate(rows: Array | RowNumbers, numbers: Array) -> tuple[Array, Array]:
-    """Return what `RowNumbers.locate` does, for an ascending array of row numbers too."""
+    """Return the positions of global row numbers, and whether they are held at all.
+
+    Parameters
+    ----------
+    rows : ndarray (m,) or RowNumbers
+        The row numbers held, ascending.
+    numbers : ndarray
+        Global row numbers, of any shape.
+
+    Returns
+    -------
+    ndarray of int64
+        Local positions, of the shape of `numbers`; meaningless for numbers that are not held.
+    ndarray of bool
+        Whether each number is held.
+    """
     if isinstance(rows, RowNumbers):
         return rows.locate(numbers)
     at = np.minimum(np.searchsorted(rows, numbers), max(0, rows.size - 1))

@@ -257,6 +257,16 @@ def write_array(group: h5py.Group, name: str, array: Array) -> None:
     """Store an array with a checksum (fletcher32) on every chunk.
 
     HDF5 has no checksums on contiguous data.
+
+    Parameters
+    ----------
+    group : h5py.Group
+        Where the dataset is made.
+    name : str
+        Its name.
+    array : ndarray
+        Its contents, of any shape. An empty array and a scalar are stored without chunks and
+        checksums.
     """
     array = np.asarray(array)
     if array.size == 0 or array.ndim == 0:
@@ -347,9 +357,26 @@ def read_json(group: Group, name: str, kind: type = dict) -> Any:
 
 
 def content_digest(group: h5py.Group, only: str | None = None) -> str:
-    """Return a sha256 digest of the contents of all datasets below `group`, or of `only`.
+    """Return a sha256 digest of the contents of datasets.
 
     It covers names, types, shapes and bytes, in the order of the names.
+
+    Parameters
+    ----------
+    group : h5py.Group
+        All datasets below it are covered.
+    only : str, optional
+        The name of the one dataset to cover instead.
+
+    Returns
+    -------
+    str
+        Hexadecimal digits.
+
+    Raises
+    ------
+    DataError
+        If a name is not UTF-8.
     """
     total = hashlib.sha256()
     names: list[Any] = [only] if only else []

@@ -88,7 +88,19 @@ def slabs(data: h5py.Dataset, start: int, stop: int) -> Iterator[tuple[int, list
 
 
 def piece(data: h5py.Dataset, start: int, stop: int) -> Array:
-    """Return elements start to stop of a vector (n,), (n, 1) or (1, n)."""
+    """Return some elements of a vector.
+
+    Parameters
+    ----------
+    data : h5py.Dataset
+        A vector (n,), (n, 1) or (1, n).
+    start, stop : int
+        The elements, m of them.
+
+    Returns
+    -------
+    ndarray (m,)
+    """
     if data.ndim == 1:
         found = data[start:stop]
     else:
