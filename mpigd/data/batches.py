@@ -1,4 +1,7 @@
-"""Which rows form a step: a function of (seed, epoch, step, global row), never of the rank that holds them."""
+"""Batches: which rows form a step, as a function of (seed, epoch, step, global row) alone.
+
+The rank that holds a row has no influence, so that the same batches arise on any number of ranks.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,25 @@ from mpigd.data.shard import RowNumbers, locate
 from mpigd_kernels import sampling
 
 Array = np.ndarray[Any, Any]
-BLOCK = 4096  # consecutive global rows that --shuffle blocks keeps together
-WINDOW = 1 << 16  # rows drawn or placed at once
+BLOCK = 4096  # consecutive global rows that stay together with --shuffle blocks
+WINDOW = 1 << 16  # rows whose draws or positions are computed at once
 
 
 class Batch(NamedTuple):
-    """This rank's rows of one step: `rows` a slice or local indices; `size` counts those of all ranks.
+    """This rank's rows of one step.
 
-    `step` counts from 0 over all epochs; `ends_epoch`: it is the last of its epoch.
+    Attributes
+    ----------
+    rows : slice or ndarray
+        Local rows.
+    size : int
+        The number of rows on all ranks.
+    epoch : int
+        The epoch, from 0.
+    step : int
+        The step, counted from 0 over all epochs.
+    ends_epoch : bool
+        Whether this is the last step of its epoch.
     """
 
     rows: slice | Array
@@ -31,19 +45,19 @@ class Batch(NamedTuple):
 
 
 class Schedule(Protocol):
-    """Iterates batches from any step on; its whole state is the number of the next step."""
+    """Iterates over batches from any step on. Its whole state is the number of the next step."""
 
     @property
     def steps_per_epoch(self) -> int:
-        """How many batches an epoch has."""
+        """The number of batches of an epoch."""
 
     def batches(self, first: int) -> Iterator[Batch]:
-        """The batches of step `first` and after, without end."""
+        """Yield the batches of step `first` and after, without end."""
 
 
 @dataclass(frozen=True)
 class FullBatch:
-    """All rows at every step."""
+    """Every step takes all rows."""
 
     n: int
     steps_per_epoch: int = 1
@@ -56,10 +70,23 @@ class FullBatch:
 
 
 class MiniBatch:
-    """Each epoch a fresh permutation of 0..n-1, cut into batches; every row once, the last batch maybe short.
+    """Each epoch takes every row once: a fresh permutation of 0..n-1, cut into batches.
 
-    blocks: permute blocks of consecutive rows, and the rows in each (block_positions). expect: told at the beginning of an
-    epoch in which of its steps each local row is (m,).
+    Parameters
+    ----------
+    rows : ndarray (m,) or RowNumbers
+        This rank's global row numbers, ascending.
+    n : int
+        The number of rows on all ranks.
+    size : int
+        Rows of a batch on all ranks. The last batch of an epoch may be shorter.
+    seed : int
+        The seed of the permutations.
+    blocks : bool
+        Permute blocks of consecutive rows, and the rows inside each block, see `block_positions`.
+    expect : callable, optional
+        Called at the beginning of an epoch with the step of that epoch (m,) that takes each local
+        row.
     """
 
     def __init__(
@@ -88,7 +115,7 @@ class MiniBatch:
             epoch, start = epoch + 1, 0
 
     def _epoch(self, epoch: int) -> tuple[Array, Array]:
-        """Local rows in the order of the steps that take them (m,), and where each step's begin (steps + 1,)."""
+        """Return the local rows by step (m,), and where each step's rows begin (steps + 1,)."""
         m = self._rows.size
         kind = np.int32 if max(m, self.steps_per_epoch) < 2**31 else np.int64
         steps, order = np.empty(m, kind), np.empty(m, kind)
@@ -105,9 +132,25 @@ class MiniBatch:
 
 
 def block_positions(rows: Array, n: int, seed: int, epoch: int, places: Array) -> None:
-    """places_i = place of global row rows_i (ascending) in an epoch's permutation of blocks, and of the rows in each.
+    """Write the positions of rows in an epoch's permutation.
 
-    The last block may be short: those that come after it are moved up by what it lacks.
+    The permutation is one of blocks of BLOCK consecutive rows, and of the rows in each block.
+
+    Parameters
+    ----------
+    rows : ndarray (m,)
+        Global row numbers, ascending, int64.
+    n : int
+        The number of rows on all ranks.
+    seed, epoch : int
+        They select the permutation.
+    places : ndarray (m,)
+        int64; receives the position of each row, from 0 to n - 1.
+
+    Notes
+    -----
+    The last block may be shorter than the others. Blocks that come after it in the permutation move
+    up by the rows that it lacks.
     """
     count, blocks = -(-n // BLOCK), rows // BLOCK
     last = n - (count - 1) * BLOCK
@@ -120,14 +163,14 @@ def block_positions(rows: Array, n: int, seed: int, epoch: int, places: Array) -
         firsts, np.append(firsts[1:], rows.size), ids, bases, strict=False
     ):
         size = last if block == count - 1 else BLOCK
-        # a key of its own for each block: epochs have 32 bits, the upper 32 are free
+        # Each block has its own key: the epoch takes the lower 32 bits, the block the upper 32.
         key = epoch | (int(block) + 1) << 32
         sampling.positions(rows[start:stop] - block * BLOCK, size, seed, key, places[start:stop])
         places[start:stop] += base
 
 
 class Stochastic:
-    """Rows drawn uniformly with replacement."""
+    """Every step draws rows uniformly, with replacement."""
 
     def __init__(self, rows: Array | RowNumbers, n: int, size: int, seed: int) -> None:
         self._rows, self._n, self._size, self._seed = rows, n, size, seed
@@ -152,7 +195,23 @@ class Stochastic:
             epoch, start = epoch + 1, 0
 
     def draw(self, epoch: int, first: int, steps: int) -> tuple[Array, Array]:
-        """Local rows among the draws of `steps` steps, in the order drawn, and where each step's begin (steps + 1,)."""
+        """Draw the rows of some steps.
+
+        Parameters
+        ----------
+        epoch : int
+        first : int
+            The first step, counted in the epoch.
+        steps : int
+            The number of steps.
+
+        Returns
+        -------
+        ndarray
+            This rank's local rows among the draws, in the order drawn.
+        ndarray (steps + 1,)
+            Where each step's rows begin.
+        """
         drawn = np.empty((steps, self._size), dtype=np.int64)
         sampling.draws(self._n, self._seed, epoch, first, drawn)
         at, held = locate(self._rows, drawn)

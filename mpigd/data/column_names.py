@@ -1,7 +1,7 @@
-"""The names of the columns of X, wherever a file has them, and what tells two files' columns apart.
+"""The names of the columns of X in a file, and the check that two files have the same columns.
 
-mpigd's own files have them in `encoding`. Others have a dataset or an attribute `feature_names` (or `column_names`, or
-`columns`) beside X or on it, or AnnData's `var`.
+mpigd's own files hold the names in `encoding`. Other files may have a dataset or an attribute
+`feature_names` (or `column_names`, or `columns`) beside X or on it, or AnnData's `var`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,27 @@ if TYPE_CHECKING:
     from mpigd.parallel.comm import Comm
 
 KEYS = ("feature_names", "column_names", "columns")
-LONGEST = 1000  # bytes of a name
+LONGEST = 1000  # bytes of a name, at most
 
 
 def columns(file: hdf5.Group, x: str, d: int) -> list[str] | None:
-    """The names of the d columns of the matrix `x`, or None. DataError if `feature_names` are not d texts."""
+    """Return the names of the columns of a matrix, or None if the file has none.
+
+    Parameters
+    ----------
+    file : hdf5.Group
+        The open file.
+    x : str
+        The name of the matrix.
+    d : int
+        Its number of columns.
+
+    Raises
+    ------
+    DataError
+        If `feature_names` does not hold d texts, or a name is longer than LONGEST bytes. Names
+        under the other keys are ignored if their number is wrong.
+    """
     if "encoding" in file:
         found = hdf5.read_json(file, "encoding").get("feature_names")
         return None if found is None else [str(name) for name in found]
@@ -68,11 +84,11 @@ def _name(text: bytes, group: h5py.Group) -> str:
 
 
 def _attribute(item: Any, key: str) -> list[str] | None:
-    """The texts of an attribute, or None."""
+    """Return the texts of an attribute, or None."""
     attributes, place = Attributes(item), f"{item.file.filename}: attribute {key!r}"
     if key not in attributes:
         return None
-    if attributes.varies(key):  # as h5py writes a list of str
+    if attributes.varies(key):  # h5py writes a list of str in this way
         found = attribute_text.texts(item, key, place)
         return None if found is None else [_name(text, item) for text in found]
     kind = attributes.get_id(key).get_type()
@@ -82,7 +98,7 @@ def _attribute(item: Any, key: str) -> list[str] | None:
 
 
 def _of_annotations(file: hdf5.Group) -> list[str] | None:
-    """AnnData's names of variables: the dataset in `var` that its attribute _index names."""
+    """Return AnnData's names of variables: the dataset in `var` that its attribute _index names."""
     var = file.raw("var")
     if not isinstance(var, hdf5.Group):
         return None
@@ -93,14 +109,28 @@ def _of_annotations(file: hdf5.Group) -> list[str] | None:
 
 
 def digest(names: Sequence[str] | None) -> str:
-    """What is the same for the same names in the same order; empty for none."""
+    """Return a digest of the names in their order; empty if there are none."""
     return "" if names is None else hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()
 
 
 def check_same(
     path: str, names: Sequence[str] | None, other: str, known: Sequence[str] | None
 ) -> None:
-    """DataError, naming the first column that differs from that of the data set, or the model, `other`; where both have names."""
+    """Raise DataError unless the names of columns of two data sets are equal, if both have names.
+
+    The message names the first column that differs.
+
+    Parameters
+    ----------
+    path : str
+        The file that is checked.
+    names : sequence of str or None
+        Its names of columns.
+    other : str
+        The data set, or the model, to compare with, as the message begins its part.
+    known : sequence of str or None
+        The names of columns of that.
+    """
     if names is None or known is None:
         return
     for j, (here, there) in enumerate(zip(names, known, strict=False)):
@@ -112,9 +142,22 @@ def check_same(
 
 
 def check_columns(shard: Shard, d: int, known: Sequence[str] | None) -> str:
-    """DataError, the same on all ranks, unless the data's columns are the d that were trained on, `known` by their names.
+    """Raise DataError, agreed, unless the data's columns are those that a model was trained on.
 
-    Returns what the user should know: that nothing but the order tells which column is which.
+    Parameters
+    ----------
+    shard : Shard
+        This rank's rows.
+    d : int
+        The number of columns that the model was trained on.
+    known : sequence of str or None
+        Their names.
+
+    Returns
+    -------
+    str
+        A note for the user if the data have no names, so that only the order identifies the
+        columns; else empty.
     """
     here = shard.feature_names
     try:
@@ -126,11 +169,14 @@ def check_columns(shard: Shard, d: int, known: Sequence[str] | None) -> str:
         raise
     if known is None or here is not None:
         return ""
-    return f"{shard.name} has no names of columns: they are taken in the order that the model was trained on"
+    return (
+        f"{shard.name} has no names of columns: "
+        "they are taken in the order that the model was trained on"
+    )
 
 
 def tell(text: str, note: Callable[[str], None], comm: Comm) -> None:
-    """Say it on one rank, if there is something to say."""
+    """Give the text to `note` on rank 0, unless it is empty."""
     if text and comm.rank == 0:
         note(text)
 
@@ -138,7 +184,21 @@ def tell(text: str, note: Callable[[str], None], comm: Comm) -> None:
 def check_same_encoding(
     path: str, encoding: Mapping[str, Any], other: str, known: Mapping[str, Any]
 ) -> None:
-    """DataError saying in what the encodings of two files differ."""
+    """Raise the DataError that says how the encodings of two files differ.
+
+    It is called for encodings that differ, so it always raises.
+
+    Parameters
+    ----------
+    path : str
+        The file that is checked.
+    encoding : mapping
+        Its encoding.
+    other : str
+        The file to compare with.
+    known : mapping
+        The encoding of that.
+    """
     check_same(
         path,
         encoding.get("feature_names") or (),
@@ -149,7 +209,8 @@ def check_same_encoding(
         for key in sorted(set(here) | set(there)):
             if here.get(key) != there.get(key):
                 raise DataError(
-                    f"{path}: column {here.get('name')!r} was imported with another {key} than in {other} ({ADVICE})"
+                    f"{path}: column {here.get('name')!r} was imported with "
+                    f"another {key} than in {other} ({ADVICE})"
                 )
     for key in sorted(set(encoding) | set(known)):
         if encoding.get(key) != known.get(key):

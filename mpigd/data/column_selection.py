@@ -1,4 +1,4 @@
-"""Matrices made of a rank's rows: some of their columns, or all less a constant for each."""
+"""Matrices derived from a rank's rows: some of their columns, or all minus a constant for each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,19 @@ Array = np.ndarray[Any, Any]
 
 
 def columns(X: Matrix, chosen: Array) -> Matrix | None:
-    """A copy of the columns `chosen` (s,), ascending; None where the rows are not in memory."""
+    """Return a copy of some columns of a matrix.
+
+    Parameters
+    ----------
+    X : Matrix (n, d)
+    chosen : ndarray (s,)
+        Columns, ascending.
+
+    Returns
+    -------
+    Matrix (n, s) or None
+        None if the rows are not in memory.
+    """
     if isinstance(X, Dense):
         return Dense(np.ascontiguousarray(X.values[:, chosen]))
     if isinstance(X, Half):
@@ -33,8 +45,19 @@ def columns(X: Matrix, chosen: Array) -> Matrix | None:
 
 
 def shifted(X: Matrix, shift: Array) -> Matrix:
-    """x_ij - shift_j (d,) over the stored values, of float32 or float64 and in that; where they are
-    in memory a copy."""
+    """Return x_ij - shift_j over the stored values; for a CSR matrix, zeros stay.
+
+    Parameters
+    ----------
+    X : Matrix (n, d)
+        Of float32 or float64.
+    shift : ndarray (d,)
+
+    Returns
+    -------
+    Matrix (n, d)
+        Of the type of X; a copy if the rows are in memory.
+    """
     if isinstance(X, Streamed):
         return X.shifted(shift)
     if isinstance(X, CSR):

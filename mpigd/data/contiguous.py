@@ -1,7 +1,8 @@
-"""Numbers that lie in an HDF5 file as they will in memory: contiguous, uncompressed, of the very type that is kept.
+"""Direct reads of contiguous, uncompressed datasets whose dtype is the in-memory dtype.
 
-HDF5 says where; the system then reads or maps them itself. Reading in pieces that stay in the core's cache lets the check for
-what cannot be used cost next to nothing, and mapped rows need no copy at all.
+HDF5 gives the place in the file, and the operating system reads or maps the numbers. Reads come in
+pieces that stay in the core's cache, so that the check for unusable numbers costs next to nothing.
+Mapped rows need no copy at all.
 """
 
 from __future__ import annotations
@@ -21,17 +22,29 @@ if TYPE_CHECKING:
     import h5py
 
 Array = np.ndarray[Any, Any]
-PIECE = 1 << 18  # bytes read and looked at together
+PIECE = 1 << 18  # bytes that are read and checked together
 PAGE = mmap.PAGESIZE
 
 
 def offset(source: h5py.Dataset, dtype: np.dtype[Any]) -> int | None:
-    """The place in the file where the numbers of a dataset begin; None unless they lie there as `dtype` does in memory."""
+    """Return the byte at which a dataset's numbers begin in the file.
+
+    Parameters
+    ----------
+    source : h5py.Dataset
+        The dataset.
+    dtype : dtype
+        The type of the numbers in memory.
+
+    Returns
+    -------
+    int or None
+        None if the file does not store the numbers as an array of `dtype` in memory.
+    """
     if source.dtype != dtype or source.chunks is not None or source.is_virtual or source.external:
         return None
-    found: int | None = (
-        source.id.get_offset()
-    )  # None where HDF5 has written nothing yet, or keeps it elsewhere
+    # HDF5 returns None if nothing was written yet, or if it stores the numbers elsewhere.
+    found: int | None = source.id.get_offset()
     if found is None or found % dtype.itemsize or source.file.userblock_size:
         return None
     return (
@@ -40,12 +53,32 @@ def offset(source: h5py.Dataset, dtype: np.dtype[Any]) -> int | None:
 
 
 def handle(source: h5py.Dataset) -> int:
-    """The file descriptor by which HDF5 itself reads the dataset."""
+    """Return the file descriptor through which HDF5 reads the dataset."""
     return int(source.file.id.get_vfd_handle())
 
 
 def read(source: int, place: int, out: Array) -> Iterator[Array]:
-    """Fill out, C-contiguous, from byte `place` of an open file; every piece is handed out while it is in the cache."""
+    """Fill an array from an open file, and yield each piece while it is in the cache.
+
+    Parameters
+    ----------
+    source : int
+        The file descriptor.
+    place : int
+        The byte of the file at which the numbers begin.
+    out : ndarray
+        C-contiguous; receives the numbers.
+
+    Yields
+    ------
+    ndarray
+        A one-dimensional view of the part of `out` that was just read.
+
+    Raises
+    ------
+    OSError
+        If the file ends too early.
+    """
     flat = out.reshape(-1)
     view, at = memoryview(flat.view(np.uint8).data), 0
     while at < len(view):
@@ -60,10 +93,11 @@ def read(source: int, place: int, out: Array) -> Iterator[Array]:
 
 
 class Map:
-    """The rows (n, d) of a dataset, straight from the system's page cache. Private: writing would never reach the file.
+    """The rows (n, d) of a dataset, mapped from the page cache of the operating system.
 
-    The file is open while it is mapped, from `open` to `close`, and as long as somebody has rows of it.
-    A writable array although nobody writes: kernels would be compiled a second time for one that is not.
+    The map is private: writes would never reach the file. The file is open between `open` and
+    `close`, and as long as somebody holds rows of it. The array is writable although nobody writes
+    to it: kernels would be compiled a second time for a read-only array.
     """
 
     def __init__(self, source: h5py.Dataset, place: int, dtype: np.dtype[Any]) -> None:
@@ -76,7 +110,7 @@ class Map:
         self._rows: Array | None = None
 
     def open(self) -> Map:
-        """Map the file. DataError if it is another one than before."""
+        """Map the file. DataError if it was changed or replaced since this object was made."""
         with resource_limits.named(self._path):
             file = os.open(self._path, os.O_RDONLY)
         try:
@@ -94,18 +128,26 @@ class Map:
         return self
 
     def close(self) -> None:
-        """Give the file back, once nobody has rows of it."""
+        """Drop the map; the file is closed once nobody holds rows of it."""
         self._map = self._rows = None
 
     def fetch(self, rows: slice) -> Array:
-        """The rows, once they are in memory: a number of every page was looked at, which waits without the interpreter."""
+        """Return the rows once they are in memory.
+
+        One number of every page is read to get there; this waits without holding the interpreter's
+        lock.
+        """
         assert self._rows is not None
         found = self._rows[rows]
         found.reshape(-1)[:: PAGE // found.itemsize].max(initial=0)
         return found
 
     def release(self, rows: slice) -> None:
-        """The rows count no longer as this process's memory; asked for again, they are found in the page cache, or read."""
+        """Let the system take back the memory of the rows.
+
+        They no longer count as memory of this process. If they are asked for again, they come from
+        the page cache or are read again.
+        """
         held, row_bytes = self._map, math.prod(self._shape[1:]) * self._dtype.itemsize
         first, last = (self._place + row * row_bytes for row in (rows.start, rows.stop))
         first, last = -(-first // PAGE) * PAGE, last // PAGE * PAGE
@@ -114,6 +156,6 @@ class Map:
 
 
 def _identity(file: int) -> tuple[int, ...]:
-    """What tells an open file from another one, or from what it was."""
+    """Return values that differ between two files, and between two states of one file."""
     status = os.fstat(file)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

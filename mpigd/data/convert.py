@@ -1,7 +1,7 @@
-"""`mpigd convert`: data of another program as mpigd reads them best, slab by slab.
+"""`mpigd convert`: rewrite the data of another program in mpigd's own form, slab by slab.
 
-Matrices that are stored transposed or by columns are turned, scaled numbers become what they mean, and rows that miss something
-can be left out.
+Matrices that are stored transposed or by columns are turned, scaled numbers become the numbers that
+they mean, and rows with missing values can be left out.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from mpigd.tables.writer import VECTORS, Writer
 
 Array = np.ndarray[Any, Any]
 POLICIES = ("refuse", "drop")
-COPIED = ("id", "source_file", "source_row")  # that `mpigd import` writes beside the rows
+COPIED = ("id", "source_file", "source_row")  # datasets that `mpigd import` writes beside the rows
 
 
 @dataclass(frozen=True)
 class Done:
-    """What was written: rows x columns, dense or csr, and the rows that were left out."""
+    """What was written: rows x columns, dense or csr, and the number of rows that were left out."""
 
     path: str
     rows: int
@@ -47,7 +47,36 @@ def convert(
     links: Sequence[str] = (),
     allow_unwritten: bool = False,
 ) -> Done:
-    """Write X and the vectors beside it, of one file, to a new one. DataError for what cannot be used."""
+    """Write X and the vectors of one file to a new file.
+
+    Parameters
+    ----------
+    path : str
+        The file to read.
+    output : str
+        The file to write.
+    x, y : str
+        The names of the matrix and of the target.
+    transpose : bool
+        Whether X is turned, against what the marks of the file say.
+    missing : str
+        "refuse" or "drop" rows with missing values.
+    links : sequence of str
+        Folders into which links in the file may lead.
+    allow_unwritten : bool
+        Accept numbers that were never written, for which HDF5 reads its fill value.
+
+    Returns
+    -------
+    Done
+
+    Raises
+    ------
+    UsageError
+        If `missing` is unknown, or `output` is the file that is read.
+    DataError
+        If the data are unusable, or no row is left.
+    """
     if missing not in POLICIES:
         raise UsageError(f"--missing {missing}: expected {' or '.join(POLICIES)}")
     if os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):
@@ -81,7 +110,7 @@ def _matrix(file: hdf5.Group, x: str, y: str, transpose: bool) -> Dense | Sparse
 
 
 def _vectors(file: hdf5.Group, y: str, n: int) -> dict[str, file_vectors.Vector]:
-    """The vectors of n rows, by the names that they will have."""
+    """Return the vectors of n rows, by the names that they will have."""
     found: dict[str, file_vectors.Vector] = {}
     for name in (*metadata.EXTRAS, y):
         if file_vectors.there(file, name):
@@ -94,7 +123,10 @@ def _vectors(file: hdf5.Group, y: str, n: int) -> dict[str, file_vectors.Vector]
 
 
 class _Copy:
-    """What identifies the rows, numbers or texts (n,), copied as it is; texts of fixed length then."""
+    """A dataset that identifies the rows, numbers or texts (n,), copied as it is.
+
+    Texts get a fixed length.
+    """
 
     def __init__(self, data: h5py.Dataset, out: h5py.File, name: str) -> None:
         self._data, self._text = data, text_datasets.holds_text(data)
@@ -120,7 +152,7 @@ class _Copy:
 
 
 class _Output:
-    """The new file: X and the vectors, which grow by slabs."""
+    """The new file: X and the vectors, which grow slab by slab."""
 
     def __init__(
         self,
@@ -151,7 +183,7 @@ class _Output:
         self._dense = Stream(out, "X", dtype, (d,)) if matrix.layout == "dense" else None
 
     def read(self, slab: Slab) -> dict[str, tuple[Array, Array]]:
-        """The vectors' values in the rows of a slab (m,), and which are missing (m,) bool."""
+        """Return the vectors' values in a slab's rows (m,), and which are missing, bool (m,)."""
         found = {
             name: vector.read(slab.start, slab.stop, self._classes[name])
             for name, vector in self._beside.items()
@@ -190,7 +222,7 @@ def _write(
     missing: str,
     path: str,
 ) -> tuple[int, int]:
-    """Write all rows that are to be kept; how many they are, and how many others there were."""
+    """Write all rows to keep. Returns their number and the number of the others."""
     rows = dropped = 0
     for slab in matrix.slabs():
         read = output.read(slab)
@@ -200,7 +232,8 @@ def _write(
             absent = [beside[name].place for name, (_, gone) in read.items() if gone[at]]
             place = matrix.place if slab.gone[at] else absent[0]
             raise DataError(
-                f"{place} row {slab.start + at}: a value is missing: --missing drop leaves such rows out"
+                f"{place} row {slab.start + at}: a value is missing: "
+                "--missing drop leaves such rows out"
             )
         output.append(slab, keep, read)
         rows += int(keep.sum())

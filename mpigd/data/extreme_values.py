@@ -1,17 +1,29 @@
-"""Numbers so large that sums over rows overflow, as those that stand for a missing value often are (1.8e308, 1e300)."""
+"""Values so large that sums over rows overflow.
+
+They often stand for missing values (1.8e308, 1e300).
+"""
 
 from __future__ import annotations
 
 import math
 
-LARGEST = 2.0**500  # whose square can be added up for as many rows as are ever counted
+# The squares of smaller numbers can be added up over as many rows as can be counted.
+LARGEST = 2.0**500
 
 
 def advice(value: float, what: str) -> str:
-    """What to do about a value of a column, of the target or of the weights (`what`)."""
+    """Return what to do about a value that is too large.
+
+    Parameters
+    ----------
+    value : float
+        A value of a column, of the target or of the weights.
+    what : str
+        What to divide: the column, the target or the weights.
+    """
     return f"correct it if it stands for a missing value, or divide {what} by {power(value):g}"
 
 
 def power(value: float) -> float:
-    """The power of ten in whose unit the value is a number from 1 to 10."""
+    """Return the power of ten that divides the value into a number from 1 to 10."""
     return 10.0 ** math.floor(math.log10(abs(value)))

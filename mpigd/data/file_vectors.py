@@ -1,7 +1,8 @@
-"""Vectors of a file, as whichever program stored them: numbers, numbers with a mask, texts, and categories.
+"""Vectors of a file in the forms of several programs: numbers (masked or not), texts, categories.
 
-AnnData (docs: "On-disk format"): a categorical is a group of `codes` (-1 is missing) and `categories`, a nullable array one of
-`values` and `mask`; before version 0.7, the categories of obs/NAME are in obs/__categories/NAME.
+AnnData (docs: "On-disk format"): a categorical is a group of `codes` (-1 is missing) and
+`categories`, and a nullable array is a group of `values` and `mask`. Before version 0.7, the
+categories of obs/NAME were in obs/__categories/NAME.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from mpigd.storage import dataset_checks, hdf5, text_datasets
 
 Array = np.ndarray[Any, Any]
 MOST_CLASSES = 10_000
-LONGEST = 1000  # bytes of a label
-ROWS = 1 << 16  # looked at at once
+LONGEST = 1000  # bytes of a label, at most
+ROWS = 1 << 16  # rows that are read at once
 
 
 class Numbers:
-    """A vector of numbers of an open file; `mask`, a dataset of the same shape, tells which are missing.
+    """A vector of numbers of an open file. `mask`, a dataset of the same shape, marks missing ones.
 
-    shape: as it is stored.
+    `shape` is the stored shape.
     """
 
     def __init__(self, place: str, data: h5py.Dataset, mask: h5py.Dataset | None = None) -> None:
@@ -33,12 +34,27 @@ class Numbers:
         self.shape, self._marks = data.shape, foreign_marks.of(data)
 
     def classes(self) -> None:
-        """The names of its values."""
+        """Return None: numbers have no class names."""
 
     def read(
         self, start: int, stop: int, classes: Sequence[str] | None = None
     ) -> tuple[Array, Array]:
-        """Values start to stop (m,), and which of them are missing (m,) bool."""
+        """Return values of the vector.
+
+        Parameters
+        ----------
+        start, stop : int
+            The rows, m of them.
+        classes : sequence of str, optional
+            Not used: numbers have no class names.
+
+        Returns
+        -------
+        ndarray (m,)
+            The numbers.
+        ndarray (m,) of bool
+            Which of them are missing.
+        """
         stored = text_datasets.piece(self._data, start, stop)
         gone = self._marks.missing(stored)
         if self._mask is not None:
@@ -46,7 +62,7 @@ class Numbers:
         return self._marks.numbers(stored), gone
 
     def why(self, row: int) -> str:
-        """What to say of a missing value."""
+        """Return what messages say about a missing value."""
         if self._mask is not None:
             return "is masked"
         value = self._marks.stored(text_datasets.piece(self._data, row, row + 1))[0]
@@ -54,27 +70,43 @@ class Numbers:
 
 
 class Texts:
-    """A vector of texts, which are labels of classes; an empty one is missing."""
+    """A vector of texts, which are class labels; an empty text is missing."""
 
     def __init__(self, place: str, data: h5py.Dataset, mask: h5py.Dataset | None = None) -> None:
         self.place, self._data, self._mask = place, data, mask
         self.shape = text_datasets.shape_of(data)
 
     def classes(self) -> tuple[str, ...]:
-        """The different texts, ascending."""
+        """Return the different texts, ascending. DataError if there are more than MOST_CLASSES."""
         found: set[bytes] = set()
         for _, slab in text_datasets.slabs(self._data, 0, max(self.shape)):
             found.update(slab)
             if len(found) > MOST_CLASSES + 1:
                 raise DataError(
-                    f"{self.place} holds more than {MOST_CLASSES} different texts: a target has fewer classes"
+                    f"{self.place} holds more than {MOST_CLASSES} different texts: "
+                    "a target has fewer classes"
                 )
         return tuple(sorted(_label(text, self.place) for text in found if text))
 
     def read(
         self, start: int, stop: int, classes: Sequence[str] | None = None
     ) -> tuple[Array, Array]:
-        """Positions in `classes` of the texts start to stop (m,), and which are missing (m,) bool."""
+        """Return texts of the vector as class numbers.
+
+        Parameters
+        ----------
+        start, stop : int
+            The rows, m of them.
+        classes : sequence of str
+            The class names.
+
+        Returns
+        -------
+        ndarray (m,)
+            Positions in `classes`, float64; -1 for texts that are empty or not among them.
+        ndarray (m,) of bool
+            Which of them are missing.
+        """
         assert classes is not None
         known: dict[bytes, int] = {name.encode(): code for code, name in enumerate(classes)} | {
             b"": -1
@@ -95,14 +127,18 @@ class Texts:
 
 
 class Categories:
-    """Codes, and a category for each of them: texts, which are labels of classes, or numbers, which are the values."""
+    """A vector of codes, with a category for each code.
+
+    Categories are texts, which are class labels, or numbers, which are the values.
+    """
 
     def __init__(self, place: str, codes: h5py.Dataset, categories: h5py.Dataset) -> None:
         self.place, self._codes = place, codes
         self.shape = codes.shape
         if codes.dtype.kind not in "iu" or categories.ndim != 1:
             raise DataError(
-                f"{place}: codes are {codes.dtype} and categories {categories.shape}: no categories of texts"
+                f"{place}: codes are {codes.dtype} and categories {categories.shape}: "
+                "no categories of texts"
             )
         self._texts, self._values = text_datasets.holds_text(categories), categories
         if not self._texts:
@@ -120,13 +156,33 @@ class Categories:
         return names
 
     def classes(self) -> tuple[str, ...] | None:
-        """The names of the categories, ascending; None if they are numbers."""
+        """Return the names of the categories, ascending; None if they are numbers."""
         return tuple(sorted(self._names())) if self._texts else None
 
     def read(
         self, start: int, stop: int, classes: Sequence[str] | None = None
     ) -> tuple[Array, Array]:
-        """Positions in `classes`, or the numbers, of rows start to stop (m,), and which are missing (m,) bool."""
+        """Return values of the vector.
+
+        Parameters
+        ----------
+        start, stop : int
+            The rows, m of them.
+        classes : sequence of str, optional
+            The class names; needed if the categories are texts.
+
+        Returns
+        -------
+        ndarray (m,)
+            Positions in `classes`, or the numbers of the categories, float64.
+        ndarray (m,) of bool
+            Which of them are missing.
+
+        Raises
+        ------
+        DataError
+            If a code has no category, or a category is there twice.
+        """
         codes = text_datasets.piece(self._codes, start, stop).astype(np.int64)
         if self._texts:
             assert classes is not None
@@ -137,7 +193,8 @@ class Categories:
         if codes.size and (codes.max() >= values.size or codes.min() < -1):
             row = int(np.argmax((codes >= values.size) | (codes < -1)))
             raise DataError(
-                f"{self.place} row {start + row} has code {codes[row]}, but there are {values.size} categories"
+                f"{self.place} row {start + row} has code {codes[row]}, but there are "
+                f"{values.size} categories"
             )
         gone = codes < 0
         return np.append(values, 0.0)[codes], gone
@@ -163,7 +220,7 @@ def there(file: hdf5.Group, name: str) -> bool:
 
 
 def find(file: hdf5.Group, name: str) -> Vector:
-    """The vector `name` of an open file. DataError, naming it, if it is none."""
+    """Return the vector `name` of an open file. DataError, naming it, if it is no vector."""
     found, place = file.raw(name), f"{file.filename}: {name!r}"
     if isinstance(found, hdf5.Group):
         return _group(found, place)

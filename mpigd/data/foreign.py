@@ -1,4 +1,7 @@
-"""What other programs store that is neither a matrix nor a vector: one sentence that says what it is, and the way out."""
+"""Messages about objects of other programs that are neither a matrix nor a vector, with a way out.
+
+Each message says in one sentence what the object is, and which command makes it readable.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +24,36 @@ def listed(names: list[str]) -> str:
 
 
 def quoted(code: str) -> str:
-    """A line of Python as a shell takes it, between double quotes where that is the same."""
+    """Return a line of Python quoted for a shell, in double quotes if they do not change it."""
     return shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
 
 
 def through_parquet(read: str, modules: str, name: str) -> str:
-    """The way out for tables: two commands. `read` is the expression that makes a pandas DataFrame."""
+    """Return the two commands that bring a table into mpigd through a Parquet file.
+
+    Parameters
+    ----------
+    read : str
+        The Python expression that makes a pandas DataFrame.
+    modules : str
+        The modules that it needs, as an import statement names them.
+    name : str
+        The name of the table in its file.
+    """
     table = f"{name.strip('/').rpartition('/')[2] or 'table'}.parquet"
     line = quoted(f"import {modules}; {read}.to_parquet({table!r}, index=False)")
     data = table.replace(".parquet", ".h5")
-    return f"`python -c {line}` and `mpigd import {shlex.quote(table)} -o {shlex.quote(data)} --target COLUMN`"
+    return (
+        f"`python -c {line}` and `mpigd import {shlex.quote(table)} "
+        f"-o {shlex.quote(data)} --target COLUMN`"
+    )
 
 
 def _pandas(group: h5py.Group, path: str) -> str:
-    """Empty, or that a group is a DataFrame or a Series of pandas, and the way out."""
+    """Return what to say of a DataFrame or a Series of pandas; empty for other groups.
+
+    The text names a way out.
+    """
     kind = attribute(group, "pandas_type")
     if not isinstance(kind, str):
         return ""
@@ -54,15 +73,21 @@ def _pandas(group: h5py.Group, path: str) -> str:
         if part.rpartition("/")[2].startswith("block") and part.endswith("_values")
     ]
     also = f", or name one block of its columns, --x {blocks[0]}" if blocks else ""
-    return f"is a pandas DataFrame ({kind}): {advice}, if you trust the file (pandas may unpickle parts of it){also}"
+    return (
+        f"is a pandas DataFrame ({kind}): {advice}, "
+        f"if you trust the file (pandas may unpickle parts of it){also}"
+    )
 
 
 def check_records(data: h5py.Dataset) -> None:
-    """DataError for a table of records, for a matrix of something else, and for a matrix that has no numbers."""
+    """Raise DataError for a table of records, and for a MATLAB matrix without numbers."""
     kind = attribute(data, "MATLAB_class")
     if isinstance(kind, str) and (kind not in MATLAB_NUMBERS or "MATLAB_empty" in Attributes(data)):
         what = "an empty matrix" if kind in MATLAB_NUMBERS else f"a {kind}"
-        advice = "in MATLAB, save numbers: y = double(categorical(labels)); save('data.mat', 'X', 'y', '-v7.3')"
+        advice = (
+            "in MATLAB, save numbers: y = double(categorical(labels)); "
+            "save('data.mat', 'X', 'y', '-v7.3')"
+        )
         raise DataError(f"{named(data)} is {what} of MATLAB: {advice}")
     if data.dtype.names is None:
         return
@@ -78,7 +103,17 @@ def check_records(data: h5py.Dataset) -> None:
 
 
 def refuse_group(group: hdf5.Group, place: str, expected: str) -> NoReturn:
-    """DataError that says what a group is, which is neither a sparse matrix nor a vector."""
+    """Raise the DataError that says what a group is that is neither a sparse matrix nor a vector.
+
+    Parameters
+    ----------
+    group : hdf5.Group
+        The group.
+    place : str
+        What the message calls it.
+    expected : str
+        What was expected, for the message.
+    """
     if why := _pandas(group, group.filename):
         raise DataError(f"{place} {why}")
     inside = listed(sorted(group))
@@ -94,5 +129,13 @@ def refuse_group(group: hdf5.Group, place: str, expected: str) -> NoReturn:
 
 
 def looks_transposed(shape: tuple[int, ...], rows: int) -> bool:
-    """Whether a matrix with so many rows beside it has as many columns instead."""
+    """Return whether a matrix has as many columns as the vectors beside it have rows.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        The shape of the matrix.
+    rows : int
+        The rows of the vectors.
+    """
     return len(shape) == 2 and shape[0] != rows and shape[1] == rows

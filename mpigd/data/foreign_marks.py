@@ -1,8 +1,8 @@
-"""What other programs write beside their numbers: values that mean "missing", scales, and matrices that lie transposed.
+"""Marks of other programs: values that mean "missing", scales, and transposed matrices.
 
-netCDF: the attributes of its users' guide (appendix A) and the CF conventions (section 8.1), and the fill values of netcdf.h,
-which are there without an attribute. rhdf5: integers of -2^31 are NA. MATLAB and Julia store matrices column by column: in
-the file rows and columns have changed places.
+netCDF: the attributes of its users' guide (appendix A) and the CF conventions (section 8.1), and
+the fill values of netcdf.h, which hold without an attribute. rhdf5: the integer -2^31 is NA. MATLAB
+and Julia store matrices column by column: in the file, rows and columns have changed places.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mpigd.storage import dataset_checks
 from mpigd.storage.safe_open import Attributes
 
 Array = np.ndarray[Any, Any]
-# What netCDF writes where nothing was written, by kind and size; bytes have none.
+# The values that netCDF stores for unwritten numbers, by kind and size; bytes have none.
 NETCDF_FILLS: dict[str, float] = {
     "f4": 2.0**122 * 1.875,
     "f8": 2.0**122 * 1.875,
@@ -52,7 +52,21 @@ MATLAB_NUMBERS = (
 
 
 def attribute(item: h5py.Group | h5py.Dataset, name: str) -> Any:
-    """An attribute: a text, an array of numbers (m,), or None where there is none. Texts of variable length are None too."""
+    """Return an attribute: a text, an array of numbers (m,), or None.
+
+    Parameters
+    ----------
+    item : h5py.Group or h5py.Dataset
+        The object with the attribute.
+    name : str
+        Its name.
+
+    Returns
+    -------
+    str, ndarray (m,), h5py.Empty or None
+        None if there is no such attribute, or it is a text of variable length. h5py.Empty if it has
+        no data.
+    """
     attributes = Attributes(item)
     if name not in attributes or attributes.varies(name):
         return None
@@ -63,7 +77,17 @@ def attribute(item: h5py.Group | h5py.Dataset, name: str) -> Any:
 
 
 def command(path: str, x: str, y: str, *options: str) -> str:
-    """The `mpigd convert` that is a way out, as a shell takes it."""
+    """Return the `mpigd convert` command for a file, quoted for a shell.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    x, y : str
+        The names of the matrix and of the target.
+    *options : str
+        Further options of the command.
+    """
     names = [*([] if x == "X" else ["--x", x]), *([] if y == "y" else ["--y", y])]
     target = Path(path).with_suffix(".h5").name
     target = (
@@ -76,8 +100,16 @@ def command(path: str, x: str, y: str, *options: str) -> str:
 class Marks:
     """What the stored numbers of one dataset mean.
 
-    fills: (attribute, value), values of the stored type that mean a missing number. low, high: limits outside of which numbers
-    are missing. The number is stored * scale + offset, stored taken as unsigned where `unsigned`.
+    Attributes
+    ----------
+    fills : tuple of (str, value)
+        Values of the stored type that mean a missing number, each with its reason (the attribute).
+    low, high : float or None
+        Limits; numbers outside of them are missing.
+    unsigned : bool
+        Whether stored integers are taken as unsigned.
+    scale, offset : float
+        The number is stored * scale + offset.
     """
 
     fills: tuple[tuple[str, Any], ...] = ()
@@ -98,7 +130,7 @@ class Marks:
         return values.view(f"u{values.itemsize}") if self.unsigned else values
 
     def missing(self, values: Array) -> Array:
-        """Which of the stored numbers are missing: bool, of the same shape."""
+        """Return which of the stored numbers are missing: bool, of the same shape."""
         values = self.stored(values)
         gone = np.zeros(values.shape, bool)
         for _, fill in self.fills:
@@ -110,12 +142,12 @@ class Marks:
         return gone
 
     def numbers(self, values: Array) -> Array:
-        """What the stored numbers mean; float64 where they are scaled."""
+        """Return the numbers that the stored ones mean; float64 if they are scaled."""
         values = self.stored(values)
         return values.astype(np.float64) * self.scale + self.offset if self.scaled else values
 
     def why(self, value: Any) -> str:
-        """Why a stored value means a missing number."""
+        """Return the reason why a stored value means a missing number."""
         for name, fill in self.fills:
             if value == fill:
                 return name
@@ -123,7 +155,13 @@ class Marks:
 
 
 def of(data: h5py.Dataset) -> Marks:
-    """The marks of a dataset of numbers. DataError for an attribute that is none of what the conventions know."""
+    """Return the marks of a dataset; empty ones if it does not hold numbers.
+
+    Raises
+    ------
+    DataError
+        If an attribute does not follow the conventions.
+    """
     if data.dtype.kind not in "fiu":
         return Marks()
     given = {name: _number(data, name) for name in NUMBERS}
@@ -146,7 +184,8 @@ def of(data: h5py.Dataset) -> Marks:
     scale, offset = _factor(given["scale_factor"], 1.0), _factor(given["add_offset"], 0.0)
     if not np.isfinite([scale, offset]).all() or scale == 0:
         raise DataError(
-            f"{dataset_checks.named(data)}: scale_factor {scale} and add_offset {offset} leave nothing of the numbers"
+            f"{dataset_checks.named(data)}: scale_factor {scale} and add_offset {offset} leave "
+            "nothing of the numbers"
         )
     return Marks(tuple(fills), low, high, unsigned, scale, offset)
 
@@ -157,14 +196,18 @@ def _unsigned(data: h5py.Dataset) -> bool:
     found = attribute(data, "_Unsigned")
     if not isinstance(found, str):
         raise DataError(
-            f"{dataset_checks.named(data)}: its attribute _Unsigned is no text of fixed length: {_without(data, '_Unsigned')}"
+            f"{dataset_checks.named(data)}: its attribute _Unsigned is no text of fixed length: "
+            f"{_without(data, '_Unsigned')}"
         )
     return found.lower() == "true"
 
 
 def _without(data: h5py.Dataset, name: str) -> str:
-    """The way out of an attribute that is not understood."""
-    code = f"import h5py; del h5py.File({str(data.file.filename)!r}, 'r+')[{str(data.name)!r}].attrs[{name!r}]"
+    """Return advice on how to remove an attribute that cannot be interpreted."""
+    code = (
+        f"import h5py; del h5py.File({str(data.file.filename)!r}, "
+        f"'r+')[{str(data.name)!r}].attrs[{name!r}]"
+    )
     return f'remove it with `python -c "{code}"`'
 
 
@@ -173,19 +216,26 @@ def _factor(found: Array | None, default: float) -> float:
 
 
 def _number(data: h5py.Dataset, name: str) -> Array | None:
-    """The numbers of an attribute of netCDF, None if it has none. DataError for a text, which might be meant as a number."""
+    """Return the numbers of an attribute of netCDF, or None if there is none.
+
+    DataError for a text, which might be meant as a number.
+    """
     if name not in Attributes(data):
         return None
     found = attribute(data, name)
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu" or found.size == 0:
         raise DataError(
-            f"{dataset_checks.named(data)}: its attribute {name} is no number: {_without(data, name)}"
+            f"{dataset_checks.named(data)}: its attribute {name} is no number: "
+            f"{_without(data, name)}"
         )
     return found.reshape(-1)
 
 
 def _as(values: Array | None, kind: np.dtype[Any], unsigned: bool) -> list[Any]:
-    """The values as numbers of the stored type; those that it cannot hold do not occur."""
+    """Return the values that the stored type can hold.
+
+    Other values cannot occur among the data.
+    """
     if values is None:
         return []
     if unsigned and values.dtype.kind == "i" and values.itemsize == kind.itemsize:
@@ -210,28 +260,48 @@ def _limit(
 
 
 def _filled_with(data: h5py.Dataset, default: float) -> bool:
-    """Whether this is the fill value that whoever made the dataset chose (zero is everybody's)."""
+    """Return whether a dataset was created with this fill value by explicit choice.
+
+    Zero is HDF5's default.
+    """
     properties = data.id.get_create_plist()
     chosen = properties.fill_value_defined() == h5py.h5d.FILL_VALUE_USER_DEFINED
     return chosen and bool(data.fillvalue == data.dtype.type(default))
 
 
 def transposed(data: h5py.Dataset) -> str:
-    """The program that stored a matrix (n, d) as (d, n), as far as the file says so for certain; an empty text otherwise."""
+    """Return the program that stored a matrix (n, d) as (d, n), or an empty text.
+
+    Only marks that are certain count.
+    """
     if "MATLAB_class" in Attributes(data):
         return "MATLAB"
     return "Julia" if header(data.file).startswith(JULIA) else ""
 
 
 def header(file: h5py.File) -> bytes:
-    """What a program wrote in front of the HDF5 file: MATLAB and JLD2 say there who they are."""
+    """Return the text in front of the HDF5 file, in which MATLAB and JLD2 name themselves."""
     if not file.userblock_size:
         return b""
     return os.pread(int(file.id.get_vfd_handle()), 128, 0)
 
 
 class View:
-    """A matrix (n, d) of another program, read as its numbers are meant. It answers as an h5py.Dataset would."""
+    """A matrix (n, d) of another program, read as its numbers are meant.
+
+    It has the interface of an h5py.Dataset.
+
+    Parameters
+    ----------
+    data : h5py.Dataset
+        The stored matrix.
+    marks : Marks
+        What its numbers mean.
+    turned : bool
+        Whether it is stored as (d, n).
+    x, y : str
+        The names of the matrix and of the target, for advice.
+    """
 
     def __init__(self, data: h5py.Dataset, marks: Marks, turned: bool, x: str, y: str) -> None:
         self._data, self.marks, self.turned, self._x, self._y = data, marks, turned, x, y
@@ -242,11 +312,11 @@ class View:
         self.ndim = data.ndim
 
     def stored(self, rows: slice) -> Array:
-        """Rows as they are stored (m, d)."""
+        """Return rows (m, d) as they are stored."""
         return np.asarray(self._data[:, rows].T if self.turned else self._data[rows])
 
     def read_direct(self, out: Array, rows: slice) -> None:
-        """Rows into out (m, d). DataError, naming the place, if one is missing."""
+        """Read rows (m) into out (m, d). If a number is missing, a DataError names its place."""
         stored = self.stored(rows)
         gone = self.marks.missing(stored)
         if gone.any():
@@ -254,7 +324,8 @@ class View:
             value = self.marks.stored(stored)[row, column]
             place, path = dataset_checks.named(self._data), str(self._data.file.filename)
             raise DataError(
-                f"{place} row {rows.start + row} column {column} is {value:g}, {self.marks.why(value)}: a missing number: "
+                f"{place} row {rows.start + row} column {column} is {value:g}, "
+                f"{self.marks.why(value)}: a missing number: "
                 f"{command(path, self._x, self._y, '--missing', 'drop')} leaves such rows out"
             )
         with np.errstate(over="ignore"):
@@ -266,7 +337,7 @@ class View:
 
 
 def words(data: h5py.Dataset) -> list[str]:
-    """What is done to the stored numbers of a matrix when they are read."""
+    """Return texts that say how the stored numbers of a matrix are changed when they are read."""
     found, by = of(data), transposed(data)
     told = [f"transposed, as {by} stores it"] if by else []
     told += ["unsigned"] if found.unsigned else []
@@ -277,9 +348,19 @@ def words(data: h5py.Dataset) -> list[str]:
 
 
 def matrix(data: h5py.Dataset, x: str, y: str) -> Any:
-    """A dense dataset as rows and columns of numbers: itself, or a View where another program stored it in its own way.
+    """Return a dense dataset as rows and columns of numbers.
 
-    x, y: the names that were given, for advice.
+    Parameters
+    ----------
+    data : h5py.Dataset
+        The stored matrix.
+    x, y : str
+        The names of the matrix and of the target, for advice.
+
+    Returns
+    -------
+    h5py.Dataset or View
+        The dataset itself; a View if another program stored it in its own way.
     """
     marks, turned = of(data), bool(transposed(data))
     return View(data, marks, turned, x, y) if marks.there() or turned else data

@@ -1,7 +1,8 @@
-"""Matrices of other programs, row by row in slabs, for `mpigd convert`: dense ones as their marks say, and sparse ones by rows
-or by columns.
+"""Matrices of other programs, read as slabs of rows for `mpigd convert`.
 
-A sparse matrix by columns is read once for each ENTRIES of its numbers, and once more to count its rows'.
+Dense ones are read as their marks say, sparse ones may be stored by rows or by columns. A sparse
+matrix by columns is read once for each ENTRIES of its numbers, and once more to count the entries
+of its rows.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mpigd.errors import DataError
 from mpigd.storage import dataset_checks, hdf5
 
 Array = np.ndarray[Any, Any]
-ENTRIES = 1 << 24  # of a sparse matrix that are held at once
+ENTRIES = 1 << 24  # entries of a sparse matrix that are held at once
 SLAB_BYTES = 8 << 20
 
 
@@ -29,9 +30,20 @@ def is_nan(values: Array) -> Array:
 
 @dataclass(frozen=True)
 class Slab:
-    """Rows start to stop: dense values (m, d), or of a sparse matrix how many entries each row has, their columns and values.
+    """Rows start to stop (exclusive) of a matrix, m rows.
 
-    gone (m,): which rows miss a number. lengths, indices: empty where dense.
+    Attributes
+    ----------
+    start, stop : int
+        The rows.
+    values : ndarray (m, d), or (nnz,) if sparse
+        The values.
+    gone : ndarray (m,) of bool
+        Which rows miss a number.
+    lengths : ndarray (m,)
+        The number of entries of each row; empty if dense.
+    indices : ndarray (nnz,)
+        The columns of the entries; empty if dense.
     """
 
     start: int
@@ -42,7 +54,7 @@ class Slab:
     indices: Array = field(default_factory=lambda: np.empty(0, np.int64))
 
     def kept(self, keep: Array) -> Slab:
-        """Some of the rows, `keep` (m,) bool."""
+        """Return the rows that are True in `keep` (m,)."""
         if not self.lengths.size:
             return replace(self, values=self.values[keep], gone=self.gone[keep])
         entries = np.repeat(keep, self.lengths)
@@ -56,7 +68,10 @@ class Slab:
 
 
 class Dense:
-    """A dense dataset, row by row as its marks say, or `turned` against that."""
+    """A dense dataset, row by row as its marks say.
+
+    `turned`: it is transposed against what the marks say.
+    """
 
     layout = "dense"
 
@@ -88,7 +103,11 @@ class Dense:
 
 
 class Sparse:
-    """A sparse matrix, by rows or by columns: AnnData's groups, and MATLAB's, which calls the parts jc and ir."""
+    """A sparse matrix, by rows or by columns.
+
+    AnnData's groups are read, and MATLAB's, which calls the parts jc and ir. `turned`: transposed
+    against what the group says.
+    """
 
     layout = "csr"
 
@@ -106,7 +125,8 @@ class Sparse:
             told = metadata.sparse_shape(group)
             if told is None or np.shape(told) != (2,) or np.asarray(told).dtype.kind not in "iu":
                 raise DataError(
-                    f"{self.place} has no encoding-type and shape, expected a sparse matrix with both"
+                    f"{self.place} has no encoding-type and shape, "
+                    "expected a sparse matrix with both"
                 )
             stored = np.asarray(told).tolist()
             by_rows = metadata.sparse_encoding(group, stored, indptr.shape) == "csr_matrix"
@@ -147,7 +167,7 @@ class Sparse:
             start = stop
 
     def _pieces(self) -> Iterator[tuple[int, int, Array]]:
-        """All indices, piece by piece: the first entry, the one behind the last, and the indices."""
+        """Yield all indices in pieces: first entry, the one behind the last, indices."""
         step = SLAB_BYTES // 8
         for first in range(0, self._data.shape[0], step):
             last = min(first + step, self._data.shape[0])
@@ -161,7 +181,7 @@ class Sparse:
         return indices
 
     def _count(self) -> Array:
-        """How many entries each row has (n,)."""
+        """Return the number of entries of each row (n,)."""
         counts = np.zeros(self.shape[0], np.int64)
         for _, _, indices in self._pieces():
             counts += np.bincount(indices, minlength=counts.size)
@@ -174,7 +194,10 @@ class Sparse:
         return rows, indices, np.asarray(self._data[first:last])
 
     def _picked(self, start: int, stop: int) -> tuple[Array, Array, Array]:
-        """The entries of rows start to stop among all columns."""
+        """Return the entries of rows start to stop among all columns.
+
+        They are returned as rows, columns and values.
+        """
         rows, columns, values = [], [], []
         for first, last, indices in self._pieces():
             mine = np.flatnonzero((indices >= start) & (indices < stop))

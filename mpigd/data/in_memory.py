@@ -1,4 +1,4 @@
-"""Rows that are in memory already: this rank's own arrays as a part of the data set."""
+"""Training data in memory: this rank's own arrays become its part of the data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,28 @@ Array = np.ndarray[Any, Any]
 
 
 def shard_of(data: tuple[Any, ...], dtype: str | None, comm: Comm) -> Shard:
-    """This rank's (X, y[, sample_weight[, offset]]) as its part of the data set, numbered in rank order. Collective."""
+    """Make a Shard of this rank's arrays. Collective.
+
+    Parameters
+    ----------
+    data : tuple
+        (X, y[, sample_weight[, offset]]), of m rows; see `matrix_of` for X. The others are (m,).
+    dtype : str or None
+        The type of X in memory; None keeps float32 and makes float64 of all else.
+    comm : Comm
+
+    Returns
+    -------
+    Shard
+        Its rows, numbered in rank order.
+
+    Raises
+    ------
+    UsageError
+        If the number of arrays is wrong, or float16 is asked for sparse data.
+    DataError
+        If the arrays are unusable or do not fit together, on this rank or between ranks.
+    """
     if not 2 <= len(data) <= 4:
         raise UsageError(
             "arrays come as (X, y), (X, y, sample_weight) or (X, y, sample_weight, offset)"
@@ -39,7 +60,8 @@ def shard_of(data: tuple[Any, ...], dtype: str | None, comm: Comm) -> Shard:
     with together(comm):
         if np.any(shapes[:, 1] != X.d):
             raise DataError(
-                f"ranks have different numbers of columns: {', '.join(str(d) for d in shapes[:, 1])}"
+                "ranks have different numbers of columns: "
+                f"{', '.join(str(d) for d in shapes[:, 1])}"
             )
         if shapes[:, 0].sum() == 0:
             raise DataError("the data has no rows")
@@ -50,7 +72,7 @@ def shard_of(data: tuple[Any, ...], dtype: str | None, comm: Comm) -> Shard:
 
 
 def _narrowed(X: Dense, comm: Comm) -> Half:
-    """The rows as halves. Collective."""
+    """Return the rows as float16. Collective."""
     columns = X.columns()
     narrowing = Narrowing(columns.low, columns.high, comm)
     bits = np.empty(X.values.shape, np.uint16)
@@ -60,7 +82,24 @@ def _narrowed(X: Dense, comm: Comm) -> Half:
 
 
 def matrix_of(X: Any, dtype: str | None = None) -> Matrix:
-    """A Matrix of a numpy array or a scipy.sparse matrix (n, d). DataError unless it is finite numbers in two dimensions."""
+    """Return a Matrix of a numpy array or a scipy.sparse matrix (n, d).
+
+    Parameters
+    ----------
+    X : array-like or sparse matrix
+        Two-dimensional. Duplicate entries of a sparse matrix are summed.
+    dtype : str or None
+        The type of the values; None keeps float32 and makes float64 of all else.
+
+    Returns
+    -------
+    Dense or CSR
+
+    Raises
+    ------
+    DataError
+        If it does not hold finite numbers in two dimensions.
+    """
     if hasattr(X, "tocsr"):
         sparse = X.tocsr()
         sparse.sum_duplicates()

@@ -1,4 +1,9 @@
-"""Reading a rank's rows: each rank opens the files read-only and reads its own slabs, each chunk once."""
+"""Load a rank's rows: each rank opens the files read-only and reads its own rows, each chunk once.
+
+`load` surveys the files (metadata.py), assigns row ranges to ranks (partition.py) and reads them
+(reader.py). Rows that exceed `max_memory` stay in the files (streamed.py). A hash partition
+redistributes rows after they are read (redistribute.py).
+"""
 
 from __future__ import annotations
 
@@ -25,19 +30,38 @@ from mpigd_kernels import dense, sampling
 from mpigd_kernels.host import aligned
 
 Array = np.ndarray[Any, Any]
-FINGERPRINT_BYTES = 4 << 20  # of rows whose hash is made at once: it takes copies of them
-NOTHING = Segment(
-    0, 0, 0, 0
-)  # for a rank without rows, which must know what there is to know of them
+# Bytes of the rows that are hashed at once: hashing takes copies of them.
+FINGERPRINT_BYTES = 4 << 20
+# A rank without rows reads this empty segment, to get vectors with the right names and types.
+NOTHING = Segment(0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where in the files to look, and as what to keep the matrix in memory.
+    """Which datasets are read, and how the matrix is kept in memory.
 
-    max_memory: bytes of X that a rank may hold; more is read again at every pass, in pieces of `block` consecutive global
-    rows where given. unstreamed: why such a run could not do that, if so. links: folders into which links may lead.
-    unwritten: what was never written is read as HDF5's fill value. duplicates: a file may be named twice.
+    Attributes
+    ----------
+    x, y : str
+        The names of the matrix and of the target in the files.
+    dtype : str or None
+        The type of X in memory; None for the widest of the files'.
+    partition : str
+        "range", "file" or "hash".
+    need_y : bool
+        Whether a missing target is an error.
+    max_memory : int or None
+        Bytes of X that a rank may hold. If its rows need more, they are read again at every pass.
+    block : int or None
+        If given, streamed rows are read in pieces of `block` consecutive global rows.
+    unstreamed : str
+        Why this run cannot stream its rows; empty if it can.
+    links : tuple of str
+        Folders into which links in the files may lead.
+    unwritten : bool
+        Whether numbers that were never written are read as HDF5's fill value.
+    duplicates : bool
+        Whether a file may be named twice.
     """
 
     x: str = "X"
@@ -56,24 +80,63 @@ class Layout:
 def load(patterns: Sequence[str], layout: Layout, comm: Comm) -> Shard:
     """Read this rank's rows of the data set that the files make up. Collective.
 
-    Raises DataError on all ranks if any rank finds fault with its part.
+    Parameters
+    ----------
+    patterns : sequence of str
+        Paths and globs of the files.
+    layout : Layout
+        What to read and how to keep it.
+    comm : Comm
+
+    Returns
+    -------
+    Shard
+
+    Raises
+    ------
+    DataError
+        On all ranks, if any rank finds an error in its part.
     """
     layout = _as_stored(layout)
     return read(survey(patterns, layout, comm), layout, comm)
 
 
 def _as_stored(layout: Layout) -> Layout:
-    """Halves are a way to hold training data: what is scored stays as it is in its file."""
+    """Return the layout without dtype float16.
+
+    Halves are a way to hold training data; data to be scored keep the file's type.
+    """
     return dataclasses.replace(layout, dtype=None) if layout.dtype == "float16" else layout
 
 
 def passing(
     patterns: Sequence[str], layout: Layout, comm: Comm
 ) -> tuple[Shard, Iterator[tuple[slice, Matrix]]]:
-    """This rank's rows but for X, which is (0, d), and X slab by slab: which of the rows, and their matrix. Collective.
+    """Return this rank's rows without X, and an iterator over X in slabs. Collective.
 
-    For those who need every row once and alone; a hash partition, which moves rows, is a range then. Slabs are read when
-    they are asked for, so that DataError may come on some ranks only, and share their memory.
+    This is for callers that need every row once. The hash partition, which moves rows, is replaced
+    by a range partition.
+
+    Parameters
+    ----------
+    patterns : sequence of str
+        Paths and globs of the files.
+    layout : Layout
+    comm : Comm
+
+    Returns
+    -------
+    Shard
+        The rows, with an empty X of shape (0, d).
+    iterator of (slice, Matrix)
+        The local rows of each slab and their matrix. Slabs are read when they are asked for, so a
+        DataError may come on some ranks only. All slabs share one buffer: each is valid until the
+        next is asked for.
+
+    Raises
+    ------
+    DataError
+        On all ranks, if the files or the vectors are unusable.
     """
     layout = _as_stored(layout)
     infos = survey(patterns, layout, comm)
@@ -88,7 +151,13 @@ def passing(
 
 
 def survey(patterns: Sequence[str], layout: Layout, comm: Comm) -> list[Info]:
-    """What lies in the files that make up the data set. Collective; DataError on all ranks if they do not fit."""
+    """Return the metadata of the files that make up the data set. Collective.
+
+    Raises
+    ------
+    DataError
+        On all ranks, if the files do not fit together, or the target is missing and needed.
+    """
     paths = expand(patterns, comm, layout.duplicates)
     infos = inspect(paths, layout.x, layout.y, comm, layout.links, layout.unwritten)
     if layout.need_y and not infos[0].has_y:
@@ -97,7 +166,20 @@ def survey(patterns: Sequence[str], layout: Layout, comm: Comm) -> list[Info]:
 
 
 def read(infos: Sequence[Info], layout: Layout, comm: Comm) -> Shard:
-    """This rank's rows of the surveyed files. Collective; DataError on all ranks together."""
+    """Read this rank's rows of the surveyed files. Collective.
+
+    Parameters
+    ----------
+    infos : sequence of Info
+        The metadata of the files, from `survey`.
+    layout : Layout
+    comm : Comm
+
+    Raises
+    ------
+    DataError
+        On all ranks together.
+    """
     dtype = kept_as(infos, layout.dtype)
     with together(comm):
         segments = _segments(infos, layout, comm)
@@ -120,7 +202,13 @@ def read(infos: Sequence[Info], layout: Layout, comm: Comm) -> Shard:
 
 
 def kept_as(infos: Sequence[Info], asked: str | None) -> np.dtype[Any]:
-    """The type of X in memory: as asked for, or the widest of the files'. UsageError, agreed, if that is not possible."""
+    """Return the type of X in memory: the type asked for, or the widest of the files' types.
+
+    Raises
+    ------
+    UsageError
+        Agreed, if float16 is asked for and the data are sparse.
+    """
     dtype = (
         np.dtype(asked)
         if asked
@@ -148,7 +236,10 @@ def _segments(infos: Sequence[Info], layout: Layout, comm: Comm) -> list[Segment
 
 
 def _row_at(info: Info, x: str, wanted: int) -> int:
-    """The first row of a CSR file with at least `wanted` non-zeros before it: a binary search in the file's indptr."""
+    """Return the first row of a CSR file with at least `wanted` non-zeros before it.
+
+    A binary search in the file's indptr finds it, without reading the whole of it.
+    """
     with hdf5.open_read(info.path, info.links) as file:
         indptr = file[x]["indptr"]
         low, high = 0, info.n
@@ -162,7 +253,10 @@ def _row_at(info: Info, x: str, wanted: int) -> int:
 
 
 def _read_vectors(info: Info, segment: Segment, layout: Layout) -> dict[str, Array]:
-    """Everything of a segment but X; the target only where it is needed: rows to be predicted may have none."""
+    """Read the vectors of a segment.
+
+    The target is read only if it is needed: rows to be predicted may have none.
+    """
     wanted = [*info.extras, *([layout.y] if info.has_y and layout.need_y else [])]
     with reading(info, segment) as file:
         vectors = {name: read_vector(file, name, segment, info) for name in wanted}
@@ -183,7 +277,13 @@ def _streams(
     dtype: np.dtype[Any],
     comm: Comm,
 ) -> bool:
-    """Whether the rows of some rank do not fit; UsageError on all ranks if they cannot be streamed either. Collective."""
+    """Return whether the rows of at least one rank exceed the memory limit. Collective.
+
+    Raises
+    ------
+    UsageError
+        Agreed, if they do and cannot be streamed either.
+    """
     if layout.max_memory is None:
         return False
     need = np.array(
@@ -197,7 +297,8 @@ def _streams(
     why = "sparse data cannot be streamed" if infos[0].layout == "csr" else layout.unstreamed
     if why:
         error = UsageError(
-            f"a rank's rows take {need[0] / 1e9:.3g} GB, more than --max-memory, and {why}: use more ranks"
+            f"a rank's rows take {need[0] / 1e9:.3g} GB, "
+            f"more than --max-memory, and {why}: use more ranks"
         )
         error.agreed = True
         raise error
@@ -212,9 +313,30 @@ def read_dense(
     streams: bool,
     comm: Comm,
 ) -> Dense | Half | Streamed:
-    """This rank's rows of dense files, in one array, or left in the files if it `streams`. Collective.
+    """Read this rank's rows of dense files into one array, or leave them in the files. Collective.
 
-    Numbers that are not halves in the files are read twice to become such: once for the columns' units.
+    Parameters
+    ----------
+    infos : sequence of Info
+        The metadata of all files.
+    segments : sequence of Segment
+        This rank's rows.
+    layout : Layout
+    dtype : dtype
+        The type of X in memory, from `kept_as`.
+    streams : bool
+        Whether the rows stay in the files; the same on all ranks.
+    comm : Comm
+
+    Returns
+    -------
+    Dense, Half or Streamed
+        The matrix (m, d) of this rank's rows.
+
+    Notes
+    -----
+    If X becomes float16 and the files hold other types, the rows are read twice: the first pass
+    finds the units of the columns.
     """
     d, narrowing, named = infos[0].d, None, None
     if dtype == np.float16 and not all(info.halves for info in infos):
@@ -278,7 +400,10 @@ def _names(info: Info) -> list[str] | None:
 
 
 def encoding_of(info: Info) -> dict[str, Any]:
-    """How the file's raw columns were encoded, empty for one that was not imported."""
+    """Return how the file's raw columns were encoded, and the known names of columns and classes.
+
+    A file that was not imported has no encoding; the result is empty if it has no names either.
+    """
     with hdf5.open_read(info.path, info.links) as file:
         encoding = dict(hdf5.read_json(file, "encoding")) if "encoding" in file else {}
         if not encoding and (known := column_names.columns(file, info.x, info.d)) is not None:
@@ -303,7 +428,21 @@ def _stack(sparse: Sequence[CSR], d: int) -> CSR:
 
 
 def fingerprint(shard: Shard, comm: Comm) -> str:
-    """A hash of the data set's rows with their numbers, targets, weights and offsets, whoever holds them. Collective."""
+    """Return a hash of the data set's rows, independent of the partition. Collective.
+
+    It covers the row numbers, X, targets, weights and offsets.
+
+    Parameters
+    ----------
+    shard : Shard
+        This rank's rows.
+    comm : Comm
+
+    Returns
+    -------
+    str
+        "{n}x{d}-{hash}", with the sum of the rows' hashes modulo 2**64 in hexadecimal digits.
+    """
     mine = 0
     step = max(1, FINGERPRINT_BYTES // max(1, shard.X.row_bytes))
     for start in range(0, shard.X.n, step):

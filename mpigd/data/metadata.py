@@ -1,4 +1,9 @@
-"""What lies in the files: looked at once per file, by one rank each, before any row is read."""
+"""Metadata of the data files: shape, layout, types and extras, read before any row.
+
+One rank looks at each file, and all ranks get the results as `Info` records. `inspect` checks that
+the files fit together. An error that every rank raises from the same facts is marked as agreed, see
+`agreed`.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +30,29 @@ EXTRAS = ("sample_weight", "offset", "key")
 
 @dataclass(frozen=True)
 class Info:
-    """One file: path, rows n, columns d, layout, dtype of X, rows per chunk, non-zeros, and which extras it has."""
+    """The metadata of one file.
+
+    Attributes
+    ----------
+    path : str
+        The path of the file.
+    n, d : int
+        The numbers of rows and columns of X.
+    layout : str
+        "dense" or "csr".
+    dtype : str
+        The training type of X, see `stored_type`.
+    chunk : int
+        Rows per chunk; 1 if X is not chunked.
+    nonzeros : int or None
+        The number of stored values of a CSR matrix; None for a dense one.
+    has_y : bool
+        Whether the file has the target `y`.
+    extras : tuple of str
+        Those of `EXTRAS` that the file has.
+    names, halves, links, x, y, classes, columns, reading
+        See the comments at the fields.
+    """
 
     path: str
     n: int
@@ -36,23 +63,44 @@ class Info:
     nonzeros: int | None
     has_y: bool
     extras: tuple[str, ...]
-    names: str  # digest of the encoding, so that files encoded differently are not mixed
+    # Digest of the encoding, so that files encoded differently are not mixed.
+    names: str
     halves: bool = False  # X is stored as float16
-    links: tuple[str, ...] = ()  # folders into which the file's links may lead
-    x: str = "X"  # the names that were given
+    links: tuple[str, ...] = ()  # folders into which links in the file may lead
+    x: str = "X"  # names of the matrix and of the target, as given by the user
     y: str = "y"
-    classes: tuple[str, ...] | None = None  # the texts that y holds, of all files, ascending
-    columns: str = ""  # digest of the columns' names, empty where there are none
-    reading: int = 0  # bytes that HDF5 takes besides the numbers while it reads them
+    # The class names in y, over all files, ascending; None if y holds numbers.
+    classes: tuple[str, ...] | None = None
+    columns: str = ""  # digest of the column names, empty if there are none
+    reading: int = 0  # bytes that HDF5 needs besides the numbers while it reads them
 
     def extent(self) -> Extent:
         return Extent(self.n, self.chunk, self.nonzeros)
 
 
 def expand(patterns: Sequence[str], comm: Comm, duplicates: bool = False) -> list[str]:
-    """The files that the paths and globs name, in the order given (a glob's in natural order): rank 0 looks, all know.
+    """Return the files that paths and globs name. Collective.
 
-    duplicates: a file may be named more than once.
+    Rank 0 looks at the file system and broadcasts the result.
+
+    Parameters
+    ----------
+    patterns : sequence of str
+        Paths and globs. Their order is kept; the files of one glob come in natural order.
+    comm : Comm
+    duplicates : bool
+        Whether a file may be named more than once.
+
+    Returns
+    -------
+    list of str
+        The paths, the same on all ranks.
+
+    Raises
+    ------
+    DataError
+        On all ranks, if a pattern matches no file, no file is named, or one is named twice without
+        `duplicates`.
     """
     found: list[str] = []
     with together(comm):
@@ -85,7 +133,31 @@ def inspect(
     links: Sequence[str] = (),
     allow_unwritten: bool = False,
 ) -> list[Info]:
-    """Look at every file, each rank at its share of them; DataError on all ranks if they do not fit together."""
+    """Read the metadata of all files, each rank those of its share of the files. Collective.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        The files, in the same order on all ranks.
+    x, y : str
+        The names of the matrix and of the target in the files.
+    comm : Comm
+    links : sequence of str
+        Folders into which links in the files may lead.
+    allow_unwritten : bool
+        Accept numbers that were never written, for which HDF5 reads its fill value.
+
+    Returns
+    -------
+    list of Info
+        One for each path, in their order, the same on all ranks.
+
+    Raises
+    ------
+    DataError
+        On all ranks, if a file is unusable, if the files do not fit together, or if there are no
+        rows or no columns.
+    """
     mine: list[dict[str, Any]] = []
     with together(comm):
         for path in paths[comm.rank :: comm.size]:
@@ -118,7 +190,7 @@ def inspect(
 
 
 def agreed(error: DataError) -> DataError:
-    """Mark an error that every rank raises from the same facts."""
+    """Mark an error as raised on every rank from the same facts, and return it."""
     error.agreed = True
     return error
 
@@ -142,7 +214,7 @@ def _same(first: Info, other: Info, comm: Comm) -> None:
 
 
 def _explain(first: Info, other: Info) -> None:
-    """DataError for files with other columns, or columns that were encoded otherwise."""
+    """Raise the DataError for two files whose columns, or whose encodings of columns, differ."""
     for what, here, there in (
         ("encoding", first.names, other.names),
         ("names of columns", first.columns, other.columns),
@@ -155,7 +227,8 @@ def _explain(first: Info, other: Info) -> None:
                 else "store them in it as 'feature_names'"
             )
             raise DataError(
-                f"{lacks} has no {what}, and {has} has: nothing tells whether their columns are the same ({way})"
+                f"{lacks} has no {what}, and {has} has: "
+                f"nothing tells whether their columns are the same ({way})"
             )
     (names_of_first, encoding_of_first), (names_of_other, encoding) = (
         _told(info) for info in (first, other)
@@ -165,14 +238,23 @@ def _explain(first: Info, other: Info) -> None:
 
 
 def _told(info: Info) -> tuple[list[str], dict[str, Any]]:
-    """The names of a file's columns, and its encoding."""
+    """Return the names of a file's columns and its encoding; both are empty if there are none."""
     with hdf5.open_read(info.path, info.links) as file:
         encoding = hdf5.read_json(file, "encoding") if "encoding" in file else {}
         return column_names.columns(file, info.x, info.d) or [], encoding
 
 
 def with_classes(infos: list[Info]) -> list[Info]:
-    """The same, each with the texts of all files' y: their positions are the same numbers in every file then."""
+    """Return the infos, each with the class names of all files' y.
+
+    The class names are sorted over all files, so that the position of a name is the same number in
+    every file.
+
+    Raises
+    ------
+    DataError
+        Agreed, if some files hold class names in y and others numbers.
+    """
     told = [None if info.classes is None else set(info.classes) for info in infos]
     if all(classes is None for classes in told):
         return infos
@@ -189,7 +271,24 @@ def with_classes(infos: list[Info]) -> list[Info]:
 
 
 def look(file: hdf5.Group, path: str, x: str, y: str, links: Sequence[str] = ()) -> Info:
-    """The Info of an open file, or a DataError that names file and dataset."""
+    """Return the Info of an open file.
+
+    Parameters
+    ----------
+    file : hdf5.Group
+        The open file.
+    path : str
+        Its path, for messages.
+    x, y : str
+        The names of the matrix and of the target.
+    links : sequence of str
+        Folders into which links in the file may lead; kept in the Info.
+
+    Raises
+    ------
+    DataError
+        If the file is unusable. The message names the file and the dataset.
+    """
     found = file.raw(x)
     if isinstance(found, hdf5.Group):
         n, d, chunk, nonzeros, dtype = _look_csr(found, path, x, y)
@@ -200,7 +299,8 @@ def look(file: hdf5.Group, path: str, x: str, y: str, links: Sequence[str] = ())
         dtype, chunk = matrix.dtype, matrix.chunks[0] if matrix.chunks else 1
     else:
         raise DataError(
-            f"{path}: no dataset {x!r}; it has {', '.join(sorted(file)) or 'nothing'} (name it with --x)"
+            f"{path}: no dataset {x!r}; "
+            f"it has {', '.join(sorted(file)) or 'nothing'} (name it with --x)"
         )
     extras = tuple(name for name in EXTRAS if file_vectors.there(file, name))
     has_y, classes = file_vectors.there(file, y), None
@@ -246,21 +346,35 @@ def _look_dense(data: h5py.Dataset, path: str, x: str, y: str) -> Any:
 def _check_length(
     vector: file_vectors.Vector, name: str, shape: tuple[int, int], path: str, x: str, y: str
 ) -> None:
-    """DataError unless a vector is one of n rows: (n,), or (n, 1) or (1, n), as programs store it that know only matrices."""
+    """Raise DataError unless a vector has one element for each of the n rows.
+
+    The shape (n,) is accepted, and so are (n, 1) and (1, n), which programs write that have only
+    matrices.
+    """
     n, d = shape
     if vector.shape in ((n,), (n, 1), (1, n)):
         return
     advice = ""
     if d != n and vector.shape in ((d,), (d, 1), (1, d)):
         turn = foreign_marks.command(path, x, y, "--transpose")
-        advice = f": {x!r} {n, d} looks transposed, as MATLAB, R and Julia store matrices: {turn} turns it"
+        advice = (
+            f": {x!r} {n, d} looks transposed, as MATLAB, "
+            f"R and Julia store matrices: {turn} turns it"
+        )
     elif len(vector.shape) == 2 and vector.shape[0] == n:
-        advice = ": one column for each class or output is not read, store one number, or one label, a row"
+        advice = (
+            ": one column for each class or output is not read, "
+            "store one number, or one label, a row"
+        )
     raise DataError(f"{path}: {name!r} has shape {vector.shape}, expected ({n},){advice}")
 
 
 def _check_turned(data: h5py.Dataset, shape: tuple[int, int], path: str, x: str, y: str) -> None:
-    """DataError for a square matrix of R: nothing tells whether its rows are those of the data."""
+    """Raise DataError for a square matrix written by R (rhdf5).
+
+    R stores matrices transposed; in a square one nothing shows which axis holds the rows of the
+    data.
+    """
     if foreign_marks.RHDF5 in Attributes(data) and shape[0] == shape[1] > 1:
         turned, plain = (
             foreign_marks.command(path, x, y, "--transpose"),
@@ -273,7 +387,11 @@ def _check_turned(data: h5py.Dataset, shape: tuple[int, int], path: str, x: str,
 
 
 def stored_type(dtype: np.dtype[Any]) -> str:
-    """The training type of a stored type: floats stay, all else becomes float64 where float32 would lose digits."""
+    """Return the training type of a stored dtype.
+
+    float32 and float64 stay. Every other type becomes float32 if it has at most 2 bytes, so that no
+    digits are lost, and float64 otherwise.
+    """
     if dtype.name in FLOATS:
         return str(dtype.name)
     return "float32" if dtype.itemsize <= 2 else "float64"
@@ -284,13 +402,15 @@ def _look_csr(
 ) -> tuple[int, int, int, int, np.dtype[Any]]:
     if "MATLAB_sparse" in group.attrs:
         raise DataError(
-            f"{path}: group {x!r} is a sparse matrix of MATLAB, by columns: {foreign_marks.command(path, x, y)} turns it"
+            f"{path}: group {x!r} is a sparse matrix of MATLAB, by columns: "
+            f"{foreign_marks.command(path, x, y)} turns it"
         )
     if not {"data", "indices", "indptr"} & set(group):
         foreign.refuse_group(group, f"{path}: {x!r}", "a matrix of numbers")
     if sparse_shape(group) is None:
         raise DataError(
-            f"{path}: group {x!r} has no encoding-type and shape, expected 'csr_matrix' with a shape"
+            f"{path}: group {x!r} has no encoding-type and shape, "
+            "expected 'csr_matrix' with a shape"
         )
     parts = {name: hdf5.dataset(group, name) for name in ("data", "indices", "indptr")}
     stored = np.asarray(sparse_shape(group))
@@ -320,15 +440,31 @@ def _look_csr(
 
 
 def sparse_shape(group: hdf5.Group) -> Any:
-    """The rows and columns that a sparse matrix says it has, or None if it says nothing; its name before AnnData 0.7 too."""
+    """Return the declared shape (rows, columns) of a sparse matrix.
+
+    None if the group has no attribute for the shape or none for the encoding. The names of the
+    attributes before AnnData 0.7 (h5sparse_shape, h5sparse_format) are accepted too.
+    """
     name = next((name for name in ("shape", "h5sparse_shape") if name in group.attrs), None)
     told = "encoding-type" in group.attrs or "h5sparse_format" in group.attrs
     return group.attrs[name] if name and told else None
 
 
 def sparse_encoding(group: hdf5.Group, shape: list[int], indptr: tuple[int, ...]) -> Any:
-    """AnnData's encoding-type. It is a text of variable length, which nobody should read from a damaged file: the length of
-    indptr says it as well, unless the matrix is square.
+    """Return the encoding of a sparse matrix as AnnData names it: "csr_matrix" or "csc_matrix".
+
+    The attribute encoding-type is usually a text of variable length, which should not be read from
+    a damaged file. The length of indptr gives the same answer unless the matrix is square, so a
+    text of variable length is read for square matrices only.
+
+    Parameters
+    ----------
+    group : hdf5.Group
+        The group of the sparse matrix.
+    shape : list of int
+        The numbers of rows and columns.
+    indptr : tuple of int
+        The shape of the dataset indptr.
     """
     name = "encoding-type" if "encoding-type" in group.attrs else "h5sparse_format"
     if not group.attrs.varies(name):

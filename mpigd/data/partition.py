@@ -1,4 +1,8 @@
-"""Which rank holds which rows: pure arithmetic over the files' row counts."""
+"""Partitions: which rank holds which rows, computed from the row counts of the files alone.
+
+Every function takes the extents of all files and returns the segments of one rank. Every row lies
+in exactly one segment; a rank may have none.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Extent:
-    """The rows of one file: how many, in chunks of how many, and how many non-zeros they hold (None if dense)."""
+    """The number of rows of one file, of rows per chunk, and of non-zeros (None if dense)."""
 
     rows: int
     chunk: int
@@ -19,7 +23,10 @@ class Extent:
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows start to stop of file `file`; the first has the global number `first`."""
+    """Rows start to stop (exclusive) of the file with index `file`.
+
+    `first` is the global number of row `start`.
+    """
 
     file: int
     start: int
@@ -30,21 +37,50 @@ class Segment:
         return self.stop - self.start
 
 
-Search = Callable[
-    [int, int], int
-]  # (file, non-zeros) -> the first row of the file with so many before it
+# (file, non-zeros) -> the first row of the file with at least that many non-zeros before it.
+Search = Callable[[int, int], int]
 
 
 def by_range(
     extents: Sequence[Extent], rank: int, size: int, search: Search | None = None
 ) -> list[Segment]:
-    """Consecutive rows: share `rank` of `size`, equal in rows (dense) or, given `search`, in non-zeros (CSR)."""
+    """Return the segments of a share of consecutive rows.
+
+    Parameters
+    ----------
+    extents : sequence of Extent
+        The files, in order.
+    rank, size : int
+        The share `rank` of `size`.
+    search : callable, optional
+        Given for CSR data: (file, non-zeros) -> the first row of the file with at least that number
+        of non-zeros before it. Shares are then equal in non-zeros. Without it they are equal in
+        rows, up to chunks.
+
+    Returns
+    -------
+    list of Segment
+        In ascending order of global rows.
+    """
     first, last = (_boundary(extents, share, size, search) for share in (rank, rank + 1))
     return cut(extents, first, last)
 
 
 def cut(extents: Sequence[Extent], first: int, last: int) -> list[Segment]:
-    """The segments of global rows first to last."""
+    """Return the segments of some consecutive global rows.
+
+    Parameters
+    ----------
+    extents : sequence of Extent
+        The files, in order.
+    first, last : int
+        The global rows, first to last (exclusive).
+
+    Returns
+    -------
+    list of Segment
+        In ascending order of global rows.
+    """
     segments, base = [], 0
     for file, extent in enumerate(extents):
         start, stop = max(first, base), min(last, base + extent.rows)
@@ -55,7 +91,7 @@ def cut(extents: Sequence[Extent], first: int, last: int) -> list[Segment]:
 
 
 def _boundary(extents: Sequence[Extent], share: int, size: int, search: Search | None) -> int:
-    """The global row at which share number `share` begins; the same on every rank that asks."""
+    """Return the global row at which a share begins; every rank computes the same value."""
     n = sum(extent.rows for extent in extents)
     if share in (0, size):
         return n if share else 0
@@ -64,7 +100,8 @@ def _boundary(extents: Sequence[Extent], share: int, size: int, search: Search |
     row, base = share * n // size, 0
     for extent in extents:
         if row < base + extent.rows:
-            # A chunk that straddles ranks is read twice; a boundary may move by 1/16 of a share to avoid that.
+            # A chunk that straddles ranks is read twice. A boundary may move by 1/16 of a share to
+            # avoid that.
             nearest = base + (row - base + extent.chunk // 2) // extent.chunk * extent.chunk
             near = abs(nearest - row) * 16 * size <= n and nearest <= base + extent.rows
             return nearest if near else row
@@ -84,7 +121,21 @@ def _by_nonzeros(extents: Sequence[Extent], share: int, size: int, search: Searc
 
 
 def by_file(extents: Sequence[Extent], rank: int, size: int) -> list[Segment]:
-    """Whole files, the largest first to the rank that has the fewest rows yet."""
+    """Return the segments of a rank that holds whole files.
+
+    Files are assigned in descending order of rows, each to the rank with the fewest rows so far.
+
+    Parameters
+    ----------
+    extents : sequence of Extent
+        The files, in order.
+    rank, size : int
+
+    Returns
+    -------
+    list of Segment
+        In ascending order of global rows; empty files are left out.
+    """
     firsts = np.concatenate([[0], np.cumsum([extent.rows for extent in extents])])
     load = [0] * size
     mine = []

@@ -1,4 +1,8 @@
-"""Slabs of rows and vectors out of an open file, checked: finite, within the type, subnormal numbers set to zero."""
+"""Reads slabs of rows, and vectors, from open files and checks them.
+
+All numbers must be finite and fit the requested type. Subnormal numbers become zero, except in
+float16.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +30,22 @@ SLAB_BYTES = 8 << 20
 
 
 class Slabs:
-    """A dense dataset (n, d) of an open file, read in slabs that begin and end where its chunks do."""
+    """A dense dataset (n, d) of an open file that is read in slabs aligned to its chunks."""
 
     def __init__(self, file: hdf5.Group, name: str, dtype: np.dtype[Any], y: str = "y") -> None:
-        """y: the target's name, for advice."""
+        """Open the dataset.
+
+        Parameters
+        ----------
+        file : hdf5.Group
+            The open file.
+        name : str
+            The name of the dataset.
+        dtype : dtype
+            The type that is read.
+        y : str
+            The name of the target, for advice in messages.
+        """
         self._file, self._name, self._dtype = file, name, dtype
         self._source = foreign_marks.matrix(file[name], name, y)
         self.d = int(self._source.shape[1])
@@ -41,20 +57,36 @@ class Slabs:
         )
 
     def cuts(self, segment: Segment) -> Iterator[slice]:
-        """The file's rows of `segment`, slab by slab."""
+        """Yield the file's rows of `segment`, slab by slab."""
         chunk = self._chunk
         step = max(1, SLAB_BYTES // max(1, self._dtype.itemsize * self.d) // chunk) * chunk
         for start in range(segment.start - segment.start % chunk, segment.stop, step):
             yield slice(max(start, segment.start), min(start + step, segment.stop))
 
     def map(self) -> contiguous.Map | None:
-        """The rows where they lie in the file, if they are there as they would be in memory. Nobody has looked at them yet."""
+        """Return a memory map of the rows if the file stores them as memory would, else None.
+
+        The mapped values have not been checked yet.
+        """
         return (
             None if self._place is None else contiguous.Map(self._source, self._place, self._dtype)
         )
 
     def read(self, rows: slice, out: Array) -> None:
-        """Rows of the file into out (m, d), C-contiguous, of the dtype or, for float16, as bits in uint16."""
+        """Read rows of the file and check them.
+
+        Parameters
+        ----------
+        rows : slice
+            The rows (m) of the file.
+        out : ndarray (m, d)
+            C-contiguous, of the dtype of the slabs; for float16, uint16 that receives the bits.
+
+        Raises
+        ------
+        DataError
+            If a number is not finite or does not fit the type.
+        """
         values = out.view(np.float16) if self._dtype == np.float16 else out
         with hdf5.readable(self._file.filename):
             self._read(rows, values)
@@ -70,7 +102,7 @@ class Slabs:
             raise DataError(_not_finite(self._file, self._name, row, stored, self._dtype, place))
 
     def _fill(self, rows: slice, values: Array) -> bool:
-        """Read the rows; whether all numbers can be used as they are."""
+        """Read the rows, and return whether all numbers can be used as they are."""
         if self._place is None:
             self._source.read_direct(values, np.s_[rows])
             return usable(values)
@@ -85,7 +117,20 @@ class Slabs:
 
 @contextmanager
 def reading(info: Info, segment: Segment) -> Iterator[hdf5.Group]:
-    """The file of a segment, open; what HDF5 finds wrong with it becomes a DataError."""
+    """Open the file of a segment, as a context manager.
+
+    Parameters
+    ----------
+    info : Info
+        The metadata of the file.
+    segment : Segment
+        The rows that will be read, for messages.
+
+    Raises
+    ------
+    DataError
+        Instead of the errors that HDF5 raises in the body.
+    """
     with hdf5.open_read(info.path, info.links) as file:
         try:
             yield file
@@ -96,7 +141,7 @@ def reading(info: Info, segment: Segment) -> Iterator[hdf5.Group]:
 
 
 def wide(infos: Sequence[Info]) -> np.dtype[Any]:
-    """The type in which numbers are read that become halves."""
+    """Return the type in which numbers are read before they become float16."""
     return np.dtype("float64" if any(info.dtype == "float64" for info in infos) else "float32")
 
 
@@ -107,7 +152,28 @@ def slabs(
     dtype: np.dtype[Any],
     out: Array | None = None,
 ) -> Iterator[tuple[slice, Array]]:
-    """This rank's dense rows, slab by slab: which of them, and their values, in `out` (m, d) or in a buffer used again."""
+    """Yield this rank's dense rows slab by slab.
+
+    Parameters
+    ----------
+    infos : sequence of Info
+        The metadata of all files.
+    segments : sequence of Segment
+        This rank's rows (m).
+    x : str
+        The name of the matrix.
+    dtype : dtype
+        The type that is read.
+    out : ndarray (m, d), optional
+        Receives the values. Without it, all slabs share one buffer.
+
+    Yields
+    ------
+    slice
+        The local rows of the slab.
+    ndarray
+        Their values, a view of `out` or of the buffer.
+    """
     first, buffer = 0, np.empty((0, 0), dtype)
     for segment in segments:
         with reading(infos[segment.file], segment) as file:
@@ -126,7 +192,26 @@ def slabs(
 def matrices(
     infos: Sequence[Info], segments: Sequence[Segment], x: str, dtype: np.dtype[Any]
 ) -> Iterator[tuple[slice, Matrix]]:
-    """This rank's rows, slab by slab: which of them, and their matrix, good until the next is asked for."""
+    """Yield this rank's rows slab by slab, as matrices.
+
+    Parameters
+    ----------
+    infos : sequence of Info
+        The metadata of all files.
+    segments : sequence of Segment
+        This rank's rows.
+    x : str
+        The name of the matrix.
+    dtype : dtype
+        The type of X in memory.
+
+    Yields
+    ------
+    slice
+        The local rows of the slab.
+    Matrix
+        Their matrix, valid until the next one is asked for.
+    """
     if infos[0].layout == "csr":
         yield from _sparse(infos, segments, x, dtype)
         return
@@ -158,7 +243,10 @@ def _sparse(
 
 
 def usable(values: Array) -> bool:
-    """Whether all numbers, C-contiguous, can be used as they are: finite, and not subnormal (which halves may be)."""
+    """Return whether all numbers of a C-contiguous array can be used as they are.
+
+    They must be finite and, except for float16, not subnormal.
+    """
     words = values.reshape(-1).view(f"u{values.itemsize}")
     if values.dtype == np.float16:
         return bool(half_kernels.all_finite(words.reshape(1, -1)))
@@ -166,7 +254,10 @@ def usable(values: Array) -> bool:
 
 
 def scrub(values: Array) -> int | None:
-    """Set subnormal numbers to zero; the index of the first that is not finite, if there is one."""
+    """Set subnormal numbers to zero.
+
+    Returns the flat index of the first number that is not finite, or None.
+    """
     if usable(values):
         return None
     where = int(dense_kernels.scrub(values.reshape(-1), float(np.finfo(values.dtype).tiny)))
@@ -177,22 +268,53 @@ def _not_finite(
     file: hdf5.Group, name: str, row: int, stored: Any, dtype: np.dtype[Any], place: str = ""
 ) -> str:
     if np.isfinite(stored) and abs(stored) > LARGEST:
-        told = f"{file.filename}: {name!r} row {row}{place} is {stored:g}: sums of such numbers overflow, in float64 too"
+        told = (
+            f"{file.filename}: {name!r} row {row}{place} is {stored:g}: sums of such numbers "
+            "overflow, in float64 too"
+        )
         return f"{told}: {advice(float(stored), 'the column')}"
     if np.isfinite(stored):
-        return f"{file.filename}: {name!r} row {row}{place}: {stored} does not fit {dtype.name} (use --dtype float64)"
+        return (
+            f"{file.filename}: {name!r} row {row}{place}: "
+            f"{stored} does not fit {dtype.name} (use --dtype float64)"
+        )
     return f"{file.filename}: {name!r} row {row}{place} is {stored}: not a finite number"
 
 
 def read_csr(file: hdf5.Group, name: str, segment: Segment, dtype: np.dtype[Any]) -> CSR:
-    """The rows of `segment` of a CSR group."""
+    """Read the rows of `segment` of a CSR group, with the columns of each row sorted.
+
+    Parameters
+    ----------
+    file : hdf5.Group
+        The open file.
+    name : str
+        The name of the group.
+    segment : Segment
+        The rows to read.
+    dtype : dtype
+        The type of the values in memory.
+
+    Returns
+    -------
+    CSR
+        Its indptr is int64 and begins at 0. Its indices are int32 for fewer than 2**31 columns,
+        else int64.
+
+    Raises
+    ------
+    DataError
+        If indptr does not ascend, a number is not finite or does not fit the type, or a row has a
+        column twice or one out of range.
+    """
     group = file[name]
     d = int(sparse_shape(group)[1])
     indptr = group["indptr"][segment.start : segment.stop + 1].astype(np.int64)
     start, stop = int(indptr[0]), int(indptr[-1])
     if np.any(indptr[1:] < indptr[:-1]) or start < 0 or stop > group["data"].shape[0]:
         raise DataError(
-            f"{file.filename}: {name!r}: indptr does not ascend within rows {segment.start} to {segment.stop}"
+            f"{file.filename}: {name!r}: "
+            f"indptr does not ascend within rows {segment.start} to {segment.stop}"
         )
     data = np.empty(stop - start, dtype)
     indices = np.empty(stop - start, np.int32 if d < 2**31 else np.int64)
@@ -215,14 +337,38 @@ def read_csr(file: hdf5.Group, name: str, segment: Segment, dtype: np.dtype[Any]
 
 
 def read_vector(file: hdf5.Group, name: str, segment: Segment, info: Info) -> Array:
-    """The rows of `segment` of a vector: float64, but a key int64; the target's texts are positions in the info's classes."""
+    """Read the rows of `segment` of a vector.
+
+    Parameters
+    ----------
+    file : hdf5.Group
+        The open file.
+    name : str
+        The name of the vector.
+    segment : Segment
+        The rows (m) to read.
+    info : Info
+        The metadata of the file.
+
+    Returns
+    -------
+    ndarray (m,)
+        float64, but int64 for the key. Class names of the target become their positions in
+        `info.classes`.
+
+    Raises
+    ------
+    DataError
+        If a value is missing or not finite, or a sample weight is negative.
+    """
     source = file_vectors.find(file, name)
     stored, gone = source.read(segment.start, segment.stop, info.classes)
     if gone.any():
         row = segment.start + int(np.argmax(gone))
         way = foreign_marks.command(info.path, info.x, info.y, "--missing", "drop")
         raise DataError(
-            f"{source.place} row {row} {source.why(row)}: a missing value: {way} leaves such rows out"
+            f"{source.place} row {row} {source.why(row)}: "
+            f"a missing value: {way} leaves such rows out"
         )
     if name == "key" and stored.dtype.kind != "f":
         return stored.astype(np.int64)
@@ -236,6 +382,7 @@ def read_vector(file: hdf5.Group, name: str, segment: Segment, info: Info) -> Ar
     if name == "sample_weight" and np.any(values < 0):
         row = int(np.argmax(values < 0))
         raise DataError(
-            f"{file.filename}: 'sample_weight' row {segment.start + row} is {values[row]}: weights are at least 0"
+            f"{file.filename}: 'sample_weight' row {segment.start + row} is {values[row]}: "
+            "weights are at least 0"
         )
     return values

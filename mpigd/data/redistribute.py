@@ -1,7 +1,8 @@
-"""The hash partition: every rank reads a range, each chunk once, then rows travel to the rank their key hashes to.
+"""The hash partition: ranks read ranges of rows, then send each row to the rank its key hashes to.
 
-They travel in rounds, the last rows first, and each round gives back the memory of what it sent: a rank never holds much
-more than one copy of its share, before or after.
+Each chunk is read once. Rows move in rounds, the last rows first, and each round frees the memory
+of the rows it sent. A rank therefore never holds much more than one copy of its share, before or
+after.
 """
 
 from __future__ import annotations
@@ -22,9 +23,21 @@ ROUND_BYTES = 8 << 20
 
 
 def exchange(shard: Shard, comm: Comm) -> Shard:
-    """Move every row to the rank that its key (default: its global number) hashes to. Collective.
+    """Move every row to the rank that its key hashes to. Collective.
 
-    The ranks must hold ranges of rows in their order, as they do after reading; the matrix of `shard` is used up.
+    The key of a row is its global number by default. The ranks must hold ranges of rows in rank
+    order, as they do after reading.
+
+    Parameters
+    ----------
+    shard : Shard
+        This rank's rows. Its matrix is used up: its memory is freed on the way.
+    comm : Comm
+
+    Returns
+    -------
+    Shard
+        The rows that this rank owns, in ascending order of their global numbers.
     """
     if comm.size == 1:
         return shard
@@ -42,7 +55,7 @@ def exchange(shard: Shard, comm: Comm) -> Shard:
 
 
 class Journey:
-    """Which row goes where, round by round: owners (m,) of this rank's rows."""
+    """The plan of an exchange: which rows go to which rank, round by round."""
 
     def __init__(self, owners: Array, row_bytes: int, comm: Comm) -> None:
         self.comm, self._owners = comm, owners
@@ -61,13 +74,16 @@ class Journey:
         return [self._owners.size - (i + 1) * rows for i in range(rounds)]
 
     def arriving(self, counts: Array) -> Array:
-        """How many rows come from each rank where `counts` go to each."""
+        """Return how many rows arrive from each rank (size,). Collective.
+
+        `counts` (size,) are the rows that go to each rank.
+        """
         return self.comm.alltoallv(counts.reshape(-1, 1), np.ones(self.comm.size, dtype=np.int64))[
             0
         ][:, 0]
 
     def order(self, rows: slice) -> tuple[Array, Array]:
-        """The rows of a round sorted by their owners, and how many go to each."""
+        """Return the local rows of a round by owner, and how many go to each (size,)."""
         owners = self._owners[rows]
         return rows.start + np.argsort(owners, kind="stable"), np.bincount(
             owners, minlength=self.comm.size
@@ -77,7 +93,20 @@ class Journey:
         return Places(np.cumsum(self.incoming))
 
     def move(self, vector: Array) -> Array:
-        """The rows of vector (m, ...) that this rank is to hold, in the order of their numbers. Uses up an array of its own."""
+        """Return the rows of a vector that this rank will hold, in the order of their numbers.
+
+        Collective.
+
+        Parameters
+        ----------
+        vector : ndarray (m, ...)
+            One element for each row held before. If it owns its memory, it is used up.
+
+        Returns
+        -------
+        ndarray (size, ...)
+            One element for each row held after.
+        """
         out, places = np.empty((self.size, *vector.shape[1:]), vector.dtype), self.places()
         for rows in self.rounds:
             order, counts = self.order(rows)
@@ -91,19 +120,22 @@ class Journey:
 
 
 class Places:
-    """Where the rows of each rank lie among those that arrive: one after the other, each filled from its end."""
+    """The places of arriving rows in the output, which holds them rank by rank.
+
+    Each rank's part is filled from its end.
+    """
 
     def __init__(self, ends: Array) -> None:
         self._ends = ends.copy()
 
     def take(self, counts: Array) -> Array:
-        """The first places of the next `counts` rows of each rank."""
+        """Return the first position for the next `counts` rows of each rank, (size,)."""
         self._ends -= counts
         return self._ends.copy()
 
 
 def shrink(array: Array, rows: int) -> None:
-    """Give back the memory behind the first `rows`, if the array owns it."""
+    """Free the memory behind the first `rows` rows, if the array owns it."""
     if array.flags.owndata:
         array.resize((rows, *array.shape[1:]), refcheck=False)
 

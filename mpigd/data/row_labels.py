@@ -1,8 +1,8 @@
-"""What stands beside the rows of a data set and goes with them into predictions: ids, file names and row numbers.
+"""Labels of rows that are copied into predictions: ids, file names and row numbers.
 
-A file may have `id` (n,): whole numbers, or texts in UTF-8, of fixed or of variable length. A file that was made of raw
-tables has `source_file` (n,) int32, positions in the JSON list `sources`, and `source_row` (n,) int64: which data row of which
-table a row was, from 0. Rows that were left out there are absent.
+A file may have `id` (n,): integers, or UTF-8 texts of fixed or variable length. A file made from
+raw tables has `source_file` (n,) int32, positions in the JSON list `sources`, and `source_row` (n,)
+int64, the data row of that table, from 0. Rows that were left out in the import are absent.
 """
 
 from __future__ import annotations
@@ -21,18 +21,31 @@ from mpigd.storage import hdf5, text_datasets
 
 Array = np.ndarray[Any, Any]
 Take = Callable[[int], tuple[Array | None, Array, Array]]
-ID_BYTES = 1 << 10  # an id is short
+ID_BYTES = 1 << 10  # bytes of an id, at most
 INDEX, NUMBER = np.dtype(np.int32), np.dtype(np.int64)
 ID, FILE, ROW, SOURCES, SKIPPED = "id", "source_file", "source_row", "sources", "skipped"
 
 
 @dataclass(frozen=True)
 class Beside:
-    """Ids and origins of the rows of `files` (path, rows), in order; for one rank, which reads them.
+    """Ids and origins of the rows of some files, for the one rank that reads them.
 
-    ids: their type, int64, uint64 or texts of that many bytes; None without any. names: of the files that rows come from.
-    derived: whether the files say where their rows come from. skipped: rows that were left out of them.
-    note: for the user, "" if there is nothing to say.
+    Attributes
+    ----------
+    files : tuple of (str, int)
+        Path and number of rows of each file, in order.
+    links : tuple of str
+        Folders into which links in the files may lead.
+    ids : dtype or None
+        The type of the ids: int64, uint64 or texts of fixed length; None if there are none.
+    names : tuple of str
+        The files that the rows come from.
+    derived : bool
+        Whether the files say where their rows come from.
+    note : str
+        A note for the user; empty if there is none.
+    skipped : int
+        The number of rows that were left out of the files.
     """
 
     files: tuple[tuple[str, int], ...]
@@ -45,9 +58,12 @@ class Beside:
 
     @contextmanager
     def reading(self) -> Iterator[Take]:
-        """A function that takes a number of rows, and returns what stands beside the next so many: ids, or None, positions of
-        their files in `names`, and their rows there."""
-        file = at = 0  # the next row to be read
+        """Yield a function that takes a number of rows and returns the labels of the next rows.
+
+        It returns ids (or None), the positions of the rows' files in `names`, and the rows' numbers
+        there.
+        """
+        file = at = 0  # where the next row to be read lies
         with ExitStack() as opened:
             source = self._open(0, opened)
 
@@ -113,7 +129,21 @@ def _ids(source: hdf5.Group, rows: slice, kind: np.dtype[Any]) -> Array:
 
 
 def beside(shard: Shard, links: Sequence[str], comm: Comm) -> Beside | None:
-    """What rank 0 finds beside the rows; None on the others. Collective; DataError on all ranks if files do not fit together."""
+    """Return the labels of the rows on rank 0, None on the others. Collective.
+
+    Parameters
+    ----------
+    shard : Shard
+        The data set, of which only the files are used.
+    links : sequence of str
+        Folders into which links in the files may lead.
+    comm : Comm
+
+    Raises
+    ------
+    DataError
+        On all ranks, if the files do not fit together.
+    """
     found = None
     with together(comm):
         if comm.rank == 0:
@@ -142,7 +172,10 @@ def _look(files: tuple[tuple[str, int], ...], links: tuple[str, ...]) -> Beside:
 
 
 def _kind(file: hdf5.Group, n: int) -> tuple[np.dtype[Any] | None, str]:
-    """The type of a file's ids, None without any; and why there are some that cannot be copied."""
+    """Return the type of a file's ids, and why existing ones cannot be copied.
+
+    The type is None if there are no ids to copy.
+    """
     left = "it is not copied to the predictions"
     try:
         found = file.raw(ID)
@@ -171,7 +204,7 @@ def _kind(file: hdf5.Group, n: int) -> tuple[np.dtype[Any] | None, str]:
 def _common(
     kinds: Sequence[np.dtype[Any] | None], files: Sequence[tuple[str, int]]
 ) -> np.dtype[Any] | None:
-    """One type for the ids of all files."""
+    """Return one type for the ids of all files. DataError if there is none."""
     groups = [
         "none" if kind is None else "texts" if kind.kind == "S" else "numbers" for kind in kinds
     ]
@@ -186,7 +219,8 @@ def _common(
     common = np.result_type(*there)
     if common.kind not in "iu":
         raise DataError(
-            f"{files[0][0]}: {ID!r} holds {there[0]}, and another file's larger numbers: use one type in all files"
+            f"{files[0][0]}: {ID!r} holds {there[0]}, "
+            "and another file's larger numbers: use one type in all files"
         )
     return (
         np.dtype(np.uint64) if common.kind == "u" and common.itemsize == 8 else np.dtype(np.int64)
@@ -194,7 +228,10 @@ def _common(
 
 
 def named(shard: Shard, comm: Comm) -> Shard:
-    """The shard of a file made of raw tables, whose rows messages then call by table and row there. Collective."""
+    """Return the shard with messages that name the origin of rows, if it is known. Collective.
+
+    In messages, a row of a file made from raw tables is then called by its table and its row there.
+    """
     path = shard.files[0][0]
     derived = np.zeros(1, dtype=np.int64)
     with together(comm):
@@ -205,7 +242,7 @@ def named(shard: Shard, comm: Comm) -> Shard:
 
 
 def _origin(path: str) -> Callable[[int], str]:
-    """Table and row of a row of the file, for messages."""
+    """Return the function that names the table and row of a row of the file."""
 
     def place(row: int) -> str:
         with hdf5.open_read(path) as file:

@@ -1,4 +1,4 @@
-"""A rank's rows of a data set, with everything that is known of each row."""
+"""Shard: a rank's rows of a data set, with targets, weights and other values per row."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ Array = np.ndarray[Any, Any]
 
 
 class RowNumbers:
-    """Ascending global row numbers that are a few consecutive ranges, as an array of them would answer, without one."""
+    """Ascending global row numbers that form a few consecutive ranges.
+
+    It answers like an int64 array of the numbers, but stores only the ranges.
+    """
 
     def __init__(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """From the first number and the length of each range, ascending."""
+        """Make it from the first number and the length of each range, ascending."""
         self._firsts = np.array([first for first, _ in ranges], dtype=np.int64)
         self._starts = np.concatenate([[0], np.cumsum([count for _, count in ranges])]).astype(
             np.int64
@@ -33,7 +36,7 @@ class RowNumbers:
             held = int(np.searchsorted(self._starts, start, "right")) - 1
             if (
                 step > 0 and start < stop <= self._starts[held + 1]
-            ):  # of one range, as nearly always
+            ):  # the selection lies in one range, as nearly always
                 shift = int(self._firsts[held] - self._starts[held])
                 return np.arange(start + shift, stop + shift, step, dtype=np.int64)
             selection = np.arange(start, stop, step, dtype=np.int64)
@@ -46,7 +49,20 @@ class RowNumbers:
         return numbers if dtype is None else numbers.astype(dtype)
 
     def locate(self, numbers: Array) -> tuple[Array, Array]:
-        """Where each global number is among these, and whether it is there at all (the place means nothing then)."""
+        """Return the position of each global number, and whether it is held at all.
+
+        Parameters
+        ----------
+        numbers : ndarray
+            Global row numbers, of any shape.
+
+        Returns
+        -------
+        ndarray of int64
+            Local positions, of the shape of `numbers`; meaningless for numbers that are not held.
+        ndarray of bool
+            Whether each number is held.
+        """
         if not self.size:
             return np.zeros(numbers.shape, dtype=np.int64), np.zeros(numbers.shape, dtype=bool)
         piece = np.maximum(np.searchsorted(self._firsts, numbers, "right") - 1, 0)
@@ -55,7 +71,22 @@ class RowNumbers:
 
 
 def locate(rows: Array | RowNumbers, numbers: Array) -> tuple[Array, Array]:
-    """RowNumbers.locate for either form of ascending row numbers."""
+    """Return the positions of global row numbers, and whether they are held at all.
+
+    Parameters
+    ----------
+    rows : ndarray (m,) or RowNumbers
+        The row numbers held, ascending.
+    numbers : ndarray
+        Global row numbers, of any shape.
+
+    Returns
+    -------
+    ndarray of int64
+        Local positions, of the shape of `numbers`; meaningless for numbers that are not held.
+    ndarray of bool
+        Whether each number is held.
+    """
     if isinstance(rows, RowNumbers):
         return rows.locate(numbers)
     at = np.minimum(np.searchsorted(rows, numbers), max(0, rows.size - 1))
@@ -64,10 +95,26 @@ def locate(rows: Array | RowNumbers, numbers: Array) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class Shard:
-    """This rank's m rows of a data set of `n`: X (m, d); y, weights c, offset (m,) float64 or None.
+    """A rank's m rows of a data set of n rows.
 
-    rows (m,): their global numbers, ascending, int64 or ranges of them. files: (path, rows) of every file in order.
-    encoding: how raw columns were encoded (mpigd/tables/encoding.py), empty for data that was not imported.
+    Attributes
+    ----------
+    n : int
+        The number of rows on all ranks.
+    rows : ndarray (m,) or RowNumbers
+        The global row numbers, ascending, int64.
+    X : Matrix (m, d)
+    y, c, offset : ndarray (m,) or None
+        Target, sample weights and offset, float64.
+    key : ndarray (m,) or None
+        Keys, int64, whose hash decides on the owner in a hash partition.
+    encoding : dict
+        How raw columns were encoded, see mpigd/tables/encoding.py; empty for data that was not
+        imported.
+    files : tuple of (str, int)
+        Path and number of rows of every file, in order.
+    origin : callable, optional
+        Returns what messages call a global row, if that is not its file and its row in the file.
     """
 
     n: int
@@ -79,13 +126,11 @@ class Shard:
     key: Array | None = None
     encoding: dict[str, Any] = field(default_factory=dict)
     files: tuple[tuple[str, int], ...] = ()
-    origin: Callable[[int], str] | None = (
-        None  # what messages call a global row, if not by file and place in it
-    )
+    origin: Callable[[int], str] | None = None
 
     @property
     def name(self) -> str:
-        """What messages call the data set."""
+        """The name of the data set in messages: its first file."""
         return self.files[0][0] if self.files else "the data"
 
     @property
@@ -99,7 +144,7 @@ class Shard:
         return None if names is None else [str(name) for name in names]
 
     def where(self, row: int) -> str:
-        """File and row, from 0, of a global row number, for messages."""
+        """Return file and row (from 0) of a global row number, for messages."""
         if self.origin is not None:
             return self.origin(int(row))
         first = 0

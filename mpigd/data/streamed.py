@@ -1,4 +1,7 @@
-"""Rows that do not fit into memory: read from the files at every pass, the next piece while this one is used."""
+"""Rows that do not fit into memory and are read again at every pass.
+
+A thread reads the next piece while one is used.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +25,39 @@ from mpigd.storage import resource_limits
 from mpigd.storage.open_files import Recent
 
 Array = np.ndarray[Any, Any]
-FILES = 8  # that HDF5 has open at once
-MAPPED = 64  # files that are mapped at once: each is an open one too
-FEWEST = 4  # pieces that are kept: the one in use and the next, and two for a batch that lies in two blocks
+FILES = 8  # files that HDF5 has open at once
+MAPPED = 64  # files that are mapped at once; each of them is also open
+# Pieces that are kept at least: the one in use, the next, and two for a batch in two blocks.
+FEWEST = 4
 
 
 class Streamed:
-    """A rank's dense rows (n, d) in their files; what `rows` returns is Dense or Half, in memory and the same bits.
+    """A rank's dense rows (n, d) in their files.
 
-    Pieces are slabs aligned to chunks or, where `block` is given, blocks of so many consecutive global rows. The latest
-    ones stay in memory, `max_memory` bytes of them; a thread reads the piece that comes after the one last asked for.
-    Rows that lie in the file as they would in memory are mapped, and read where they are: a copy would take as long as
-    all that is done with them.
+    `rows` returns them as Dense or Half, with the same bits as in memory.
+
+    Pieces are slabs aligned to chunks or, if `block` is given, blocks of `block` consecutive global
+    rows. The latest pieces stay in memory, up to `max_memory` bytes, but at least FEWEST of them. A
+    thread reads the piece that follows the one last asked for. Rows that the file stores as memory
+    would are mapped and used in place: copying them would take as long as everything that is done
+    with them.
+
+    Parameters
+    ----------
+    infos : sequence of Info
+        The metadata of all files.
+    segments : sequence of Segment
+        This rank's rows.
+    x : str
+        The name of the matrix.
+    dtype : dtype
+        The type of the rows in memory.
+    narrowing : Narrowing or None
+        How wider numbers become float16; None if no conversion is needed.
+    max_memory : int
+        Bytes of pieces that are kept in memory.
+    block : int or None
+        Rows of a block; None for slabs.
     """
 
     def __init__(
@@ -59,7 +83,7 @@ class Streamed:
         self._starts = np.concatenate(
             [[0], np.cumsum([cut.stop - cut.start for _, cut in self._pieces])]
         ).astype(np.int64)
-        self._next = np.arange(1, len(self._pieces) + 1)  # which piece comes after each
+        self._next = np.arange(1, len(self._pieces) + 1)  # the piece that is read after each piece
         largest = int(np.diff(self._starts).max(initial=1)) * self.row_bytes
         self._capacity = max(FEWEST, max_memory // max(1, largest))
         self._held: OrderedDict[int, Future[Array]] = OrderedDict()
@@ -71,7 +95,7 @@ class Streamed:
         self._shift: Array | None = None
 
     def _cut(self, block: int | None) -> Iterator[tuple[int, slice]]:
-        """(segment, rows of its file) of each piece."""
+        """Yield the segment and the rows of its file of each piece."""
         for number, segment in enumerate(self._segments):
             with reading(self._infos[segment.file], segment) as file:
                 source = Slabs(file, self._x, self._read_as, self._infos[segment.file].y)
@@ -81,7 +105,7 @@ class Streamed:
             if block is None:
                 yield from ((number, cut) for cut in cuts)
             else:
-                shift = segment.first - segment.start  # from rows of the file to global ones
+                shift = segment.first - segment.start  # from rows of the file to global rows
                 for start in range(
                     segment.first // block * block, segment.first + len(segment), block
                 ):
@@ -92,7 +116,13 @@ class Streamed:
                     yield number, slice(first - shift, last - shift)
 
     def expect(self, steps: Array) -> None:
-        """From now on pieces are asked for in the order of the first step (m,) of their rows."""
+        """Read ahead, from now on, in the order of the steps in which pieces are first used.
+
+        Parameters
+        ----------
+        steps : ndarray (m,)
+            The step of this epoch that takes each local row.
+        """
         if not self._pieces:
             return
         order = np.argsort(np.minimum.reduceat(steps, self._starts[:-1]), kind="stable")
@@ -101,7 +131,10 @@ class Streamed:
         self._next = following
 
     def check(self) -> None:
-        """Read everything once; DataError for what cannot be used. What must be changed to be used cannot stay mapped."""
+        """Read everything once. DataError if a number is unusable.
+
+        Files with subnormal numbers, which become zero, cannot stay mapped: they are read instead.
+        """
         for piece, (segment, _) in enumerate(self._pieces):
             values = self._piece(piece)
             if segment in self._maps and not usable(values.view(self._read_as)):
@@ -111,7 +144,7 @@ class Streamed:
                 self._piece(piece)
 
     def _piece(self, number: int) -> Array:
-        """The values of a piece; the one that comes next is asked for too."""
+        """Return the values of a piece, and start reading the piece that follows it."""
         with self._lock:
             future = self._ask(number)
             if (following := int(self._next[number])) < len(self._pieces):
@@ -148,7 +181,7 @@ class Streamed:
             mapped.release(cut)
 
     def _unmap(self, segment: Hashable, mapped: Map) -> None:
-        """Close a mapped file; the pieces that were kept of it are views of it."""
+        """Close a mapped file and drop its finished pieces, which are views of it."""
         with self._lock:
             for number in [number for number in self._held if self._pieces[number][0] == segment]:
                 if self._held[number].done():
@@ -156,7 +189,7 @@ class Streamed:
         mapped.close()
 
     def _source(self, segment: int) -> Slabs:
-        """The open dataset of a segment."""
+        """Return the open dataset of a segment."""
         place = self._segments[segment]
 
         def opened() -> tuple[ExitStack, Slabs]:
@@ -192,7 +225,7 @@ class Streamed:
     def _each(
         self, start: int = 0, stop: int | None = None
     ) -> Iterator[tuple[slice, Dense | Half]]:
-        """Rows start to stop, piece by piece."""
+        """Yield rows start to stop, piece by piece."""
         stop = self.n if stop is None else stop
         for piece in range(len(self._pieces)):
             first, last = (int(edge) for edge in self._starts[piece : piece + 2])
@@ -233,8 +266,10 @@ class Streamed:
         return self.rows(slice(None)).ones()
 
     def shifted(self, shift: Array) -> Streamed:
-        """The same rows less `shift` (d,), which is subtracted whenever they are read; for float32
-        and float64."""
+        """Return the same rows minus `shift` (d,), for float32 and float64.
+
+        The shift is subtracted whenever rows are read.
+        """
         other = copy.copy(self)
         other._shift = shift.astype(self._kept)
         return other

@@ -1,7 +1,9 @@
-"""Numbers that a file declares and nobody ever wrote: HDF5 reads its fill value there, mostly zero, without a word.
+"""Finds numbers that a file declares and nobody ever wrote.
 
-A job that died leaves chunks without a place in the file; a virtual dataset may have regions that nothing is mapped to, or
-sources that are gone. What was allocated before it was written (as parallel HDF5 does) cannot be told from what was.
+HDF5 silently reads its fill value there, mostly zero. A job that died leaves chunks without a place
+in the file. A virtual dataset may have regions that no source is mapped to, or missing sources. If
+space was allocated before it was written (as parallel HDF5 does), unwritten numbers cannot be told
+from written ones.
 """
 
 from __future__ import annotations
@@ -19,16 +21,25 @@ from mpigd.errors import DataError
 from mpigd.storage import dataset_checks, hdf5
 from mpigd.storage.chunked_reads import Dataset
 
-BLOCKS = 10_000  # of one source's place in a virtual dataset that are looked at one by one
-ROWS = ("indptr", "codes", "values", "mask")  # in groups, what has an element for each row
+# Blocks of one source's region in a virtual dataset that are checked one by one, at most.
+BLOCKS = 10_000
+# datasets of groups that have one element for each row
+ROWS = ("indptr", "codes", "values", "mask")
 ADVICE = "HDF5 reads its fill value there (--allow-unwritten lets it)"
-Named = Callable[[int], str]  # what an index along the axis of the rows is called
+Named = Callable[[int], str]  # what messages call an index along the axis of the rows
 
 
 def check(file: hdf5.Group, names: Sequence[str], by_rows: bool = True) -> None:
-    """DataError if a dataset, or one in a group, of these names has numbers that were never written.
+    """Raise DataError if a dataset, or one in a group, has numbers that were never written.
 
-    by_rows: how sparse matrices are stored.
+    Parameters
+    ----------
+    file : hdf5.Group
+        The open file.
+    names : sequence of str
+        Datasets and groups.
+    by_rows : bool
+        Whether sparse matrices are stored by rows.
     """
     for name in names:
         for data, named in _datasets(file, name, by_rows):
@@ -42,9 +53,8 @@ def _datasets(file: hdf5.Group, name: str, by_rows: bool) -> Iterator[tuple[Data
     elif isinstance(found, hdf5.Group):
         parts = {part: found.raw(part) for part in found}
         indptr = parts.get("indptr")
-        for part in sorted(
-            parts, key=lambda part: part != "indptr"
-        ):  # before the others, whose rows it tells
+        # indptr comes first, since it gives the rows of the others' elements.
+        for part in sorted(parts, key=lambda part: part != "indptr"):
             of_rows = part in ROWS and (by_rows or "indptr" not in parts)
             named: Named = _row if of_rows else _entry
             if by_rows and part in ("data", "indices") and isinstance(indptr, Dataset):
@@ -62,11 +72,11 @@ def _entry(index: int) -> str:
 
 
 def _row_of(indptr: Dataset) -> Named:
-    """The row of an entry of a sparse matrix."""
+    """Return the function that names the row of an entry of a sparse matrix."""
 
     def named(index: int) -> str:
         low, high = 0, max(0, len(indptr) - 1)
-        while low < high:  # the last row that begins at the index or before it
+        while low < high:  # search the last row that begins at or before the index
             middle = (low + high + 1) // 2
             low, high = (middle, high) if int(indptr[middle]) <= index else (low, middle - 1)
         return f"row {low}"
@@ -75,7 +85,7 @@ def _row_of(indptr: Dataset) -> Named:
 
 
 def _check(data: Dataset, named: Named = _row, part: slice = slice(None)) -> None:
-    """Look at a part of the first axis of a dataset."""
+    """Check a part of the first axis of a dataset."""
     if not data.size:
         return
     if data.is_virtual:
@@ -91,7 +101,10 @@ def _check(data: Dataset, named: Named = _row, part: slice = slice(None)) -> Non
 
 
 def _check_chunks(data: Dataset, named: Named, part: slice) -> None:
-    """Every chunk has a place in the file. HDF5 is asked for one more than there can be: damage may make it find many."""
+    """Raise DataError unless every chunk has a place in the file.
+
+    Counting stops at one more chunk than there can be: damage may make HDF5 find many.
+    """
     grid = [-(-length // chunk) for length, chunk in zip(data.shape, data.chunks, strict=True)]
     total, count = math.prod(grid), 0
 
@@ -103,14 +116,18 @@ def _check_chunks(data: Dataset, named: Named, part: slice) -> None:
     chunks_of(data, counted)
     if count > total:
         raise DataError(
-            f"{dataset_checks.named(data)} is damaged: it has more than the {total} chunks of its shape"
+            f"{dataset_checks.named(data)} is damaged: "
+            f"it has more than the {total} chunks of its shape"
         )
     if count < total:
         _find_missing(data, named, part, grid)
 
 
 def chunks_of(data: h5py.Dataset, callback: Callable[[Any], Any]) -> None:
-    """Tell the callback of every chunk that has a place in the file, until it returns something."""
+    """Call a function for every chunk that has a place in the file.
+
+    The calls end as soon as one returns something other than None.
+    """
     data.id.chunk_iter(callback)
 
 
@@ -136,7 +153,11 @@ def _find_missing(data: Dataset, named: Named, part: slice, grid: Sequence[int])
 
 
 def _axis(data: h5py.Dataset) -> int:
-    """The axis of the rows: the second of a matrix that is stored transposed, and of a vector that is one row."""
+    """Return the axis of the rows.
+
+    It is the second for a matrix that is stored transposed, and for a vector that is stored as one
+    row.
+    """
     if data.ndim != 2:
         return 0
     return int(data.shape[0] == 1 or bool(foreign_marks.transposed(data)))
@@ -157,7 +178,7 @@ def _check_external(data: Dataset, named: Named) -> None:
 
 
 def _check_virtual(data: Dataset, named: Named) -> None:
-    """Something is mapped to every number, is there, and was written."""
+    """Raise DataError unless a source is mapped to every number, exists, and was written."""
     place, left = dataset_checks.named(data), h5py.h5s.create_simple(data.shape)
     left.select_hyperslab((0,) * data.ndim, data.shape)
     mapped, exact = 0, True
@@ -167,14 +188,16 @@ def _check_virtual(data: Dataset, named: Named) -> None:
         if not found:
             at = named(_first(source.vspace))
             raise DataError(
-                f"{place} leads to {source.file_name}: {source.dset_name!r}, which is not there, at {at}: {ADVICE}"
+                f"{place} leads to {source.file_name}: {source.dset_name!r}, "
+                f"which is not there, at {at}: {ADVICE}"
             )
         for piece in found:
             _check_source(place, source, piece)
     if exact and left.get_select_npoints():
         at = named(left.get_select_bounds()[0][0])
         raise DataError(
-            f"{place}: no source is mapped to {left.get_select_npoints()} of {data.size} numbers, the first at {at}: {ADVICE}"
+            f"{place}: no source is mapped to {left.get_select_npoints()} of {data.size} numbers, "
+            f"the first at {at}: {ADVICE}"
         )
     if not exact and mapped < data.size:
         raise DataError(
@@ -183,15 +206,15 @@ def _check_virtual(data: Dataset, named: Named) -> None:
 
 
 def _check_source(place: str, source: Any, found: Dataset) -> None:
-    """What a virtual dataset takes of one of its sources."""
+    """Check the part of a source that a virtual dataset uses."""
     part, kind = slice(None), source.src_space.get_select_type()
-    wanted = None  # the shape that the source must have at least
-    if kind == h5py.h5s.SEL_ALL and not _unlimited(
-        source.vspace
-    ):  # of which the file tells no shape
+    wanted = None  # the minimal shape of the source
+    # A selection of everything: the file does not store its shape.
+    if kind == h5py.h5s.SEL_ALL and not _unlimited(source.vspace):
         if found.size != (count := source.vspace.get_select_npoints()):
             raise DataError(
-                f"{place} takes {count} numbers from {dataset_checks.named(found)}, which has {found.size}"
+                f"{place} takes {count} numbers from {dataset_checks.named(found)}, "
+                f"which has {found.size}"
             )
     elif kind == h5py.h5s.SEL_HYPERSLABS and not _unlimited(source.src_space):
         low, high = source.src_space.get_select_bounds()
@@ -201,7 +224,8 @@ def _check_source(place: str, source: Any, found: Dataset) -> None:
         len(wanted) != found.ndim or any(a > b for a, b in zip(wanted, found.shape, strict=True))
     ):
         raise DataError(
-            f"{place} takes numbers up to {wanted} from {dataset_checks.named(found)}, which has the shape {found.shape}"
+            f"{place} takes numbers up to {wanted} from {dataset_checks.named(found)}, which has "
+            f"the shape {found.shape}"
         )
     try:
         _check(found, part=part)
@@ -210,7 +234,7 @@ def _check_source(place: str, source: Any, found: Dataset) -> None:
 
 
 def _unlimited(space: h5py.h5s.SpaceID) -> bool:
-    """Whether a selection grows with what is there, and so is never too large."""
+    """Return whether a selection grows with its dataset, and so is never too large."""
     if space.get_select_type() != h5py.h5s.SEL_HYPERSLABS or not space.is_regular_hyperslab():
         return False
     _, _, count, block = space.get_regular_hyperslab()
@@ -218,14 +242,18 @@ def _unlimited(space: h5py.h5s.SpaceID) -> bool:
 
 
 def _first(space: h5py.h5s.SpaceID) -> int:
-    """The first row of a selection."""
+    """Return the first row of a selection."""
     return int(
         (space.get_regular_hyperslab() if _unlimited(space) else space.get_select_bounds())[0][0]
     )
 
 
 def _take(left: h5py.h5s.SpaceID, part: h5py.h5s.SpaceID, shape: tuple[int, ...]) -> bool:
-    """Take a part of a virtual dataset away from what is left of it; whether that was possible with little effort."""
+    """Remove a selection from what is left of a virtual dataset.
+
+    Returns whether that was possible with little effort. If not, `left` still holds numbers that
+    have a source.
+    """
     kind = part.get_select_type()
     if kind == h5py.h5s.SEL_ALL:
         left.select_none()

@@ -1,1 +1,1 @@
-"""HDF5 files: opening them safely, checking what they declare, writing them whole."""
+"""HDF5 files: safe opening, checks of what they declare, and whole writes."""

@@ -1,9 +1,10 @@
-"""Attributes that are texts of variable length, read from the bytes of the file.
+"""Reads attributes that are texts of variable length from the bytes of the file.
 
-HDF5's own reader may loop over a damaged heap (text_datasets.py).
+HDF5's own reader may loop over a damaged heap, see text_datasets.py. Attributes are messages in the
+header of their object, which is a chain of blocks.
 
-They are messages in the header of their object, which is a chain of blocks.
-Source: HDF5 File Format Specification, sections IV.A.1 (object headers) and IV.A.2.m (attribute message).
+Source: HDF5 File Format Specification, sections IV.A.1 (object headers) and IV.A.2.m (attribute
+message).
 """
 
 from __future__ import annotations
@@ -16,16 +17,31 @@ import h5py
 
 from mpigd.storage.text_datasets import ELEMENT, Heap
 
-BLOCKS = 1000  # of one header; damage may make a circle
-LARGEST = 1 << 20  # bytes of a block
+BLOCKS = 1000  # blocks of one header, at most; damage may make a circle of them
+LARGEST = 1 << 20  # bytes of a block, at most
 CONTINUATION, ATTRIBUTE = 0x10, 0x0C  # types of messages
-SHARED = 0x02  # flag of a message that is elsewhere
+SHARED = 0x02  # flag of a message that is stored elsewhere
 
 
 def texts(item: h5py.Group | h5py.Dataset, key: str, place: str) -> list[bytes] | None:
-    """The texts of an attribute; None where it is stored in another way (many, in new files, have a heap of their own).
+    """Return the texts of an attribute, or None if it is stored in another way.
 
-    place: what messages call it. DataError for damage.
+    In new files, an object with many attributes has a heap of its own for them, which is not read
+    here.
+
+    Parameters
+    ----------
+    item : h5py.Group or h5py.Dataset
+        The object with the attribute.
+    key : str
+        The name of the attribute.
+    place : str
+        What messages call it.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged.
     """
     if item.file.id.get_create_plist().get_sizes() != (8, 8):
         return None
@@ -45,7 +61,7 @@ class _Header(Heap):
         self._address = int(h5py.h5o.get_info(item.id).addr)
 
     def messages(self) -> Iterator[tuple[int, bytes]]:
-        """(type, contents) of every message that lies here."""
+        """Yield the type and the contents of every message in the header's own blocks."""
         head = self.bytes_at(self._base + self._address, 16)
         new = head.startswith(b"OHDR")
         form = "<BHB" if new else "<HHB3x"
@@ -60,15 +76,14 @@ class _Header(Heap):
             blocks = [(start + width, size)]
         else:
             blocks = [(self._address + 16, struct.unpack_from("<I", head, 8)[0])]
-        for number, (start, size) in enumerate(blocks):  # which grow
+        for number, (start, size) in enumerate(blocks):  # the list grows on the way
             if number > BLOCKS or size > LARGEST:
                 raise self._error("is damaged: the header of its object has no end")
             for kind, flags, message in _split(self.bytes_at(self._base + start, size), form):
                 if kind == CONTINUATION and len(message) >= 16:
                     at, length = struct.unpack_from("<QQ", message)
-                    blocks.append(
-                        (at + 4, max(0, length - 8)) if new else (at, length)
-                    )  # OCHK before, a checksum behind
+                    # A new block has the mark OCHK before its messages, and a checksum behind them.
+                    blocks.append((at + 4, max(0, length - 8)) if new else (at, length))
                 elif not flags & SHARED:
                     yield kind, message
 
@@ -82,7 +97,10 @@ def _split(block: bytes, form: str) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _value(message: bytes) -> tuple[bytes, bytes] | None:
-    """The name of an attribute, and the bytes of its value."""
+    """Return the name of an attribute and the bytes of its value.
+
+    None if the message is malformed or of an unknown version.
+    """
     if len(message) < 9 or message[0] not in (1, 2, 3):
         return None
     version, lengths = message[0], struct.unpack_from("<HHH", message, 2)

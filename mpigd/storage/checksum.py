@@ -1,4 +1,7 @@
-"""The checksum of all bytes of a file, in a line behind what HDF5 reads: damage is found before HDF5 sees it."""
+"""The checksum of a file's bytes, in a line behind its HDF5 contents.
+
+It is compared before HDF5 opens the file, so that damage is found before it can harm HDF5.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,27 @@ import re
 
 from mpigd.errors import DataError
 
-TRAILER = re.compile(rb"mpigd sha256 ([0-9a-f]{64})\n")  # of all bytes before it
+TRAILER = re.compile(rb"mpigd sha256 ([0-9a-f]{64})\n")  # sha256 of all bytes before this line
 TRAILER_BYTES = 78
 
 
 def check(path: str | os.PathLike[str], sealed: bool) -> None:
-    """DataError if the bytes of a sealed file are not those that were written, or if a file that must be `sealed` is not. HDF5
-    has not seen them then: it may crash, or loop, over damage in its own structures.
+    """Compare the bytes of a file with its checksum, if it has one.
+
+    This happens before HDF5 sees the file: HDF5 may crash or loop over damage in its own
+    structures.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    sealed : bool
+        Whether the file must have a checksum.
+
+    Raises
+    ------
+    DataError
+        If the bytes do not match the checksum, or a checksum is required and missing.
     """
     with open(path, "rb") as file:
         told, size = _trailer(file)
@@ -29,7 +46,10 @@ def check(path: str | os.PathLike[str], sealed: bool) -> None:
 
 
 def _trailer(file: io.BufferedReader) -> tuple[bytes, int]:
-    """The checksum behind a sealed file's contents, empty for others, and how many bytes these are."""
+    """Return the checksum at the end of a file and the size of its contents in bytes.
+
+    The checksum is empty if the file has none.
+    """
     size = max(0, os.fstat(file.fileno()).st_size - TRAILER_BYTES)
     file.seek(size)
     found = TRAILER.fullmatch(file.read())
@@ -37,7 +57,7 @@ def _trailer(file: io.BufferedReader) -> tuple[bytes, int]:
 
 
 def _digest(file: io.BufferedReader | io.FileIO, size: int) -> bytes:
-    """sha256, in hexadecimal digits, of the first `size` bytes."""
+    """Return the sha256 of the first `size` bytes, in hexadecimal digits."""
     total, left = hashlib.sha256(), size
     file.seek(0)
     while left and (piece := file.read(min(left, 1 << 20))):
@@ -47,11 +67,11 @@ def _digest(file: io.BufferedReader | io.FileIO, size: int) -> bytes:
 
 
 def there(path: str | os.PathLike[str]) -> bool:
-    """Whether a file ends with a checksum."""
+    """Return whether a file ends with a checksum."""
     with open(path, "rb") as file:
         return bool(_trailer(file)[0])
 
 
 def line(file: io.FileIO, size: int) -> bytes:
-    """What to write behind the first `size` bytes of a file."""
+    """Return the line to write behind the first `size` bytes of a file."""
     return b"mpigd sha256 " + _digest(file, size) + b"\n"

@@ -1,7 +1,7 @@
-"""Reading a dataset a bounded number of chunks at a time.
+"""Reads of datasets in pieces of a bounded number of chunks.
 
-HDF5 keeps some kilobytes for each chunk of a selection while it reads it. Where a chunk holds one row, a slab of some
-megabytes would take gigabytes.
+HDF5 keeps some kilobytes for each chunk of a selection while it reads it. If each chunk holds one
+row, reading a slab of some megabytes at once would take gigabytes.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import numpy as np
 from mpigd.storage import resource_limits
 
 Array = np.ndarray[Any, Any]
-CHUNKS = 1024  # that one read may touch; more are no faster
-CHUNK_BYTES = 5 << 10  # bytes that HDF5 keeps for each of them meanwhile
-PLACE_BYTES = 32  # of a chunk in the index of all
-INDEX = 32 << 20  # bytes of the index that HDF5 keeps at most
+CHUNKS = 1024  # chunks that one read may touch; more are no faster
+CHUNK_BYTES = 5 << 10  # bytes that HDF5 keeps for each of these chunks meanwhile
+PLACE_BYTES = 32  # bytes of one chunk in the index of all chunks
+INDEX = 32 << 20  # bytes of the index that HDF5 keeps in memory, at most
 
 
 class Dataset(h5py.Dataset):  # type: ignore[misc]
-    """A dataset that has been looked at. Consecutive rows and columns are read in pieces of at most CHUNKS chunks.
+    """A checked dataset. Consecutive rows and columns are read in pieces of at most CHUNKS chunks.
 
-    sources: what there is of each source of a virtual dataset, open as long as this is: HDF5 reads zeros from those that it
-    cannot open.
+    `sources` holds the datasets found for each source of a virtual dataset. They stay open as long
+    as this object: HDF5 reads zeros from sources that it cannot open.
     """
 
     def __init__(self, bind: h5py.h5d.DatasetID, sources: Sequence[Sequence[Dataset]] = ()) -> None:
@@ -57,7 +57,10 @@ class Dataset(h5py.Dataset):  # type: ignore[misc]
             self._read(dest, box)
 
     def chunk_count(self) -> int:
-        """How many chunks there may be, in those of all sources where it is virtual."""
+        """Return the largest possible number of chunks.
+
+        For a virtual dataset, add those of its sources.
+        """
         if self.chunks is not None:
             return math.prod(
                 -(-length // chunk) for length, chunk in zip(self.shape, self.chunks, strict=True)
@@ -65,7 +68,11 @@ class Dataset(h5py.Dataset):  # type: ignore[misc]
         return sum(source.chunk_count() for found in self.sources for source in found[:1])
 
     def reading_bytes(self) -> int:
-        """Bytes that HDF5 takes, besides the numbers, to read it: for its chunks, for where they lie, and what filters make."""
+        """Return the bytes that HDF5 needs, besides the numbers, to read the dataset.
+
+        They hold its state for the chunks being read, the index of all chunks, and the output of
+        filters.
+        """
         chunks = self.chunk_count()
         largest = math.prod(self.chunks or (0,)) * self.dtype.itemsize
         filtered = self.id.get_create_plist().get_nfilters() > 0
@@ -82,7 +89,7 @@ class Dataset(h5py.Dataset):  # type: ignore[misc]
             )
 
     def _box(self, selection: Any) -> tuple[slice, ...] | None:
-        """The consecutive indices along each axis that a selection is, if it is no more than that."""
+        """Return a selection as ranges along each axis, or None if it is anything else."""
         parts = (
             selection
             if isinstance(selection, tuple)
@@ -103,14 +110,20 @@ class Dataset(h5py.Dataset):  # type: ignore[misc]
         return tuple(slice(start, max(start, stop)) for start, stop in edges)
 
     def _grid(self) -> tuple[float, ...]:
-        """How long a chunk is along each axis: for a virtual dataset, on the average along the first."""
+        """Return the length of a chunk along each axis.
+
+        For a virtual dataset, the first is the mean number of rows for each chunk of the sources.
+        """
         if self.chunks is not None:
             return tuple(self.chunks)
         count = self.chunk_count()
         return (len(self) / count if count else math.inf, *(math.inf for _ in self.shape[1:]))
 
     def _touched(self, box: tuple[slice, ...]) -> float:
-        """Chunks that a read of the box touches; fewer than one where many lie in a chunk."""
+        """Return the number of chunks that a read of the box touches.
+
+        For a virtual dataset this is an estimate from the mean length of a chunk.
+        """
         return float(
             math.prod(_chunks(part, length) for part, length in zip(box, self._grid(), strict=True))
         )
@@ -128,8 +141,11 @@ class Dataset(h5py.Dataset):  # type: ignore[misc]
                 super().read_direct(rows, part, (slice(None), *inner))
 
     def _cuts(self, box: tuple[slice, ...]) -> Iterator[tuple[slice, ...]]:
-        """Parts of a box that touch few enough chunks: cut along the first axis and, where one row of chunks is too much, the
-        second, where the chunks end."""
+        """Yield parts of a box, each of which touches at most CHUNKS chunks.
+
+        The box is cut along the first axis. If one row of chunks is already too much, it is also
+        cut along the second. Cuts lie where chunks end.
+        """
         grid = self._grid()
         across = math.prod(
             _chunks(part, length) for part, length in zip(box[1:], grid[1:], strict=True)
@@ -143,14 +159,17 @@ class Dataset(h5py.Dataset):  # type: ignore[misc]
 
 
 def _chunks(part: slice, length: float) -> float:
-    """How many chunks of a length lie along a part of an axis."""
-    if length < 1.0 or math.isinf(length):  # several chunks a row, or one for all
+    """Return how many chunks of length `length` lie along a part of an axis."""
+    if length < 1.0 or math.isinf(length):  # several chunks for each row, or one chunk for all
         return 1.0 if math.isinf(length) else (part.stop - part.start) / length
     return float(math.ceil(part.stop / length) - math.floor(part.start / length))
 
 
 def _steps(part: slice, length: float, chunks: float) -> Iterator[slice]:
-    """A part of an axis in steps of so many chunks, which end where chunks do."""
+    """Yield a part of an axis in steps of `chunks` chunks, which end where chunks end.
+
+    `length` is the length of a chunk along the axis.
+    """
     if math.isinf(length):
         yield part
         return
@@ -160,7 +179,7 @@ def _steps(part: slice, length: float, chunks: float) -> Iterator[slice]:
 
 
 def reading_bytes(found: Any) -> int:
-    """Bytes that HDF5 takes to read a dataset, or the largest one of a group."""
+    """Return the bytes that HDF5 needs to read a dataset, or the largest of a sparse group."""
     if isinstance(found, Dataset):
         return found.reading_bytes()
     if isinstance(found, h5py.Group):

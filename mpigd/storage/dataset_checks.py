@@ -1,4 +1,7 @@
-"""What a dataset declares: numbers, as many as the file can hold, compressed by filters that come from nowhere else."""
+"""Checks of what a dataset declares: its type, its size and its filters.
+
+It must hold numbers, fit into its file, and use known filters.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,13 @@ import h5py
 
 from mpigd.errors import DataError
 
-FLOOR = 64 << 20  # bytes that any file may declare: less than a rank takes anyway
-DEFLATE = 1100  # no byte that HDF5's own filters compress becomes more than 1032
-OTHERS = 1 << 16  # zstd and its like do so with constants
-CHUNK = 1 << 32  # bytes; larger ones are new in HDF5 2.0, and each is held as a whole
+FLOOR = 64 << 20  # bytes that any file may declare: less than a rank needs in any case
+DEFLATE = 1100  # HDF5's own filters expand one byte to 1032 bytes at most
+OTHERS = 1 << 16  # zstd and similar filters expand constants by this factor
+CHUNK = 1 << 32  # bytes; larger chunks are new in HDF5 2.0, and HDF5 holds each chunk as a whole
 PLAIN_FILTERS = (1, 2, 3)  # deflate, shuffle, fletcher32
-OWN_FILTERS = (
-    *PLAIN_FILTERS,
-    4,
-    5,
-    6,
-    32000,
-)  # szip, nbit, scale-offset, and lzf, which comes with h5py
+# Besides the plain filters: szip, nbit, scale-offset, and lzf, which comes with h5py.
+OWN_FILTERS = (*PLAIN_FILTERS, 4, 5, 6, 32000)
 
 
 def named(data: h5py.Dataset) -> str:
@@ -37,7 +35,15 @@ def check_type(data: h5py.Dataset) -> None:
 
 
 def check_size(data: h5py.Dataset, others: int) -> None:
-    """Declared sizes against what the file, and `others` bytes of other files, can hold."""
+    """Raise DataError if the declared size exceeds what the file can hold.
+
+    Parameters
+    ----------
+    data : h5py.Dataset
+        The dataset.
+    others : int
+        Bytes of the other files that hold parts of the dataset.
+    """
     if data.shape is None:
         raise DataError(f"{named(data)} is empty: it has no shape")
     size, codes = os.stat(data.file.filename).st_size + others, filters(data)
@@ -48,7 +54,8 @@ def check_size(data: h5py.Dataset, others: int) -> None:
     declared = math.prod(max(1, length) for length in data.shape) * data.dtype.itemsize
     if declared > room:
         raise DataError(
-            f"{named(data)} declares {declared:.3g} bytes, but a file of {size} bytes cannot hold them"
+            f"{named(data)} declares {declared:.3g} bytes, "
+            f"but a file of {size} bytes cannot hold them"
         )
     chunk = math.prod(data.chunks or ()) * data.dtype.itemsize
     if chunk > min(room, CHUNK):
@@ -56,14 +63,27 @@ def check_size(data: h5py.Dataset, others: int) -> None:
 
 
 def check_columns(path: str, d: int, place: str) -> None:
-    """A sparse matrix says in an attribute alone how many columns it has: a vector of as many must be possible."""
+    """Raise DataError if a sparse matrix declares too many columns for a file of its size.
+
+    The number of columns stands in an attribute alone. A vector of d numbers must fit into the
+    memory that the file justifies.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    d : int
+        The declared number of columns.
+    place : str
+        What the message calls the matrix.
+    """
     room = max(FLOOR, DEFLATE * os.stat(path).st_size)
     if 8 * d > room:
         raise DataError(f"{place} declares {d} columns, too many for a file of its size")
 
 
 def filters(data: h5py.Dataset) -> list[int]:
-    """The codes of the filters that the chunks have passed."""
+    """Return the codes of the filters of the chunks, in the order of writing."""
     properties = data.id.get_create_plist()
     return [int(properties.get_filter(i)[0]) for i in range(properties.get_nfilters())]
 
@@ -73,12 +93,16 @@ def check_filters(data: h5py.Dataset) -> None:
         if not available(code):
             advice = "pip install 'mpigd[filters]'"
             raise DataError(
-                f"{data.file.filename}: {data.name!r} is compressed with filter {code}, unknown here: {advice}"
+                f"{data.file.filename}: {data.name!r} is compressed with filter {code}, "
+                f"unknown here: {advice}"
             )
 
 
 def available(code: int) -> bool:
-    """Whether a filter is one of HDF5's own, or of the package hdf5plugin: others come from nowhere."""
+    """Return whether a filter is one of HDF5's own or of the package hdf5plugin, and can be used.
+
+    Filters from other sources are refused.
+    """
     if code not in OWN_FILTERS:
         try:
             if code not in import_module("hdf5plugin").FILTERS.values():

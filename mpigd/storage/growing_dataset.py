@@ -1,7 +1,7 @@
-"""Datasets that grow as they are written, by whole chunks of about a mebibyte.
+"""Datasets that grow while they are written, by whole chunks of about 1 MiB.
 
-So each chunk is checksummed once, and a rank later reads slabs that are chunks. What is not a whole
-chunk yet waits in memory: at most one chunk a dataset.
+Each chunk is then checksummed once, and a rank later reads slabs that are whole chunks. Rows that
+do not fill a chunk yet wait in memory: at most one chunk for each dataset.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ CHUNK_BYTES = 1 << 20
 
 
 class Stream:
-    """One dataset `name` of rows of shape `inner` that grows; it is created once its chunk size is known."""
+    """A growing dataset `name` of rows of shape `inner`.
+
+    It is created once its chunk size is known.
+    """
 
     def __init__(
         self, group: h5py.Group, name: str, dtype: Any, inner: tuple[int, ...] = ()
@@ -39,7 +42,10 @@ class Stream:
             self._write(self._held // self._chunk * self._chunk)
 
     def close(self) -> None:
-        """Write what waits. A dataset smaller than a chunk is one chunk of its own size."""
+        """Write the waiting rows.
+
+        A dataset smaller than a chunk becomes one chunk of its own size.
+        """
         if self._dataset is None:
             self._chunk = max(1, min(self._chunk, self._held))
         self._write(self._held)
@@ -51,7 +57,8 @@ class Stream:
                 maxshape=(None, *self._inner),
                 chunks=(self._chunk, *self._inner),
             )
-            # Whole chunks are written once: HDF5's cache would only hold megabytes of them back.
+            # Whole chunks are written once, so HDF5's chunk cache would only keep megabytes of them
+            # in memory.
             self._dataset = self._group.create_dataset(
                 self._name, dtype=self._dtype, fletcher32=True, rdcc_nbytes=0, **shapes
             )
@@ -62,6 +69,5 @@ class Stream:
         self._dataset.resize(start + count, axis=0)
         self._dataset[start:] = rows[:count]
         self._held = rows.shape[0] - count
-        self._waiting = (
-            [rows[count:].copy()] if self._held else []
-        )  # a view would keep the whole block alive
+        # A view would keep the whole block alive.
+        self._waiting = [rows[count:].copy()] if self._held else []

@@ -1,8 +1,8 @@
-"""The one door to HDF5: every file is opened, and every new one written, through these few functions.
+"""The one door to HDF5: all files are opened, and all new files written, through these functions.
 
-Reading: plain h5py, read-only, without file locks (they fail on some network file systems even for reading).
-Writing: to a temporary name in the same folder, flushed, fsynced, renamed, and the folder fsynced, so that a
-file is whole or absent under its name.
+Files are read with plain h5py, read-only and without file locks (locks fail on some network file
+systems even for reading). Files are written to a temporary name in the same folder, flushed,
+fsynced and renamed, and the folder is fsynced. A file is therefore whole or absent under its name.
 """
 
 from __future__ import annotations
@@ -34,15 +34,30 @@ CHECKSUM = "sha256"
 def open_read(
     path: str | os.PathLike[str], links: Sequence[str] = (), sealed: bool = False
 ) -> Iterator[Group]:
-    """Open an HDF5 file for reading: its root group, which looks at everything before it is opened (safe_open.py).
+    """Open an HDF5 file for reading and return its root group, as a context manager.
 
-    links: folders into which the file's links may lead. sealed: one without a checksum is not opened at all.
-    DataError if the file is missing or not HDF5, or when reading it fails.
+    The group checks every object before it opens it, see safe_open.py.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    links : sequence of str
+        Folders into which links in the file may lead.
+    sealed : bool
+        Whether the file must have a checksum. A file without one is then not opened at all.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, is not HDF5, or is damaged.
+    LimitError
+        If the system lacks memory or file descriptors.
     """
     try:
         there = located(path)
         if os.path.exists(there) and not os.path.isfile(there):
-            raise OSError("no regular file")  # a pipe would be waited for without end
+            raise OSError("no regular file")  # opening a pipe would block for ever
         checksum.check(there, sealed)
         file = safe_open.open_file(there)
     except OSError as error:
@@ -54,7 +69,7 @@ def open_read(
 
 @contextmanager
 def readable(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What HDF5 finds wrong with the file becomes a DataError."""
+    """Turn errors that the HDF5 library raises in the body into DataErrors."""
     try:
         yield
     except Exception as error:
@@ -65,7 +80,11 @@ def readable(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _from_hdf5(error: Exception) -> bool:
-    """Whether the HDF5 library says this (h5py raises many kinds), and not the system about some other file."""
+    """Return whether the HDF5 library raised an error.
+
+    h5py raises errors of many types; the system may also raise some of these about other files. The
+    innermost frame of the traceback shows the origin.
+    """
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
@@ -92,7 +111,7 @@ def _open_reason(path: str | os.PathLike[str], error: OSError) -> str:
 
 
 def dataset(file: Group, name: str) -> h5py.Dataset:
-    """The dataset `name`, or a DataError naming what the file does have."""
+    """Return the dataset `name`. If there is none, a DataError names what the file has."""
     found = file.get(name)
     if not isinstance(found, h5py.Dataset):
         place = file.filename + (f": group {file.name.strip('/')!r}" if file.name != "/" else "")
@@ -103,20 +122,27 @@ def dataset(file: Group, name: str) -> h5py.Dataset:
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
-    """StorageError if `path` is a folder or a device: renaming a file to it would fail at the end of all work, or replace
-    /dev/null for everybody.
+    """Raise StorageError if `path` is a folder or a device.
+
+    Renaming a file to it would fail after all the work, or replace /dev/null for everybody.
     """
     if os.path.exists(path) and not os.path.isfile(path):
         raise StorageError(
-            f"{path}: cannot be written: it is {'a folder' if os.path.isdir(path) else 'not a regular file'}"
+            f"{path}: cannot be written: it is "
+            f"{'a folder' if os.path.isdir(path) else 'not a regular file'}"
         )
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
-    """A temporary name to write to; renamed to `path` once the body ends well, removed otherwise.
+    """Yield a temporary name to write to.
 
-    Raises StorageError (exit code 74) naming the file when the file system refuses.
+    It is renamed to `path` if the body succeeds, else removed.
+
+    Raises
+    ------
+    StorageError
+        With exit code 74, naming the file, if the file system refuses an operation.
     """
     target = Path(located(path))
     check_target(target)
@@ -135,9 +161,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
         raise StorageError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
         if temporary is not None:
-            with suppress(
-                OSError
-            ):  # renamed, or the file system refuses this too: then that is not what failed
+            # This fails after the renaming. If the file system refuses it, the error above counts.
+            with suppress(OSError):
                 os.unlink(temporary)
 
 
@@ -145,7 +170,21 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
 def create(
     path: str | os.PathLike[str], inspect: Callable[[str], None] = lambda temporary: None
 ) -> Iterator[h5py.File]:
-    """A new HDF5 file that appears under `path` when it is complete, and `inspect`, given its name until then, does not raise."""
+    """Yield a new HDF5 file; it appears under `path` once it is complete.
+
+    Parameters
+    ----------
+    path : path
+        The name of the file.
+    inspect : callable
+        Called with the temporary name of the closed file, before it is renamed. If it raises, the
+        file is removed.
+
+    Raises
+    ------
+    StorageError
+        If the file cannot be written.
+    """
     with atomic_path(path) as temporary:
         with _Sink(temporary, "r+", opener=no_link) as sink:
             try:
@@ -155,19 +194,24 @@ def create(
                 if sealed:
                     sink.write(checksum.line(sink, sink.seek(0, os.SEEK_END)))
             finally:
-                if sink.failure is not None:  # the reason of whatever else went wrong
+                if sink.failure is not None:  # the cause of any other error
                     raise sink.failure
         inspect(temporary)
 
 
 def no_link(path: str, flags: int) -> int:
-    """For open(): not through a link that somebody has put where our temporary file was."""
+    """Open a file for `open()`, but refuse links.
+
+    Somebody might have put a link in place of the temporary file.
+    """
     return os.open(path, flags | os.O_NOFOLLOW)
 
 
 class _Sink(io.FileIO):
-    """The file below HDF5, which never tells HDF5 of a full disk: that could not close the file any more, and would
-    crash at the end of the process. The first failure is kept for create(), the rest of the file is written nowhere.
+    """The file object below HDF5. It hides write errors, such as a full disk, from HDF5.
+
+    After such an error HDF5 could not close the file any more, and would crash at the end of the
+    process. The first error is kept for create(), and the rest of the data is dropped.
     """
 
     failure: OSError | None = None
@@ -193,15 +237,15 @@ class _Sink(io.FileIO):
 def _umask() -> int:
     with suppress(OSError, StopIteration), open("/proc/self/status", encoding="ascii") as file:
         return int(next(line for line in file if line.startswith("Umask:")).split()[1], 8)
-    mask = os.umask(
-        0o022
-    )  # elsewhere: for a moment another thread would make its files with this one
+    # On systems without /proc, the mask must be set to be read. For a moment, other threads create
+    # files with this mask.
+    mask = os.umask(0o022)
     os.umask(mask)
     return mask
 
 
 def fsync(path: str | os.PathLike[str]) -> None:
-    """Have what was written to a file or a folder on the disk."""
+    """Flush the data of a file or a folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -210,7 +254,20 @@ def fsync(path: str | os.PathLike[str]) -> None:
 
 
 def write_array(group: h5py.Group, name: str, array: Array) -> None:
-    """Store an array with a checksum on every chunk (HDF5 has none on contiguous data)."""
+    """Store an array with a checksum (fletcher32) on every chunk.
+
+    HDF5 has no checksums on contiguous data.
+
+    Parameters
+    ----------
+    group : h5py.Group
+        Where the dataset is made.
+    name : str
+        Its name.
+    array : ndarray
+        Its contents, of any shape. An empty array and a scalar are stored without chunks and
+        checksums.
+    """
     array = np.asarray(array)
     if array.size == 0 or array.ndim == 0:
         group.create_dataset(name, data=array)
@@ -218,14 +275,14 @@ def write_array(group: h5py.Group, name: str, array: Array) -> None:
     data = group.create_dataset(
         name, array.shape, array.dtype, fletcher32=True, chunks=_chunk(array.shape, array.itemsize)
     )
-    for piece in (
-        data.iter_chunks()
-    ):  # HDF5 lets one thread in at a time: another may be reading the rows of the next step
+    # HDF5 lets in one thread at a time. Writing in pieces lets another thread read the rows of the
+    # next step in between.
+    for piece in data.iter_chunks():
         data[piece] = array[piece]
 
 
 def _chunk(shape: tuple[int, ...], itemsize: int, limit: int = 1 << 20) -> tuple[int, ...]:
-    """At most `limit` bytes of consecutive numbers."""
+    """Return the shape of a chunk: at most `limit` bytes of consecutive numbers."""
     chunk, left = [], max(1, limit // itemsize)
     for length in reversed(shape):
         chunk.append(max(1, min(length, left)))
@@ -234,38 +291,62 @@ def _chunk(shape: tuple[int, ...], itemsize: int, limit: int = 1 << 20) -> tuple
 
 
 def write_text(group: h5py.Group, name: str, text: str) -> None:
-    """Store a short text as an attribute of fixed length. A Python str would go to HDF5's global heap, which has no
-    checksum: there a flipped bit passes unnoticed, or sends the library into an endless loop."""
+    """Store a short text as an attribute of fixed length.
+
+    h5py stores a Python str in HDF5's global heap, which has no checksum. A flipped bit there
+    passes unnoticed, or sends the library into an endless loop.
+    """
     group.attrs[name] = np.bytes_(text.encode())
 
 
 def read_text(group: Group, name: str) -> str:
-    """The text attribute `name`, or an empty text where there is none that write_text wrote."""
+    """Return the text attribute `name`, or an empty text if write_text wrote none."""
     value = b"" if group.attrs.varies(name) else group.attrs.get(name, b"")
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def texts(values: Sequence[str]) -> Array:
-    """Texts (m,) as an array of fixed length in UTF-8, which h5py reads as text with `.asstr()`; see write_text."""
+    """Return texts (m,) as an array of fixed-length UTF-8, see write_text.
+
+    h5py reads it with `.asstr()`.
+    """
     encoded = [text.encode() for text in values]
     return np.array(encoded, dtype=text_type(max(map(len, encoded), default=1)))
 
 
 def text_type(size: int) -> np.dtype[Any]:
-    """The type of texts of that many bytes in UTF-8."""
+    """Return the dtype of UTF-8 texts of at most `size` bytes."""
     kind: np.dtype[Any] = h5py.string_dtype("utf-8", max(1, size))
     return kind
 
 
 def write_json(group: h5py.Group, name: str, value: Any) -> None:
-    """Store a JSON text as bytes: attributes end at 64 kB, and HDF5's own strings need unbounded reads."""
+    """Store a value as JSON text in a dataset of bytes.
+
+    Attributes are limited to 64 kB, and reading HDF5's own strings needs unbounded reads.
+    """
     write_array(
         group, name, np.frombuffer(json.dumps(value, sort_keys=True).encode(), dtype=np.uint8)
     )
 
 
 def read_json(group: Group, name: str, kind: type = dict) -> Any:
-    """The JSON text `name`: a value of that kind, or a DataError."""
+    """Return the value of the JSON text in dataset `name`.
+
+    Parameters
+    ----------
+    group : Group
+        Where the dataset lies.
+    name : str
+        Its name.
+    kind : type
+        The type that the value must have.
+
+    Raises
+    ------
+    DataError
+        If there is no such dataset, or it does not hold JSON of that type.
+    """
     try:
         value = json.loads(dataset(group, name)[...].tobytes())
     except (ValueError, RecursionError) as error:
@@ -276,7 +357,27 @@ def read_json(group: Group, name: str, kind: type = dict) -> Any:
 
 
 def content_digest(group: h5py.Group, only: str | None = None) -> str:
-    """sha256 over the names, types, shapes and bytes of all datasets below `group` (or of `only`), in name order."""
+    """Return a sha256 digest of the contents of datasets.
+
+    It covers names, types, shapes and bytes, in the order of the names.
+
+    Parameters
+    ----------
+    group : h5py.Group
+        All datasets below it are covered.
+    only : str, optional
+        The name of the one dataset to cover instead.
+
+    Returns
+    -------
+    str
+        Hexadecimal digits.
+
+    Raises
+    ------
+    DataError
+        If a name is not UTF-8.
+    """
     total = hashlib.sha256()
     names: list[Any] = [only] if only else []
     if not only:
@@ -291,11 +392,14 @@ def content_digest(group: h5py.Group, only: str | None = None) -> str:
 
 
 def seal(file: h5py.File) -> None:
-    """Have create() write a checksum of all bytes behind them."""
+    """Mark the file as sealed: create() then writes a checksum of all bytes behind them."""
     write_text(file, CHECKSUM, "of all bytes, in the last line of the file")
 
 
 def verify(file: Group) -> None:
-    """Raise DataError unless the file is one that was sealed: open_read() has compared its bytes with their checksum then."""
+    """Raise DataError unless the file is sealed.
+
+    open_read() has already compared the bytes of a sealed file with their checksum.
+    """
     if not checksum.there(file.filename):
         raise DataError(f"{file.filename}: damaged: its contents do not match their checksum")

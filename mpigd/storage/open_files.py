@@ -1,4 +1,4 @@
-"""A few open things, those used last: a rank may have more files than it may open at once."""
+"""A small cache of open objects: a rank may have more files than it may open at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ Thing = TypeVar("Thing")
 
 
 class Recent(Generic[Thing]):
-    """At most `limit` things, each under a key; the one that was not asked for longest is closed for a new one."""
+    """At most `limit` objects, each under a key. A new object replaces the least recently used one.
+
+    `close` is called with the key and the object that is dropped.
+    """
 
     def __init__(self, limit: int, close: Callable[[Hashable, Thing], None]) -> None:
         self._limit, self._close = limit, close
@@ -20,9 +23,9 @@ class Recent(Generic[Thing]):
         return len(self._things)
 
     def get(self, key: Hashable, make: Callable[[], Thing]) -> Thing:
-        """The thing of a key, made anew where it is not there."""
+        """Return the object of a key, made by `make` if it is not held."""
         if key not in self._things:
-            while len(self._things) >= self._limit:  # before another one is opened
+            while len(self._things) >= self._limit:  # closed before another one is opened
                 self._close(*self._things.popitem(last=False))
             self._things[key] = make()
         self._things.move_to_end(key)

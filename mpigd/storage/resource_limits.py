@@ -1,4 +1,7 @@
-"""What the system gives a process too little of: descriptors of open files, and memory. That is no fault of the input."""
+"""Limits of the system: descriptors of open files, and memory.
+
+Reaching them is no fault of the input.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,22 @@ from contextlib import contextmanager, suppress
 
 from mpigd.errors import LimitError
 
-SPARE = 24  # descriptors that MPI, logs, checkpoints and HDF5's own look at a file may need besides
-PLENTY = 1 << 16  # descriptors that a soft limit is raised to, where the hard one allows it
-# HDF5 says so in the text of an error of any kind.
+# Descriptors that MPI, logs, checkpoints and HDF5's checks of a file may need besides.
+SPARE = 24
+PLENTY = 1 << 16  # descriptors to which a soft limit is raised, if the hard limit allows it
+# HDF5 reports a lack of memory in the text of an error of any type.
 _MEMORY = re.compile(
-    r"memory allocation failed|can't allocate|unable to allocate|cannot allocate memory|out of memory",
+    r"memory allocation failed|can't allocate|unable to allocate|cannot allocate memory"
+    r"|out of memory",
     re.I,
 )
 
 
 def open_descriptors() -> int:
-    """How many this process has now."""
+    """Return the number of descriptors that this process has open."""
     try:
         return len(os.listdir("/proc/self/fd"))
-    except OSError:  # another system, or not one is left
+    except OSError:  # another system, or no descriptor is left
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return sum(_is_open(number) for number in range(min(soft, 1 << 12)))
 
@@ -38,9 +43,19 @@ def _is_open(number: int) -> bool:
 
 
 def reserve(files: int, place: str) -> None:
-    """Have room for `files` more open files. LimitError if the system does not allow that.
+    """Make room for `files` more open files.
 
-    place: what needs them, for the message.
+    Parameters
+    ----------
+    files : int
+        The number of files.
+    place : str
+        What needs them, for the message.
+
+    Raises
+    ------
+    LimitError
+        If the system does not allow that many.
     """
     if afford(files) < files:
         needed, allowed = (
@@ -48,12 +63,16 @@ def reserve(files: int, place: str) -> None:
             resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         )
         raise LimitError(
-            f"{place} needs {needed:,} open files at once, and the system allows this process {allowed:,} (ulimit -n)"
+            f"{place} needs {needed:,} open files at once, and the system allows this process "
+            f"{allowed:,} (ulimit -n)"
         )
 
 
 def afford(files: int) -> int:
-    """How many of `files` more files can be open at once; the process's soft limit is raised as far as that needs."""
+    """Return how many of `files` more files can be open at once.
+
+    The soft limit of the process is raised as far as needed and possible.
+    """
     used = open_descriptors() + SPARE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or used + files <= soft:
@@ -68,7 +87,10 @@ def afford(files: int) -> int:
 
 
 def check_descriptor(place: str) -> None:
-    """LimitError unless another file can be opened now: HDF5 reads zeros from a source that it cannot open."""
+    """Raise LimitError unless another file can be opened now.
+
+    HDF5 would read zeros from a source of a virtual dataset that it cannot open.
+    """
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:
@@ -76,7 +98,7 @@ def check_descriptor(place: str) -> None:
 
 
 def told(error: BaseException) -> str:
-    """In words what the system lacked, if that is why an operation failed; else nothing."""
+    """Return what the system lacked, if that is why an operation failed; else an empty text."""
     if isinstance(error, MemoryError):
         return " ".join(str(error).split()) or "memory allocation failed"
     code = error.errno if isinstance(error, OSError) else None
@@ -90,7 +112,7 @@ def told(error: BaseException) -> str:
 
 @contextmanager
 def named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What is lacking while a file is read becomes a LimitError that names the file."""
+    """Turn errors from a lack of resources in the body into a LimitError that names the file."""
     try:
         yield
     except (MemoryError, OSError, RuntimeError, ValueError, KeyError) as error:
@@ -99,7 +121,7 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def raise_if_lacking(path: str | os.PathLike[str], error: BaseException) -> None:
-    """LimitError if the system's limits are why reading failed."""
+    """Raise LimitError, naming the file, if the limits of the system caused an error."""
     if not (why := told(error)):
         return
     if "ulimit" in why:

@@ -1,7 +1,9 @@
-"""What a file may make HDF5 do: read that file alone, take no more memory than the file can hold, run no code.
+"""Safe access to the objects of an HDF5 file, which may come from anywhere.
 
-HDF5 itself follows links, virtual datasets and external storage to any file that this user may read, allocates what a
-file declares, and asks plugins for filters that it does not know. Here every object is looked at before it is opened.
+HDF5 itself follows links, virtual datasets and external storage to any file that the user may read,
+allocates what a file declares, and loads plugins for unknown filters. Here every object is checked
+before it is opened. A file can then read only itself and the folders that were allowed, takes no
+more memory than its size justifies, and runs no code.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-# No filter plugin that a file may ask for. HDF5 looks at this when it starts, which in a notebook may have been before:
-# dataset_checks.py refuses them too.
+# HDF5 loads no filter plugins that a file asks for. HDF5 reads this variable when it starts, which
+# in a notebook may have happened before, so dataset_checks.py refuses such filters too.
 os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
 
 import h5py
@@ -22,10 +24,10 @@ from mpigd.errors import DataError
 from mpigd.storage import dataset_checks, resource_limits
 from mpigd.storage.chunked_reads import Dataset
 
-ATTRIBUTE = 1 << 16  # bytes of an attribute
-LINKS = 16  # that are followed for one name
-NESTED = 16  # virtual datasets that are made of virtual datasets
-SOURCES = 1 << 16  # of a virtual dataset, with those that its sources are made of
+ATTRIBUTE = 1 << 16  # bytes of an attribute, at most
+LINKS = 16  # links that are followed for one name, at most
+NESTED = 16  # levels of virtual datasets made of virtual datasets, at most
+SOURCES = 1 << 16  # sources of a virtual dataset, at most, including the sources of its sources
 
 
 class Missing(DataError, KeyError):
@@ -35,10 +37,11 @@ class Missing(DataError, KeyError):
 
 
 class Group(h5py.Group):  # type: ignore[misc]
-    """A group of an open file. What is reached from here has been looked at, or is refused by DataError.
+    """A group of an open file. Objects reached through it are checked; unsafe ones raise DataError.
 
-    links: folders into which links, virtual datasets and external storage may lead. Links within a file are followed: they
-    are nothing but other names of what is looked at in the same way.
+    `links` names the folders into which links, virtual datasets and external storage may lead.
+    Links within the file are always followed: they are other names of objects that are checked in
+    the same way.
     """
 
     def __init__(self, bind: h5py.h5g.GroupID, links: Sequence[str] = ()) -> None:
@@ -70,14 +73,19 @@ class Group(h5py.Group):  # type: ignore[misc]
         return default if found is None else found
 
     def raw(self, name: str) -> Any:
-        """The group or the dataset, or None. A dataset may hold anything here: texts, records, references."""
+        """Return the group or the dataset of a name, or None.
+
+        The dataset may hold texts, records or references.
+        """
         return _follow(self, _text(name, self), _Budget(self._links, numbers=False))
 
 
 class Attributes(h5py.AttributeManager):  # type: ignore[misc]
-    """Attributes of a group or a dataset: numbers and texts of fixed length, none larger than ATTRIBUTE.
+    """The attributes of a group or a dataset: numbers and texts of fixed length.
 
-    Texts of variable length lie in HDF5's global heap, and one flipped bit there has the library loop for ever.
+    They have at most ATTRIBUTE bytes.
+    Texts of variable length lie in HDF5's global heap, where one flipped bit sends the library into
+    an endless loop.
     """
 
     def __init__(self, parent: h5py.Group | h5py.Dataset) -> None:
@@ -93,45 +101,55 @@ class Attributes(h5py.AttributeManager):  # type: ignore[misc]
         size = space.get_simple_extent_npoints() * kind.get_size()
         if kind.get_class() not in plain or self.varies(name) or size > ATTRIBUTE:
             raise DataError(
-                f"{self._place}attribute {name!r} is neither a text of fixed length nor a few numbers"
+                f"{self._place}attribute {name!r} is neither a "
+                "text of fixed length nor a few numbers"
             )
         return super().__getitem__(name)
 
     def varies(self, name: str) -> bool:
-        """Whether there is such a text, of variable length."""
+        """Return whether the attribute exists and is a text of variable length."""
         kind = self.get_id(name).get_type() if name in self else None
         return isinstance(kind, h5py.h5t.TypeStringID) and bool(kind.is_variable_str())
 
     def varying(self, name: str) -> Any:
-        """The text, whatever its length; for where there is no other way."""
+        """Return the text of an attribute of variable length.
+
+        Use it only if there is no other way.
+        """
         return super().__getitem__(name)
 
 
 class _Budget:
-    """What may still be followed for one name: folders that links may lead into, links in a row, virtual datasets within
-    each other, and sources side by side, each of which is looked at once. numbers: datasets must hold those.
+    """Limits on what may be followed for one name.
+
+    They are: the folders that links may lead into, the number of consecutive links, the depth of
+    virtual datasets within virtual datasets, and the number of their sources, each of which is
+    checked once. `numbers`: whether datasets must hold numbers.
     """
 
     def __init__(self, folders: Sequence[str], numbers: bool = True) -> None:
         self._folders = [os.path.realpath(folder) for folder in folders]
         self.folders, self.numbers = tuple(folders), numbers
         self._links, self._nested, self._sources = LINKS, NESTED, [SOURCES]
-        self._direct = False  # no links at all
-        self.known: dict[
-            tuple[str, str], Any
-        ] = {}  # what was found in which file, by the source's name
+        self._direct = False  # whether links are refused altogether
+        # The objects found, by the path of the file and the name of the source.
+        self.known: dict[tuple[str, str], Any] = {}
 
     def take(self, place: str) -> None:
         if self._direct:
             raise DataError(
-                f"{place} is a link, and HDF5 would follow it by itself: virtual datasets must name the dataset"
+                f"{place} is a link, and HDF5 would follow it by itself: "
+                "virtual datasets must name the dataset"
             )
         self._links -= 1
         if self._links < 0:
             raise DataError(f"{place}: one link leads to another, more than {LINKS} times")
 
     def sources(self, count: int, place: str) -> _Budget:
-        """What is left for `count` sources of one virtual dataset: HDF5 would follow links to them by itself."""
+        """Return the budget for `count` sources of one virtual dataset.
+
+        It refuses links: HDF5 would follow them by itself.
+        """
         inner = copy.copy(self)
         inner._direct, inner._nested = True, self._nested - 1
         if inner._nested < 0:
@@ -144,11 +162,15 @@ class _Budget:
         return inner
 
     def allow(self, target: str, place: str) -> str:
-        """The real path of the file `target`, or a DataError unless it lies in an allowed folder."""
+        """Return the real path of the file `target`.
+
+        DataError unless it lies in an allowed folder.
+        """
         real = os.path.realpath(target)
         if not any(os.path.commonpath([folder, real]) == folder for folder in self._folders):
             raise DataError(
-                f"{place} leads to another file, {target} (--allow-links FOLDER allows those in a folder)"
+                f"{place} leads to another file, "
+                f"{target} (--allow-links FOLDER allows those in a folder)"
             )
         return real
 
@@ -165,7 +187,7 @@ def _place(group: h5py.Group, name: str) -> str:
 
 
 def _follow(group: h5py.Group, path: str, budget: _Budget) -> Any:
-    """The object that `path` names from `group`, looked at, or None."""
+    """Return the checked object that `path` names, starting at `group`, or None."""
     here = h5py.Group(h5py.h5g.open(group.file.id, b"/")) if path.startswith("/") else group
     for part in path.split("/"):
         if part in ("", "."):
@@ -211,8 +233,10 @@ def _root(path: str, place: str) -> h5py.Group:
 
 
 def open_file(path: str | os.PathLike[str]) -> h5py.File:
-    """Read-only. Without file locks, which parallel file systems may not have; with them where this process has the file open
-    so already (a notebook does), since HDF5 opens a file twice only in the same way.
+    """Open a file read-only, without file locks if possible.
+
+    Parallel file systems may not have locks. If this process has the file open with locks already
+    (a notebook does), it is opened with locks, since HDF5 opens a file twice only in the same way.
     """
     try:
         return h5py.File(path, "r", locking=False)
@@ -223,7 +247,13 @@ def open_file(path: str | os.PathLike[str]) -> h5py.File:
 
 
 def look(found: Any, budget: _Budget) -> Any:
-    """A group that looks at what it holds, or the dataset, if it can be read; DataError, naming it, otherwise."""
+    """Return a found object in its checked form: a Group, or a Dataset that can be read.
+
+    Raises
+    ------
+    DataError
+        If the dataset is unsafe or unreadable. The message names it.
+    """
     if isinstance(found, h5py.Group):
         return Group(found.id, budget.folders)
     if not isinstance(found, h5py.Dataset):
@@ -239,7 +269,7 @@ def look(found: Any, budget: _Budget) -> Any:
 
 @contextmanager
 def _unreadable(data: h5py.Dataset) -> Iterator[None]:
-    """What h5py says of types and properties that it cannot express."""
+    """Turn h5py's errors about types and properties that it cannot express into DataErrors."""
     try:
         yield
     except (TypeError, ValueError, NotImplementedError, OverflowError, UnicodeDecodeError) as error:
@@ -247,8 +277,15 @@ def _unreadable(data: h5py.Dataset) -> Iterator[None]:
 
 
 def _elsewhere(data: h5py.Dataset, budget: _Budget) -> tuple[int, list[list[Dataset]]]:
-    """The size of the other files from which HDF5 will read the dataset: all of them must be allowed. And what is there for
-    each source of a virtual dataset, open: HDF5 takes zeros for what it cannot open.
+    """Check the other files from which HDF5 will read a dataset; all of them must be allowed.
+
+    Returns
+    -------
+    int
+        The size of these files in bytes.
+    list of list of Dataset
+        The open datasets found for each source of a virtual dataset. They show what is missing:
+        HDF5 reads zeros from a source that it cannot open.
     """
     place = dataset_checks.named(data)
     if not data.is_virtual:
@@ -259,7 +296,8 @@ def _elsewhere(data: h5py.Dataset, budget: _Budget) -> tuple[int, list[list[Data
     for source in wanted:
         if not budget.folders:
             raise DataError(
-                f"{place} is a virtual dataset, of {source.file_name} (--allow-links FOLDER allows a folder's)"
+                f"{place} is a virtual dataset, "
+                f"of {source.file_name} (--allow-links FOLDER allows a folder's)"
             )
         if "%" in source.file_name + source.dset_name:
             raise DataError(
@@ -282,9 +320,11 @@ def _size(path: str, place: str) -> int:
 def _source(
     data: h5py.Dataset, source: Any, budget: _Budget, place: str, sizes: dict[str, int]
 ) -> list[Dataset]:
-    """HDF5 looks for a source beside the file, in this folder, and at its last name there: what it may find must be allowed.
+    """Return the datasets that HDF5 may take as a source of a virtual dataset.
 
-    Returns the datasets found, none if there is none; their files' sizes go into `sizes`.
+    HDF5 looks for a source beside the file, in the current folder, and under its last name in both.
+    Every file that it may find must be allowed. The sizes of the files found are added to `sizes`.
+    The result is empty if no dataset is there.
     """
     own, name = data.file.filename, source.file_name
     there = {own} if name == "." else set()
@@ -300,7 +340,8 @@ def _source(
     found = []
     for path in sorted(there):
         key = path, source.dset_name
-        if key not in budget.known:  # by hard links alone: HDF5 would follow others by itself
+        # Only hard links are followed here: HDF5 would follow other links by itself.
+        if key not in budget.known:
             budget.known[key] = _follow(_root(path, place), source.dset_name, budget)
         if isinstance(budget.known[key], Dataset):
             found.append(budget.known[key])

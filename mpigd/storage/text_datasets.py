@@ -1,9 +1,11 @@
-"""Texts in HDF5: those of fixed length as h5py reads them, those of variable length by a reader of their own.
+"""Reads datasets of texts of fixed or variable length.
 
-Texts of variable length lie in HDF5's global heap. The library follows its sizes without looking, so
-that one flipped bit there has it loop for ever. The heap is simple: a collection is a header and
-objects one after another. Here its bytes are read from the file, and every size is compared with
-what holds it.
+Texts of fixed length are read through h5py, those of variable length from the bytes of the file.
+
+Texts of variable length lie in HDF5's global heap. The library follows the sizes there without
+checking them, so that one flipped bit sends it into an endless loop. The heap is simple: a
+collection is a header and a sequence of objects. This module reads its bytes from the file and
+compares every size with what holds it.
 
 Source: HDF5 File Format Specification, sections III.E (global heap) and IV.B (datatype message).
 """
@@ -23,20 +25,22 @@ from mpigd.errors import DataError
 from mpigd.storage import dataset_checks
 
 Array = np.ndarray[Any, Any]
-ELEMENT = 16  # bytes of a text in its dataset: length, address and number of its object in the heap
-LARGEST = 16 << 20  # bytes of a collection: HDF5 makes them of 4096, or as large as one text
-KEPT = 256  # collections that are kept for the next texts
+# Bytes of a text in its dataset: its length, and the address and number of its object in the heap.
+ELEMENT = 16
+# bytes of a collection, at most: HDF5 makes them of 4096 bytes, or as large as one text
+LARGEST = 16 << 20
+KEPT = 256  # collections that are kept in memory for the next texts
 SLAB_BYTES = 8 << 20
-DEFLATE, SHUFFLE = 1, 2  # of the filters; HDF5 takes no checksums of what lies in the heap
+DEFLATE, SHUFFLE = 1, 2  # codes of filters; HDF5 takes no checksums of what lies in the heap
 
 
 def holds_text(data: h5py.Dataset) -> bool:
-    """Whether the elements are texts, of fixed or of variable length."""
+    """Return whether the elements are texts, of fixed or of variable length."""
     return data.dtype.kind == "S" or h5py.check_string_dtype(data.dtype) is not None
 
 
 def shape_of(data: h5py.Dataset) -> tuple[int, ...]:
-    """The shape of the texts: netCDF has texts, too, whose letters are a row of a matrix."""
+    """Return the shape of the texts. netCDF also stores a text as a row of a matrix of letters."""
     shape: tuple[int, ...] = data.shape
     return shape[:1] if _spelt(data) else shape
 
@@ -46,10 +50,27 @@ def _spelt(data: h5py.Dataset) -> bool:
 
 
 def slabs(data: h5py.Dataset, start: int, stop: int) -> Iterator[tuple[int, list[bytes]]]:
-    """Texts start to stop of a vector (n,), (n, 1) or (1, n), or of letters (n, k), piece by piece: the first row of each, and
-    the bytes of its texts.
+    """Yield texts start to stop of a dataset, piece by piece.
 
-    DataError for damage, and for what only HDF5's own reader could read.
+    Parameters
+    ----------
+    data : h5py.Dataset
+        A vector (n,), (n, 1) or (1, n) of texts, or a matrix (n, k) of letters.
+    start, stop : int
+        The rows to read.
+
+    Yields
+    ------
+    int
+        The first row of the piece.
+    list of bytes
+        Its texts.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged, or stores the texts in a form that only HDF5's own reader could
+        read.
     """
     fixed = data.dtype.kind == "S"
     width = data.shape[1] if _spelt(data) else 1
@@ -67,7 +88,19 @@ def slabs(data: h5py.Dataset, start: int, stop: int) -> Iterator[tuple[int, list
 
 
 def piece(data: h5py.Dataset, start: int, stop: int) -> Array:
-    """Elements start to stop of a vector (n,), (n, 1) or (1, n)."""
+    """Return some elements of a vector.
+
+    Parameters
+    ----------
+    data : h5py.Dataset
+        A vector (n,), (n, 1) or (1, n).
+    start, stop : int
+        The elements, m of them.
+
+    Returns
+    -------
+    ndarray (m,)
+    """
     if data.ndim == 1:
         found = data[start:stop]
     else:
@@ -76,13 +109,19 @@ def piece(data: h5py.Dataset, start: int, stop: int) -> Array:
 
 
 def _padded(data: h5py.Dataset, values: Array) -> Array:
-    """The texts without the spaces that fill them up, where the type says that they do (as Fortran writes)."""
+    """Return the texts without padding spaces, if their type declares such padding.
+
+    Fortran writes it.
+    """
     spaces = data.id.get_type().get_strpad() == h5py.h5t.STR_SPACEPAD
     return np.char.rstrip(values, b" ") if spaces else values
 
 
 class Heap:
-    """Reads texts of variable length from the bytes of a file. place: what messages call them."""
+    """Reads texts of variable length from the bytes of a file.
+
+    `place` is what messages call them.
+    """
 
     def __init__(self, file: h5py.File, place: str) -> None:
         self._place = place
@@ -92,7 +131,7 @@ class Heap:
         self._collections: dict[int, dict[int, bytes]] = {}
 
     def texts(self, raw: bytes) -> list[bytes]:
-        """The texts of elements as a dataset or an attribute holds them."""
+        """Return the texts of elements, given the bytes that a dataset or attribute stores."""
         return [
             self._text(*struct.unpack_from("<IQI", raw, at)) for at in range(0, len(raw), ELEMENT)
         ]
@@ -113,14 +152,14 @@ class Heap:
         return text[:length].split(b"\0", 1)[0]
 
     def _collection(self, address: int) -> dict[int, bytes]:
-        """The objects of the collection at `address`, by their numbers."""
+        """Return the objects of the collection at `address`, by their numbers."""
         mark, size = struct.unpack("<8sQ", self.bytes_at(self._base + address, 16))
         if mark[:5] != b"GCOL\1" or not 16 <= size <= LARGEST:
             raise self._error("is damaged: its texts are not where they should be")
         raw, at, found = self.bytes_at(self._base + address, size), 16, {}
         while at + 16 <= size:
             number, length = struct.unpack_from("<H6xQ", raw, at)
-            if number == 0:  # the rest is free
+            if number == 0:  # the rest of the collection is free
                 break
             if length > size - at - 16:
                 raise self._error("is damaged: a text is longer than what holds it")
@@ -151,7 +190,8 @@ class _Stored(Heap):
         compact = data.id.get_create_plist().get_layout() == h5py.h5d.COMPACT
         if data.is_virtual or data.external or sizes != (8, 8) or compact:
             raise self._error(
-                "holds texts of variable length in a way that is not read here: store texts of fixed length"
+                "holds texts of variable length in a way that is not read here: "
+                "store texts of fixed length"
             )
 
     def read(self, start: int, stop: int) -> list[bytes]:
@@ -161,9 +201,10 @@ class _Stored(Heap):
     def _elements(self, start: int, stop: int) -> bytes:
         if self._data.chunks is None:
             place, size = self._data.id.get_offset(), (stop - start) * ELEMENT
+            # The place is None if nothing was ever written.
             return (
                 bytes(size) if place is None else self.bytes_at(int(place) + start * ELEMENT, size)
-            )  # None: never written
+            )
         if self._data.ndim != 1:
             raise self._error(
                 "holds texts of variable length in chunks of a matrix: store a vector"
@@ -177,8 +218,10 @@ class _Stored(Heap):
         return b"".join(parts)
 
     def _chunk(self, first: int, size: int) -> bytes:
-        """The chunk that begins with element `first`, its filters undone; one that was never written
-        is zeros, which are empty texts."""
+        """Return the bytes of the chunk that begins with element `first`, with its filters undone.
+
+        A chunk that was never written is zeros, which are empty texts.
+        """
         if self._data.id.get_chunk_info_by_coord((first,)).byte_offset is None:
             return bytes(size)
         mask, raw = self._data.id.read_direct_chunk((first,))
