@@ -32,24 +32,29 @@ tests=(tests/kernels tests/unit/test_same_bits.py tests/unit/tables/test_import.
 
 failed=0
 touch "$work/digests"
-for entry in "${entries[@]}"; do
-    echo "== $entry"
-    folder="$work/environment"
-    rm -rf "$folder"
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+# The digests of all entries come first: they take a minute, the tests take several.
+for number in "${!entries[@]}"; do
+    entry="${entries[$number]}"
+    echo "== $entry: digests"
+    folder="$work/environment-$number"
     "${entry%%+*}" -m venv "$folder"
     requirements=("$work/source[demo]" pytest pytest-xdist hypothesis scipy)
     [ "$entry" = "${entry#*+}" ] || requirements+=("${entry#*+}")
-    export PIP_DISABLE_PIP_VERSION_CHECK=1
     if ! "$folder/bin/python" -m pip install -q "${requirements[@]}"; then
         echo "   cannot be installed"
         failed=1
         continue
     fi
-    export MPIGD_CACHE_DIR="$work/cache"
-    rm -rf "$MPIGD_CACHE_DIR"
-    "$folder/bin/python" scripts/matrix.py | tee "$work/printed" || failed=1
+    MPIGD_CACHE_DIR="$folder/cache" "$folder/bin/python" scripts/matrix.py \
+        | tee "$work/printed" || failed=1
     grep '^digest' "$work/printed" >>"$work/digests" || failed=1
-    "$folder/bin/python" -m pytest -q -n 2 --dist loadfile "${tests[@]}" || failed=1
+done
+for number in "${!entries[@]}"; do
+    echo "== ${entries[$number]}: tests"
+    folder="$work/environment-$number"
+    MPIGD_CACHE_DIR="$folder/cache" "$folder/bin/python" -m pytest -q -n 2 --dist loadfile \
+        "${tests[@]}" || failed=1
 done
 
 distinct="$(sort -u "$work/digests" | wc -l)"
