@@ -48,7 +48,7 @@ def width(k):
 
 
 def turned_in(room, lines, block):
-    """Return a view of `room` with a row's number of every output, (block, width); None without
+    """Return a view of `room` for numbers of rows by outputs: (block, width(k)); None without
     lines.
     """
     raise NotImplementedError("for compiled code")
@@ -63,16 +63,24 @@ def _turned_in(room, lines, block):
 
 @compiled
 def margins_of(starts, stops, indices, data, lines, b, turned, z):
-    """Compute the linear predictors of all outputs, as csr.margins_of does for one: z (k, m).
+    """Compute the linear predictors of all outputs, as csr.margins_of does for one.
 
     Parameters
     ----------
-    starts, stops : (m,) int64; the first entry of each row, and the one behind its last.
-    indices, data : column numbers and values of all entries; data None: all ones.
-    lines : (d, 2 or 3, width(k)) float64; see the module.
-    b : (k,) float64; intercepts.
-    turned : (m or more, width(k)) float64; scratch memory, rows by outputs.
-    z : (k, m) float64; the result.
+    starts, stops : (m,) int64
+        The first entry of each row, and the one behind its last.
+    indices : (nnz,) int32 or int64
+        Column numbers of all entries.
+    data : (nnz,) float32 or float64, or None
+        Their values; None if all are one.
+    lines : (d, 2 or 3, width(k)) float64
+        See the module.
+    b : (k,) float64
+        Intercepts.
+    turned : (m or more, width(k)) float64
+        Scratch memory, rows by outputs.
+    z : (k, m) float64
+        The result.
     """
     for i in range(starts.size):
         for group in range(0, lines.shape[2], LANES):
@@ -84,17 +92,27 @@ def margins_of(starts, stops, indices, data, lines, b, turned, z):
 
 @compiled
 def add(starts, stops, indices, data, r, lines, turned, A, C, D, T, filled, panel):
-    """Add residuals times rows for all outputs, as sweep.add_sparse does for one; return the rows
-    unflushed.
+    """Add residuals times rows for all outputs, as sweep.add_sparse does for one.
 
     Parameters
     ----------
-    starts, stops, indices, data, lines, turned : see margins_of.
-    r : (k, m) float64; residuals.
-    A : (1 or 2, k, d) view of the accumulators in `lines`, which flush_all reads.
-    C, D, T : biases of the two grids and totals, see sums.flush_all; D None: one grid.
-    filled : the number of rows that the accumulators hold before the call.
-    panel : the number of rows after which accumulators are flushed.
+    starts, stops, indices, data, lines, turned
+        See margins_of.
+    r : (k, m) float64
+        Residuals.
+    A : (1 or 2, k, d) float64
+        The accumulators in `lines`, as a view that flush_all reads.
+    C, D, T
+        Biases of the grid and of the finer one (None: one grid), and totals; see sums.flush_all.
+    filled : int
+        The number of rows that the accumulators hold before the call.
+    panel : int
+        The number of rows after which accumulators are flushed.
+
+    Returns
+    -------
+    int
+        The number of rows that the accumulators hold after the call.
     """
     k, n = r.shape
     for i in range(n):
@@ -126,8 +144,7 @@ def begin(lines, part, C):
 
 @compiled
 def take_rest(lines, part, C, head, rest):
-    """Move the sums of columns head and after into rest (k, d - head), and set the accumulators
-    back to C.
+    """Move the sums of columns head to d - 1 into rest (k, d - head); set their accumulators to C.
 
     The exact totals cover the first `head` columns alone; the accumulators of the others never fill
     up.

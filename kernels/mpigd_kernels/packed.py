@@ -1,5 +1,4 @@
-"""A numba type for vectors of LANES float64, so that compiled code handles LANES rows in one
-expression.
+"""A numba type for LANES float64 as one value: compiled code handles LANES rows in one expression.
 
 A loss written with +, -, *, /, comparisons, `where` and the functions of elementary.py accepts
 float64 or `packed` alike. Both give the same bits, since every operation is the one of IEEE 754 on
@@ -54,8 +53,7 @@ def vector_of(builder, value):
 
 
 def bits_of(builder, value):
-    """Return the bits of a number or vector as integers, and a function that makes integer
-    constants of that kind.
+    """Return the bits of a number or vector as integers, and a maker of such integer constants.
 
     The functions of elementary.py work on the bits of both in the same way.
     """
@@ -153,8 +151,7 @@ def count(typingctx, condition):
 
 
 def _lanes(context, builder, kind, value, i, whole, part):
-    """Write whole(pointer, i) if LANES numbers of the array follow from i on, else part(pointer, i,
-    mask).
+    """Write whole(pointer, i) if LANES numbers follow from i on, else part(pointer, i, mask).
 
     The mask holds the lanes that are inside the array. Returns, for each of the two branches, its
     value and the block that it ends in, of which `load` makes a phi.
@@ -180,9 +177,7 @@ def _lanes(context, builder, kind, value, i, whole, part):
 
 @intrinsic
 def load(typingctx, v, i, fill):
-    """Return v[i : i + LANES] of a contiguous v (n,) float64, packed, with `fill` in lanes beyond
-    its end.
-    """
+    """Return v[i : i + LANES] of a contiguous v (n,) float64, with `fill` beyond its end."""
 
     def generate(context, builder, sig, args):
         i = context.cast(builder, args[1], sig.args[1], types.intp)
