@@ -71,8 +71,7 @@ def shift_and_keep(z, order, begin, offset, keep):
 
 @inlined
 def take_scalars(r, l, limits, S, counts, tops, C, lanes):
-    """Add losses and residuals to the accumulators `lanes`, or plain sums of them to S if C is
-    None.
+    """Add losses and residuals to the accumulators `lanes`, or to S as plain sums if C is None.
 
     Returns False if a limit was exceeded. The sweep is then repeated with wider limits, so the rest
     of this one is skipped. See sums.take_block for the arguments.

@@ -92,10 +92,9 @@ def product(z, h, c, a, r, l):
 
 @compiled
 def softmax_product(z, h, c, a, r, l):
-    """Set r_q = c p_q (z_q - sum_s p_s z_s), for margins z (k, m) of a direction, probabilities p =
-    h.
+    """Set r_q = c p_q (z_q - sum_s p_s z_s), the product of the Hessian of softmax and a direction.
 
-    l = 1, as in product.
+    z (k, m) are the margins of the direction, p = h (k, m) the probabilities. l = 1, as in product.
     """
     k = z.shape[0]
     for i in range(c.size):

@@ -37,8 +37,9 @@ def _margins(X, order, first, w, b, z):
 
 @inlined
 def _add(X, order, first, r, start, stop, A):
-    """Set A_j = fma(r_i, X_ij, A_j) for i = start to stop - 1, in turn; X_i is row first + i in
-    `order`.
+    """Set A_j = fma(r_i, X_ij, A_j) for i = start to stop - 1, in turn.
+
+    X_i is row first + i in `order`.
     """
     whole = start + (stop - start) // ADDED * ADDED
     # The prefetch hints name rows behind this block, one for every ADDED rows of it.

@@ -1,6 +1,4 @@
-"""Access to single elements and rows of arrays: conversion to float64, prefetching, uncounted
-views.
-"""
+"""Access to elements and rows of arrays: conversion to float64, prefetching, uncounted views."""
 
 from llvmlite import ir
 from numba import types

@@ -103,11 +103,10 @@ def _place(builder, entries, k):
 
 
 def _in_turn(builder, entries, k, mask, one):
-    """Write one(entry, q) for entries k, k + 1, ...: LANES, or with a mask those up to the row's
-    end.
+    """Write one(entry, q) for LANES entries k, k + 1, ...; with a mask for those in the row alone.
 
     The entries are taken one by one, since a masked gather or scatter takes some CPUs longer than
-    all the rest of a short row. The nested ifs leave at the first entry that is not there.
+    all the rest of a short row. The nested ifs leave at the first entry that is not in the row.
     """
 
     def from_on(q):

@@ -12,9 +12,8 @@ _LINE = 64  # bytes of a cache line
 def features():
     """Return the CPU's instruction sets, for numba's option NUMBA_CPU_FEATURES.
 
-    LLVM would use only half of a 512-bit vector, since
-    those lowered the clock of older CPUs; few current ones do so. The whole vector saves a quarter
-    of the time of the logistic loss.
+    LLVM would use only half of a 512-bit vector, since those lowered the clock of older CPUs; few
+    current ones do so. The whole vector saves a quarter of the time of the logistic loss.
     """
     return f"{binding.get_host_cpu_features().flatten()},-prefer-256-bit"
 

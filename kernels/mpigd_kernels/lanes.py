@@ -37,8 +37,6 @@ _Rows = namedtuple("_Rows", "pointers columns element item")
 
 
 def rows_of(context, builder, kind, value, numbers):
-    # Return the rows with the given `numbers` (LLVM integers) of the matrix `value` of numba type
-    # `kind`.
     # Return rows `numbers` (LLVM integers) of the matrix `value` of numba type `kind`.
     matrix = context.make_array(kind)(context, builder, value)
     columns = builder.extract_value(matrix.shape, 1)

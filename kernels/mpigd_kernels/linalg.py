@@ -192,8 +192,7 @@ def dependence(U, i, v):
 
 @compiled
 def stationary(T):
-    """Return the positive t (k,) with t' T = 0 and largest element 1, for a matrix T (k, k) of
-    rates.
+    """Return the stationary distribution, up to its scale, of a Markov chain: t > 0 with t' T = 0.
 
     Parameters
     ----------
@@ -204,7 +203,7 @@ def stationary(T):
     Returns
     -------
     (k,) float64
-        All zeros if a class cannot be left.
+        t, with its largest element 1; all zeros if a class cannot be left.
 
     Notes
     -----

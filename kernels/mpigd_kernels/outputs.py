@@ -48,9 +48,7 @@ def width(k):
 
 
 def turned_in(room, lines, block):
-    """Return a view of `room` for numbers of rows by outputs: (block, width(k)); None without
-    lines.
-    """
+    """Return `room` as numbers of rows by outputs, (block, width(k)); None without lines."""
     raise NotImplementedError("for compiled code")
 
 

@@ -79,8 +79,9 @@ def join_words(T, q, out):
 
 @compiled
 def join(T, S, gradient, scalars):
-    """Join totals T (1, 2 or 4, k, h) into gradient (k, d >= h), and S (1 + k, 2) into scalars (1 +
-    k,).
+    """Join the words of all totals.
+
+    T (1, 2 or 4, k, h) becomes gradient (k, d >= h), and S (1 + k, 2) becomes scalars (1 + k,).
     """
     for q in range(gradient.shape[0]):
         join_words(T, q, gradient[q])
