@@ -74,6 +74,7 @@ def _load(builder, pointer, k, element, mask):
     place = builder.bitcast(builder.gep(pointer, [k]), kind.as_pointer())
     if mask is None:
         return builder.load(place, align=1)
+    # Masked lanes are not read: the last entries may stand at the end of their memory page.
     load = _function(
         builder,
         f"llvm.masked.load.v{LANES}{_NAMES[element]}.p0",
@@ -124,6 +125,7 @@ def _in_turn(builder, entries, k, mask, one):
 
 def _collect(builder, entries, k, mask):
     """Gather the numbers that LANES entries from k on point to; prefetch those of later entries."""
+    # Lanes without an entry stay zero, so that they add nothing to a dot product.
     found = cgutils.alloca_once(builder, VECTOR)
     builder.store(_ZEROS, found)
     later = builder.add(k, I64(_LATER))
@@ -230,6 +232,8 @@ def add_entries(typingctx, start, stop, indices, values, A, r, ahead):
             # own.
             x = None if entries.values is None else _values(builder, entries, k, mask)
 
+            # Load, fma and store of one A_j. The columns of a row are all different, so these do
+            # not depend on one another and overlap in the processor.
             def add_one(entry, q):
                 place = _place(builder, entries, entry)
                 a = builder.load(place)

@@ -140,6 +140,7 @@ def store_lanes(builder, value, pointer, j, mask=None):
     # Store LANES float64 from pointer[j] on; with a mask its lanes alone.
     place = builder.bitcast(builder.gep(pointer, [j]), VECTOR.as_pointer())
     if mask is None:
+        # Float64 arrays are aligned to 8 bytes at least, not to a vector.
         builder.store(value, place, align=8)
         return
     kinds = [VECTOR, VECTOR.as_pointer(), _I32, mask.type]
@@ -159,6 +160,7 @@ def fma_lanes(builder, a, b, c):
 def every(builder, value, lanes=LANES):
     """Return a vector that holds one number in all of its `lanes`."""
     kind = ir.VectorType(value.type, lanes)
+    # LLVM's idiom of a broadcast: write lane 0, then let a shuffle copy it to all lanes.
     one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, _I32(0))
     return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
 
@@ -262,6 +264,7 @@ def _dot(count):
             builder.store(ir.Constant(VECTOR, [0.0] * LANES), total)
 
             def add(j, mask, X=X, total=total):
+                # Lane by lane: total = fma(X_ij, w_j, total).
                 weights = load_lanes(builder, w, j, F64, mask)
                 builder.store(
                     fma_lanes(
@@ -362,6 +365,7 @@ def _add(count):
 
         def add(j, mask):
             a = load_lanes(builder, A, j, F64, mask)
+            # The terms of the rows in turn: this chain of fma is what fixes the order.
             for q, residual in enumerate(residuals):
                 a = fma_lanes(builder, residual, columns_of(builder, X, q, j, mask), a)
             store_lanes(builder, a, A, j, mask)

@@ -180,6 +180,7 @@ def _vectors(context, builder, signature, args):
     column = builder.mul(parts, width)
 
     def place(k, part):
+        # lines[column of k, part, group], counted from the beginning of `lines`.
         first = builder.add(group, builder.mul(width, I64(part)))
         return builder.gep(
             entries.base, [builder.add(builder.mul(_column(builder, entries, k), column), first)]

@@ -91,6 +91,7 @@ def dot_tile(typingctx, X, order, i, W, q, b, Z, at):
         # vector.
         for s in range(TILE):
             b = builder.load(builder.gep(intercepts, [builder.add(output, I64(s))]))
+            # One number for each of the TILE rows, plus the intercept of output s.
             z = builder.fadd(
                 add_lanes(builder, [builder.load(total) for total in sums[s]]),
                 every(builder, b, TILE),
