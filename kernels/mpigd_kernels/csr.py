@@ -10,7 +10,7 @@ from numpy import float64, uint64
 
 from mpigd_kernels.compiled import compiled
 from mpigd_kernels.elementary import fma, set_odd
-from mpigd_kernels.entries import add_entries, dot_entries
+from mpigd_kernels.simd.sparse import add_entries, dot_entries
 from mpigd_kernels.sums import flush
 
 
@@ -24,7 +24,7 @@ def margins(indptr, indices, data, w, b, z):
 def margins_of(starts, stops, indices, data, w, b, z):
     """Set z_i = X_i . w + b, over the row's entries in their stored order.
 
-    w is (d,), or pairs (d, 2) of which it is the first column (entries.py).
+    w is (d,), or pairs (d, 2) of which it is the first column (simd/sparse.py).
     """
     for i in range(starts.size):
         z[i] = dot_entries(starts[i], stops[i], indices, data, w) + b

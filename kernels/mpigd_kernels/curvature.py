@@ -12,9 +12,9 @@ from numpy import float64, uint64
 
 from mpigd_kernels.compiled import compiled
 from mpigd_kernels.elementary import exp, set_odd
-from mpigd_kernels.lanes import LANES
+from mpigd_kernels.simd.rows import LANES
+from mpigd_kernels.simd.tiles import add_outer_tiles
 from mpigd_kernels.sums import SPLIT, TINY
-from mpigd_kernels.tiles import add_outer_tiles
 
 PANEL = 256  # rows that the accumulators of a Hessian take before they are flushed
 BIAS = 1.5 * 2.0**10  # 1.5 * 2**52 * u with 256 * (1 + u) <= 2**51 * u: u = 2**-42

@@ -12,10 +12,19 @@ from numpy import float64
 
 from mpigd_kernels.compiled import compiled, inlined
 from mpigd_kernels.elementary import fma, set_odd
-from mpigd_kernels.elements import number, prefetch_row
-from mpigd_kernels.lanes import ADDED, AHEAD, ROWS, add_row, add_rows, dot_row, dot_rows, widen_row
+from mpigd_kernels.simd.element_types import number, prefetch_row
+from mpigd_kernels.simd.rows import (
+    ADDED,
+    AHEAD,
+    ROWS,
+    add_row,
+    add_rows,
+    dot_row,
+    dot_rows,
+    widen_row,
+)
+from mpigd_kernels.simd.tiles import TILE, add_tile, dot_tile
 from mpigd_kernels.sums import PANEL, flush
-from mpigd_kernels.tiles import TILE, add_tile, dot_tile
 
 
 @compiled

@@ -3,7 +3,7 @@
 The exp and log of libm change with its version, and the vector body and the tail of a compiled loop
 may differ if a vector library is present. The functions here use +, *, /, fma and bit patterns
 alone. So a result does not depend on its position in an array, on the thread, or on the width of
-the CPU's vectors. All of them take float64 or `packed` (packed.py).
+the CPU's vectors. All of them take float64 or `packed` (simd/vector_type.py).
 
 Callers must be compiled with error_model="numpy" (no branch on a zero divisor), or loops over these
 functions do not vectorise.
@@ -14,8 +14,8 @@ import math
 from numba import njit, types
 from numba.extending import intrinsic
 
-from mpigd_kernels.lanes import fma_lanes
-from mpigd_kernels.packed import bits_of, number_of, packed, vector_of, where
+from mpigd_kernels.simd.rows import fma_lanes
+from mpigd_kernels.simd.vector_type import bits_of, number_of, packed, vector_of, where
 
 
 @intrinsic

@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from mpigd_kernels.compiled import compiled
-from mpigd_kernels.elements import number
+from mpigd_kernels.simd.element_types import number
 
 SMALLEST_NORMAL = 2.0**-14  # below it a half has a fixed step, and below half a step it is zero
 # Adding ROUNDER * 2**e rounds a number in [2**e, 2**(e + 1)) to the 11 bits of a half's

@@ -9,8 +9,8 @@ import numpy as np
 
 from mpigd_kernels.compiled import compiled
 from mpigd_kernels.elementary import fma
-from mpigd_kernels.lanes import LANES
-from mpigd_kernels.tiles import add_outer_tiles
+from mpigd_kernels.simd.rows import LANES
+from mpigd_kernels.simd.tiles import add_outer_tiles
 
 # If a pivot is at most this part of its diagonal element, the column depends on those before it, up
 # to rounding.

@@ -12,14 +12,14 @@ from numba import njit
 
 from mpigd_kernels.compiled import compiled
 from mpigd_kernels.elementary import exp, expit_and_log1p, log
-from mpigd_kernels.packed import LANES, load, store, where
+from mpigd_kernels.simd.vector_type import LANES, load, store, where
 
 
 def _row_by_row(loss):
     """Return the kernel of a loss of one margin, which handles LANES rows at once.
 
     `loss`(z, y, c, a) -> (residual, loss) is an expression of numbers, compiled here for packed
-    ones (packed.py). Rows behind the last are filled with z = 0, y = 1, c = 0.
+    ones (simd/vector_type.py). Rows behind the last are filled with z = 0, y = 1, c = 0.
     """
     of_rows = njit(inline="always", error_model="numpy")(loss)
 

@@ -16,7 +16,7 @@ from numpy import int64
 
 from mpigd_kernels.compiled import compiled, inlined
 from mpigd_kernels.elementary import set_odd
-from mpigd_kernels.packed import LANES, count, load, store, where
+from mpigd_kernels.simd.vector_type import LANES, count, load, store, where
 
 # Terms that an accumulator takes before it is flushed: part of the grid's definition
 # (mpigd/reduction/base.py).

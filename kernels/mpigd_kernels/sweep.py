@@ -14,7 +14,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from mpigd_kernels import csr, dense, outputs
+from mpigd_kernels import csr, dense
 from mpigd_kernels.blocks import (
     collect_all,
     keep_lanes_low,
@@ -26,8 +26,9 @@ from mpigd_kernels.blocks import (
     views,
 )
 from mpigd_kernels.compiled import compiled, inlined
-from mpigd_kernels.elements import borrowed
 from mpigd_kernels.residuals import residuals
+from mpigd_kernels.simd import multi_output
+from mpigd_kernels.simd.element_types import borrowed
 from mpigd_kernels.sums import WIDTH, flush_all
 
 
@@ -177,7 +178,7 @@ def sweep_csr(
     indptr, indices, data
         The rows; see csr.py.
     lines : (d, 2 or 3, width) float64 or None
-        The array in which coef and A lie, for several outputs at once (outputs.py).
+        The array in which coef and A lie, for several outputs at once (simd/multi_output.py).
     panel : int
         The number of rows after which accumulators are flushed.
 
@@ -218,7 +219,7 @@ def sweep_csr(
     lanes, spare, every, vectors, rest = _parts(room, A.shape[1], y.shape[0], block)
     ends, turned = (
         rest[: 2 * block].view(np.int64).reshape(2, block),
-        outputs.turned_in(rest[2 * block :], lines, block),
+        multi_output.turned_in(rest[2 * block :], lines, block),
     )
     open_lanes(lanes, biases)
     every.fill(c[0])
@@ -293,7 +294,7 @@ def add_sparse(starts, stops, indices, values, r, A, C, D, T, q, filled, panel):
 
 
 def sparse_margins(starts, stops, indices, data, coef, lines, b, turned, z):
-    """Compute csr.margins_of for each output, or outputs.margins_of if `lines` are given."""
+    """Compute csr.margins_of for each output, or multi_output.margins_of if `lines` are given."""
     raise NotImplementedError("for compiled code")
 
 
@@ -304,13 +305,13 @@ def _sparse_margins(starts, stops, indices, data, coef, lines, b, turned, z):
             csr.margins_of(starts, stops, indices, data, coef[q], b[q], z[q])
 
     def all_at_once(starts, stops, indices, data, coef, lines, b, turned, z):
-        outputs.margins_of(starts, stops, indices, data, lines, b, turned, z)
+        multi_output.margins_of(starts, stops, indices, data, lines, b, turned, z)
 
     return one_by_one if isinstance(lines, types.NoneType) else all_at_once
 
 
 def add_all_sparse(starts, stops, indices, data, r, lines, turned, A, C, D, T, filled, panel):
-    """Do add_sparse for each output, or outputs.add if `lines` are given."""
+    """Do add_sparse for each output, or multi_output.add if `lines` are given."""
     raise NotImplementedError("for compiled code")
 
 
@@ -323,7 +324,7 @@ def _add_all_sparse(starts, stops, indices, data, r, lines, turned, A, C, D, T, 
         return held
 
     def all_at_once(starts, stops, indices, data, r, lines, turned, A, C, D, T, filled, panel):
-        return outputs.add(
+        return multi_output.add(
             starts, stops, indices, data, r, lines, turned, A, C, D, T, filled, panel
         )
 

@@ -115,7 +115,8 @@ class Into(Protocol):
     # finds both in one cache line. None if they are not kept so.
     coef: Array | None
     pairs: Array | None  # for one output: (1 or 2, 1, d, 2), coefficients and accumulators as pairs
-    lines: Array | None  # for several outputs: (d, 2 or 3, k or more) of mpigd_kernels/outputs.py
+    # for several outputs: (d, 2 or 3, k or more) of mpigd_kernels/simd/multi_output.py
+    lines: Array | None
 
     def in_units(self, unit: Array, inverse: Array) -> AbstractContextManager[None]:
         """Return a context in which the accumulators are scaled for columns divided by `unit`.

@@ -18,8 +18,9 @@ from mpigd.matrix.base import Into
 from mpigd.parallel.comm import Comm
 from mpigd.reduction.base import Found, NotFinite, Share, Sums, Threads, grid, joined, power_above
 from mpigd.reduction.term_bounds import Limits
-from mpigd_kernels import outputs, sums
+from mpigd_kernels import sums
 from mpigd_kernels.host import aligned
+from mpigd_kernels.simd import multi_output
 
 Array = np.ndarray[Any, Any]
 
@@ -84,8 +85,8 @@ class ExactAccumulator:
 
     T (2 or 4, k, h) and S (1 + k, 2): two-word totals, T of the first h columns on each grid; rest (1 or 2, k, d - h): those of
     the others, in one word. counts (5,): values over a limit; |r| and |l| over 1/16 of theirs; over 1/4096. tops (3,): largest
-    |r| and |l| where over, and values that are not finite. `paired`: accumulators lie beside the coefficients (entries.py;
-    of several outputs: outputs.py).
+    |r| and |l| where over, and values that are not finite. `paired`: accumulators lie beside the coefficients (simd/sparse.py;
+    of several outputs: simd/multi_output.py).
     """
 
     def __init__(self, k: int, d: int, head: int, fine: bool, paired: bool, extra: int = 0) -> None:
@@ -109,7 +110,7 @@ class ExactAccumulator:
             self.pairs = np.zeros((kinds, 1, d, 2))
             self.coef, self.A = self.pairs[0, ..., 0], self.pairs[..., 1]
         else:
-            self.lines = aligned((d, 1 + kinds, outputs.width(k)))
+            self.lines = aligned((d, 1 + kinds, multi_output.width(k)))
             self.lines.fill(0.0)
             parts = self.lines[..., :k].transpose(1, 2, 0)
             self.coef, self.A = parts[0], parts[1:]
@@ -127,7 +128,7 @@ class ExactAccumulator:
                 if self.lines is None:
                     A[:] = C
                 else:
-                    outputs.begin(self.lines, 1 + number, C)
+                    multi_output.begin(self.lines, 1 + number, C)
         self._at = None  # until `finish`: what fails in between leaves A as it is
         self.filled = 0
         self._cleared.fill(0.0)
@@ -156,7 +157,7 @@ class ExactAccumulator:
             if head < size and self.lines is None:
                 np.subtract(A[:, head:], C[head:], out=self.rest[number])
             elif head < size:
-                outputs.take_rest(self.lines, 1 + number, C, head, self.rest[number])
+                multi_output.take_rest(self.lines, 1 + number, C, head, self.rest[number])
             for q in range(A.shape[0] if self.filled else 0):
                 sums.flush(A[q], C, self.T[2 * number : 2 * number + 2, q])
         self._at = (

@@ -28,7 +28,7 @@ from mpigd.parallel.standard_streams import put
 from mpigd.storage import hdf5
 from mpigd.training import problem, requirements
 from mpigd.training.throughput import Profile, cores_of, row_seconds, told_seconds
-from mpigd_kernels import outputs
+from mpigd_kernels.simd import multi_output
 
 PROGRAM = 180e6  # bytes of a rank beside what grows with the data: Python, numpy, numba, the kernels, h5py, MPI, slabs
 PER_ROW = 24  # bytes a row takes beside X: target, weight, number
@@ -79,7 +79,8 @@ def plan(
     )  # the one that reads ahead has memory of its own
     memory = _memory(share, row_bytes, k, d, config) + threads * max(info.reading for info in infos)
     if infos[0].layout != "dense" and k > 1:
-        memory += 16 * (outputs.width(k) - k) * d  # lie side by side, with room for whole vectors
+        # Outputs lie side by side, with room for whole vectors.
+        memory += 16 * (multi_output.width(k) - k) * d
     _check_memory(memory * here, known.get("memory") or _available())
     words = 8 * (2 * k * d + 2 * (k + 1) + 16)
     talk = math.ceil(math.log2(ranks)) * (alpha + beta * words) if ranks > 1 else 0.0

@@ -11,7 +11,7 @@ from numba.core.errors import TypingError
 
 from mpigd_kernels import elementary
 from mpigd_kernels.dense import margins
-from mpigd_kernels.lanes import LANES
+from mpigd_kernels.simd.rows import LANES
 from mpigd_kernels.sums import make_odd
 
 DIGITS = 40

@@ -5,7 +5,7 @@ import pytest
 from numba import njit
 
 from mpigd_kernels.elementary import exp, fma, log, set_odd
-from mpigd_kernels.packed import LANES, count, load, store, where
+from mpigd_kernels.simd.vector_type import LANES, count, load, store, where
 
 STRICT = dict(error_model="numpy")
 

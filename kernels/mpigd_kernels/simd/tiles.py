@@ -4,7 +4,7 @@ An element of X is loaded and converted to float64 once for TILE outputs instead
 tile keeps TILE * TILE accumulator vectors (dot products) or TILE * TILE residual vectors
 (accumulation) in registers.
 
-The bits are those of lanes.py: every dot product, and every element of an accumulator, is the same
+The bits are those of rows.py: every dot product, and every element of an accumulator, is the same
 chain of fma in the same order, whichever rows and outputs share a tile.
 """
 
@@ -14,7 +14,7 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-from mpigd_kernels.lanes import (
+from mpigd_kernels.simd.rows import (
     F64,
     I64,
     LANES,

@@ -5,7 +5,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from mpigd_kernels.lanes import _F32, _LINE, F64, I64, hint, rows_of
+from mpigd_kernels.simd.rows import _F32, _LINE, F64, I64, hint, rows_of
 
 
 @intrinsic

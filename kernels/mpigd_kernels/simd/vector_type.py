@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from mpigd_kernels.lanes import F64, I64, LANES, VECTOR, every, load_lanes, store_lanes
+from mpigd_kernels.simd.rows import F64, I64, LANES, VECTOR, every, load_lanes, store_lanes
 
 _BITS, _MASK = ir.VectorType(I64, LANES), ir.VectorType(ir.IntType(1), LANES)
 

@@ -1,6 +1,6 @@
 """One compressed sparse row at a time, LANES stored entries at once: dot products and accumulation.
 
-As in lanes.py the vectors are LLVM vector types, so that every CPU with fma gives the same bits. An
+As in rows.py the vectors are LLVM vector types, so that every CPU with fma gives the same bits. An
 entry is a pair of a column number (int32 or int64) and a value (float32 or float64). Values are
 None if all of them are one.
 
@@ -17,7 +17,7 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-from mpigd_kernels.lanes import (
+from mpigd_kernels.simd.rows import (
     _F32,
     _I32,
     F64,
@@ -187,7 +187,7 @@ def dot_entries(typingctx, start, stop, indices, values, w):
     """Return the sum of values_k w[indices_k] over entries k = start to stop - 1.
 
     Lane t adds the entries start + t, start + t + LANES, ... in this order by fma; the LANES
-    partial sums are then added pairwise (lanes.add_lanes). The result is a function of the row's
+    partial sums are then added pairwise (rows.add_lanes). The result is a function of the row's
     entries in their stored order.
     """
     _check(indices, values, w)

@@ -5,8 +5,9 @@ import pytest
 import scipy.sparse
 
 from mpigd.reduction.base import grid
-from mpigd_kernels import csr, outputs, sums
+from mpigd_kernels import csr, sums
 from mpigd_kernels.host import aligned
+from mpigd_kernels.simd import multi_output
 
 N, D, PANEL = 70, 40, 32
 ONES = "ones"
@@ -38,23 +39,23 @@ def test_margins_and_sums_have_the_bits_of_each_output_alone(dtype, index, k):
     C = grid(np.full(D, 10.0), float(PANEL))
     D2 = grid(C / (1.5 * 2.0**52), float(PANEL))
     for fine in (None, D2):
-        lines = aligned((D, 2 if fine is None else 3, outputs.width(k)))
+        lines = aligned((D, 2 if fine is None else 3, multi_output.width(k)))
         lines[:] = 0.0
         parts = lines[..., :k].transpose(1, 2, 0)
         A = parts[1:]
         parts[0] = W
         for number, biases in enumerate((C, fine)[: len(A)]):
-            outputs.begin(lines, 1 + number, biases)
+            multi_output.begin(lines, 1 + number, biases)
         turned, z = np.empty((N, lines.shape[2])), np.empty((k, N))
-        outputs.margins_of(*X, lines, b, turned, z)
+        multi_output.margins_of(*X, lines, b, turned, z)
         T = np.zeros(
             (2 * len(A), k, D - 3)
         )  # totals of a head; the accumulators of the others do not fill up
-        filled = outputs.add(*X, R, lines, turned, A, C, fine, T, 0, PANEL)
+        filled = multi_output.add(*X, R, lines, turned, A, C, fine, T, 0, PANEL)
         assert filled == N % PANEL
         rest = np.empty((len(A), k, 3))
         for number, biases in enumerate((C, fine)[: len(A)]):
-            outputs.take_rest(lines, 1 + number, biases, D - 3, rest[number])
+            multi_output.take_rest(lines, 1 + number, biases, D - 3, rest[number])
         for q in range(k):
             alone, a, t = (
                 np.empty(N),

@@ -10,7 +10,7 @@ need of a column:
 LANES outputs are one vector. They are also one cache line if `lines` starts with one
 (host.aligned). Lanes behind the last output hold zeros.
 
-Here the lanes of a vector are outputs, not entries of a row as in entries.py. Every output has the
+Here the lanes of a vector are outputs, not entries of a row as in sparse.py. Every output has the
 bits that it has alone there: the LANES partial sums of its dot product are LANES vectors here, and
 are added in the same pairwise order.
 """
@@ -22,8 +22,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
 
 from mpigd_kernels.compiled import compiled
-from mpigd_kernels.entries import _ZEROS, _column, _each, _entries, _fetch, _in_turn
-from mpigd_kernels.lanes import (
+from mpigd_kernels.simd.rows import (
     F64,
     I64,
     LANES,
@@ -34,6 +33,7 @@ from mpigd_kernels.lanes import (
     load_lanes,
     store_lanes,
 )
+from mpigd_kernels.simd.sparse import _ZEROS, _column, _each, _entries, _fetch, _in_turn
 from mpigd_kernels.sums import flush_all
 
 _BITS = ir.VectorType(I64, LANES)
@@ -225,7 +225,7 @@ def dot_outputs(typingctx, start, stop, indices, values, lines, group, turned, a
 
         _every_entry(builder, entries, add_one)
         left = [builder.load(one) for one in sums]
-        # First half plus second half, as lanes.add_lanes does with the partial sums of one output.
+        # First half plus second half, as rows.add_lanes does with the partial sums of one output.
         while len(left) > 1:
             half = len(left) // 2
             left = [builder.fadd(a, b) for a, b in zip(left[:half], left[half:], strict=True)]
