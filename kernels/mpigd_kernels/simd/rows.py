@@ -191,11 +191,12 @@ def for_vectors(builder, columns, body, before=None):
 
 
 def add_lanes(builder, vectors):
-    """Return the sums of the lanes of each vector (one of a power of two of them), as one vector.
+    """Return the sums of the lanes of each vector, as one vector of as many numbers.
 
-    Each row is summed as first half plus second half, until one lane of it is left: ((l0 + l4) +
-    (l2 + l6)) + ((l1 + l5) + (l3 + l7)) for eight lanes. That order is part of the model's
-    definition, since it decides the bits.
+    The number of vectors (one for each row) is a power of two, LANES at most. A row is summed as
+    first half plus second half, until one lane of it is left: ((l0 + l4) + (l2 + l6)) + ((l1 + l5)
+    + (l3 + l7)) for eight lanes. That order is part of the model's definition, since it decides the
+    bits.
 
     Two vectors that are half summed share one, so that eight rows take seven additions in place of
     twenty-four. Which rows share a vector does not change any sum.
@@ -203,10 +204,9 @@ def add_lanes(builder, vectors):
     width, held = LANES, 1  # lanes of each row that are left, rows that a vector holds
     while width > 1:
         width //= 2
+        # A shuffle takes two vectors. The last one stands for both: what it picks is in the first.
         pairs = (
             list(zip(vectors[::2], vectors[1::2], strict=True))
-            # A shuffle takes two vectors: the last one stands for both, and both halves come from
-            # the first.
             if len(vectors) > 1
             else [(vectors[0], vectors[0])]
         )

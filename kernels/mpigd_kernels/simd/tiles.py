@@ -29,7 +29,7 @@ from mpigd_kernels.simd.rows import (
     order_of,
     rows_of,
     store_lanes,
-)  # fmt: skip
+)
 
 # Rows and outputs of a tile: as many as the vector registers hold beside weights or accumulators.
 TILE = 4
