@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpigd.commands.arguments import Parser
+from mpigd.commands.arguments import Parser, option_groups
 from mpigd.config.schema import FIELDS, resolve
 from mpigd.config.units import seconds_of
 from mpigd.errors import LaunchError, UsageError
@@ -56,35 +56,59 @@ class Job:
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--scheduler", required=True, choices=tuple(COMMANDS))
-    sub.add_argument("--nodes", type=_count, default=1)
-    sub.add_argument("--ranks", type=_count, default=1, help="on each node")
-    sub.add_argument("--threads", type=_count, default=1, help="of each rank, and its cores")
-    sub.add_argument(
+    """Add the arguments of `mpigd submit` to its parser."""
+    group = option_groups(sub)["run"]
+    group.add_argument(
+        "--scheduler",
+        required=True,
+        choices=tuple(COMMANDS),
+        help="batch system for which the script is written",
+    )
+    group.add_argument(
+        "--nodes", type=_count, default=1, help="number of nodes of the job (default: 1)"
+    )
+    group.add_argument(
+        "--ranks", type=_count, default=1, help="number of ranks on each node (default: 1)"
+    )
+    group.add_argument(
+        "--threads",
+        type=_count,
+        default=1,
+        help="number of threads, and of cores, for each rank (default: 1)",
+    )
+    group.add_argument(
         "--time",
         default="1:00:00",
-        help="of the job, [DAYS-]HH:MM:SS; it is queued again until the run is done",
+        help="time limit of the job, in seconds or as [DAYS-]HH:MM:SS; the job is queued again "
+        "until the run is done (default: 1:00:00)",
     )
-    sub.add_argument(
+    group.add_argument(
         "--launcher",
         choices=("srun", "mpirun"),
-        help="what starts the ranks (default: srun with Slurm)",
+        help="program that starts the ranks (default: srun for slurm, mpirun otherwise)",
     )
-    sub.add_argument(
+    group.add_argument(
         "--sweep",
         metavar="OPTION=VALUE,...",
-        help="an array job: a run for each value, in sweep/OPTION-VALUE.h5",
+        help="submit an array job with one run per value; the models are sweep/OPTION-VALUE.h5 "
+        "(default: a single run)",
     )
-    sub.add_argument(
+    group.add_argument(
         "--directive",
         action="append",
         default=[],
         metavar="TEXT",
-        help="for the scheduler: --directive=--account=me",
+        help="further line for the scheduler, like --directive=--account=me; may be repeated "
+        "(default: none)",
     )
-    sub.add_argument("--dry-run", action="store_true", help="print the script, and do nothing")
+    group.add_argument(
+        "--dry-run", action="store_true", help="print the script and do not submit it"
+    )
     sub.add_argument(
-        "words", nargs="+", metavar="-- train ARGS", help="the command of mpigd to run"
+        "words",
+        nargs="+",
+        metavar="-- train ARGS",
+        help="the command of mpigd that the job runs, after two hyphens",
     )
 
 
