@@ -52,8 +52,8 @@ def train(
     config : Config or None
         The configuration; None stands for the defaults, without progress reports.
     comm : mpi4py.MPI.Intracomm, mpigd.parallel.comm.Comm or None
-        The ranks that train together; all of them must make the call. None stands for all ranks under
-        a launcher, else for this process alone.
+        The ranks that train together; all of them must make the call. None stands for all ranks
+        under a launcher, else for this process alone.
     **options
         Options of `mpigd train`, with underscores; they override `config`.
 
@@ -83,7 +83,7 @@ def cv(
     comm: AnyComm | None = None,
     **options: Any,
 ) -> CrossValidation:
-    """Compare ridge penalties by cross-validation and train a model with the chosen one on all rows.
+    """Compare ridge penalties by cross-validation and train the model of the chosen one.
 
     The function does what the command `mpigd cv` does.
 

@@ -45,8 +45,8 @@ def _run(argv: Sequence[str] | None) -> int:
         session.complain(left, f"sys.exit({left.code!r})")
         session.end_all(left.code if isinstance(left.code, int) and left.code else MpigdError.code)
         raise
-    # The reader of the output has exited, as in `mpigd info FILE | head`: end without a message, like
-    # other programs.
+    # The reader of the output has exited, as in `mpigd info FILE | head`: end without a message,
+    # like other programs.
     except BrokenPipeError:
         standard_streams.silence(1, 2)
         session.end_all(PIPE_CLOSED)

@@ -13,8 +13,8 @@ class MpigdError(Exception):
     code : int
         The exit code of the command.
     agreed : bool
-        Whether every rank has raised the same error. Then rank 0 alone prints it, and all ranks exit
-        in an orderly way. An error of one rank alone must abort the whole job instead.
+        Whether every rank has raised the same error. Then rank 0 alone prints it, and all ranks
+        exit in an orderly way. An error of one rank alone must abort the whole job instead.
     """
 
     code = 70

@@ -1,4 +1,12 @@
-"""The command line: one parser, one function a command. Nothing here imports MPI, numba or h5py before it must."""
+"""The command line: a parser, and one function per command that runs it.
+
+The functions import MPI, numba and h5py as late as possible: ``mpigd --help`` needs none of them,
+and `_connect` must prepare the kernel cache before numba is imported.
+
+To add a command, add a sub-parser in `parser` and a function that takes the parsed arguments and
+returns the exit code. Errors are raised as `mpigd.errors.MpigdError`; mpigd/__main__.py reports
+them.
+"""
 
 from __future__ import annotations
 
@@ -172,7 +180,10 @@ def _plan_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def _connect(arguments: argparse.Namespace, limit: float | None = None) -> Comm:
-    """The communicator, with the kernels' cache in place before anything imports numba. limit: seconds to wait for all ranks."""
+    """Join the job, prepare the kernel cache and return the communicator. Collective.
+
+    `limit` is the number of seconds to wait for all ranks.
+    """
     what = f"mpigd {arguments.command}"
     kernel_cache.check()
     connect(max(limit or HANG_TIMEOUT, STARTING), what)
@@ -183,10 +194,12 @@ def _connect(arguments: argparse.Namespace, limit: float | None = None) -> Comm:
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the training options that were given on the command line."""
     return {name: value for name, value in vars(arguments).items() if name in FIELDS}
 
 
 def train_command(arguments: argparse.Namespace) -> int:
+    """Run `mpigd train`: fit a model and save it, or with --dry-run print what would be done."""
     config, places = resolve(_options(arguments), arguments.config)
     data = arguments.data or places.get("data")
     output = arguments.output or places["output"]
@@ -202,7 +215,7 @@ def train_command(arguments: argparse.Namespace) -> int:
     from mpigd.training.run_guard import newest, save
     from mpigd.training.trainer import train
 
-    with together(comm):  # before the work that would be lost
+    with together(comm):  # checked before training, since a failure later would lose its result
         if comm.rank == 0:
             check_target(output)
     progress = Progress(sys.stderr, quiet=config.quiet or comm.rank > 0)
@@ -221,6 +234,7 @@ def train_command(arguments: argparse.Namespace) -> int:
 
 
 def cv_command(arguments: argparse.Namespace) -> int:
+    """Run `mpigd cv`: compare ridge penalties and train the model of the chosen one."""
     config, _ = resolve(_options(arguments), arguments.config)
     comm = _connect(arguments, config.hang_timeout)
     from mpigd.storage.hdf5 import check_target
@@ -250,6 +264,7 @@ def cv_command(arguments: argparse.Namespace) -> int:
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
+    """Run `mpigd evaluate`: print the metrics of a model on data."""
     config, _ = resolve(_options(arguments))
     comm = _connect(arguments)
     from mpigd.scoring.metrics import score_table
@@ -263,6 +278,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
 
 
 def predict_command(arguments: argparse.Namespace) -> int:
+    """Run `mpigd predict`: write the predictions of a model in row order."""
     config, _ = resolve(_options(arguments))
     comm = _connect(arguments)
     from mpigd.scoring.predict import predict
@@ -282,13 +298,14 @@ def _note(text: str) -> None:
 
 
 def _policies(arguments: argparse.Namespace) -> Any:
-    """What becomes of rows of raw tables that do not fit the model's encoding."""
+    """Return the policies for rows of raw tables that do not fit the encoding of the model."""
     from mpigd.tables.policies import Policies
 
     return Policies(arguments.missing, arguments.unseen, arguments.on_bad_row, arguments.command)
 
 
 def _shared_model(path: str, comm: Comm) -> Any:
+    """Read a model on every rank. Collective."""
     from mpigd.scoring import fitted_model
 
     with together(comm):
@@ -297,7 +314,7 @@ def _shared_model(path: str, comm: Comm) -> Any:
 
 
 def _json(value: Any) -> str:
-    """JSON proper: what is undefined (NaN) is null."""
+    """Return standard JSON, in which numbers that are not finite are null."""
 
     def plain(item: Any) -> Any:
         if isinstance(item, dict):
@@ -310,6 +327,7 @@ def _json(value: Any) -> str:
 
 
 def info_command(arguments: argparse.Namespace) -> int:
+    """Run `mpigd info`: describe a data set, a model or a checkpoint."""
     config: Config = resolve(_options(arguments))[0]
     from mpigd.commands.info import describe, summary, text
 
@@ -324,11 +342,12 @@ def info_command(arguments: argparse.Namespace) -> int:
 
 
 def _elsewhere() -> bool:
-    """Whether another process of a launcher, which the command does not need, says it already."""
+    """Return whether another process of the launcher prints the output of this serial command."""
     return (launched() or (0, 1))[0] > 0
 
 
 def plan_command(arguments: argparse.Namespace) -> int:
+    """Run `mpigd plan`: predict memory and times of a run without MPI."""
     config = resolve(_options(arguments), arguments.config)[0]
     network = _network(arguments.network)
     if arguments.ranks < 1:
@@ -351,6 +370,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
 
 
 def _network(text: str | None) -> tuple[float, float] | None:
+    """Return the seconds per message and per byte of --network ALPHA,BETA. Raises UsageError."""
     if text is None:
         return None
     try:
@@ -361,6 +381,7 @@ def _network(text: str | None) -> tuple[float, float] | None:
 
 
 def doctor_command(arguments: argparse.Namespace) -> int:
+    """Run `mpigd doctor`: check MPI, launcher, binding, HDF5 and numba."""
     comm = _connect(arguments)
     from mpigd.commands.doctor import run
 
@@ -368,6 +389,7 @@ def doctor_command(arguments: argparse.Namespace) -> int:
 
 
 def postmortem_command(arguments: argparse.Namespace) -> int:
+    """Run `mpigd postmortem`: print where the ranks of a run were when it ended."""
     from mpigd.parallel.flight_recorder import report
 
     if not _elsewhere():

@@ -1,8 +1,12 @@
-"""The configuration: one frozen dataclass, four spellings of each option.
+"""The configuration: a frozen dataclass with one field per option.
 
-``Config.batch_size`` is ``--batch-size`` on the command line, ``batch_size`` in a TOML file and
-``MPIGD_BATCH_SIZE`` in the environment. The command line wins over the environment, that over the file,
-that over the default. The configuration that was really used is stored in every model.
+Each option has four spellings: ``Config.batch_size`` is ``--batch-size`` on the command line,
+``batch_size`` in a TOML file and ``MPIGD_BATCH_SIZE`` in the environment. The command line
+overrides the environment, which overrides the file, which overrides the default (`resolve`). Every
+model stores the configuration that was used.
+
+To add an option, add a field to `Config`: the command line, the environment and TOML files follow
+from it, and tests/unit/commands/test_help.py checks its help text.
 """
 
 from __future__ import annotations
@@ -248,8 +252,8 @@ class Config:
     partition: str = option(
         "range",
         "data",
-        "how rows are distributed over the ranks: consecutive rows (range), by a hash of their keys "
-        "or row numbers (hash), or whole files (file); the model is the same",
+        "how rows are distributed over the ranks: consecutive rows (range), by a hash of their "
+        "keys or row numbers (hash), or whole files (file); the model is the same",
         ("range", "hash", "file"),
         model=False,
     )
@@ -442,9 +446,11 @@ class Config:
             raise UsageError("--patience counts validations: name the data with --validation")
 
     def items(self) -> list[tuple[str, Any]]:
+        """Return (name, value) of every field, in their order."""
         return [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
 
     def replace(self, **changes: Any) -> Config:
+        """Return a checked copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
 
@@ -478,7 +484,10 @@ def _check(name: str, value: Any) -> None:
 
 
 def field_name(key: str) -> str:
-    """The field that `key` spells (hyphens or underscores, aliases), or a UsageError naming the nearest one."""
+    """Return the name of the field that `key` spells, with hyphens, underscores or as an alias.
+
+    Raises UsageError with the most similar name if there is none.
+    """
     name = key.replace("-", "_").lower()
     name = ALIASES.get(name, name)
     if name not in FIELDS:
@@ -490,7 +499,7 @@ def field_name(key: str) -> str:
 
 
 def _named(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by field; `no_intercept = true` is what --no-intercept is on the command line."""
+    """Return values by field name; `no_intercept = true` means what --no-intercept means."""
     named = {}
     for key, value in options.items():
         opposite = key.replace("-", "_").lower().removeprefix("no_")
@@ -506,7 +515,20 @@ def _named(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def convert(name: str, value: Any) -> Any:
-    """`value` (from TOML, the environment or Python) in the type of the field `name`, or a UsageError."""
+    """Convert a value from TOML, the environment or Python to the type of a field.
+
+    Parameters
+    ----------
+    name : str
+        The name of a field of `Config`.
+    value : Any
+        The value; text is parsed.
+
+    Raises
+    ------
+    UsageError
+        If the value does not have the type of the field and cannot be converted to it.
+    """
     kinds = get_args(TYPES[name]) if isinstance(TYPES[name], types.UnionType) else (TYPES[name],)
     kind = kinds[0]
     if value is None and types.NoneType in kinds:
@@ -569,7 +591,20 @@ def _boolean(text: str) -> bool:
 
 
 def from_mapping(options: Mapping[str, Any], base: Config | None = None) -> Config:
-    """A Config from option names (any spelling) and values; what they do not say is as in `base`, or the default."""
+    """Return a Config with the given options.
+
+    Parameters
+    ----------
+    options : mapping of str to Any
+        Values by option name, in any spelling.
+    base : Config or None
+        Supplies the options that are not given; None stands for the defaults.
+
+    Raises
+    ------
+    UsageError
+        If an option is unknown or its value is not allowed.
+    """
     return (base or Config()).replace(
         **{name: convert(name, value) for name, value in _named(options).items()}
     )
@@ -578,9 +613,29 @@ def from_mapping(options: Mapping[str, Any], base: Config | None = None) -> Conf
 def resolve(
     given: Mapping[str, Any], path: str | None = None, env: Mapping[str, str] = os.environ
 ) -> tuple[Config, dict[str, Any]]:
-    """Merge command line (`given`), environment and the TOML file `path` over the defaults.
+    """Merge the command line, the environment, a TOML file and the defaults.
 
-    Returns the Config and what the file says of `data` and `output` (default model.h5), which are no options.
+    Parameters
+    ----------
+    given : mapping of str to Any
+        The options on the command line.
+    path : str or None
+        The TOML file.
+    env : mapping of str to str
+        The environment, of which variables that begin with ``MPIGD_`` are options.
+
+    Returns
+    -------
+    config : Config
+        The merged configuration.
+    places : dict
+        The values of ``data`` and ``output`` in the file, which are not options; ``output`` is
+        "model.h5" if the file does not set it.
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be read, an option is unknown, or its value is not allowed.
     """
     merged, places = dict[str, Any](), dict[str, Any](output="model.h5")
     if path is not None:
@@ -597,7 +652,10 @@ def resolve(
 
 
 def _place(path: str, key: str, value: Any) -> Any:
-    """What a file says of `data` (a text or a list of texts) or of `output` (a text), or a UsageError."""
+    """Return the value of `data` (a text or a list of texts) or `output` (a text) in a TOML file.
+
+    Raises UsageError if the value has another type.
+    """
     texts = value if key == "data" and isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in texts):
         raise UsageError(
@@ -608,6 +666,7 @@ def _place(path: str, key: str, value: Any) -> Any:
 
 
 def read_toml(path: str) -> dict[str, Any]:
+    """Read a TOML file. Raises UsageError if it cannot be read or is not TOML."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -617,12 +676,12 @@ def read_toml(path: str) -> dict[str, Any]:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain values for JSON, defaults included."""
+    """Return all options, defaults included, as values that JSON can represent."""
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in config.items()
     }
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """The inverse of to_dict; options this version does not know are refused."""
+    """Return the Config of values from `to_dict`. Raises UsageError for an unknown option."""
     return from_mapping({key: value for key, value in values.items() if value is not None})

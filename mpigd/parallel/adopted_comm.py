@@ -1,8 +1,8 @@
 """Communicators for those of mpi4py that a program passes to mpigd.
 
-mpigd works with a duplicate of the program's communicator, so that the messages of both cannot meet.
-The duplicate is made once, is stored as an attribute of the original, and is freed together with it.
-This module does not import mpi4py: a program that passes a communicator has imported it.
+mpigd works with a duplicate of the program's communicator, so that the messages of both cannot
+meet. The duplicate is made once, is stored as an attribute of the original, and is freed together
+with it. This module does not import mpi4py: a program that passes a communicator has imported it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ def known(comm: Any) -> Comm | None:
             return comm
         kind = type(comm).__name__
         raise UsageError(
-            f"comm is of type {kind}: pass a communicator of mpi4py, like MPI.COMM_WORLD, or None for all ranks"
+            f"comm is of type {kind}: pass a communicator of mpi4py, "
+            "like MPI.COMM_WORLD, or None for all ranks"
         )
     if comm == mpi.COMM_NULL:
         raise UsageError(
-            "comm is MPI.COMM_NULL: this process is no rank of that communicator, and is not to make the call"
+            "comm is MPI.COMM_NULL: this process is no rank of that communicator, "
+            "and is not to make the call"
         )
     if not isinstance(comm, mpi.Intracomm):
         raise UsageError(

@@ -22,8 +22,8 @@ def cores() -> set[int]:
 def fair_threads(comm: Comm) -> int:
     """Return the number of threads for this rank, at least 1. Collective.
 
-    It is the number of the rank's cores, divided by the number of ranks on its host that are bound to
-    the same cores.
+    It is the number of the rank's cores, divided by the number of ranks on its host that are bound
+    to the same cores.
     """
     mine = sorted(cores())
     place = _place(mine)
@@ -42,8 +42,8 @@ def leads_host(comm: Comm) -> bool:
 def crowded(comm: Comm, threads: int) -> str | None:
     """Return a warning if ranks run more threads than they have cores, else None. Collective.
 
-    Such a run is 10 to 100 times slower. Hosts are checked first, then groups of ranks that are bound
-    to the same cores. The result is the same on every rank.
+    Such a run is 10 to 100 times slower. Hosts are checked first, then groups of ranks that are
+    bound to the same cores. The result is the same on every rank.
 
     Parameters
     ----------
@@ -64,7 +64,10 @@ def crowded(comm: Comm, threads: int) -> str | None:
             here = told[told[:, column] == group]
             running, there = int(here[:, 2].sum()), int(here[0, available])
             if running > there:
-                return f"{len(here)} ranks with {running} threads on {where.format(there)}: use fewer ranks or --threads 1"
+                return (
+                    f"{len(here)} ranks with {running} threads on {where.format(there)}: "
+                    "use fewer ranks or --threads 1"
+                )
     return None
 
 

@@ -2,8 +2,8 @@
 
 `MPIComm` wraps a communicator of mpi4py, and `SelfComm` stands for a single process. Both have the
 methods of the protocol `Comm`, and all other code depends on `Comm` alone.
-mpigd/parallel/session.py chooses between them; without a launcher it takes `SelfComm`, and mpi4py is
-not imported at all. Objects are never pickled: only buffers and byte strings are sent.
+mpigd/parallel/session.py chooses between them; without a launcher it takes `SelfComm`, and mpi4py
+is not imported at all. Objects are never pickled: only buffers and byte strings are sent.
 
 `agree` and `together` are mpigd's way to handle an error that occurs on some ranks only: they raise
 the same error on all ranks, so that no rank waits in a collective that another rank never enters.
@@ -67,7 +67,7 @@ class Comm(Protocol):
         """
 
     def bcast(self, buffer: Array, root: int = 0) -> None:
-        """Overwrite `buffer` with the buffer of rank `root`; shape and dtype are equal on all ranks."""
+        """Overwrite `buffer` with that of rank `root`; shape and dtype are equal on all ranks."""
 
     def allgather(self, buffer: Array) -> Array:
         """Return the buffers of all ranks, stacked in rank order: shape (size, *buffer.shape).
@@ -351,8 +351,8 @@ def agree(comm: Comm, error: BaseException | None) -> None:
 def _code(error: BaseException | None) -> int:
     """Return the key of the error's class in BY_CODE.
 
-    It is 0 for a plain MpigdError and for other exceptions: their exit code is shared by a subclass,
-    which must not be raised in their place.
+    It is 0 for a plain MpigdError and for other exceptions: their exit code is shared by a
+    subclass, which must not be raised in their place.
     """
     return error.code if isinstance(error, MpigdError) and type(error) is not MpigdError else 0
 
@@ -365,8 +365,8 @@ def _trace(error: BaseException, rank: int) -> str:
 def together(comm: Comm) -> Iterator[None]:
     """Run a block that may fail on some ranks only, and raise its error on all ranks. Collective.
 
-    The block must not contain a collective: a rank that has failed would not enter it, and the other
-    ranks would wait. See `agree` for the error that is raised.
+    The block must not contain a collective: a rank that has failed would not enter it, and the
+    other ranks would wait. See `agree` for the error that is raised.
     """
     error: Exception | None = None
     try:

@@ -1,8 +1,8 @@
 """A communicator that continues after rank failures, for Open MPI with `mpirun --with-ft ulfm`.
 
 It uses User Level Failure Mitigation (ULFM), which is proposed for MPI 5. A rank that notices a
-failure revokes the communicator, so that no other rank waits in it for ever. The surviving ranks then
-shrink it, and agree that all of them hold the new one. Experimental; see docs/elastic.md.
+failure revokes the communicator, so that no other rank waits in it for ever. The surviving ranks
+then shrink it, and agree that all of them hold the new one. Experimental; see docs/elastic.md.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from mpigd.parallel.comm import Array, Comm, MPIComm, world
 from mpigd.parallel.flight_recorder import Recorder
 from mpigd.parallel.standard_streams import flush
 
-# A rank that only hangs counts as failed too, after 20 seconds without a heartbeat. Heartbeats are sent
-# within MPI calls, and `pulse` makes some of them. Open MPI's own heartbeat thread is not used: jobs
-# failed at their start with it.
+# A rank that only hangs counts as failed too, after 20 seconds without a heartbeat. Heartbeats are
+# sent within MPI calls, and `pulse` makes some of them. Open MPI's own heartbeat thread is not
+# used: jobs failed at their start with it.
 DETECTOR = {"OMPI_MCA_mpi_ft_detector": "1", "OMPI_MCA_mpi_ft_detector_timeout": "20"}
-# coll/han is excluded because it returned wrong sums without an error after the connection to a host was
-# lost (Open MPI 5.0). The other two are excluded in Open MPI's own parameter file for ULFM.
+# coll/han is excluded because it returned wrong sums without an error after the connection to a
+# host was lost (Open MPI 5.0). The other two are excluded in Open MPI's own parameter file for
+# ULFM.
 COLLECTIVES = {"OMPI_MCA_coll": "^han,hcoll,portals4"}
 LOOKS = 16  # MPI calls per pulse; Open MPI sends pending messages at least at every eighth call
 

@@ -1,4 +1,4 @@
-"""The flight recorder: the last collectives of a rank and its position in the code, in a small file.
+"""The flight recorder: a small file with the last collectives of a rank and its place in the code.
 
 The file outlives the process and shows after a failure which rank did not enter which collective
 (`mpigd postmortem`). It consists of a header and a ring of the last `RING` collectives. Writing an
@@ -188,7 +188,7 @@ class Recorder:
         LEFT.pack_into(self._map, self._at + LEFT_AT, time.time())
 
     def wait(self) -> None:
-        """Note that this rank waits for a single other rank, which is not counted as a collective."""
+        """Note that this rank waits for a single other rank; this is not counted."""
         self._entered = time.time()
 
     def go(self) -> None:
@@ -196,7 +196,7 @@ class Recorder:
         self._entered = 0.0
 
     def inside(self) -> float:
-        """Return the seconds that this rank has been in a collective or has waited; 0 if it is not."""
+        """Return the seconds that this rank has waited in a collective or for a rank, else 0."""
         entered = self._entered
         return time.time() - entered if entered else 0.0
 
@@ -208,7 +208,7 @@ class Recorder:
 
 
 def _forget(folder: str, size: int) -> None:
-    """Remove the files of ranks from `size` upwards: an earlier run had more ranks than this one."""
+    """Remove the files of ranks from `size` upwards, which an earlier run has left."""
     for name in os.listdir(folder):
         found = NAME.fullmatch(name)
         if found and int(found[1]) >= size:
@@ -246,14 +246,15 @@ def _text(field: bytes) -> str:
 
 
 def flights(folder: str | Path) -> list[Flight]:
-    """Read the files of all ranks in a folder, in rank order. Raises DataError if there are none."""
+    """Read the files of all ranks in a folder, by rank. Raises DataError if there are none."""
     try:
         names = sorted(name for name in os.listdir(folder) if NAME.fullmatch(name))
     except OSError as error:
         raise DataError(f"{folder}: {error.strerror}") from error
     if not names:
         raise DataError(
-            f"{folder}: no flight recorder's files in this folder (a run under MPI with --checkpoint leaves them)"
+            f"{folder}: no flight recorder's files in this folder "
+            "(a run under MPI with --checkpoint leaves them)"
         )
     return [read(Path(folder) / name) for name in names]
 
@@ -287,8 +288,8 @@ def behind(known: list[Flight]) -> list[str]:
                 else ""
             )
             lines.append(
-                f"rank {flight.rank} on {flight.host} did not enter {what}: it left number {number:,}{ago}, "
-                f"and was in {flight.place or 'its start'}"
+                f"rank {flight.rank} on {flight.host} did not enter {what}: "
+                f"it left number {number:,}{ago}, and was in {flight.place or 'its start'}"
             )
     return lines
 
@@ -296,8 +297,8 @@ def behind(known: list[Flight]) -> list[str]:
 def report(folder: str) -> str:
     """Return the text of `mpigd postmortem` for the files in `folder`.
 
-    It shows where each rank was, and which ranks did not enter the latest collective. Raises DataError
-    if the folder has no files of a flight recorder.
+    It shows where each rank was, and which ranks did not enter the latest collective. Raises
+    DataError if the folder has no files of a flight recorder.
     """
     known = flights(folder)
     latest = _latest(known)
@@ -312,6 +313,7 @@ def report(folder: str) -> str:
         when = time.strftime("%F %T", time.localtime(flight.beat))
         gone = "gone, " if flight.epoch < latest else ""
         lines.append(
-            f"rank {flight.rank} on {flight.host}: {gone}step {flight.step:,}, {told}; in {flight.place or 'its start'} at {when}"
+            f"rank {flight.rank} on {flight.host}: {gone}step {flight.step:,}, {told}; "
+            f"in {flight.place or 'its start'} at {when}"
         )
     return "\n".join([*lines, *(behind(known) or ["every rank had entered the same collectives"])])

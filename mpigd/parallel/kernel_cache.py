@@ -1,9 +1,9 @@
 """The cache of compiled kernels: a private folder for one CPU, one set of versions and of sources.
 
-The name of the folder is a hash of the CPU, of the versions of Python, numba, llvmlite and numpy, and
-of the kernel sources, so that code that was compiled for something else is never loaded. The folder
-must belong to this user, and no other user may write to it, since loading a compiled kernel runs its
-code. Call `prepare` before numba is imported.
+The name of the folder is a hash of the CPU, of the versions of Python, numba, llvmlite and numpy,
+and of the kernel sources, so that code that was compiled for something else is never loaded. The
+folder must belong to this user, and no other user may write to it, since loading a compiled kernel
+runs its code. Call `prepare` before numba is imported.
 """
 
 from __future__ import annotations
@@ -61,16 +61,17 @@ def check() -> None:
     """
     if os.environ.get("NUMBA_DISABLE_JIT", "0").strip() not in ("", "0"):
         raise UsageError(
-            "NUMBA_DISABLE_JIT is set, but the kernels of mpigd have to be compiled: unset NUMBA_DISABLE_JIT"
+            "NUMBA_DISABLE_JIT is set, but the kernels of mpigd have to be compiled: "
+            "unset NUMBA_DISABLE_JIT"
         )
 
 
 def import_lean() -> None:
     """Import numba while scipy is hidden from it.
 
-    numba imports scipy for its BLAS, which mpigd never uses; this saves half a second and 300 modules
-    per rank. Only mpigd's own commands may call this function: in a user's process numba would not
-    find BLAS for the user's own compiled functions.
+    numba imports scipy for its BLAS, which mpigd never uses; this saves half a second and 300
+    modules per rank. Only mpigd's own commands may call this function: in a user's process numba
+    would not find BLAS for the user's own compiled functions.
     """
     hidden = "scipy" not in sys.modules
     if hidden:
@@ -99,8 +100,8 @@ def make_private(folder: Path) -> str | None:
     Parameters
     ----------
     folder : Path
-        The folder. It may be a symbolic link, if only this user or root may write to the folder that
-        holds the link: others could redirect it at any time.
+        The folder. It may be a symbolic link, if only this user or root may write to the folder
+        that holds the link: others could redirect it at any time.
 
     Returns
     -------
@@ -118,7 +119,10 @@ def make_private(folder: Path) -> str | None:
             break
         holder = Path(os.path.realpath(place.parent))
         if not _closed(holder.stat(), {os.getuid(), 0}):
-            return f"this link lies in {holder}, where others may write: name the folder that it leads to, {real}"
+            return (
+                f"this link lies in {holder}, where others may write: "
+                f"name the folder that it leads to, {real}"
+            )
         place = holder / os.readlink(place)
     if os.path.lexists(real) and not os.path.isdir(real):  # a file, or a circle of links
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), real)
@@ -150,8 +154,8 @@ def _key() -> str:
 def _sources(folder: Path) -> bytes:
     """Return a hash of all Python files in a folder and its sub-folders, with their relative paths.
 
-    Their lengths are hashed too, so that moving text from the end of one file to the beginning of the
-    next changes the hash.
+    Their lengths are hashed too, so that moving text from the end of one file to the beginning of
+    the next changes the hash.
     """
     total = hashlib.sha256()
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.py")}

@@ -1,7 +1,7 @@
 """Rank and size from the environment variables of the launcher, read before MPI is initialised.
 
-They decide whether mpi4py is imported at all, and are compared with what MPI sees: a difference shows
-an mpiexec that does not belong to the MPI library.
+They decide whether mpi4py is imported at all, and are compared with what MPI sees: a difference
+shows an mpiexec that does not belong to the MPI library.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from typing import Any
 from mpigd.errors import LaunchError
 from mpigd.parallel.standard_streams import flush
 
-# Seconds between the last message and the abort: the launcher needs them to forward the output of the
-# ranks, since it drops the rest when it kills them.
+# Seconds between the last message and the abort: the launcher needs them to forward the output of
+# the ranks, since it drops the rest when it kills them.
 LAST_WORDS = 0.5
 
 

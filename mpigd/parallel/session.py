@@ -2,9 +2,9 @@
 
 `enter` is the beginning of every command and of every public function. It returns the communicator
 to work with, starts a watchdog (mpigd/parallel/watchdog.py) for it, and checks that all ranks call
-the same function. An error that all ranks share ends with `leave`; an error of one rank must end the
-whole job (`end_all`), because the other ranks would wait for it in a collective for ever. For the
-same reason uncaught exceptions and ``os._exit`` are redirected to an abort of the job.
+the same function. An error that all ranks share ends with `leave`; an error of one rank must end
+the whole job (`end_all`), because the other ranks would wait for it in a collective for ever. For
+the same reason uncaught exceptions and ``os._exit`` are redirected to an abort of the job.
 """
 
 from __future__ import annotations
@@ -196,7 +196,8 @@ def enter(comm: Any, what: str, limit: float | None = None) -> Comm:
     if others.size:
         names = [told[rank].tobytes().decode(errors="replace").strip() for rank in (0, others[0])]
         error = LaunchError(
-            f"rank 0 calls {names[0]}, rank {others[0]} calls {names[1]}: all ranks must call the same"
+            f"rank 0 calls {names[0]}, rank {others[0]} calls {names[1]}: "
+            "all ranks must call the same"
         )
         error.agreed = True
         raise error
@@ -276,15 +277,16 @@ def adopt(comm: Any, limit: float = HANG_TIMEOUT, what: str = "mpigd") -> Comm:
 def _refuse_child(rank: int) -> None:
     if child():
         raise LaunchError(
-            f"this process was made by rank {rank} (a fork, or a pool of multiprocessing) and is no rank of MPI: "
-            "pass comm=SelfComm() (from mpigd.parallel.comm import SelfComm) for a model of its own, "
+            f"this process was made by rank {rank} (a fork, or a pool of multiprocessing) "
+            "and is no rank of MPI: pass comm=SelfComm() "
+            "(from mpigd.parallel.comm import SelfComm) for a model of its own, "
             "or start the program without mpiexec"
         )
 
 
 @contextmanager
 def _watched(recorder: Recorder, limit: float, what: str) -> Iterator[Watch]:
-    """Start a watchdog and yield it; within the block this rank waits for all others to call `what`.
+    """Start a watchdog and yield it; in the block this rank waits until all others call `what`.
 
     The watchdog keeps running after the block, unless the block raises.
     """

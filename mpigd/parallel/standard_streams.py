@@ -1,7 +1,7 @@
 """Writing to the standard streams, also if they are closed or have a limited encoding.
 
-Output to a stream that was closed before the start is dropped without an error. A stream that is open
-and cannot be written is an error.
+Output to a stream that was closed before the start is dropped without an error. A stream that is
+open and cannot be written is an error.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from mpigd.errors import StorageError
 def prepare() -> None:
     """Make the standard streams of this process writable. Only for mpigd's own commands.
 
-    The descriptors 0, 1 and 2 are connected to the null device if they are closed. Otherwise the next
-    file that is opened would get such a descriptor, and messages would be written into it. Characters
-    that the encoding of a stream lacks are written as escapes.
+    The descriptors 0, 1 and 2 are connected to the null device if they are closed. Otherwise the
+    next file that is opened would get such a descriptor, and messages would be written into it.
+    Characters that the encoding of a stream lacks are written as escapes.
     """
     for number in range(3):
         try:

@@ -1,9 +1,9 @@
-"""The watchdog: a thread of each rank that ends the job if a rank, the launcher or a collective fails.
+"""The watchdog: a thread that ends the job if a rank, the launcher or a collective fails.
 
 MPI waits for ever for a rank that has died or hangs. The watchdog therefore ends the job if the
-process of another rank on this host is gone, if the launcher is gone, or if a collective takes longer
-than --hang-timeout. Its message names the ranks that did not enter the collective, and where in their
-code they were; it reads this from the files of the flight recorder
+process of another rank on this host is gone, if the launcher is gone, or if a collective takes
+longer than --hang-timeout. Its message names the ranks that did not enter the collective, and where
+in their code they were; it reads this from the files of the flight recorder
 (mpigd/parallel/flight_recorder.py).
 """
 
@@ -30,8 +30,8 @@ LENIENT = 2.0
 ORDER, LAST = (0.6, 5.0)
 # Time limit, in seconds, for reading the files that show which ranks are late.
 PATIENCE = 3.0
-# The folder of the package, as the file names of frames spell it. It is not made absolute, since the
-# working directory may be gone by the time it is needed.
+# The folder of the package, as the file names of frames spell it. It is not made absolute, since
+# the working directory may be gone by the time it is needed.
 PACKAGE = os.path.dirname(os.path.dirname(__file__))
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ class Watch(threading.Thread):
 
     @property
     def peers(self) -> Mapping[int, int]:
-        """Process ids of the other ranks on this host, by rank; only those that this one can see."""
+        """Process ids of the other ranks on this host, by rank, as far as they are visible."""
         return self._peers
 
     @peers.setter
@@ -109,7 +109,10 @@ class Watch(threading.Thread):
             trouble = self._trouble()
             if trouble and not self._over.wait(min(ORDER * self.recorder.rank, LAST)):
                 where = f"rank {self.recorder.rank} on {self.recorder.host}"
-                text = f"{trouble} (seen by {where}, at step {self.recorder.step:,}, in {place(self._main)})"
+                text = (
+                    f"{trouble} (seen by {where}, at step {self.recorder.step:,}, "
+                    f"in {place(self._main)})"
+                )
                 self._end(text, within(PATIENCE, self.code, MpigdError.code))
 
     def _trouble(self) -> str:
@@ -123,12 +126,16 @@ class Watch(threading.Thread):
         if inside > self.limit:
             if self.entrance:
                 return self._alone(inside)
-            return f"a collective has not ended after {inside:.0f} s (--hang-timeout): {self._culprits()}"
+            return (
+                f"a collective has not ended after {inside:.0f} s (--hang-timeout): "
+                f"{self._culprits()}"
+            )
         return ""
 
     def _alone(self, inside: float) -> str:
         text = (
-            f"{self.entrance} has waited {inside:.0f} s (--hang-timeout) for the other ranks to call it too: "
+            f"{self.entrance} has waited {inside:.0f} s (--hang-timeout) "
+            "for the other ranks to call it too: "
             f"all {self.recorder.size} ranks must call it, not some of them alone"
         )
         return "; ".join([text, *self._stopped()])
@@ -171,8 +178,8 @@ def within(seconds: float, work: Callable[[], T], otherwise: T) -> T:
 def state(pid: int) -> str | None:
     """Return the state letter of a process, or None if it is gone.
 
-    The letters are those of /proc/PID/stat: R running, S sleeping, T stopped, Z dead, and others; "?"
-    on a system without /proc.
+    The letters are those of /proc/PID/stat: R running, S sleeping, T stopped, Z dead, and others;
+    "?" on a system without /proc.
     """
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]

@@ -1,8 +1,8 @@
 """Resolve relative paths against the working directory in which a command began.
 
 A scratch folder may be removed under a running job, or the process may change its directory. Paths
-are used, and shown in messages, as the user wrote them as long as the working directory is that of the
-start; after that `located` makes them absolute.
+are used, and shown in messages, as the user wrote them as long as the working directory is that of
+the start; after that `located` makes them absolute.
 """
 
 from __future__ import annotations
