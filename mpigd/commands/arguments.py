@@ -21,9 +21,11 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises UsageError and names the most similar option."""
 
     def error(self, message: str) -> Any:
+        """Raise UsageError, where argparse would print the usage and exit."""
         raise UsageError(f"{message} (see {self.prog} --help)")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse does, but raise UsageError for an unknown option like a known one."""
         known, rest = super().parse_known_args(args, namespace)
         for word in rest:
             near = difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, 1)

@@ -118,7 +118,15 @@ def report(comm: Comm) -> tuple[list[Check], bool]:
 
 
 def gather(comm: Comm, facts: Facts) -> list[Facts]:
-    """Return the facts of all ranks in rank order. Collective."""
+    """Return the facts of all ranks in rank order. Collective.
+
+    Parameters
+    ----------
+    comm : Comm
+        The ranks to check.
+    facts : Facts
+        The facts of this rank, from `probe`.
+    """
     text = json.dumps(asdict(facts)).encode()
     longest = np.array([len(text)], dtype=np.int64)
     comm.allreduce(longest, "max")

@@ -55,6 +55,7 @@ def parser() -> Parser:
     def command(
         name: str, text: str, run: Callable[[argparse.Namespace], int]
     ) -> argparse.ArgumentParser:
+        """Add a command that `run` carries out, and return its parser."""
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         return sub

@@ -303,7 +303,15 @@ def world(kind: type[AnyComm], recorder: Recorder, finalize: bool = True) -> Any
 
 
 def duplicate(theirs: Any, recorder: Recorder) -> Any:
-    """Return a duplicate of the communicator `theirs` for mpigd's messages alone. Collective."""
+    """Return a duplicate of the communicator `theirs` for mpigd's messages alone. Collective.
+
+    Parameters
+    ----------
+    theirs : mpi4py.MPI.Intracomm
+        The communicator to duplicate.
+    recorder : Recorder
+        The flight recorder of this rank.
+    """
     recorder.enter(b"dup", 0)
     own = theirs.Dup()
     recorder.leave()
@@ -377,7 +385,15 @@ def together(comm: Comm) -> Iterator[None]:
 
 
 def bcast_bytes(comm: Comm, data: bytes | None) -> bytes:
-    """Return the bytes of rank 0 on all ranks; `data` is ignored on the others. Collective."""
+    """Return the bytes of rank 0 on all ranks. Collective.
+
+    Parameters
+    ----------
+    comm : Comm
+        The ranks that receive the bytes.
+    data : bytes or None
+        The bytes on rank 0; ignored on the other ranks.
+    """
     length = np.array([len(data) if comm.rank == 0 and data is not None else 0], dtype=np.int64)
     comm.bcast(length)
     buffer = np.empty(int(length[0]), dtype=np.uint8)

@@ -73,7 +73,15 @@ def lost(comm: Comm, error: Exception) -> bool:
 
 
 def end(pid: int, rank: int) -> None:
-    """Kill process `pid` if its environment shows that it is still rank `rank` of this job."""
+    """Kill a process if its environment shows that it is still that rank of this job.
+
+    Parameters
+    ----------
+    pid : int
+        The process id, which another process may have by now.
+    rank : int
+        The rank in MPI_COMM_WORLD that the process had.
+    """
     marks = (f"OMPI_COMM_WORLD_RANK={rank}", f"PMIX_NAMESPACE={os.environ.get('PMIX_NAMESPACE')}")
     with suppress(OSError):
         if {mark.encode() for mark in marks} <= set(

@@ -168,15 +168,28 @@ class Recorder:
         STEP.pack_into(self._map, STEP_AT, step)
 
     def go_on(self, epoch: int, count: int) -> None:
-        """Set the epoch and the number of collectives after a rank failure.
+        """Continue the record after a rank failure.
 
-        The remaining ranks have agreed on both.
+        Parameters
+        ----------
+        epoch : int
+            The number of rank failures after which the remaining ranks continued.
+        count : int
+            The number of collectives so far, on which the remaining ranks have agreed.
         """
         self.count = count
         EPOCH.pack_into(self._map, EPOCH_AT, epoch)
 
     def enter(self, kind: bytes, size: int) -> None:
-        """Record that a collective of `size` bytes begins."""
+        """Record that a collective begins.
+
+        Parameters
+        ----------
+        kind : bytes
+            Its name, at most 16 bytes.
+        size : int
+            The size of its buffer in bytes.
+        """
         self._at = HEADER.size + self.count % RING * RECORD.size
         self.count, self.kind = self.count + 1, kind
         self._entered = time.time()

@@ -52,9 +52,18 @@ def fits(told: tuple[int, int], rank: int, size: int) -> bool:
 
 
 def mismatch(told: int, seen: int, library: str) -> str:
-    """Return the error text for a launcher that started `told` processes while MPI sees `seen`.
+    """Return the error text for a launcher that does not belong to the MPI library.
 
     Without the error every process would train alone, as rank 0 of 1.
+
+    Parameters
+    ----------
+    told : int
+        The number of processes that the launcher started.
+    seen : int
+        The number of processes that MPI sees.
+    library : str
+        The name and version of the MPI library.
     """
     return (
         f"the launcher started {told} processes, but MPI ({library}) sees {seen}: "

@@ -74,8 +74,14 @@ def here() -> str:
 def complain(error: BaseException, what: str = "") -> None:
     """Write the rank, the error and its traceback to stderr.
 
-    All is written in one call: line by line, the tracebacks of several ranks would mix. `what`
-    replaces the last line of the traceback as the description of the error.
+    All is written in one call: line by line, the tracebacks of several ranks would mix.
+
+    Parameters
+    ----------
+    error : BaseException
+        The error.
+    what : str
+        A description of the error; by default the type and text of `error`.
     """
     what = what or "".join(traceback.format_exception_only(error)).strip()
     trace = "".join(traceback.format_exception(error))
@@ -152,6 +158,13 @@ def give_up(comm: Comm, ranks: Iterable[int]) -> None:
     """Kill those of `ranks` that run on this host.
 
     A rank that only hangs would keep the launcher waiting.
+
+    Parameters
+    ----------
+    comm : Comm
+        The communicator whose watchdog has the process ids.
+    ranks : iterable of int
+        The failed ranks.
     """
     found = _watch_of(comm)
     for rank in ranks:

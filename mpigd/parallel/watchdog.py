@@ -159,9 +159,18 @@ class Watch(threading.Thread):
 
 
 def within(seconds: float, work: Callable[[], T], otherwise: T) -> T:
-    """Return ``work()``, or `otherwise` if it fails or takes longer than `seconds`.
+    """Return the result of `work`, or `otherwise` if it fails or takes too long.
 
     The time limit is necessary because the file system may be the reason why the job hangs.
+
+    Parameters
+    ----------
+    seconds : float
+        The time limit.
+    work : callable
+        The function to call, without arguments, in a thread of its own.
+    otherwise : Any
+        The result after an error or after the time limit.
     """
     found = [otherwise]
 
