@@ -155,8 +155,9 @@ class Config:
         None,
         "optimiser",
         "step size of the first-order optimisers "
-        "(default: computed from the curvature of the loss on the data; for adagrad, rmsprop, adam "
-        "and adamw 0.01, or more if the steps are few)",
+        "(default: computed from the curvature of the loss on the data; for adagrad 0.3 and for "
+        "rmsprop, adam and adamw 0.01, or more if the steps are few; for these four times the "
+        "standard deviation of the target if the loss is squared, huber or quantile)",
         above=0,
         alias="lr",
         fixed=False,
@@ -338,7 +339,8 @@ class Config:
     start: str | None = option(
         None,
         "optimiser",
-        "model file whose coefficients are the starting point (default: zeros)",
+        "model file whose coefficients are the starting point "
+        "(default: the best model with an intercept alone)",
     )
     checkpoint: str | None = option(
         None,
