@@ -1,5 +1,4 @@
-"""An upper bound on F(w) - F*, the distance of an objective from its optimum: a duality gap,
-without another read of X.
+"""Duality gap: an upper bound on F(w) - F*, computed without another read of X.
 
 For convex losses and a ridge penalty, every dual point t (n, k) whose weighted sums over rows are
 zero for each unpenalised intercept gives a lower bound on the optimum. With the per-sample
@@ -51,7 +50,7 @@ def least_gap(length: float, penalty: L2) -> float | None:
     length
         Norm of the gradient of the whole objective.
     penalty
-        Of the objective.
+        The objective's penalty.
 
     Returns
     -------
@@ -93,9 +92,9 @@ def duality_gap(w: Array, g: Array, objective: Objective, penalty: L2, comm: Com
     g : (k * p,) float64
         The gradient of objective plus penalty at w.
     objective
-        Of all rows, without the penalty.
+        The objective of all rows, without the penalty.
     penalty
-        Of the objective.
+        The objective's penalty.
     comm
         The communicator of these ranks.
     """
@@ -187,9 +186,7 @@ class Gaps:
         )
 
     def _conjugate(self, u: Array) -> Array:
-        """Return the supremum over low <= x <= high of u x - P(x), for each coordinate of u
-        (p,).
-        """
+        """Return the supremum over low <= x <= high of u x - P(x) for each element of u (p,)."""
         penalty = self.penalty
         bend = penalty.strength * penalty.weights
         excess = np.maximum(np.abs(u) - penalty.l1, 0.0)

@@ -63,7 +63,7 @@ class Outer:
             Maps the rows of a panel to what the loss's curvature kernel returns for them, (k, m)
             float64.
         before
-            Is called with the rows of each panel first, or None.
+            Called first with the rows of each panel, or None.
         """
         X, p = self._objective.rows.X, self._scale.size
         wide = -(-p // curvature.LANES) * curvature.LANES

@@ -1,6 +1,6 @@
-"""Decide whether one grid is enough: a bound on what rounding to it costs a gradient, known before
-the first step.
+"""Decide before the first step whether sums need one grid or two.
 
+The decision compares a bound on what rounding to one grid costs a gradient with what is asked for.
 There are two demands, and a second grid is used for data that miss one of them. First, the norm of
 the error in the optimiser's coordinates stays below a tenth of what the tolerance asks for. Second,
 whatever the tolerance, no column's sum is off by more than 1e-9 of the sum of its terms' sizes:
@@ -36,7 +36,7 @@ def needs_fine(
     Parameters
     ----------
     objective
-        Of all rows.
+        The objective of all rows.
     y : (m,) float64
         Targets or class codes of this rank's rows.
     mean, spread
@@ -69,8 +69,9 @@ def _unit(loss: Loss, spread: float) -> float:
 
 
 def _norm(objective: Objective, half_unit: Array) -> float:
-    """Return a bound on the norm of the grid's error of a full gradient, in optimiser
-    coordinates.
+    """Return a bound on the norm of the grid's error of a full gradient.
+
+    The norm is that of the optimiser's coordinates.
     """
     weight = objective.statistics.weight or 1.0
     scaled = half_unit * objective.n * objective.scaling.inverse / weight
@@ -92,8 +93,7 @@ def gradient_error(objective: Objective, reducer: Reducer) -> float | None:
 
 
 def _too_coarse(objective: Objective, half_unit: Array, comm: Comm) -> bool:
-    """Whether half a grid unit for each term exceeds COARSEST of some column's sum of c |x|.
-    Collective.
+    """Whether half a unit a term exceeds COARSEST of some column's sum of c |x|. Collective.
 
     That sum costs a read, so a bound is tested first: mean |x| is at least |mean x|, and at least
     mean x**2 over the largest |x|.

@@ -1,5 +1,4 @@
-"""Second derivatives of the objective at a point: products with a vector, and matrices, summed
-exactly.
+"""Second derivatives of the objective: products with vectors and matrices, summed exactly.
 
 The curvature h of each row is computed once per point from its margin. A product with a vector is
 then one read: margins of the vector times the curvature are accumulated like residuals. These sums
@@ -53,8 +52,9 @@ class Curvature:
         self._reach = column_reach(objective)
 
     def _bound(self, h: Array) -> float:
-        """Return a power of two above all ranks' |h|; for softmax above |c p (z_q - mean z)| / max
-        |z|.
+        """Return a power of two above all ranks' |h|.
+
+        For softmax it is above |c p (z_q - mean z)| / max |z|.
         """
         if self._several:
             return float(power_above(2.0 * self.objective.statistics.heaviest))

@@ -251,9 +251,7 @@ class Objective:
         return part
 
     def _shares(self, rows: slice | Array) -> list[Any]:
-        """Cut the batch into equal consecutive shares for the threads, each at least a block of
-        rows.
-        """
+        """Cut the batch into equal consecutive shares, one a thread, each at least a block."""
         if self.threads == 1:
             return [slice(0, self.rows.X.n) if isinstance(rows, slice) else rows]
         m = self.rows.X.n if isinstance(rows, slice) else rows.size
@@ -374,10 +372,10 @@ class Oracle:
         return self.curvature.times(v, self.factor)
 
     def hessian(self) -> Array:
-        """Return the Hessian at the point of `look_at`: (1, k * p, k * p), or its diagonal blocks
-        (k, p, p).
+        """Return the Hessian (1, k * p, k * p) at the point of `look_at`.
 
-        It costs one read or more (see `Curvature.matrices`).
+        For many parameters of several outputs, return its diagonal blocks (k, p, p). It costs one
+        read or more (see `Curvature.matrices`).
         """
         return self.curvature.matrices(self.factor)
 
@@ -389,10 +387,10 @@ class Oracle:
         return self.curvature.diagonal(self.factor)
 
     def curvatures_along(self, D: Array) -> tuple[Array, Array]:
-        """Return d'Hd (m,) at the point of `look_at` for directions D (m, k * p), and its rounding
-        (m,).
+        """Return d'Hd (m,) for directions D (m, k * p), and how much of it may be rounding (m,).
 
-        The second array bounds how much of each number may be rounding error. It costs one read.
+        H is the Hessian at the point of `look_at`. The second array bounds how much of each number
+        may be rounding error. It costs one read.
         """
         return cancelling_directions.curvatures_along(self.curvature, D, self.factor)
 

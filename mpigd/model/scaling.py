@@ -148,7 +148,7 @@ def absolute_sums(X: Matrix, c: Array, n: int, statistics: Statistics, comm: Com
     n
         Number of rows over all ranks.
     statistics
-        Of these columns.
+        Statistics of these columns.
     comm
         The communicator of these ranks.
     """
@@ -168,8 +168,7 @@ def absolute_sums(X: Matrix, c: Array, n: int, statistics: Statistics, comm: Com
 def weighted_squares(
     X: Matrix, h: Array, largest: float, statistics: Statistics, center: Array, comm: Comm
 ) -> tuple[Array, Array]:
-    """Return weighted squares of centred columns, summed exactly over all rows. One read.
-    Collective.
+    """Return sums over all rows of weighted squares of centred columns. One read. Collective.
 
     Parameters
     ----------
@@ -180,7 +179,7 @@ def weighted_squares(
     largest
         An upper bound on |h|, equal on all ranks.
     statistics
-        Of these columns.
+        Statistics of these columns.
     center : (d,) float64
     comm
         The communicator of these ranks.
@@ -333,8 +332,7 @@ class Scaling:
         return np.ascontiguousarray(W).reshape(-1)
 
     def gradient(self, T: Array, S: Array, factor: float) -> tuple[float, Array]:
-        """Return loss and gradient (k * p,) in these coordinates from a sweep's totals, times
-        `factor`.
+        """Return loss and gradient (k * p,) in these coordinates, from a sweep's totals.
 
         Parameters
         ----------
@@ -370,7 +368,7 @@ def make_scaling(
     Parameters
     ----------
     statistics
-        Of the columns over all rows.
+        Statistics of the columns over all rows.
     intercept
         Whether the model has one.
     standardize

@@ -1,5 +1,6 @@
-"""The sums of gram.py over compressed rows, by pairs of entries: the cost of a row falls from p^2
-to half the square of its number of entries.
+"""Sums of gram.py over compressed rows, by pairs of entries.
+
+The cost of a row falls from p^2 to half the square of its number of entries.
 
 Columns that most rows store are treated as dense and centred first, so that a mean far above the
 deviation costs no digits. Other columns are summed as they are stored, and centred at the end: with

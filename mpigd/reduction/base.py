@@ -55,7 +55,7 @@ class Reducer(Protocol):
         Returns
         -------
         words : (count,) float64
-            Which callers fill before a sweep.
+            For the callers to fill before a sweep.
         summed : (count,) float64
             Their sums over ranks, filled after each sweep.
         """
@@ -94,7 +94,7 @@ class Reducer(Protocol):
         Parameters
         ----------
         read
-            Is called with the totals T (1, 2 or 4, k, d) and S (1 + k, 2) of sums.join. It may not
+            Called with the totals T (1, 2 or 4, k, d) and S (1 + k, 2) of sums.join. It may not
             keep them: the reducer uses them again.
         shares, visit, rows
             As for `sweep`.
@@ -159,15 +159,15 @@ def grid(largest: Array, terms: Array | float) -> Array:
 
     Parameters
     ----------
-    largest
-        Float64 array of any shape, upper bounds on the terms' sizes.
+    largest : float64 array
+        Of any shape, upper bounds on the terms' sizes.
     terms
         How many terms an accumulator takes; powers of two, of a shape that broadcasts.
 
     Returns
     -------
-    C
-        Float64 array of the shape of `largest`.
+    C : float64 array
+        Of the shape of `largest`.
 
     Raises
     ------
@@ -231,9 +231,7 @@ class NativeAccumulator:
 
 
 class NativeReducer:
-    """Plain float64 sums, whose last bits depend on ranks, threads and blocks. For comparison
-    only.
-    """
+    """Plain float64 sums, for comparison: last bits depend on ranks, threads and blocks."""
 
     def __init__(self, comm: Comm, k: int, d: int) -> None:
         self.comm, self._shape = comm, (k, d)
@@ -282,8 +280,8 @@ def total(values: Array, comm: Comm) -> Array:
 
     Parameters
     ----------
-    values : (m, q)
-        Or (m,) float64, this rank's rows.
+    values : (m, q) or (m,) float64
+        This rank's rows.
     comm
         The communicator of these ranks.
 

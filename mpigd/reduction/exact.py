@@ -1,5 +1,6 @@
-"""The exact reducer: a sum is a function of the set of rows (mpigd_kernels/sums.py has the
-arithmetic).
+"""The exact reducer: a sum is a function of the set of rows.
+
+mpigd_kernels/sums.py has the arithmetic.
 
 Each product r_i x_ij is rounded to a grid with unit u_j, on which all ranks agree. The grid needs
 upper bounds: of each column's |x|, known from loading, and of the residuals and losses, which are
@@ -38,8 +39,8 @@ class Bounds:
     ----------
     largest : (d,) float64
         The largest |x| of each column.
-    terms : (d,)
-        Float32, how many terms a column's accumulator takes; powers of two.
+    terms : (d,) float32
+        How many terms a column's accumulator takes; powers of two.
     panel
         The number of rows between two flushes.
     head
@@ -68,7 +69,7 @@ class Bounds:
         count : (d,) int64
             Stored values of each column.
         entries, rows
-            Of all the data.
+            Numbers of stored values and of rows of all the data.
         """
         per_row = max(1.0, entries / max(1, rows))
         panel, head = sums.PANEL, count.size
@@ -94,9 +95,7 @@ class Bounds:
 
 
 def _grows(panel: int, head: int, per_row: float, share: int = 64) -> bool:
-    """Whether flushing `head` columns every `panel` rows costs more than 1 / `share` of the
-    entries.
-    """
+    """Whether flushing `head` columns a panel costs more than 1 / `share` of the entries."""
     return panel < share * head / per_row and panel < 1 << 20
 
 
@@ -107,11 +106,11 @@ class Grids:
     Parameters
     ----------
     coarse : (d,) float64
-        Of the columns.
+        The biases of the columns.
     fine : (d,) float64 or None
-        Of what rounding to the coarse grid cuts off; None if that is not kept.
+        The biases of what rounding to the coarse grid cuts off; None if that is not kept.
     scalars : (2,) float64
-        Of loss and residual.
+        The biases of loss and residual.
     """
 
     coarse: Array
@@ -254,7 +253,7 @@ class ExactReducer:
     comm
         The communicator of these ranks.
     bounds
-        Of the columns, from which their grids are made.
+        The bounds of the columns, from which their grids are made.
     k
         The number of outputs.
     n
@@ -374,11 +373,10 @@ class ExactReducer:
         return self._grids
 
     def _over_ranks(self, used: Sequence[ExactAccumulator], rows: float) -> bool:
-        """Reduce all words over ranks, in one Allreduce; return False if the sweep must be
-        repeated.
+        """Reduce all words over ranks in one Allreduce, and return whether the sweep counts.
 
-        It must be repeated if a bound was exceeded, or was so large that all terms were rounded to
-        zero.
+        It must be repeated (False) if a bound was exceeded, or was so large that all terms were
+        rounded to zero.
         """
         first = used[0]
         for other in used[1:]:

@@ -1,8 +1,8 @@
-"""Bounds that exact sums carry from sweep to sweep: powers of two above all |residual| and all
-|loss|.
+"""Bounds on residuals and losses that exact sums carry from sweep to sweep.
 
-Every decision is a function of counts and maxima over all ranks' rows. It is therefore the same on
-all ranks and for any partition of the rows.
+They are powers of two above all |residual| and all |loss|. Every decision is a function of counts
+and maxima over all ranks' rows. It is therefore the same on all ranks and for any partition of the
+rows.
 """
 
 from __future__ import annotations
