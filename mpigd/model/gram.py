@@ -28,7 +28,7 @@ PANEL_BYTES = 1 << 18
 # those of a sweep.
 LARGE = 1024
 # The most numbers in the accumulators of one thread's pass, and of all threads of a rank.
-MOST, MOST_OF_ALL = (4_000_000, 16_000_000)
+MOST, MOST_OF_ALL = 4_000_000, 16_000_000
 
 
 class Outer:

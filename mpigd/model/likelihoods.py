@@ -115,7 +115,7 @@ def null_deviance(objective: Objective, comm: Comm) -> float | None:
     comm.allreduce(ends, "max")
     middle = _link_of_mean(objective, comm)
     # At these intercepts the row with the largest, or smallest, offset has the mean response.
-    low, high = (middle - float(ends[1]), middle + float(ends[0]))
+    low, high = middle - float(ends[1]), middle + float(ends[0])
     b = 0.5 * (low + high)
     try:
         for _ in range(NULL_STEPS):

@@ -77,7 +77,7 @@ class Smoothed:
         self.oracle, self.penalty, self.factor = oracle, penalty, factor
         self.linear: Array | None = None
         # If only rows near their kinks are kept: their first margins, and the largest distance.
-        self._from, self._limit = (np.zeros(0), math.inf)
+        self._from, self._limit = np.zeros(0), math.inf
         objective = oracle.objective
         rows, hinge = objective.rows, objective.loss.classifies
         self._sign = 2.0 * rows.y - 1.0 if hinge else np.ones(1)
