@@ -19,7 +19,7 @@ from mpigd.reduction.exact import ExactReducer
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
-EPSILON = 2.0**-53  # of float64
+EPSILON = 2.0**-53  # unit roundoff of float64
 
 
 def predictors(curvature: Curvature, d: Array) -> Array:

@@ -82,12 +82,23 @@ def centred(
 
 
 def digits(statistics: Statistics, dtype: np.dtype[Any]) -> Array:
-    """Return the bits (d,) that `dtype` has for the differences between a column's values.
+    """Return the bits that a type has for the differences between a column's values.
 
-    They are counted by the column's deviation over the unit in the last place of its mean, in the
-    data's order of the columns. A constant column has all the bits that it needs, unless it is so
-    large that rounding may have made it constant: a type cannot hold all whole numbers of that
-    size.
+    They are counted by the column's deviation over the unit in the last place of its mean. A
+    constant column has all the bits that it needs, unless it is so large that rounding may have
+    made it constant: a type cannot hold all whole numbers of that size.
+
+    Parameters
+    ----------
+    statistics
+        Statistics of the columns.
+    dtype
+        The type in which the data are stored.
+
+    Returns
+    -------
+    bits : (d,) float64
+        In the data's order of the columns.
     """
     unit = np.spacing(np.abs(statistics.mean).astype(dtype)).astype(np.float64)
     constant = statistics.deviation == 0.0

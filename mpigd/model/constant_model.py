@@ -66,7 +66,17 @@ class Rows(Protocol):
 def best_constant(rows: Rows, comm: Comm) -> float:
     """Return the intercept that minimises a hinge or quantile loss alone. Collective.
 
-    If there are several, it is the smallest one.
+    Parameters
+    ----------
+    rows
+        This rank's rows.
+    comm
+        The communicator of these ranks.
+
+    Returns
+    -------
+    intercept : float
+        The smallest one if there are several.
     """
     offset = 0.0 if rows.offset is None else rows.offset
     if rows.loss.kind == "regression":
@@ -103,7 +113,22 @@ def weighted_quantile(values: Array, c: Array, level: float, n: int, comm: Comm)
 
 
 def integers(c: Array, n: int, comm: Comm) -> Array:
-    """Return weights (m,) as int64 whose sum over all n rows fits into 63 bits. Collective."""
+    """Return weights as integers whose sum over all rows fits into 63 bits. Collective.
+
+    Parameters
+    ----------
+    c : (m,) float64
+        Weights of this rank's rows.
+    n
+        The number of rows over all ranks.
+    comm
+        The communicator of these ranks.
+
+    Returns
+    -------
+    weights : (m,) int64
+        C times a power of two, rounded.
+    """
     top = np.array([np.max(c, initial=0.0)])
     comm.allreduce(top, "max")
     exponent = int(np.frexp(top[0])[1]) if top[0] > 0.0 else 0

@@ -198,7 +198,16 @@ class Gaps:
     def shrink(self, size: Array, v: Array, error: Array, free: Array) -> float:
         """Return the largest factor <= 1 for v that makes all conjugates finite.
 
-        size (p,) is an upper bound on |v|; the other parameters are those of `at`.
+        Parameters
+        ----------
+        size : (p,) float64
+            Upper bounds on |v|.
+        v : (p,) float64
+            Dual coordinates.
+        error : (p,) float64
+            By how much v may be wrong.
+        free : (p,) bool
+            Coordinates at which v is 0.
         """
         penalty = self.penalty
         open_ended = ((v - error < 0.0) & np.isinf(penalty.high)) | (
@@ -248,7 +257,7 @@ def _sums(w: Array, objective: Objective, comm: Comm) -> tuple[Array, Array, Arr
     k = objective.k if several else 2
     parts = []
     length = np.zeros_like(l)
-    for residual in r:  # not numpy's sum: for a rank with one row it adds in another order
+    for residual in r:  # not numpy's sum, whose order is another one for a rank with one row
         length += residual * residual
     squares = np.divide(length, rows.c, out=np.zeros_like(l), where=rows.c > 0.0)
     for q in range(k):

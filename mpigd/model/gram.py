@@ -1,6 +1,7 @@
 """Sums for Hessians, sum_i h_i x_i x_i' for pairs of outputs, exact, in one pass over the rows.
 
-`Outer` is for dense rows; sparse_gram.py has the same for compressed rows.
+`Outer` makes the rows dense, panel by panel; sparse_gram.py works on the entries of compressed
+rows.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ MOST, MOST_OF_ALL = 4_000_000, 16_000_000
 
 
 class Outer:
-    """Sum h_i x_i x_i' over dense rows of an objective, for some `pairs` of outputs.
+    """Sum h_i x_i x_i' over the rows of an objective, for some `pairs` of outputs.
 
-    Columns are centred and scaled as in the optimiser's coordinates. `largest` is a power of two
-    above all |h|.
+    The rows are made dense, panel by panel. Columns are centred and scaled as in the optimiser's
+    coordinates. `largest` is a power of two above all |h|.
     """
 
     def __init__(self, objective: Objective, pairs: Sequence[Pair], largest: float) -> None:
@@ -167,9 +168,18 @@ def column_reach(objective: Objective) -> Array:
 
 
 def dense_rows(X: Matrix, center: Array, scale: Array, Z: Array) -> None:
-    """Fill Z (m, p or more) with the rows of X, centred and multiplied by `scale` (p,).
+    """Write centred and scaled rows into a dense array, the intercept's column of ones included.
 
-    The intercept's column of ones is filled too.
+    Parameters
+    ----------
+    X
+        The rows (m, d), dense or compressed.
+    center : (d,) float64
+        What is subtracted from each column.
+    scale : (p,) float64
+        By which columns (and the ones) are multiplied.
+    Z : (m, p or more) float64
+        The array to fill.
     """
     if isinstance(X, CSR):
         curvature.csr_rows(X.indptr, X.indices, X.data, center, scale, Z)

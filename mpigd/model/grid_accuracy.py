@@ -79,9 +79,19 @@ def _norm(objective: Objective, half_unit: Array) -> float:
 
 
 def gradient_error(objective: Objective, reducer: Reducer) -> float | None:
-    """Return a bound on the norm of the grids' error of the gradient just summed by `reducer`.
+    """Return a bound on the norm of the grids' error of a gradient.
 
-    Returns None if the reducer's sums have no grid.
+    Parameters
+    ----------
+    objective
+        The objective of all rows.
+    reducer
+        The reducer that has just summed this gradient.
+
+    Returns
+    -------
+    error : float or None
+        In the optimiser's coordinates; None if the reducer's sums have no grid.
     """
     if not isinstance(reducer, ExactReducer):
         return None

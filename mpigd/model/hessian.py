@@ -65,7 +65,18 @@ class Curvature:
         return float(power_above(top[0]))
 
     def times(self, v: Array, factor: float) -> Array:
-        """Return the Hessian times v (k * p,), sums over rows multiplied by `factor`. One read."""
+        """Return the Hessian times a vector. One read. Collective.
+
+        Parameters
+        ----------
+        v : (k * p,) float64
+        factor
+            Multiplies the sums over rows.
+
+        Returns
+        -------
+        product : (k * p,) float64
+        """
         objective, k = self.objective, self.objective.k
         farthest = max(vector.dot(np.abs(part), self._reach) for part in v.reshape(k, -1))
         bound = float(power_above(farthest)) * self._largest
@@ -138,9 +149,18 @@ def column_squares(objective: Objective, comm: Comm) -> Array:
 
 
 def outer_of(objective: Objective, pairs: Sequence[Pair], largest: float) -> Outer | SparseOuter:
-    """Return the object that sums h x x': by entries of compressed rows or by dense rows.
+    """Return the object that sums h x x': by entries of compressed rows, or by dense rows.
 
-    It takes the cheaper of both. `largest` is a power of two above all |h|.
+    It takes the cheaper of both.
+
+    Parameters
+    ----------
+    objective
+        The objective of the rows.
+    pairs
+        The pairs of outputs whose blocks are summed.
+    largest
+        A power of two above all |h|, equal on all ranks.
     """
     split = Split.of(objective)
     return (
@@ -206,7 +226,19 @@ def groups(objective: Objective) -> list[list[Pair]]:
 
 
 def assemble(objective: Objective, blocks: Sequence[Array]) -> Array:
-    """Return the Hessian, or its diagonal blocks, from the blocks of all pairs in order."""
+    """Return the Hessian, or its diagonal blocks, from the blocks of all pairs of outputs.
+
+    Parameters
+    ----------
+    objective
+        The objective, which determines the pairs.
+    blocks
+        One (p, p) array for each pair, in the order of `groups`.
+
+    Returns
+    -------
+    H : (1, k * p, k * p) or (k, p, p) float64
+    """
     k, p = objective.k, objective.scaling.p
     if k == 1:
         return blocks[0][np.newaxis]

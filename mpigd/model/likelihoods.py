@@ -20,9 +20,21 @@ NULL_STEPS, ENOUGH, HUGE = 100, 1e-8, 1e300
 
 
 def weighting(objective: Objective, comm: Comm) -> tuple[bool, int]:
-    """Return whether all weights are whole numbers, and how many are above 0. Collective.
+    """Return how weights count. Collective.
 
-    Whole numbers count as repeated rows.
+    Parameters
+    ----------
+    objective
+        The objective of all rows.
+    comm
+        The communicator of these ranks.
+
+    Returns
+    -------
+    repeated : bool
+        Whether all weights are whole numbers, which count as repeated rows.
+    count : int
+        The number of rows with a weight that is not 0.
     """
     c = objective.rows.c
     # Without weights c is one number, broadcast.

@@ -60,7 +60,17 @@ class NullModel:
 
 
 def fit_null(objective: Objective, mean: float, comm: Comm) -> NullModel:
-    """Return the null model of an objective whose targets have this weighted mean. Collective."""
+    """Return the null model of an objective. Collective.
+
+    Parameters
+    ----------
+    objective
+        The objective of all rows.
+    mean
+        The weighted mean of its targets (of class codes, for classes).
+    comm
+        The communicator of these ranks.
+    """
     rows = _targets(objective, mean, comm)
     b = np.zeros(objective.k)
     if objective.scaling.intercept and objective.statistics.weight > 0.0:
@@ -118,7 +128,20 @@ class Targets:
         return z
 
     def gradients(self, b: Array, rows: slice) -> tuple[Array, Array]:
-        """Return per-sample gradients (k, m) and losses (m,) of some rows, at intercepts b (k,)."""
+        """Return per-sample gradients and losses of some rows.
+
+        Parameters
+        ----------
+        b : (k,) float64
+            Intercepts.
+        rows
+            A slice of m of this rank's rows.
+
+        Returns
+        -------
+        r : (k, m) float64
+        l : (m,) float64
+        """
         z, y, c = self.predictors(b, rows), self.y[rows], np.ascontiguousarray(self.c[rows])
         r, l = np.empty_like(z), np.empty(y.size)
         self.loss.kernel(z, y, c, self.parameter, r, l)

@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 MATRIX, WEIGHT, OFFSET = range(3)
 
 
-SUSPECT = 2.0**200  # smaller numbers are not what overflows
+SUSPECT = 2.0**200  # smaller numbers do not make a sum overflow
 Build = TypeVar("Build", bound=Callable[..., Any])
 
 

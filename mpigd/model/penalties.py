@@ -32,22 +32,31 @@ class Penalty(Protocol):
         """Return the nonsmooth part at w."""
 
     def add_gradient(self, w: Array, g: Array) -> None:
-        """Add the gradient of the smooth part at w to g, in place."""
+        """Add the gradient of the smooth part at w (p,) to g (p,), in place."""
 
     def add_curvature(self, v: Array, Hv: Array) -> None:
-        """Add the smooth part's Hessian times v to Hv, in place.
+        """Add the smooth part's Hessian times v (p,) to Hv (p,), in place.
 
         This Hessian is diagonal and the same at all points.
         """
 
     def prox(self, w: Array, step: float) -> None:
-        """Replace w, in place, by argmin_u |u - w|^2 / 2 + step * nonsmooth part(u)."""
+        """Replace w (p,), in place, by argmin_u |u - w|^2 / 2 + step * nonsmooth part(u)."""
 
     def subgradient(self, w: Array, g: Array) -> Array:
-        """Return the shortest subgradient (p,) of the whole objective at w (p,).
+        """Return the shortest subgradient of the whole objective.
 
-        g (p,) is the gradient of the objective's smooth part, the smooth part of the penalty
-        included.
+        Parameters
+        ----------
+        w : (p,) float64
+            Parameters.
+        g : (p,) float64
+            The gradient at w of the objective's smooth part, the smooth part of the penalty
+            included.
+
+        Returns
+        -------
+        subgradient : (p,) float64
         """
 
 

@@ -57,7 +57,19 @@ class Direction(NamedTuple):
 
 
 def margins(coef: Array, intercept: Array, objective: Objective) -> Array:
-    """Return X coef' + intercept (k, n) of this rank's rows, without offsets. One read."""
+    """Return X coef' + intercept of this rank's rows, without offsets. One read.
+
+    Parameters
+    ----------
+    coef : (k, d) float64
+    intercept : (k,) float64
+    objective
+        The objective of all rows.
+
+    Returns
+    -------
+    z : (k, n) float64
+    """
     t = np.empty((objective.k, objective.rows.X.n))
     for q in range(objective.k):
         objective.rows.X.margins(coef[q], float(intercept[q]), t[q])
@@ -65,10 +77,21 @@ def margins(coef: Array, intercept: Array, objective: Objective) -> Array:
 
 
 def signed(t: Array, objective: Objective) -> Array:
-    """Return moves (k, n) for changes t (k, n) of the margins.
+    """Return the moves of this rank's rows for changes of their margins.
 
     Positive moves raise a row's likelihood. Moves are zero for rows of weight zero, and for a row's
     own class.
+
+    Parameters
+    ----------
+    t : (k, n) float64
+        Changes of the margins.
+    objective
+        The objective of all rows.
+
+    Returns
+    -------
+    moves : (k, n) float64
     """
     y = objective.rows.y
     if objective.loss.name == "poisson":
@@ -91,7 +114,21 @@ def is_factorised(objective: Objective) -> bool:
 
 
 def newton_direction(H: Array, g: Array) -> tuple[Array, int]:
-    """Return -H^-1 g (k * p,) for H (1, k * p, k * p), and the number of replaced pivots."""
+    """Return the Newton direction -H^-1 g.
+
+    Parameters
+    ----------
+    H : (1, k * p, k * p) float64
+        The Hessian.
+    g : (k * p,) float64
+        The gradient.
+
+    Returns
+    -------
+    v : (k * p,) float64
+    replaced : int
+        The number of pivots that rounding had made useless, and that were replaced.
+    """
     U, step = H[0].copy(), np.empty_like(g)
     replaced = linalg.cholesky(U)
     linalg.solve(U, -g, step)

@@ -280,8 +280,10 @@ class Scaling:
 
     @cached_property
     def levels(self) -> Array:
-        """Which coordinates (p,) are the same number in all rows and unpenalised: the intercept, or
-        columns in its place."""
+        """Mask (p,) bool of the unpenalised coordinates whose column is the same in all rows.
+
+        These are the intercept, or columns in its place.
+        """
         used = np.append(self.inverse, [1.0] * self.intercept) > 0.0
         return np.asarray(used & (self.penalty == 0.0))
 
@@ -296,7 +298,20 @@ class Scaling:
         )
 
     def to_raw(self, w: Array, k: int) -> tuple[Array, Array]:
-        """Return (coef (k, d), intercept (k,)) for parameters w (k * p,) or (k, p)."""
+        """Return coefficients of the centred, arranged columns.
+
+        Parameters
+        ----------
+        w : (k * p,) or (k, p) float64
+            Parameters in the optimiser's coordinates.
+        k
+            The number of outputs.
+
+        Returns
+        -------
+        coef : (k, d) float64
+        intercept : (k,) float64
+        """
         coef, b = np.empty((k, self.center.size)), np.empty(k)
         vector.to_raw(
             w.reshape(-1) if w.ndim > 1 else w, self.center, self.inverse, self.intercept, coef, b
@@ -304,7 +319,20 @@ class Scaling:
         return coef, b
 
     def coefficients(self, w: Array, k: int) -> tuple[Array, Array]:
-        """Return `to_raw` for the data's own columns: in their order, without the shift."""
+        """Return coefficients of the data's own columns: in their order, without the shift.
+
+        Parameters
+        ----------
+        w : (k * p,) or (k, p) float64
+            Parameters in the optimiser's coordinates.
+        k
+            The number of outputs.
+
+        Returns
+        -------
+        coef : (k, d) float64
+        intercept : (k,) float64
+        """
         arranged, b = self.to_raw(w, k)
         if self.shift is not None:
             b -= [vector.dot(row, self.shift) for row in arranged]
@@ -315,9 +343,19 @@ class Scaling:
         return coef, b
 
     def from_raw(self, coef: Array, intercept: Array) -> Array:
-        """Return the parameters (k * p,) of coef (k, d) and intercept (k,).
+        """Return the parameters of coefficients of the data's own columns.
 
         This inverts `coefficients`, except for columns whose coefficient is held at 0.
+
+        Parameters
+        ----------
+        coef : (k, d) float64
+        intercept : (k,) float64
+
+        Returns
+        -------
+        w : (k * p,) float64
+            Parameters in the optimiser's coordinates.
         """
         scale = np.divide(
             1.0, self.inverse, out=np.zeros_like(self.inverse), where=self.inverse > 0

@@ -98,7 +98,14 @@ class Smoothed:
         return np.asarray(self._anchor - self._sign * z)
 
     def look(self, w: Array, width: float) -> Look:
-        """Evaluate at w (p,) with this width. One read of these rows.
+        """Evaluate the objective at a point. It costs one read of these rows.
+
+        Parameters
+        ----------
+        w : (p,) float64
+            Parameters in the optimiser's coordinates.
+        width
+            The width over which kinks are rounded off, in units of the margin.
 
         Raises
         ------
@@ -117,9 +124,18 @@ class Smoothed:
         return Look(w, width, value + self.penalty.value(w), g, keep[0])
 
     def again(self, w: Array, width: float, g: Array) -> Look:
-        """Return a Look at w (p,) whose gradient g (p,) is already known; its value is NaN.
+        """Return a Look at a point whose gradient is already known; its value is NaN.
 
-        Margins that are not remembered are computed again.
+        Margins that are not remembered are computed again, which costs a read.
+
+        Parameters
+        ----------
+        w : (p,) float64
+            Parameters in the optimiser's coordinates.
+        width
+            The width over which kinks are rounded off.
+        g : (p,) float64
+            The gradient of the smoothed objective at w.
         """
         return Look(w, width, math.nan, g, self.oracle.objective.margins(w)[0])
 
@@ -294,6 +310,15 @@ def smoothed(objective: Objective, quantile: float, width: float) -> Objective:
     """Return the objective of the same rows with the loss's kinks rounded off.
 
     Margins are remembered for both together.
+
+    Parameters
+    ----------
+    objective
+        An objective whose loss has kinks.
+    quantile
+        The quantile of the pinball loss; 1 for the hinge.
+    width
+        The width over which the kink is rounded off, in units of the margin.
     """
     loss = objective.loss.smoothed
     assert loss is not None, "only losses with kinks are smoothed"

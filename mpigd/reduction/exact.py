@@ -157,9 +157,18 @@ class ExactAccumulator:
         self._at: Grids | None = None  # the grids whose biases fill A, if any
 
     def start(self, grids: Grids, limits: Array, panel: int) -> None:
-        """Begin a sweep with these grids, made for these limits.
+        """Begin a sweep.
 
         `finish` leaves biases in A, so they are set only if the grids have changed.
+
+        Parameters
+        ----------
+        grids
+            The biases of the sweep.
+        limits : (2,) float64
+            Bounds on |residual| and |loss|, for which the grids were made.
+        panel
+            The number of rows between two flushes.
         """
         if self._at is not grids:
             self.grids, self.panel = grids, panel
@@ -241,7 +250,7 @@ class ExactAccumulator:
 
 
 def rounding(C: Array, n: int) -> Array:
-    """Return a bound (d,) on the error of a sum when n terms are rounded to the grid of C (d,)."""
+    """Return a bound (d,) on the error of sums of n terms each, rounded to the grid of C (d,)."""
     return np.asarray(C / (1.5 * 2.0**53) * n)
 
 

@@ -38,7 +38,7 @@ from mpigd.scoring.metrics import score
 from mpigd.scoring.prediction_files import Form, Slab, Targets, check_parquet, writing
 from mpigd.scoring.response import margins, mean_response, predicted_class
 
-if TYPE_CHECKING:  # which imports what training has no use for
+if TYPE_CHECKING:  # at run time this would import modules that training does not need
     from mpigd.tables.policies import Policies
 
 Array = np.ndarray[Any, Any]
@@ -87,7 +87,15 @@ class Evaluator:
         return self.judge(margins(self._shard.X, coef, intercept, self._shard.offset), penalty)
 
     def judge(self, z: Array, penalty: float = 0.0) -> dict[str, Any]:
-        """Return `scores` from the margins z (k, m), which are overwritten. Collective."""
+        """Return `scores` from margins. Collective.
+
+        Parameters
+        ----------
+        z : (k, m) float64
+            Margins of this rank's rows; they are overwritten.
+        penalty
+            The penalty's value.
+        """
         l = self._respond(z)
         # For generalised linear models the loss is the half deviance. Hinge, Huber and quantile
         # losses have no deviance.
@@ -223,7 +231,7 @@ def _encode(
     from mpigd.tables.encoding import Encoding
     from mpigd.tables.importer import encode_like
 
-    if not model.encoding.get("format"):  # only names of classes
+    if not model.encoding.get("format"):  # the encoding has the names of the classes alone
         raise DataError(
             f"{paths[0]} is a raw table, but the model was not trained on imported data"
         )

@@ -84,7 +84,13 @@ def _is_of(path: str, data: str) -> bool:
 def targets_of(output: str, csv: str | None, parquet: str | None) -> Targets:
     """Return the targets that the command line gives.
 
-    "" stands for the name of the HDF5 file with another ending.
+    Parameters
+    ----------
+    output
+        Path of the HDF5 file.
+    csv, parquet
+        Paths, or None for no such file; "" stands for the name of the HDF5 file with another
+        ending.
     """
     stem = os.path.splitext(output)[0]
     return Targets(
@@ -153,7 +159,19 @@ class Form:
     def of(
         model: Model, n: int, ids: np.dtype[Any] | None = None, files: tuple[str, ...] | None = None
     ) -> Form:
-        """Return the form of n rows of predictions."""
+        """Return the form of n rows of predictions.
+
+        Parameters
+        ----------
+        model
+            The model.
+        n
+            The number of rows over all ranks.
+        ids
+            Dtype of the rows' ids, or None.
+        files
+            Names of the files that rows come from, or None.
+        """
         second = SECOND.get(LOSSES[model.config.loss].kind, "probability")
         return Form(
             n, model.labels(), _stored_labels(model), second, model.coef.shape[0], ids, files
@@ -195,9 +213,16 @@ class Sink(Protocol):
 
 @contextmanager
 def writing(targets: Targets, form: Form) -> Iterator[list[Sink]]:
-    """Open the files, and yield them.
+    """Open the files, and yield a sink for each.
 
     They appear under their names when the body ends without an error.
+
+    Parameters
+    ----------
+    targets
+        The paths.
+    form
+        The columns of the predictions.
     """
     with ExitStack() as opened:
         sinks: list[Sink] = [opened.enter_context(_hdf5(targets.hdf5, form))]
@@ -232,7 +257,8 @@ class Datasets:
                 "id", hdf5.text_type(form.ids.itemsize) if form.ids.kind == "S" else form.ids
             )
         if self._names is not None:
-            self._make("file", self._names.dtype, compression="gzip")  # one name after another
+            # Long runs of rows have the same file name, so it compresses well.
+            self._make("file", self._names.dtype, compression="gzip")
             self._make("row", np.dtype(np.int64))
 
     def _make(

@@ -16,7 +16,20 @@ Array = np.ndarray[Any, Any]
 
 
 def predicted_class(loss: Loss, output: Array) -> Array:
-    """Return the positions (m,) int64 of the classes predicted for outputs (k, m)."""
+    """Return the predicted classes.
+
+    Parameters
+    ----------
+    loss
+        The model's loss.
+    output : (k, m) float64
+        Probabilities or decision values.
+
+    Returns
+    -------
+    codes : (m,) int64
+        Positions in the model's classes.
+    """
     if loss.kind == "multiclass":
         return np.asarray(output.argmax(axis=0))
     return np.asarray(output[0] > (0.5 if loss.kind == "binary" else 0.0), dtype=np.int64)
@@ -44,9 +57,19 @@ def margins(X: Matrix, coef: Array, intercept: Array, offset: Array | None) -> A
 
 
 def mean_response(loss: Loss, z: Array) -> Array:
-    """Return mean responses or probabilities (k, m) for margins z (k, m).
+    """Return the mean responses or probabilities for margins.
 
-    For losses that have neither, return the margins themselves.
+    Parameters
+    ----------
+    loss
+        The model's loss.
+    z : (k, m) float64
+        Margins.
+
+    Returns
+    -------
+    output : (k, m) float64
+        The margins themselves for losses that have neither.
     """
     if loss.mean is None:
         return z
