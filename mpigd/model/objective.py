@@ -1,8 +1,11 @@
 """The objective over distributed rows, and the oracle through which an optimiser evaluates it.
 
-The objective is F(w) = sum_i c_i loss(y_i, z_i) / sum_i c_i with linear predictors ("margins") z =
-X coef + intercept + offset. A batch of m rows estimates this whole mean: its sums are multiplied by
-n / (m * sum of all c). They are never divided by the batch's own weight.
+The objective is the weighted mean loss at linear predictors ("margins") z:
+
+    F(w) = sum_i c_i loss(y_i, z_i) / sum_i c_i,    z = X coef + intercept + offset.
+
+A batch of m rows estimates this whole mean: its sums are multiplied by n / (m * sum of all c). They
+are never divided by the batch's own weight.
 
 `Objective` holds this rank's rows, the loss and the coordinates; it sums over rows. `Oracle` is an
 objective on one batch with one reducer; its methods are what optimisers call. Methods marked

@@ -3,10 +3,10 @@
 Hinge and pinball loss are max(0, u) - (1 - quantile) u of the distance u to the kink (hinge: u = 1
 - s z, quantile 1; pinball: u = y - z). Their slope jumps at u = 0. Smoothed with a width, it rises
 linearly over |u| < width / 2 instead. That slope q(u) is a subgradient of the true loss only
-outside this interval, but it is a dual point everywhere. By convexity, for all v,
+outside this interval, but it is a dual point everywhere. By convexity
 
-    F(v) >= F(w) - gap + g . (v - w) + l2 / 2 |v - w|^2,    gap = sum_i c_i (loss(u_i) - q_i u_i) /
-    C,
+    F(v) >= F(w) - gap + g . (v - w) + l2 / 2 |v - w|^2    for all v,
+    gap = sum_i c_i (loss(u_i) - q_i u_i) / C,
 
 with g the gradient of the smoothed objective at w. Only rows near their kink, |u| < width / 2 (the
 "band"), add to the gap.
