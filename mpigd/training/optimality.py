@@ -186,7 +186,7 @@ class Optimality:
                 stored(state),
                 self._dense,
             )
-        except NumericalError:  # raised on all ranks together
+        except NumericalError:  # all ranks raise it together
             return math.inf
 
     def evaluate(self, w: Array) -> tuple[float, Array]:
@@ -219,7 +219,7 @@ class Optimality:
         polished = newton.polished(w, state)
         if polished is not None:
             before, length = float(state["value"][0]), float(state["gradient_norm"][0])
-            with contextlib.suppress(NumericalError):  # raised on all ranks together
+            with contextlib.suppress(NumericalError):  # all ranks raise it together
                 value, g = self.evaluate(polished)
                 if value <= before + HARMLESS * abs(before) and norm(g, vector.dot) <= length:
                     return polished, value, g

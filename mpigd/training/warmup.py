@@ -44,7 +44,7 @@ ALONE = dict(
 
 # Rows from which second-order optimisers can take samples, and steps within which they reach
 # their Hessian-vector products.
-MANY, STEPS = (400, 3)
+MANY, STEPS = 400, 3
 
 # What `auto` chooses depends on the number of rows. Newton's method with samples runs all kernels
 # of these optimisers.

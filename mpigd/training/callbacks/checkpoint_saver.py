@@ -187,7 +187,7 @@ class Saver(Callback):
         return error
 
     def rescue(self, step: int) -> str:
-        """Save the parameters with which the run cannot go on, and report the result. Collective."""
+        """Save the parameters with which the run cannot go on; return a note on it. Collective."""
         try:
             self.finish()
         except StorageError as error:  # the note accompanies a worse error

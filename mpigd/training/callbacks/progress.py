@@ -141,8 +141,8 @@ class Progress:
         ----------
         summary : mapping with `objective`, `gradient_norm`, `stop_reason`, `epochs`, `steps`,
             `reads`, `seconds`, `rows_per_second`, `time` (mean seconds per part: load, compute,
-            wait, ...) and `ranks` (a list with each rank's seconds per part). Missing values are not
-            shown.
+            wait, ...) and `ranks` (a list with each rank's seconds per part). Missing values are
+            not shown.
         """
         for line in closing(summary):
             self.note(line)
