@@ -30,10 +30,13 @@ class Accelerated:
 
     Parameters
     ----------
-    curvature : bound on the Hessian's largest eigenvalue.
-    backtrack : take `curvature` only as a first guess. It is raised until the quadratic model at
-        each point bounds the smooth part there (one more evaluation per step), and falls slowly.
-    name : value of the option --optimizer.
+    curvature : float
+        Bound on the Hessian's largest eigenvalue.
+    backtrack : bool
+        Take `curvature` only as a first guess. It is raised until the quadratic model at each point
+        bounds the smooth part there (one more evaluation per step), and falls slowly.
+    name : str
+        Value of the option --optimizer.
     """
 
     curvature: float

@@ -52,15 +52,21 @@ class Optimizer(Protocol):
 
         Parameters
         ----------
-        w : parameters (p,).
-        state : state after the step before.
-        oracle : objective without its penalty, on the rows of this step.
-        penalty : penalty on the parameters.
-        dot : inner product of two vectors (p,), in a fixed order of summation.
+        w : array (p,) of float64
+            Parameters.
+        state : State
+            State after the step before.
+        oracle : OracleLike
+            Objective without its penalty, on the rows of this step.
+        penalty : Penalty
+            Penalty on the parameters.
+        dot : Dot
+            Inner product of two vectors (p,), in a fixed order of summation.
 
         Returns
         -------
-        The parameters (p,) and the state after the step.
+        tuple (array, State)
+            The parameters (p,) and the state after the step.
         """
 
 
@@ -69,13 +75,17 @@ def evaluate(w: Array, oracle: OracleLike, penalty: Penalty) -> tuple[float, Arr
 
     Parameters
     ----------
-    w : parameters (p,).
-    oracle : objective without its penalty.
-    penalty : penalty on the parameters.
+    w : array (p,) of float64
+        Parameters.
+    oracle : OracleLike
+        Objective without its penalty.
+    penalty : Penalty
+        Penalty on the parameters.
 
     Returns
     -------
-    The value, with the rough part of the penalty, and the gradient (p,), without it.
+    tuple (float, array)
+        The value, with the rough part of the penalty, and the gradient (p,), without it.
     """
     value, g = oracle.value_and_gradient(w)
     penalty.add_gradient(w, g)
@@ -87,8 +97,10 @@ def fresh(*names: str, like: Array) -> State:
 
     Parameters
     ----------
-    names : names of further arrays.
-    like : array whose shape and dtype these have.
+    *names : str
+        Names of further arrays.
+    like : array
+        Array whose shape and dtype these have.
     """
     scalars = {name: np.zeros(1) for name in ("step", "value", "gradient_norm")}
     return scalars | {name: np.zeros_like(like) for name in names}
@@ -99,9 +111,12 @@ def advance(state: State, value: float, norm: float) -> State:
 
     Parameters
     ----------
-    state : state before the step.
-    value : objective at the step.
-    norm : norm of the gradient there.
+    state : State
+        State before the step.
+    value : float
+        Objective at the step.
+    norm : float
+        Norm of the gradient there.
     """
     numbers = np.array((state["step"].item() + 1.0, value, norm))
     after = {"step": numbers[:1], "value": numbers[1:2], "gradient_norm": numbers[2:]}
@@ -120,9 +135,12 @@ def clip(g: Array, length: float, longest: float | None) -> None:
 
     Parameters
     ----------
-    g : gradient (p,).
-    length : its norm.
-    longest : the largest norm to keep; None keeps any.
+    g : array (p,) of float64
+        Gradient.
+    length : float
+        Its norm.
+    longest : float or None
+        The largest norm to keep; None keeps any.
     """
     if longest is not None and length > longest:
         g *= longest / length

@@ -37,17 +37,24 @@ def minimise(
 
     Parameters
     ----------
-    evaluate : returns the mean value of the objectives and their gradients (k, p) at W (k, p).
-    W : initial parameters (k, p), changed in place.
-    pairs : L-BFGS pairs of each objective, changed in place.
-    solve : applies the initial inverse Hessian to a vector (p,); None: a multiple of the identity.
-    tol : tolerance on the decrease g'Hg / 2 that the model of each objective predicts, relative to
+    evaluate : Evaluate
+        Returns the mean value of the objectives and their gradients (k, p) at W (k, p).
+    W : array (k, p) of float64
+        Initial parameters, changed in place.
+    pairs : list of Pairs
+        L-BFGS pairs of each objective, changed in place.
+    solve : callable or None
+        Applies the initial inverse Hessian to a vector (p,); None: a multiple of the identity.
+    tol : float
+        Tolerance on the decrease g'Hg / 2 that the model of each objective predicts, relative to
         the mean value.
-    dot : inner product.
+    dot : Dot
+        Inner product.
 
     Returns
     -------
-    The parameters (k, p), and whether all objectives reached the tolerance.
+    tuple (array, bool)
+        The parameters (k, p), and whether all objectives reached the tolerance.
     """
     k = W.shape[0]
     value, G = evaluate(W)

@@ -19,9 +19,12 @@ class Basis:
 
     Parameters
     ----------
-    index : parameters (m,) that stand for other directions.
-    vectors : these directions (m, p).
-    dependent : 1 for columns without a remainder, else 0 (p,).
+    index : array (m,) of int64
+        Parameters that stand for other directions.
+    vectors : array (m, p) of float64
+        These directions.
+    dependent : array (p,) of float64
+        1 for columns without a remainder, else 0.
     """
 
     index: Array

@@ -50,16 +50,22 @@ def factorise(H: Array, w: Array, oracle: Curved, penalty: Penalty, basis: Basis
 
     Parameters
     ----------
-    H : Hessian (1, p, p), or its diagonal blocks (k, p, p), the penalty's included.
-    w : parameters (p,).
-    oracle : objective of which H is the Hessian.
-    penalty : penalty on the parameters.
-    basis : basis of an earlier Hessian of the same rows, to start from.
+    H : array (1, p, p) or (k, p / k, p / k) of float64
+        Hessian, or its diagonal blocks, the penalty's included.
+    w : array (p,) of float64
+        Parameters.
+    oracle : Curved
+        Objective of which H is the Hessian.
+    penalty : Penalty
+        Penalty on the parameters.
+    basis : Basis
+        Basis of an earlier Hessian of the same rows, to start from.
 
     Returns
     -------
-    The preconditioner. It is not `trusted` if more than MAX_VECTORS columns have a remainder, or
-    the factor is not finite.
+    Preconditioner
+        It is not `trusted` if more than MAX_VECTORS columns have a remainder,
+        or the factor is not finite.
     """
     if H.shape[0] > 1:
         return Preconditioner(factors(H))

@@ -32,18 +32,26 @@ def conjugate_gradients(
 
     Parameters
     ----------
-    g : gradient (p,).
-    M : preconditioner.
-    oracle : convex objective without its penalty, whose Hessian is H.
-    penalty : its curvature is added to H.
-    dot : inner product.
-    rtol : relative tolerance on the residual.
-    most : the most products.
+    g : array (p,) of float64
+        Gradient.
+    M : Preconditioner
+        Approximates the Hessian.
+    oracle : Curved
+        Convex objective without its penalty, whose Hessian is H.
+    penalty : Penalty
+        Its curvature is added to H.
+    dot : Dot
+        Inner product.
+    rtol : float
+        Relative tolerance on the residual.
+    most : int
+        The most products.
 
     Returns
     -------
-    The step (p,), the least eigenvalue of M^-1 H that was seen (a Ritz value), and the number of
-    products.
+    tuple (array, float, int)
+        The step (p,), the least eigenvalue of M^-1 H that was seen (a Ritz value), and the number
+        of products.
 
     References
     ----------

@@ -22,8 +22,10 @@ class FirstOrder:
 
     Parameters
     ----------
-    rate : learning rate as a function of the step.
-    longest : largest norm of the gradient; a longer one is clipped to it. None: no clipping.
+    rate : Rate
+        Learning rate as a function of the step.
+    longest : float or None
+        Largest norm of the gradient; a longer one is clipped to it. None: no clipping.
     """
 
     rate: Rate

@@ -48,8 +48,10 @@ class LBFGS:
 
     Parameters
     ----------
-    memory : number of pairs to keep.
-    first : length of the first step over that of the gradient, about the inverse of the objective's
+    memory : int
+        Number of pairs to keep.
+    first : float
+        Length of the first step over that of the gradient, about the inverse of the objective's
         curvature.
     """
 
@@ -113,9 +115,12 @@ def search(along: Callable[[float], Trial], start: Trial, first: float) -> Trial
 
     Parameters
     ----------
-    along : evaluates the objective at a step length.
-    start : trial at step length 0.
-    first : step length to try first.
+    along : callable
+        Evaluates the objective at a step length.
+    start : Trial
+        Trial at step length 0.
+    first : float
+        Step length to try first.
     """
     low, a = start, first
     for _ in range(TRIALS):

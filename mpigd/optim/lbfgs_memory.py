@@ -38,10 +38,13 @@ class Pairs:
 
         Parameters
         ----------
-        g : gradient (p,).
-        solve : applies the initial inverse Hessian; by default a multiple of the identity, from the
+        g : array (p,) of float64
+            Gradient.
+        solve : callable or None
+            Applies the initial inverse Hessian; by default a multiple of the identity, from the
             last pair.
-        dot : inner product.
+        dot : Dot
+            Inner product.
 
         References
         ----------
@@ -75,8 +78,10 @@ def stored(state: State, memory: int = 10) -> Pairs:
 
     Parameters
     ----------
-    state : state of an optimiser.
-    memory : number of pairs to keep.
+    state : State
+        State of an optimiser.
+    memory : int
+        Number of pairs to keep.
     """
     count = sum(name.startswith("move") for name in state)
     moves, changes = ([state[f"{name}{i}"] for i in range(count)] for name in ("move", "change"))

@@ -19,9 +19,12 @@ class Then:
 
     Parameters
     ----------
-    first : L-BFGS.
-    last : Newton's method.
-    budget : the most steps of `first`.
+    first : LBFGS
+        The method to begin with.
+    last : Newton
+        The method that takes over.
+    budget : int
+        The most steps of `first`.
     """
 
     first: LBFGS

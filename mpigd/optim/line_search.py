@@ -39,16 +39,23 @@ def best_length(
 
     Parameters
     ----------
-    w : parameters (p,).
-    s : step (p,).
-    g : gradient (p,) of loss and smooth penalty at w.
-    oracle : objective without its penalty.
-    penalty : smooth penalty.
-    dot : inner product.
+    w : array (p,) of float64
+        Parameters.
+    s : array (p,) of float64
+        Step.
+    g : array (p,) of float64
+        Gradient of loss and smooth penalty at w.
+    oracle : LineOracle
+        Objective without its penalty.
+    penalty : Penalty
+        Smooth penalty.
+    dot : Dot
+        Inner product.
 
     Returns
     -------
-    The length t, 0 if the objective does not fall along s.
+    float
+        The length t, 0 if the objective does not fall along s.
     """
     first = dot(g, s)
     if not first < 0.0:

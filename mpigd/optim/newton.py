@@ -52,15 +52,21 @@ class Newton:
 
     Parameters
     ----------
-    samples : sizes of the samples, ascending, on which the first step descends, each from the
-        optimum of the one before; the last one gives the preconditioner.
-    start_value : objective at the starting point. The point found on samples must be below it. None
-        keeps the starting point.
-    whole : whether `hessian` of an oracle is the whole Hessian, not its diagonal blocks alone.
-    direct : whether all steps use the Hessian of all rows.
-    dense : False if the p^2 numbers of a Hessian are too many. Its diagonal then preconditions,
-        with the pairs that conjugate gradients have learned.
-    name : value of the option --optimizer.
+    samples : tuple of int
+        Sizes of the samples, ascending, on which the first step descends, each from the optimum of
+        the one before; the last one gives the preconditioner.
+    start_value : float or None
+        Objective at the starting point. The point found on samples must be below it. None keeps the
+        starting point.
+    whole : bool
+        Whether `hessian` of an oracle is the whole Hessian, not its diagonal blocks alone.
+    direct : bool
+        Whether all steps use the Hessian of all rows.
+    dense : bool
+        False if the p^2 numbers of a Hessian are too many. Its diagonal then preconditions, with
+        the pairs that conjugate gradients have learned.
+    name : str
+        Value of the option --optimizer.
     """
 
     samples: tuple[int, ...]

@@ -37,18 +37,27 @@ def newton_decrement(
 
     Parameters
     ----------
-    w : parameters (p,).
-    g : gradient (p,) of objective plus smooth penalty at w.
-    oracle : objective without its penalty.
-    penalty : smooth penalty.
-    dot : inner product.
-    n : number of rows.
-    pairs : pairs of an L-BFGS.
-    dense : whether a Hessian has room.
+    w : array (p,) of float64
+        Parameters.
+    g : array (p,) of float64
+        Gradient of objective plus smooth penalty at w.
+    oracle : SecondOrderOracle
+        Objective without its penalty.
+    penalty : Penalty
+        Smooth penalty.
+    dot : Dot
+        Inner product.
+    n : int
+        Number of rows.
+    pairs : Pairs
+        Pairs of an L-BFGS.
+    dense : bool
+        Whether there is room for a Hessian.
 
     Returns
     -------
-    The decrement, infinite if it cannot be computed.
+    float
+        The decrement, infinite if it cannot be computed.
 
     References
     ----------

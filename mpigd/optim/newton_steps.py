@@ -70,10 +70,14 @@ def stand(w: Array, oracle: SecondOrderOracle, penalty: Penalty, direct: bool) -
 
     Parameters
     ----------
-    w : parameters (p,).
-    oracle : objective without its penalty.
-    penalty : smooth penalty.
-    direct : whether the point gets its Hessian.
+    w : array (p,) of float64
+        Parameters.
+    oracle : SecondOrderOracle
+        Objective without its penalty.
+    penalty : Penalty
+        Smooth penalty.
+    direct : bool
+        Whether the point gets its Hessian.
     """
     if not direct:
         return Point(w, *evaluate(w, oracle, penalty))
@@ -89,16 +93,24 @@ def move(
 
     Parameters
     ----------
-    point : where the step begins.
-    s : step (p,).
-    oracle : objective without its penalty.
-    penalty : smooth penalty.
-    dot : inner product.
-    direct : whether the new point gets its Hessian.
+    point : Point
+        Where the step begins.
+    s : array (p,) of float64
+        Step.
+    oracle : SecondOrderOracle
+        Objective without its penalty.
+    penalty : Penalty
+        Smooth penalty.
+    dot : Dot
+        Inner product.
+    direct : bool
+        Whether the new point gets its Hessian.
 
     Returns
     -------
-    The new point and the length of the step in units of s; `point` itself if no length leads down.
+    tuple (Point, float)
+        The new point and the length of the step in units of s; `point` itself if no length leads
+        down.
     """
     slope = dot(point.g, s)
     if not slope < 0.0:

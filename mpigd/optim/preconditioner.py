@@ -29,13 +29,17 @@ class Preconditioner:
 
     Parameters
     ----------
-    U : upper triangular factors (k, p / k, p / k) of k diagonal blocks, M = U'U; or the square
-        roots (p,) of a diagonal M.
-    pairs : products of an earlier step's conjugate gradients. They improve a diagonal as they
-        improve L-BFGS, and `learned` collects those of this step.
-    dot : inner product.
-    basis : basis of the parameters for which the factor is.
-    trusted : whether replaced pivots hide no curvature.
+    U : array (k, p / k, p / k) or (p,) of float64
+        Upper triangular factors of k diagonal blocks, M = U'U; or the square roots of a diagonal M.
+    pairs : Pairs or None
+        Products of an earlier step's conjugate gradients. They improve a diagonal as they improve
+        L-BFGS, and `learned` collects those of this step.
+    dot : Dot
+        Inner product.
+    basis : Basis or None
+        Basis of the parameters in which M is factorised; None: the standard basis.
+    trusted : bool
+        Whether replaced pivots hide no curvature.
 
     References
     ----------
@@ -98,8 +102,10 @@ def roots(oracle: Curved, penalty: Penalty) -> Array:
 
     Parameters
     ----------
-    oracle : gives the diagonal at the point where it looks.
-    penalty : its curvature is included.
+    oracle : Curved
+        Gives the diagonal at the point where it looks.
+    penalty : Penalty
+        Its curvature is included.
     """
     diagonal = oracle.hessian_diagonal()
     diagonal += ridge(penalty, diagonal.size)
@@ -111,9 +117,12 @@ def with_penalty(H: Array, penalty: Penalty, size: int) -> Array:
 
     Parameters
     ----------
-    H : Hessian (1, p, p), or its diagonal blocks (k, p / k, p / k).
-    penalty : penalty on the parameters.
-    size : number of parameters p.
+    H : array (1, p, p) or (k, p / k, p / k) of float64
+        Hessian, or its diagonal blocks.
+    penalty : Penalty
+        Penalty on the parameters.
+    size : int
+        Number of parameters p.
     """
     for block, diagonal in zip(H, ridge(penalty, size).reshape(H.shape[0], -1), strict=True):
         block[np.diag_indices_from(block)] += diagonal

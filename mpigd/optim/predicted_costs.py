@@ -45,13 +45,19 @@ class Shape:
 
     Parameters
     ----------
-    n : rows.
-    p : parameters of each output.
-    k : outputs.
-    entries : stored entries of a row; None for dense rows.
-    wide : number of columns that are common enough to be treated as dense ones in a Hessian of
+    n : int
+        Rows.
+    p : int
+        Parameters of each output.
+    k : int
+        Outputs.
+    entries : float or None
+        Stored entries of a row; None for dense rows.
+    wide : int
+        Number of columns that are common enough to be treated as dense ones in a Hessian of
         compressed rows.
-    samples : sizes of the samples of rows that say enough about all rows, ascending.
+    samples : tuple of int
+        Sizes of the samples of rows that say enough about all rows, ascending.
     """
 
     n: int

@@ -84,10 +84,14 @@ class ProximalNewton:
 
     Parameters
     ----------
-    k : number of outputs.
-    intercept : whether the last parameter of each output is an intercept.
-    samples : sizes of the samples, ascending, on which the first step descends.
-    largest : the most numbers that a Hessian may have.
+    k : int
+        Number of outputs.
+    intercept : bool
+        Whether the last parameter of each output is an intercept.
+    samples : tuple of int
+        Sizes of the samples, ascending, on which the first step descends.
+    largest : int
+        The most numbers that a Hessian may have.
     """
 
     k: int
@@ -178,13 +182,16 @@ class ProximalNewton:
 
         Parameters
         ----------
-        point : parameters (k * p,) and gradient.
-        net : penalty.
+        point : Point
+            Parameters (k * p,) and gradient.
+        net : ElasticNet
+            Penalty.
 
         Returns
         -------
-        Numbers of columns. None stands for all columns, or means that a Hessian has no room for new
-        ones.
+        array or None
+            Numbers of columns. None stands for all columns, or means that a Hessian has no room for
+            new ones.
         """
         k, d = self.k, point.w.size // self.k - self.intercept
         W = point.w.reshape(k, -1)[:, :d]
@@ -227,14 +234,19 @@ def newton_step(point: Point, oracle: ColumnOracle, net: ElasticNet, dot: Dot) -
 
     Parameters
     ----------
-    point : parameters (k * m,), objective and gradient there.
-    oracle : objective without its penalty.
-    net : penalty on these parameters.
-    dot : inner product.
+    point : Point
+        Parameters (k * m,), objective and gradient there.
+    oracle : ColumnOracle
+        Objective without its penalty.
+    net : ElasticNet
+        Penalty on these parameters.
+    dot : Dot
+        Inner product.
 
     Returns
     -------
-    The new point; `flat` is set if no decrease is left.
+    Point
+        The new point; `flat` is set if no decrease is left.
     """
     oracle.look_at(point.w)
     H = oracle.hessian()

@@ -42,11 +42,16 @@ def minimize(
 
     Parameters
     ----------
-    H : symmetric matrix (p, p).
-    g, w : vectors (p,).
-    penalty : its rough part is l1 and bounds.
-    dot : inner product.
-    tolerance : length of the shortest subgradient to reach, relative to that at w.
+    H : array (p, p) of float64
+        Symmetric matrix.
+    g, w : array (p,) of float64
+        Vectors.
+    penalty : ElasticNet
+        Its rough part is l1 and bounds.
+    dot : Dot
+        Inner product.
+    tolerance : float
+        Length of the shortest subgradient to reach, relative to that at w.
     """
     u, s, face = w.copy(), g.copy(), Face(H)
     first = left = norm(penalty.subgradient(u, s), dot)

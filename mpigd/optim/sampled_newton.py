@@ -42,11 +42,16 @@ class Pulled:
 
     Parameters
     ----------
-    penalty : the penalty itself.
-    center : point of the pull (p,).
-    strength : curvature of the pull (p,).
-    columns : part of the strength (p,) for columns whose numbers are small in the sample.
-    smooth : always true.
+    penalty : Penalty
+        The penalty itself.
+    center : array (p,) of float64
+        Point of the pull.
+    strength : array (p,) of float64
+        Curvature of the pull.
+    columns : array (p,) of float64
+        Part of the strength for columns whose numbers are small in the sample.
+    smooth : bool
+        Always true.
     """
 
     penalty: Penalty
@@ -96,10 +101,14 @@ def pull(penalty: Penalty, w: Array, part: SecondOrderOracle, m: int) -> Pulled:
 
     Parameters
     ----------
-    penalty : smooth penalty.
-    w : parameters (p,).
-    part : oracle of the sample.
-    m : rows of the sample.
+    penalty : Penalty
+        Smooth penalty.
+    w : array (p,) of float64
+        Parameters.
+    part : SecondOrderOracle
+        Oracle of the sample.
+    m : int
+        Rows of the sample.
     """
     part.look_at(w)
     diagonal, squares = part.hessian_diagonal(), part.column_squares()
@@ -114,8 +123,10 @@ class SampleDescent:
 
     Parameters
     ----------
-    sizes : sizes of the samples, ascending.
-    dense, whole : as in Newton.
+    sizes : sequence of int
+        Sizes of the samples, ascending.
+    dense, whole : bool
+        As in Newton.
     """
 
     sizes: Sequence[int]
@@ -129,16 +140,23 @@ class SampleDescent:
 
         Parameters
         ----------
-        w : starting point (p,).
-        value : objective of all rows there.
-        oracle : objective of all rows without its penalty.
-        penalty : smooth penalty.
-        dot : inner product.
+        w : array (p,) of float64
+            Starting point.
+        value : float
+            Objective of all rows there.
+        oracle : SecondOrderOracle
+            Objective of all rows without its penalty.
+        penalty : Penalty
+            Smooth penalty.
+        dot : Dot
+            Inner product.
 
         Returns
         -------
-        The point; the factorised Hessian of the last sample, if `dense`; and whether the samples'
-        result is downhill for all rows. If it is not, the point is the best one on the way there.
+        tuple (Point, Preconditioner or None, bool)
+            The point; the factorised Hessian of the last sample, if `dense`; and whether the
+            samples' result is downhill for all rows. If it is not, the point is the best one on the
+            way there.
         """
         there, M = w, None
         for m in self.sizes:

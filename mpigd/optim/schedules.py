@@ -22,11 +22,16 @@ class Rate:
 
     Parameters
     ----------
-    base : learning rate without warm-up and schedule.
-    schedule : one of SCHEDULES.
-    warmup : steps over which the rate rises linearly.
-    total : steps of the run.
-    epoch : steps of an epoch.
+    base : float
+        Learning rate without warm-up and schedule.
+    schedule : str
+        One of SCHEDULES.
+    warmup : int
+        Steps over which the rate rises linearly.
+    total : int
+        Steps of the run.
+    epoch : int
+        Steps of an epoch.
     """
 
     base: float

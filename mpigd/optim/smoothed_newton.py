@@ -73,9 +73,12 @@ class SmoothedNewton:
 
     Parameters
     ----------
-    unit : first width, in units of the linear predictors.
-    samples : sizes of the samples, ascending, on which the first step descends.
-    dense : False if a Hessian has too many elements; conjugate gradients are used instead.
+    unit : float
+        First width, in units of the linear predictors.
+    samples : tuple of int
+        Sizes of the samples, ascending, on which the first step descends.
+    dense : bool
+        False if a Hessian has too many elements; conjugate gradients are used instead.
     """
 
     unit: float
@@ -200,10 +203,14 @@ class Solver:
 
     Parameters
     ----------
-    dot : inner product.
-    dense : whether a Hessian has room.
-    reach : assumed bound on the distance of the optimum in any parameter.
-    value : size of the objective.
+    dot : Dot
+        Inner product.
+    dense : bool
+        Whether there is room for a Hessian.
+    reach : float
+        Assumed bound on the distance of the optimum in any parameter.
+    value : float
+        Size of the objective.
     """
 
     dot: Dot
@@ -216,9 +223,12 @@ class Solver:
 
         Parameters
         ----------
-        of : smoothed objective.
-        look : point to start from, with what is known there.
-        width : width of the minimum, at most that of `look`.
+        of : Smoothed
+            Smoothed objective.
+        look : Look
+            Point to start from, with what is known there.
+        width : float
+            Width of the minimum, at most that of `look`.
         """
         before = math.inf
         for _ in range(INNER):
@@ -248,13 +258,18 @@ class Solver:
 
         Parameters
         ----------
-        of : smoothed objective of all rows.
-        look : point on all rows before.
-        found : point found on the rows near their kinks.
+        of : Smoothed
+            Smoothed objective of all rows.
+        look : Look
+            Point on all rows before.
+        found : Look
+            Point found on the rows near their kinks.
 
         Returns
         -------
-        The point found, or if that is too far, a point on the way there, which is always downhill.
+        Look
+            The point found, or if that is too far, a point on the way there, which is always
+            downhill.
         """
         there = of.look(found.w, found.width)
         line, d = of.line(look, there), found.w - look.w

@@ -45,8 +45,10 @@ def loss_curvature(objective: Objective, mean_response: float) -> float:
 
     Parameters
     ----------
-    objective : mean loss over all rows.
-    mean_response : weighted mean of y.
+    objective : Objective
+        Mean loss over all rows.
+    mean_response : float
+        Weighted mean of y.
     """
     bound = objective.loss.curvature
     if bound is not None:
@@ -61,9 +63,12 @@ def heaviest_row(objective: Objective, batch: Batch, comm: Comm) -> float:
 
     Parameters
     ----------
-    objective : mean loss over all n rows.
-    batch : rows to look at.
-    comm : communicator of all ranks.
+    objective : Objective
+        Mean loss over all n rows.
+    batch : Batch
+        Rows to look at.
+    comm : Comm
+        Communicator of all ranks.
     """
     scaling, statistics = objective.scaling, objective.statistics
     X = objective.rows.X.rows(batch.rows)
@@ -84,10 +89,14 @@ def full_curvature(objective: Objective, reducer: Reducer, bend: float, ridge: f
 
     Parameters
     ----------
-    objective : mean loss over all rows.
-    reducer : sums over rows and ranks.
-    bend : bound on the curvature of the loss.
-    ridge : bound on the curvature of the penalty.
+    objective : Objective
+        Mean loss over all rows.
+    reducer : Reducer
+        Sums over rows and ranks.
+    bend : float
+        Bound on the curvature of the loss.
+    ridge : float
+        Bound on the curvature of the penalty.
     """
     everything = Batch(slice(None), objective.n, 0, 0, True)
     value = bend * largest_eigenvalue(objective.on(everything, reducer)) + ridge
@@ -101,12 +110,18 @@ def batch_curvature(
 
     Parameters
     ----------
-    objective : mean loss over all rows.
-    reducer : sums over rows and ranks.
-    sample : rows from which it is estimated.
-    size : rows of a mini-batch.
-    bend : bound on the curvature of the loss.
-    ridge : bound on the curvature of the penalty.
+    objective : Objective
+        Mean loss over all rows.
+    reducer : Reducer
+        Sums over rows and ranks.
+    sample : Batch
+        Rows from which it is estimated.
+    size : int
+        Rows of a mini-batch.
+    bend : float
+        Bound on the curvature of the loss.
+    ridge : float
+        Bound on the curvature of the penalty.
 
     References
     ----------

@@ -68,9 +68,12 @@ class Hybrid:
 
     Parameters
     ----------
-    first : optimiser on mini-batches.
-    size : rows of a mini-batch.
-    then : L-BFGS.
+    first : FirstOrder
+        Optimiser on mini-batches.
+    size : int
+        Rows of a mini-batch.
+    then : LBFGS
+        Optimiser on all rows.
     """
 
     first: FirstOrder

@@ -39,12 +39,17 @@ class Checkpoint:
 
     Parameters
     ----------
-    step : number of the next step to take.
-    w : parameters (k * p,).
-    parts : named arrays of each part of the run that has a state.
-    config : options of the run.
-    notes : JSON values: the history, the reason if the run has come to its end, and the
-        fingerprints of the data.
+    step : int
+        Number of the next step to take.
+    w : array (k * p,) of float64
+        Parameters.
+    parts : dict
+        Named arrays of each part of the run that has a state.
+    config : Config
+        Options of the run.
+    notes : dict
+        JSON values: the history, the reason if the run has come to its end, and the fingerprints of
+        the data.
     """
 
     step: int
@@ -71,12 +76,15 @@ class Checkpoint:
 
         Parameters
         ----------
-        folder : where checkpoints are saved; made if need be.
-        epoch : number of this rank's world, if the other ranks may go on without this rank.
+        folder : str
+            Where checkpoints are saved; made if need be.
+        epoch : int or None
+            `Comm.epoch` if the other ranks may go on without this rank, else None.
 
         Returns
         -------
-        The path of the file.
+        str
+            The path of the file.
 
         Raises
         ------
@@ -135,8 +143,10 @@ def fence(folder: str, epoch: int) -> None:
 
     Parameters
     ----------
-    folder : where checkpoints are saved.
-    epoch : number of this rank's world.
+    folder : str
+        Where checkpoints are saved.
+    epoch : int
+        `Comm.epoch` of this rank: how often the run has continued after rank failures.
     """
     with suppress(OSError):
         later = re.search(
@@ -153,8 +163,10 @@ def prune(folder: str, first: int) -> None:
 
     Parameters
     ----------
-    folder : where checkpoints are saved.
-    first : the earliest step whose checkpoint is kept.
+    folder : str
+        Where checkpoints are saved.
+    first : int
+        The earliest step whose checkpoint is kept.
 
     Raises
     ------
@@ -222,11 +234,16 @@ def resume(
 
     Parameters
     ----------
-    config : options of this run.
-    fingerprint : identifies the training data.
-    comm : communicator of all ranks of the run.
-    warn : shows a warning.
-    validation : fingerprint of the validation data, "" if there are none.
+    config : Config
+        Options of this run.
+    fingerprint : str
+        Identifies the training data.
+    comm : Comm
+        Communicator of all ranks of the run.
+    warn : callable
+        Shows a warning.
+    validation : str
+        Fingerprint of the validation data, "" if there are none.
 
     Raises
     ------

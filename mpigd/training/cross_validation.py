@@ -56,16 +56,26 @@ class CrossValidation:
 
     Parameters
     ----------
-    l2 : penalties (m,), descending.
-    metric : name of the score.
-    scores : scores (m, k) for each penalty and fold.
-    mean : means of the scores (m,).
-    error : standard errors of the means (m,).
-    best : index of the least mean.
-    one_se : index of the largest penalty whose mean is within a standard error of the least mean.
-    chosen : index of the penalty with which the model is trained.
-    reads : passes over the data for the comparison.
-    model : model with the chosen penalty, trained on all rows.
+    l2 : list of float
+        Penalties (m,), descending.
+    metric : str
+        Name of the score.
+    scores : list of list of float
+        Scores (m, k) for each penalty and fold.
+    mean : list of float
+        Means of the scores (m,).
+    error : list of float
+        Standard errors of the means (m,).
+    best : int
+        Index of the least mean.
+    one_se : int
+        Index of the largest penalty whose mean is within a standard error of the least mean.
+    chosen : int
+        Index of the penalty with which the model is trained.
+    reads : float
+        Passes over the data for the comparison.
+    model : Model
+        Model with the chosen penalty, trained on all rows.
     """
 
     l2: list[float]
@@ -122,9 +132,12 @@ def check(config: Config, folds: int, choose: str) -> None:
 
     Parameters
     ----------
-    config : options of the run.
-    folds : number of folds.
-    choose : "best" or "one-se".
+    config : Config
+        Options of the run.
+    folds : int
+        Number of folds.
+    choose : str
+        "best" or "one-se".
     """
     loss = LOSSES[config.loss]
     if not loss.smooth or loss.kind == "multiclass":
@@ -159,14 +172,21 @@ def cross_validate(
 
     Parameters
     ----------
-    data : path or paths of the HDF5 files, or this rank's rows as a `Shard`.
-    config : options of the run; its l2 is not used.
-    l2 : penalties, descending.
-    folds : number of folds.
-    choose : "best" takes the penalty of the least mean score; "one-se" takes the largest penalty
-        within a standard error of it.
-    comm : communicator of all ranks of the run.
-    progress : shows messages.
+    data : str or sequence of str or Shard
+        Path or paths of the HDF5 files, or this rank's rows as a `Shard`.
+    config : Config
+        Options of the run; its l2 is not used.
+    l2 : sequence of float
+        Penalties, descending.
+    folds : int
+        Number of folds.
+    choose : str
+        "best" takes the penalty of the least mean score; "one-se" takes the largest penalty within
+        a standard error of it.
+    comm : Comm
+        Communicator of all ranks of the run.
+    progress : Progress
+        Shows messages.
 
     Raises
     ------
@@ -218,11 +238,16 @@ def path(
 
     Parameters
     ----------
-    problem : the problem on all rows.
-    config : options of the run.
-    l2 : penalties, descending.
-    k : number of folds.
-    comm : communicator of all ranks of the run.
+    problem : Problem
+        The problem on all rows.
+    config : Config
+        Options of the run.
+    l2 : sequence of float
+        Penalties, descending.
+    k : int
+        Number of folds.
+    comm : Comm
+        Communicator of all ranks of the run.
 
     Raises
     ------

@@ -37,16 +37,24 @@ def explained(
 
     Parameters
     ----------
-    error : the error that all ranks met.
-    step : number of steps completed before it.
-    w : parameters (k * p,) at which it was met.
-    schedule : yields the batch of the failed step.
-    problem, config, comm : those of the run.
-    saver : saves the parameters; None if the run has no checkpoints.
+    error : NumericalError
+        The error that all ranks met.
+    step : int
+        Number of steps completed before it.
+    w : array (k * p,) of float64
+        Parameters at which it was met.
+    schedule : Schedule
+        Yields the batch of the failed step.
+    problem, config, comm : Problem, Config, Comm
+        Those of the run.
+    saver : Saver or None
+        Saves the parameters; None if the run has no checkpoints.
 
     Returns
     -------
-    An error with the text of `error`, the rows that caused it, and where the parameters are saved.
+    NumericalError
+        An error with the text of `error`, the rows that caused it, and where the parameters are
+        saved.
     """
     named = culprits(problem, w, next(iter(schedule.batches(step))).rows, config, comm)
     saved = f"; {saver.rescue(step)}" if saver else ""
@@ -63,14 +71,19 @@ def culprits(problem: Problem, w: Array, rows: slice | Array, config: Config, co
 
     Parameters
     ----------
-    problem : the problem of the run.
-    w : parameters (k * p,).
-    rows : this rank's rows of the step, as in a Batch.
-    config, comm : those of the run.
+    problem : Problem
+        The problem of the run.
+    w : array (k * p,) of float64
+        Parameters.
+    rows : slice or array
+        This rank's rows of the step, as in a Batch.
+    config, comm : Config, Comm
+        Those of the run.
 
     Returns
     -------
-    The same text on all ranks, "" if there is nothing to name.
+    str
+        The same text on all ranks, "" if there is nothing to name.
     """
     mine = np.arange(problem.shard.X.n)[rows]
     # `bad` and `large` have at most NAMED rows: those that are not finite, and those of the

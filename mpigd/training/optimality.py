@@ -56,9 +56,11 @@ class Optimality:
 
     Parameters
     ----------
-    problem, config, comm : those of the run.
-    checked : the squared gradient norm below which, and the step from which, another Newton
-        decrement is worth its passes over the data; and the last decrement.
+    problem, config, comm : Problem, Config, Comm
+        Those of the run.
+    checked : tuple of 3 float
+        The squared gradient norm below which, and the step from which, another Newton decrement is
+        worth its passes over the data; and the last decrement.
     """
 
     problem: Problem
@@ -165,13 +167,17 @@ class Optimality:
 
         Parameters
         ----------
-        w : parameters (k * p,).
-        g : gradient of the whole objective there (k * p,).
-        state : state of the optimiser; L-BFGS pairs in it precondition.
+        w : array (k * p,) of float64
+            Parameters.
+        g : array (k * p,) of float64
+            Gradient of the whole objective there.
+        state : State
+            State of the optimiser; L-BFGS pairs in it precondition.
 
         Returns
         -------
-        The Newton decrement, infinite if it cannot be computed.
+        float
+            The Newton decrement, infinite if it cannot be computed.
         """
         objective = self.problem.objective
         oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), self._reducer())
@@ -213,8 +219,10 @@ class Optimality:
 
         Parameters
         ----------
-        w : parameters after the last step (k * p,).
-        state : state of the optimiser after it.
+        w : array (k * p,) of float64
+            Parameters after the last step.
+        state : State
+            State of the optimiser after it.
         """
         polished = newton.polished(w, state)
         if polished is not None:
@@ -230,8 +238,10 @@ class Optimality:
 
         Parameters
         ----------
-        w : parameters (k * p,).
-        g : gradient there (k * p,).
+        w : array (k * p,) of float64
+            Parameters.
+        g : array (k * p,) of float64
+            Gradient there.
         """
         return duality_gap(w, g, self.problem.objective, self.problem.penalty, self.comm)
 
@@ -242,17 +252,24 @@ class Optimality:
 
         Parameters
         ----------
-        w : last parameters (k * p,).
-        value : objective there.
-        g : gradient there (k * p,).
-        gap : duality gap there, or None.
-        reason : why the run ended.
-        state : state of the optimiser; empty if w are not its parameters.
+        w : array (k * p,) of float64
+            Last parameters.
+        value : float
+            Objective there.
+        g : array (k * p,) of float64
+            Gradient there.
+        gap : float or None
+            Duality gap there, or None.
+        reason : str
+            Why the run ended.
+        state : State
+            State of the optimiser; empty if w are not its parameters.
 
         Returns
         -------
-        Whether the run is at its optimum, to its tolerance or to rounding; and about how much of
-        the objective is left, None if that is not known.
+        tuple (bool, float or None)
+            Whether the run is at its optimum, to its tolerance or to rounding; and about how much
+            of the objective is left, None if that is not known.
         """
         left = gap if gap is not None else self._known(w, g, state, reason)
         if "left" in state and left is not None:
@@ -286,8 +303,10 @@ class Optimality:
 
         Parameters
         ----------
-        first : parameters at which the run began (k * p,).
-        value : objective at which it ended.
+        first : array (k * p,) of float64
+            Parameters at which the run began.
+        value : float
+            Objective at which it ended.
         """
         null, full = self.problem.null.value, self.config.mode == "full"
         began = null

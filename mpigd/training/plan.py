@@ -48,13 +48,20 @@ class Plan:
 
     Parameters
     ----------
-    rows, columns, ranks : size of the data and number of ranks.
-    memory_bytes : memory of one rank.
-    steps_per_epoch : optimiser steps in one epoch.
-    step_seconds, epoch_seconds : duration of a step and of an epoch.
-    epochs : the most epochs.
-    allreduce_bytes : bytes of the Allreduce of one step.
-    communication_share : share of communication in a step's time.
+    rows, columns, ranks : int
+        Size of the data and number of ranks.
+    memory_bytes : float
+        Memory of one rank.
+    steps_per_epoch : int
+        Optimiser steps in one epoch.
+    step_seconds, epoch_seconds : float
+        Duration of a step and of an epoch.
+    epochs : int
+        The most epochs.
+    allreduce_bytes : int
+        Bytes of the Allreduce of one step.
+    communication_share : float
+        Share of communication in a step's time.
     """
 
     rows: int
@@ -80,11 +87,16 @@ def plan(
 
     Parameters
     ----------
-    infos : metadata of the files.
-    config : options of the run.
-    ranks : number of ranks.
-    network : seconds per message and per byte; by default those of the profile.
-    profile : numbers of a machine (throughput.py); by default this machine is measured.
+    infos : list of Info
+        Metadata of the files.
+    config : Config
+        Options of the run.
+    ranks : int
+        Number of ranks.
+    network : tuple of 2 float or None
+        Seconds per message and per byte; by default those of the profile.
+    profile : Profile or None
+        Numbers of a machine (throughput.py); by default this machine is measured.
 
     Raises
     ------
@@ -104,7 +116,7 @@ def plan(
     threads = 1 if config.max_memory is None else 2
     memory = _memory(share, row_bytes, k, d, config) + threads * max(info.reading for info in infos)
     if infos[0].layout != "dense" and k > 1:
-        # Gradients of the outputs are interleaved and padded to whole vectors.
+        # Coefficients and sums of the outputs lie side by side, padded to whole vectors.
         memory += 16 * (outputs.width(k) - k) * d
     _check_memory(memory * here, known.get("memory") or _available())
     words = 8 * (2 * k * d + 2 * (k + 1) + 16)
@@ -221,9 +233,12 @@ def surveyed(data: Sequence[str], config: Config, comm: Comm) -> list[Info]:
 
     Parameters
     ----------
-    data : paths of the HDF5 files.
-    config : options of the run.
-    comm : communicator of all ranks.
+    data : sequence of str
+        Paths of the HDF5 files.
+    config : Config
+        Options of the run.
+    comm : Comm
+        Communicator of all ranks.
     """
     paths = expand(data, comm, config.allow_duplicates)
     return inspect(paths, config.x, config.y, comm, config.allow_links, config.allow_unwritten)
@@ -234,13 +249,17 @@ def plan_only(data: Sequence[str], config: Config, comm: Comm) -> int:
 
     Parameters
     ----------
-    data : paths of the HDF5 files.
-    config : options of the run.
-    comm : communicator of all ranks.
+    data : sequence of str
+        Paths of the HDF5 files.
+    config : Config
+        Options of the run.
+    comm : Comm
+        Communicator of all ranks.
 
     Returns
     -------
-    The exit code.
+    int
+        The exit code.
     """
     requirements.check(config)
     infos = surveyed(data, config, comm)

@@ -89,18 +89,30 @@ class Problem:
 
     Parameters
     ----------
-    objective : mean loss over all rows, without the penalty.
-    penalty : ridge or elastic net, with bounds if there are any.
-    reducer : sums over rows and ranks.
-    loss : record of the loss function.
-    classes : labels and their codes, None for regression.
-    shard : this rank's rows.
-    fingerprint : identifies the training data.
-    mean_response : weighted mean of y (of the class codes, if there are classes).
-    spread : weighted standard deviation of y.
-    null : model without columns, at which training starts.
-    samples : sizes of the row samples on which Newton's method may begin, ascending.
-    warning : a warning about the data, or None.
+    objective : Objective
+        Mean loss over all rows, without the penalty.
+    penalty : L2
+        Ridge or elastic net, with bounds if there are any.
+    reducer : Reducer
+        Sums over rows and ranks.
+    loss : Loss
+        Record of the loss function.
+    classes : Classes or None
+        Labels and their codes, None for regression.
+    shard : Shard
+        This rank's rows.
+    fingerprint : str
+        Identifies the training data.
+    mean_response : float
+        Weighted mean of y (of the class codes, if there are classes).
+    spread : float
+        Weighted standard deviation of y.
+    null : NullModel
+        Model without columns, at which training starts.
+    samples : tuple of int
+        Sizes of the row samples on which Newton's method may begin, ascending.
+    warning : str or None
+        A warning about the data, or None.
     """
 
     objective: Objective
@@ -163,9 +175,12 @@ def problem(shard: Shard, config: Config, comm: Comm) -> Problem:
 
     Parameters
     ----------
-    shard : this rank's rows; y must be present.
-    config : options of the run.
-    comm : communicator of all ranks of the run.
+    shard : Shard
+        This rank's rows; y must be present.
+    config : Config
+        Options of the run.
+    comm : Comm
+        Communicator of all ranks of the run.
 
     Raises
     ------
@@ -217,9 +232,12 @@ def penalty(config: Config, scaling: Scaling, k: int) -> L2:
 
     Parameters
     ----------
-    config : l1, l2 and bounds.
-    scaling : penalty weights (p,) and scales of the columns.
-    k : number of outputs.
+    config : Config
+        l1, l2 and bounds.
+    scaling : Scaling
+        Penalty weights (p,) and scales of the columns.
+    k : int
+        Number of outputs.
     """
     weights = np.tile(scaling.penalty, k) if k > 1 else scaling.penalty
     if not is_rough(config):
@@ -280,9 +298,12 @@ def optimizer(problem: Problem, config: Config, steps_per_epoch: int) -> Optimiz
 
     Parameters
     ----------
-    problem : the problem to minimise.
-    config : complete configuration (`requirements.complete`).
-    steps_per_epoch : optimiser steps in one epoch.
+    problem : Problem
+        The problem to minimise.
+    config : Config
+        Complete configuration (`requirements.complete`).
+    steps_per_epoch : int
+        Optimiser steps in one epoch.
 
     Raises
     ------

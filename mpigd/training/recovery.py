@@ -59,9 +59,12 @@ def check(config: Config, data: object, comm: Comm) -> None:
 
     Parameters
     ----------
-    config : options of the run.
-    data : what the run trains on, files or a Shard.
-    comm : communicator of all ranks of the run.
+    config : Config
+        Options of the run.
+    data : object
+        What the run trains on, files or a Shard.
+    comm : Comm
+        Communicator of all ranks of the run.
 
     Raises
     ------
@@ -93,14 +96,19 @@ def survive(
 
     Parameters
     ----------
-    once : trains, from the positions in a Memory (None: no recovery is wanted).
-    config : options of the run.
-    comm : communicator of all ranks of the run. It shrinks to the survivors.
-    progress : shows messages. It moves to the new rank 0.
+    once : callable
+        Trains, from the positions in a Memory (None: no recovery is wanted).
+    config : Config
+        Options of the run.
+    comm : Comm
+        Communicator of all ranks of the run. It shrinks to the survivors.
+    progress : Progress
+        Shows messages. It moves to the new rank 0.
 
     Returns
     -------
-    The result of `once`.
+    T
+        The result of `once`.
 
     Raises
     ------

@@ -31,10 +31,14 @@ class Needs:
 
     Parameters
     ----------
-    modes : modes in which it works.
-    smooth : whether it needs a loss without kinks.
-    prox : whether it has a proximal operator, which l1 and bounds need.
-    kinked : whether it needs a loss with kinks.
+    modes : tuple of str
+        Modes in which it works.
+    smooth : bool
+        Whether it needs a loss without kinks.
+    prox : bool
+        Whether it has a proximal operator, which l1 and bounds need.
+    kinked : bool
+        Whether it needs a loss with kinks.
     """
 
     modes: tuple[str, ...] = MODES
@@ -140,11 +144,14 @@ def complete(config: Config, n: int, d: int = 0, shape: Shape | None = None) -> 
 
     Parameters
     ----------
-    config : options as given.
-    n : rows of the data.
-    d : columns of the data.
-    shape : shape of the data; by default n dense rows of d columns and, if there is one, an
-        intercept.
+    config : Config
+        Options as given.
+    n : int
+        Rows of the data.
+    d : int
+        Columns of the data.
+    shape : Shape or None
+        Shape of the data; by default n dense rows of d columns and, if there is one, an intercept.
     """
     shape = shape or Shape(n, d + config.intercept)
     mode = config.mode
@@ -174,8 +181,10 @@ def automatic_optimizer(config: Config, shape: Shape) -> tuple[str, str]:
 
     Parameters
     ----------
-    config : options as given.
-    shape : shape of the data, from which costs are predicted.
+    config : Config
+        Options as given.
+    shape : Shape
+        Shape of the data, from which costs are predicted.
     """
     smooth = LOSSES[config.loss].smooth
     asked = config.learning_rate is not None or config.lr_schedule != "auto" or _tells_steps(config)
@@ -224,8 +233,10 @@ def choice(config: Config, shape: Shape) -> str | None:
 
     Parameters
     ----------
-    config : options as given.
-    shape : shape of the data, from which costs are predicted.
+    config : Config
+        Options as given.
+    shape : Shape
+        Shape of the data, from which costs are predicted.
     """
     if config.optimizer != "auto":
         return None

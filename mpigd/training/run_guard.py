@@ -40,9 +40,12 @@ def supervise(config: Config, comm: Comm, warn: Callable[[str], None]) -> Iterat
 
     Parameters
     ----------
-    config : options of the run.
-    comm : communicator of all ranks of the run.
-    warn : shows a warning.
+    config : Config
+        Options of the run.
+    comm : Comm
+        Communicator of all ranks of the run.
+    warn : callable
+        Shows a warning.
     """
     same_everywhere(config, comm)
     held: list[int] = []
@@ -87,10 +90,14 @@ def save(write: Callable[[str], None], path: str, config: Config, before: str) -
 
     Parameters
     ----------
-    write : writes the model to a path.
-    path : where to write.
-    config : options of the run.
-    before : name of the newest checkpoint when the run started.
+    write : callable
+        Writes the model to a path.
+    path : str
+        Where to write.
+    config : Config
+        Options of the run.
+    before : str
+        Name of the newest checkpoint when the run started.
 
     Raises
     ------
@@ -118,8 +125,10 @@ def same_everywhere(config: Config, comm: Comm) -> None:
 
     Parameters
     ----------
-    config : options of this rank; those of OF_A_RANK are not compared.
-    comm : communicator of all ranks of the run.
+    config : Config
+        Options of this rank; those of OF_A_RANK are not compared.
+    comm : Comm
+        Communicator of all ranks of the run.
     """
     versions = {name: metadata.version(name) for name in ("numpy", "numba")} | {
         "mpigd": __version__
@@ -155,17 +164,23 @@ def claim(
 
     Parameters
     ----------
-    folder : where checkpoints are saved.
-    warn : shows a warning.
-    patience : seconds to wait for another job's lock; by default PATIENCE.
-    strict : raise if the folder cannot be used at all. Otherwise warn, since the run is worth more
-        than its checkpoints.
-    epoch : number of this job's world. Above 0 the existing claim is held by ranks of this job that
-        are gone or suspended, and a new file replaces it.
+    folder : str
+        Where checkpoints are saved.
+    warn : callable
+        Shows a warning.
+    patience : float or None
+        Seconds to wait for another job's lock; by default PATIENCE.
+    strict : bool
+        Raise if the folder cannot be used at all. Otherwise warn, since the run is worth more than
+        its checkpoints.
+    epoch : int
+        `Comm.epoch`. Above 0 the existing claim is held by ranks of this job that are
+        gone or suspended, and a new file replaces it.
 
     Returns
     -------
-    [file descriptor], or [] if the folder cannot be locked.
+    list of int
+        [file descriptor], or [] if the folder cannot be locked.
 
     Raises
     ------

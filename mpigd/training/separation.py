@@ -57,11 +57,16 @@ class Separation:
 
     Parameters
     ----------
-    columns : numbers of the columns in the data. If not `alone`, the most important come first.
-    rows : number of rows that are separated.
-    complete : whether all rows are separated.
-    alone : whether each of the columns separates by itself; otherwise they do so in a combination.
-    outputs : classes of a softmax that single columns separate from the others.
+    columns : tuple of int
+        Numbers of the columns in the data. If not `alone`, the most important come first.
+    rows : int
+        Number of rows that are separated.
+    complete : bool
+        Whether all rows are separated.
+    alone : bool
+        Whether each of the columns separates by itself; otherwise they do so in a combination.
+    outputs : tuple of int
+        Classes of a softmax that single columns separate from the others.
     """
 
     columns: tuple[int, ...]
@@ -76,14 +81,18 @@ def explain(w: Array, g: Array, problem: Problem, config: Config) -> dict[str, A
 
     Parameters
     ----------
-    w : last parameters (k * p,).
-    g : gradient there (k * p,).
-    problem, config : those of the run.
+    w : array (k * p,) of float64
+        Last parameters.
+    g : array (k * p,) of float64
+        Gradient there.
+    problem, config : Problem, Config
+        Those of the run.
 
     Returns
     -------
-    The values of `as_values`. None if nothing separates the data, for other modes and losses, and
-    if a penalty or bounds confine the coefficients.
+    dict or None
+        The values of `as_values`. None if nothing separates the data, for other modes and losses,
+        and if a penalty or bounds confine the coefficients.
     """
     penalty, loss, objective = problem.penalty, problem.loss.name, problem.objective
     if config.mode != "full" or loss not in LOSSES or not penalty.smooth or penalty.strength > 0.0:
@@ -103,16 +112,21 @@ def find(
 
     Parameters
     ----------
-    w : parameters (k * p,) at which a run without penalty has ended.
-    g : gradient there (k * p,).
-    objective : mean loss over all rows.
-    reducer : sums over rows and ranks.
-    step : Newton direction -H^-1 g (k * p,), if the caller has it. Otherwise it is computed if that
-        is cheap.
+    w : array (k * p,) of float64
+        Parameters at which a run without penalty has ended.
+    g : array (k * p,) of float64
+        Gradient there.
+    objective : Objective
+        Mean loss over all rows.
+    reducer : Reducer
+        Sums over rows and ranks.
+    step : array (k * p,) of float64 or None
+        Newton direction -H^-1 g, if the caller has it. Otherwise it is computed if that is cheap.
 
     Returns
     -------
-    What separates the data, or None.
+    Separation or None
+        What separates the data, or None.
     """
     reads = objective.counter.reads
     try:
@@ -178,9 +192,12 @@ def is_possible(step: Array, objective: Objective, comm: Comm) -> bool:
 
     Parameters
     ----------
-    step : Newton direction (k * p,).
-    objective : mean loss over all rows.
-    comm : communicator of all ranks.
+    step : array (k * p,) of float64
+        Newton direction.
+    objective : Objective
+        Mean loss over all rows.
+    comm : Comm
+        Communicator of all ranks.
     """
     farthest = np.array([np.max(np.abs(moves(step, objective)), initial=0.0)])
     comm.allreduce(farthest, "max")
@@ -194,12 +211,15 @@ def single_columns(objective: Objective, comm: Comm) -> Separation | None:
 
     Parameters
     ----------
-    objective : mean loss over all rows.
-    comm : communicator of all ranks.
+    objective : Objective
+        Mean loss over all rows.
+    comm : Comm
+        Communicator of all ranks.
 
     Returns
     -------
-    The columns that separate, or None.
+    Separation or None
+        The columns that separate, or None.
     """
     loss, k, d = objective.loss.name, objective.k, objective.rows.X.d
     groups = max(2, k)
@@ -323,10 +343,14 @@ def as_values(
 
     Parameters
     ----------
-    found : what separates the data.
-    loss : name of the loss.
-    names : names of the columns, if the data have any.
-    labels : labels of the classes, if there are any.
+    found : Separation
+        What separates the data.
+    loss : str
+        Name of the loss.
+    names : sequence of str or None
+        Names of the columns, if the data have any.
+    labels : sequence of Any or None
+        Labels of the classes, if there are any.
     """
     shown = [names[j] if names else f"column {j}" for j in found.columns[:SHOWN]]
     return {

@@ -68,14 +68,19 @@ def told_seconds(profile: Profile, d: int, row_bytes: float, ranks: int) -> floa
 
     Parameters
     ----------
-    profile : numbers of a machine.
-    d : columns.
-    row_bytes : bytes of a row.
-    ranks : ranks on one host.
+    profile : Profile
+        Numbers of a machine.
+    d : int
+        Columns.
+    row_bytes : float
+        Bytes of a row.
+    ranks : int
+        Ranks on one host.
 
     Returns
     -------
-    Seconds, None if the profile lacks the numbers.
+    float or None
+        Seconds, None if the profile lacks the numbers.
     """
     read, fraction = _numbers(profile, "read_"), _numbers(profile, "fraction_")
     if not read or not fraction:
@@ -96,12 +101,18 @@ def row_seconds(
 
     Parameters
     ----------
-    layout : "dense", or the layout of sparse rows.
-    d : columns.
-    row_bytes : bytes of a row.
-    config : options of the run.
-    ranks : ranks that share this machine's cores and memory.
-    k : outputs.
+    layout : str
+        "dense", or the layout of sparse rows.
+    d : int
+        Columns.
+    row_bytes : float
+        Bytes of a row.
+    config : Config
+        Options of the run.
+    ranks : int
+        Ranks that share this machine's cores and memory.
+    k : int
+        Outputs.
     """
     threads = (config.threads or max(1, len(cores()) // ranks)) * ranks
     X = _made_up(layout, d, row_bytes, threads)

@@ -53,15 +53,19 @@ def train(
 
     Parameters
     ----------
-    data : path or paths of the HDF5 files, or this rank's rows as a `Shard`.
-    config : options of the run; they must be equal on all ranks, but for those of
-        `run_guard.OF_A_RANK`.
-    comm : communicator of all ranks of the run.
-    progress : shows messages and progress lines.
+    data : str or sequence of str or Shard
+        Path or paths of the HDF5 files, or this rank's rows as a `Shard`.
+    config : Config
+        Options of the run; they must be equal on all ranks, but for those of `run_guard.OF_A_RANK`.
+    comm : Comm
+        Communicator of all ranks of the run.
+    progress : Progress
+        Shows messages and progress lines.
 
     Returns
     -------
-    The same model on every rank.
+    Model
+        The same model on every rank.
 
     Raises
     ------
@@ -115,9 +119,12 @@ def load_rows(data: Sequence[str], config: Config, comm: Comm) -> Shard:
 
     Parameters
     ----------
-    data : paths of the HDF5 files.
-    config : options of the run.
-    comm : communicator of all ranks of the run.
+    data : sequence of str
+        Paths of the HDF5 files.
+    config : Config
+        Options of the run.
+    comm : Comm
+        Communicator of all ranks of the run.
     """
     layout = build.layout(config)
     infos = survey(data, layout, comm)
@@ -140,12 +147,18 @@ class Run:
 
     Parameters
     ----------
-    problem : objective, penalty and data of this rank.
-    config : complete configuration (`requirements.complete`).
-    comm : communicator of all ranks of the run.
-    report : receives messages, records and the summary.
-    interruption : stops the run at a signal or a time limit; made here if None.
-    memory : latest positions in memory, from which the survivors of a rank failure continue.
+    problem : Problem
+        Objective, penalty and data of this rank.
+    config : Config
+        Complete configuration (`requirements.complete`).
+    comm : Comm
+        Communicator of all ranks of the run.
+    report : Report
+        Receives messages, records and the summary.
+    interruption : Interruption or None
+        Stops the run at a signal or a time limit; made here if None.
+    memory : Memory or None
+        Latest positions in memory, from which the survivors of a rank failure continue.
     """
 
     problem: build.Problem
@@ -389,11 +402,13 @@ class Run:
 
         Parameters
         ----------
-        clock : measures the parts of the run's time for the summary.
+        clock : Clock
+            Measures the parts of the run's time for the summary.
 
         Returns
         -------
-        The model, the same on all ranks but for the times in its summary.
+        Model
+            The model, the same on all ranks but for the times in its summary.
 
         Raises
         ------

@@ -60,12 +60,18 @@ def rehearse(
 
     Parameters
     ----------
-    train : the training function.
-    config : options of the run to come.
-    layout : "dense", or the layout of sparse rows.
-    dtype : name of the type of the matrix in memory.
-    offset : whether the data have an offset.
-    comm : communicator of all ranks of the run.
+    train : Train
+        The training function.
+    config : Config
+        Options of the run to come.
+    layout : str
+        "dense", or the layout of sparse rows.
+    dtype : str
+        Name of the type of the matrix in memory.
+    offset : bool
+        Whether the data have an offset.
+    comm : Comm
+        Communicator of all ranks of the run.
     """
     leads = leads_host(comm)
     with together(comm):

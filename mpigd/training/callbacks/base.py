@@ -25,9 +25,12 @@ class Step(NamedTuple):
 
     Parameters
     ----------
-    batch : rows of the step, its number and its epoch.
-    w : parameters after it (k * p,).
-    state : state of the optimiser after it.
+    batch : Batch
+        Rows of the step, its number and its epoch.
+    w : array (k * p,) of float64
+        Parameters after it.
+    state : State
+        State of the optimiser after it.
     """
 
     batch: Batch
@@ -68,12 +71,15 @@ class Callback:
 
         Parameters
         ----------
-        step : result of the step.
-        words : sums over ranks of the callback's numbers (words,).
+        step : Step
+            Result of the step.
+        words : array (words,) of float64
+            Sums over ranks of the callback's numbers.
 
         Returns
         -------
-        None, or a text that stops the run: the reason.
+        str or None
+            None, or a text that stops the run: the reason.
         """
         return None
 
@@ -92,8 +98,10 @@ class Tolerance(Callback):
 
     Parameters
     ----------
-    tol : tolerance; 0 never stops.
-    optimality : measures what is left of the objective (mpigd/training/optimality.py).
+    tol : float
+        Tolerance; 0 never stops.
+    optimality : Measure
+        Measures what is left of the objective (mpigd/training/optimality.py).
     """
 
     state_name = "tolerance"
@@ -155,12 +163,18 @@ class EarlyStop(Callback):
 
     Parameters
     ----------
-    score : returns the scores of parameters w (k * p,). Collective.
-    metric : the score that decides.
-    higher : whether a higher score is better.
-    every : steps between two scores.
-    patience : scores without improvement that stop the run; None never stops.
-    history : records of the run, to which the scores are appended.
+    score : callable
+        Returns the scores of parameters w (k * p,). Collective.
+    metric : str
+        The score that decides.
+    higher : bool
+        Whether a higher score is better.
+    every : int
+        Steps between two scores.
+    patience : int or None
+        Scores without improvement that stop the run; None never stops.
+    history : list of dict
+        Records of the run, to which the scores are appended.
     """
 
     state_name = "earlystop"

@@ -28,8 +28,10 @@ class Writer:
 
     Parameters
     ----------
-    folder : where checkpoints are saved.
-    epoch : number of this rank's world, if the other ranks may go on without this rank.
+    folder : str
+        Where checkpoints are saved.
+    epoch : int or None
+        `Comm.epoch` if the other ranks may go on without this rank, else None.
     """
 
     def __init__(self, folder: str, epoch: int | None = None) -> None:
@@ -87,10 +89,14 @@ class Saver(Callback):
 
     Parameters
     ----------
-    collect : returns what to save, after a check that it is the same on all ranks. Collective.
-    config : options of the run.
-    comm : communicator of all ranks of the run.
-    warn : shows a warning.
+    collect : callable
+        Returns what to save, after a check that it is the same on all ranks. Collective.
+    config : Config
+        Options of the run.
+    comm : Comm
+        Communicator of all ranks of the run.
+    warn : callable
+        Shows a warning.
     """
 
     words = 2  # whether a save is due by the clock, and whether a save has failed
@@ -159,13 +165,16 @@ class Saver(Callback):
 
         Parameters
         ----------
-        why : what stopped the run.
-        step : number of steps completed.
+        why : str
+            What stopped the run.
+        step : int
+            Number of steps completed.
 
         Returns
         -------
-        Unfinished, or StorageError if there is no checkpoint: the same command would then begin,
-        and be stopped, for ever.
+        MpigdError
+            Unfinished, or StorageError if there is no checkpoint: the same command would then
+            begin, and be stopped, for ever.
         """
         saved = self._whole()
         error: MpigdError

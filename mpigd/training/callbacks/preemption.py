@@ -39,9 +39,12 @@ class Interruption(Callback):
 
     Parameters
     ----------
-    comm : communicator of all ranks of the run.
-    config : options of the run.
-    env : environment variables, among which END_TIMES are looked up.
+    comm : Comm
+        Communicator of all ranks of the run.
+    config : Config
+        Options of the run.
+    env : mapping
+        Environment variables, among which END_TIMES are looked up.
     """
 
     def __init__(self, comm: Comm, config: Config, env: Mapping[str, str] = os.environ) -> None:

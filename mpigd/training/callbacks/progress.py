@@ -49,10 +49,14 @@ class Progress:
 
     Parameters
     ----------
-    stream : text stream, usually stderr.
-    quiet : show only warnings.
-    every : seconds between two lines if the stream is no terminal.
-    clock : returns monotonic seconds.
+    stream : TextIO or None
+        Text stream, usually stderr.
+    quiet : bool
+        Show only warnings.
+    every : float
+        Seconds between two lines if the stream is no terminal.
+    clock : callable
+        Returns monotonic seconds.
     """
 
     def __init__(
@@ -91,12 +95,18 @@ class Progress:
 
         Parameters
         ----------
-        epoch, epochs : number of the epoch, counted from 1, and of all epochs.
-        step, steps : number of the step, counted from 1, and of all steps.
-        loss : objective at the step.
-        gradient_norm : norm of its gradient.
-        rows_per_second : rows seen by all ranks per second.
-        force : an epoch ends: show it soon.
+        epoch, epochs : int
+            Number of the epoch, counted from 1, and of all epochs.
+        step, steps : int
+            Number of the step, counted from 1, and of all steps.
+        loss : float
+            Objective at the step.
+        gradient_norm : float
+            Norm of its gradient.
+        rows_per_second : float
+            Rows seen by all ranks per second.
+        force : bool
+            An epoch ends: show it soon.
         """
         if self.quiet:
             return
@@ -139,10 +149,10 @@ class Progress:
 
         Parameters
         ----------
-        summary : mapping with `objective`, `gradient_norm`, `stop_reason`, `epochs`, `steps`,
-            `reads`, `seconds`, `rows_per_second`, `time` (mean seconds per part: load, compute,
-            wait, ...) and `ranks` (a list with each rank's seconds per part). Missing values are
-            not shown.
+        summary : mapping
+            Mapping with `objective`, `gradient_norm`, `stop_reason`, `epochs`, `steps`, `reads`,
+            `seconds`, `rows_per_second`, `time` (mean seconds per part: load, compute, wait, ...)
+            and `ranks` (a list with each rank's seconds per part). Missing values are not shown.
         """
         for line in closing(summary):
             self.note(line)

@@ -35,8 +35,10 @@ class Replicas(Callback):
 
     Parameters
     ----------
-    comm : communicator of all ranks of the run.
-    every : steps between two comparisons.
+    comm : Comm
+        Communicator of all ranks of the run.
+    every : int
+        Steps between two comparisons.
     """
 
     words = 2 * WORDS
@@ -51,8 +53,10 @@ class Replicas(Callback):
 
         Parameters
         ----------
-        w : parameters (k * p,).
-        first : number of the next step.
+        w : array (k * p,) of float64
+            Parameters.
+        first : int
+            Number of the next step.
         """
         self._w, self._next, self._equal_at = w, first, first
 

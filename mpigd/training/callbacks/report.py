@@ -48,14 +48,17 @@ class Clock:
 
         Parameters
         ----------
-        rows : rows that were processed, for the rows per second.
-        other : this rank's seconds between the steps (validation, checkpoints, lines and the log),
+        rows : float
+            Rows that were processed, for the rows per second.
+        other : float
+            This rank's seconds between the steps (validation, checkpoints, lines and the log),
             without waiting.
 
         Returns
         -------
-        `seconds`, `rows_per_second`, `time` (parts averaged over ranks) and `ranks` (each rank's
-        seconds of computing and waiting).
+        dict
+            `seconds`, `rows_per_second`, `time` (parts averaged over ranks) and `ranks` (each
+            rank's seconds of computing and waiting).
         """
         training = time.perf_counter() - self._begin - self._load
         waited = self._comm.waited - self._waited
@@ -84,9 +87,12 @@ class Report(Callback):
 
     Parameters
     ----------
-    progress : shows lines and warnings.
-    config : options of the run.
-    comm : communicator of all ranks of the run.
+    progress : Progress
+        Shows lines and warnings.
+    config : Config
+        Options of the run.
+    comm : Comm
+        Communicator of all ranks of the run.
     """
 
     def __init__(self, progress: Progress, config: Config, comm: Comm) -> None:
@@ -111,9 +117,12 @@ class Report(Callback):
 
         Parameters
         ----------
-        problem, optimizer : those of the run.
-        steps : steps of all epochs.
-        records : records of the run, to which other callbacks append; they are logged.
+        problem, optimizer : Problem, Optimizer
+            Those of the run.
+        steps : int
+            Steps of all epochs.
+        records : list of dict
+            Records of the run, to which other callbacks append; they are logged.
         """
         self._rows, self._steps = problem.objective.n, steps
         self._records, self._logged = records, 0

@@ -22,13 +22,17 @@ def early_stop(
 
     Parameters
     ----------
-    problem, config, comm : those of the run.
-    epoch : steps in one epoch.
-    history : records of the run, to which the scores are appended.
+    problem, config, comm : Problem, Config, Comm
+        Those of the run.
+    epoch : int
+        Steps in one epoch.
+    history : History
+        Records of the run, to which the scores are appended.
 
     Returns
     -------
-    The callback, and the fingerprint of the validation data.
+    tuple (EarlyStop, str)
+        The callback, and the fingerprint of the validation data.
     """
     shard = load(config.validation, build.layout(config), comm)
     told = check_columns(shard, problem.shard.X.d, problem.shard.feature_names)
