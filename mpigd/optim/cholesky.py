@@ -45,8 +45,8 @@ def factorise(H: Array, w: Array, oracle: Curved, penalty: Penalty, basis: Basis
     """Return the Cholesky factors of a Hessian at w as a preconditioner. Collective.
 
     Nearly dependent columns are replaced by a change of basis. That costs one pass over the data
-    for AT_ONCE columns that are examined, and one for each that has a remainder. Diagonal blocks
-    (k, p, p) are factorised as they are.
+    for each AT_ONCE columns that are examined, and one for each that has a remainder. Diagonal
+    blocks are factorised as they are.
 
     Parameters
     ----------
@@ -64,8 +64,8 @@ def factorise(H: Array, w: Array, oracle: Curved, penalty: Penalty, basis: Basis
     Returns
     -------
     Preconditioner
-        It is not `trusted` if more than MAX_VECTORS columns have a remainder,
-        or the factor is not finite.
+        It is not `trusted` if more than MAX_VECTORS columns have a remainder, or the factor is not
+        finite.
     """
     if H.shape[0] > 1:
         return Preconditioner(factors(H))

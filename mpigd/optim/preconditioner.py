@@ -103,7 +103,7 @@ def roots(oracle: Curved, penalty: Penalty) -> Array:
     Parameters
     ----------
     oracle : Curved
-        Gives the diagonal at the point where it looks.
+        Gives the diagonal at the point set by `look_at`.
     penalty : Penalty
         Its curvature is included.
     """

@@ -27,8 +27,8 @@ Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
 FORMAT = "mpigd checkpoint 2"
 NAME = re.compile(r"step-(\d{12})\.h5")
-# The file in a checkpoint folder that a job holds locked. It also records the world of the job,
-# that is how often its ranks were regrouped after rank failures.
+# The file in a checkpoint folder that a job holds locked. It also records `Comm.epoch`, the
+# number of times that the job has continued after rank failures.
 CLAIM = "claim"
 LEFT = re.compile(r"\.step-\d{12}\.h5\..*\.tmp")
 
@@ -137,16 +137,17 @@ def _read_back(temporary: str, path: Path) -> None:
 
 
 def fence(folder: str, epoch: int) -> None:
-    """Raise StorageError if a world later than `epoch` has claimed the folder.
+    """Raise StorageError if other ranks have claimed the folder after a rank failure.
 
-    This rank was then suspended, and the other ranks went on without it.
+    This rank was then suspended, and the other ranks, whose `Comm.epoch` is larger, went on without
+    it.
 
     Parameters
     ----------
     folder : str
         Where checkpoints are saved.
     epoch : int
-        `Comm.epoch` of this rank: how often the run has continued after rank failures.
+        `Comm.epoch` of this rank.
     """
     with suppress(OSError):
         later = re.search(
@@ -312,5 +313,5 @@ def _same_run(
             option = name.replace("_", "-")
             raise UsageError(
                 f"{path} was made with --{option} {before}, not {now}: that may not change on "
-                f"the way"
+                "the way"
             )

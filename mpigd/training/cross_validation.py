@@ -292,7 +292,7 @@ def path(
         if not reached:
             raise NumericalError(
                 f"cv: no optimum was found for l2 {strength:g}: try larger penalties, or a "
-                f"larger --tol"
+                "larger --tol"
             )
         found.append(goal.held_out(c))
         ahead = there + _step(l2, place) * (there - W)

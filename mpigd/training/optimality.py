@@ -316,7 +316,7 @@ class Optimality:
         if not value <= began + (HARMLESS if full else NOISE) * abs(began):
             error = WorseError(
                 f"the run ended at an objective of {value:.9g}, above the {began:.9g} it began "
-                f"with: there is no "
+                "with: there is no "
                 f"model. {_advice(self.config)}"
             )
             error.agreed = True

@@ -137,7 +137,7 @@ def plan(
 
 
 def _shape(infos: list[Info], config: Config, k: int) -> Shape:
-    """Return the shape from which `auto` chooses, as far as the metadata tell it.
+    """Return the shape from which `auto` chooses, as far as the metadata determine it.
 
     Samples are assumed to be possible if there are enough rows.
     """
@@ -186,7 +186,7 @@ def _row_bytes(infos: list[Info], dtype: str) -> float:
 
 
 def _available() -> float:
-    """Return the bytes of free memory of this machine, infinity if the system does not tell."""
+    """Return the bytes of free memory of this machine, infinity if they are unknown."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             return (
@@ -216,7 +216,7 @@ def text(predicted: Plan) -> str:
             f"  steps        {p.steps_per_epoch:,} an epoch, at most "
             f"{p.steps_per_epoch * p.epochs:,}",
             f"  step         {p.step_seconds * 1e3:.3g} ms, {100 * p.communication_share:.1f} % "
-            f"of it communication",
+            "of it communication",
             f"  epoch        {p.epoch_seconds:.3g} s; all {p.epochs:,} epochs "
             f"{p.epoch_seconds * p.epochs:.3g} s",
             f"  Allreduce    {p.allreduce_bytes:,} bytes a step",

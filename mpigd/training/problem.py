@@ -349,7 +349,7 @@ def _second_order(problem: Problem, config: Config) -> Optimizer:
     if config.optimizer in ("newton-cholesky", "lbfgs-newton") and not (whole and dense):
         raise UsageError(
             f"--optimizer {config.optimizer}: {k * p:,} parameters are too many to factorise: "
-            f"try newton, or lbfgs"
+            "try newton, or lbfgs"
         )
     if config.optimizer == "newton":
         began = problem.null.value if config.start is None else None

@@ -109,7 +109,7 @@ def check(config: Config) -> None:
         )
         raise UsageError(
             f"{penalty} an optimiser with prox: {', '.join(fitting(config))}; --optimizer {name} "
-            f"has none"
+            "has none"
         )
     if (fixed_steps := _tells_steps(config)) and name in SELF_PACED and fixed_steps != "--lr":
         raise UsageError(

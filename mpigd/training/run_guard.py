@@ -141,10 +141,10 @@ def same_everywhere(config: Config, comm: Comm) -> None:
         if others.size:
             error = LaunchError(
                 f"rank {others[0]} has other {what} of mpigd, numpy or numba than rank 0: start "
-                f"all ranks from one environment"
+                "all ranks from one environment"
                 if what == "versions"
                 else f"rank {others[0]} was given other options than rank 0 (its command line, "
-                f"MPIGD_ variables or --config file)"
+                "MPIGD_ variables or --config file)"
             )
             error.agreed = True
             raise error
@@ -220,7 +220,7 @@ def _lock(
             if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 warn(
                     f"{folder} is on a file system without locks: see to it that no other job "
-                    f"saves there"
+                    "saves there"
                 )
                 os.close(handle)
                 return []
@@ -229,7 +229,7 @@ def _lock(
                 os.close(handle)
                 raise LaunchError(
                     f"--checkpoint {folder}: another job saves there ({holder}): end it, or use "
-                    f"another folder"
+                    "another folder"
                 ) from error
         time.sleep(0.2)
     with suppress(OSError):  # the disk may be full; the lock holds all the same

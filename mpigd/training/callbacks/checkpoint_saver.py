@@ -45,7 +45,7 @@ class Writer:
         return self._thread is None or not self._thread.is_alive()
 
     def start(self, copied: Checkpoint) -> None:
-        """Begin to write a copy that nobody changes any more; only if `free`."""
+        """Begin to write a copy that does not change any more; only if `free`."""
         self.wait()
         self._thread = threading.Thread(
             target=self._write, args=(copied,), name="mpigd-save", daemon=True
@@ -83,7 +83,7 @@ class Writer:
 
 
 class Saver(Callback):
-    """Save every so many steps, or when a minute has passed on rank 0's clock.
+    """Save every `--checkpoint-every` steps, or when a minute has passed on rank 0's clock.
 
     Nothing is saved while the last save is still being written.
 

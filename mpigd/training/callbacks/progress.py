@@ -223,7 +223,7 @@ def left_to_gain(summary: Mapping[str, Any]) -> str:
     if not 0.0 < gain < math.inf:
         return (
             f"at most {left:.1e} above the optimum, nothing was gained over the model without "
-            f"columns"
+            "columns"
         )
     how = "proven: at most" if summary.get("gap") == left else "about"
     return (
@@ -257,9 +257,9 @@ def _hint(waiting: float, compute: Sequence[float]) -> list[str]:
         who, times = compute.index(slowest), slowest / mean
         return [
             f"  rank {who} computes {times:.1f} times as long as the mean: mpigd doctor shows "
-            f"the ranks' cores"
+            "the ranks' cores"
         ]
     return [
         f"  {waiting:.0%} of the time is waiting: steps too small for {len(compute)} ranks, or "
-        f"cores that others use too"
+        "cores that others use too"
     ]

@@ -198,9 +198,9 @@ class Report(Callback):
         if config.mode != "full" and summary["objective"] > summary["null_objective"]:
             return (
                 f"the model is worse than none: its objective {summary['objective']:.6g} is "
-                f"above that of the best constant, "
+                "above that of the best constant, "
                 f"{summary['null_objective']:.6g}. Try --mode full, more --epochs or a larger "
-                f"--batch-size"
+                "--batch-size"
             )
         if (
             config.mode != "full"
