@@ -21,6 +21,7 @@ from mpigd.model.penalties import Penalty
 from mpigd.optim.base import Array, Dot, OracleLike, State, advance, evaluate, fresh, norm
 from mpigd_kernels import vector
 
+# Backtracking stops raising the curvature at this bound.
 LARGEST = 1e300
 
 

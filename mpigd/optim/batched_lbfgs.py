@@ -18,6 +18,7 @@ from mpigd.optim.base import Array, Dot
 from mpigd.optim.lbfgs_memory import Pairs
 
 Evaluate = Callable[[Array], tuple[float, Array]]  # W (k, p) -> mean value, gradients (k, p)
+# The most passes over the data.
 STEPS = 500
 UPHILL = 0.5  # relative to the slope at the start: a step that ends steeper uphill was too long
 

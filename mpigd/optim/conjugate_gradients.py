@@ -11,6 +11,7 @@ from mpigd.optim.base import Array, Dot
 from mpigd.optim.preconditioner import Preconditioner
 from mpigd_kernels import vector
 
+# The most Hessian-vector products, unless the caller sets another limit.
 MAX_PRODUCTS = 200
 
 

@@ -13,6 +13,7 @@ from mpigd.optim.base import Array, Dot, OracleLike, State, advance, clip, evalu
 from mpigd.optim.schedules import Rate
 from mpigd_kernels import vector
 
+# Added to the root of squared gradients, against division by zero.
 EPSILON = 1e-8
 
 

@@ -23,6 +23,7 @@ from mpigd.optim.base import Array, Dot, OracleLike, State, advance, evaluate, f
 from mpigd.optim.lbfgs_memory import Pairs, stored
 
 DECREASE, SLOPE = 1e-4, 0.9  # constants of the strong Wolfe conditions
+# The factor by which trial steps grow, and the most trials of each stage of the line search.
 EXPAND, TRIALS = 4.0, 20
 # The objective is called flat after this many steps that lower neither value nor gradient.
 STALLED = 10

@@ -12,6 +12,7 @@ from mpigd.model.penalties import Penalty
 from mpigd.optim.base import Array, Dot, OracleLike
 
 MAX_END_SLOPE = 0.1  # relative to the slope at the start
+# The most trials, and the most of them that may double the step length.
 MAX_TRIALS, MAX_DOUBLINGS = 40, 20
 
 

@@ -107,8 +107,11 @@ class Newton:
         slope = dot(point.g, s)
         new, length = move(point, s, second, penalty, dot, kind != SAMPLED)
         moved = new is not point
+        # The objective is flat if the step is not downhill, or cannot be taken and would gain less
+        # than rounding.
         flat = not slope < 0.0 or (not moved and -0.5 * slope <= FLAT * abs(point.value))
         after = _advanced(state, new, dot)
+        # Whether the preconditioner is to be replaced; see MAX_PRODUCTS.
         poor = (
             products > MAX_PRODUCTS
             or not moved
@@ -116,18 +119,20 @@ class Newton:
         )
         after_kind = self._next(kind, poor and not flat, moved)
         flat = flat or (not moved and after_kind == kind)
+        # The inner tolerance follows the decrease of the gradient (Eisenstat and Walker).
         shrunk = norm(new.g, dot) / (norm(point.g, dot) or 1.0)
         after["tolerance"] = np.array([min(LOOSEST, max(TIGHTEST, shrunk))])
         after["kind"], after["flat"] = np.array([after_kind]), np.array([float(flat)])
         after["spectrum"] = np.array([spectrum])
-        # If the objective has decreased this little, the diagonal has changed little.
         if not self.dense:
+            # If the objective has decreased this little, the diagonal has changed little.
             settled = abs(new.value - point.value) <= SETTLED * abs(point.value)
             kept = {"factor": M.U} if settled else {}
             kept |= M.learned.named() if M.learned else {}
         elif after_kind == SAMPLED:
             kept = M.named()
         if not self.dense or after_kind == SAMPLED:
+            # The error of the quadratic model on the decrease of a whole step.
             missed = math.inf if length != 1.0 else abs(point.value - new.value + 0.5 * slope)
             return new.w, _with_decrement(after | kept, new, M, spectrum, dot, missed)
         basis = Basis.of(state, w.size) if kind != SAMPLED else Basis.none(w.size)

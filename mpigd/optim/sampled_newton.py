@@ -26,8 +26,6 @@ from mpigd_kernels import vector
 # The share of a column's mean square over all rows that a sample must have to say enough about
 # the column.
 LEAST_SQUARE = 0.5
-
-
 PULL = 1e-4  # the curvature of the pull, in units of that of a row
 MAX_STEPS = 40  # the most Newton steps on a sample
 STEP_RTOL = 0.2  # of conjugate gradients on a sample

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+# pi / 2 as a float64.
 PI_HALF = 1.5707963267948966
 
 

@@ -115,6 +115,7 @@ class SmoothedNewton:
         if part is not of:
             found = solver.confirm(of, look, found)
         best = replace(look, w=w, value=value)
+        # The minimum as the width goes to zero may be a vertex, which the band then determines.
         if self.dense and of.curved(found) <= CORNER * w.size:
             best = min(best, solver.corner(of, found), key=lambda point: point.value)
         return self._after(best, found, of, state, dot)

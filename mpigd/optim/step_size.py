@@ -14,8 +14,10 @@ from mpigd.reduction.base import Reducer
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
+# Steps of the power iteration, one pass over the data each.
 ITERATIONS = 12
 SAFETY = 1.1  # power iteration approaches the largest eigenvalue from below
+# The golden ratio less one: its multiples modulo 1 make the fixed starting vector.
 GOLDEN = 0.6180339887498949
 
 

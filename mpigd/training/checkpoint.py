@@ -25,11 +25,14 @@ from mpigd.storage import hdf5
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
+# Name and version of the file format.
 FORMAT = "mpigd checkpoint 2"
+# Names of checkpoint files; they sort by step.
 NAME = re.compile(r"step-(\d{12})\.h5")
 # The file in a checkpoint folder that a job holds locked. It also records `Comm.epoch`, the
 # number of times that the job has continued after rank failures.
 CLAIM = "claim"
+# Temporary names of files that are being written.
 LEFT = re.compile(r"\.step-\d{12}\.h5\..*\.tmp")
 
 

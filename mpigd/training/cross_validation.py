@@ -39,6 +39,7 @@ MOST_COLUMNS = 1000
 ROWS_PER_PARAMETER = 25  # rows of that sample per parameter
 # Factor on tol: the decrease that the quadratic model of an objective predicts is no bound.
 SHARPER = 0.1
+# The least tolerance of the minimisations: rounding hides smaller decreases.
 TINIEST = 1e-13
 # For each loss the score, among those of `mpigd evaluate`, that is a function of the mean loss.
 SCORES: dict[str, tuple[str, Callable[[float], float]]] = {

@@ -19,7 +19,9 @@ from mpigd.training.problem import Problem
 
 Array = np.ndarray[Any, Any]
 NAMED = 3  # rows in a message
+# Rows that are evaluated at a time.
 BLOCK = 1024
+# Columns of the table of rows, and their number.
 NUMBER, MARGIN, OFFSET, TARGET, LOSS, COLUMNS = range(6)
 
 

@@ -63,11 +63,13 @@ from mpigd.training.requirements import (
 from mpigd.training.requirements import complete as complete
 
 Array = np.ndarray[Any, Any]
+# The usual learning rates of optimisers that scale their steps by past gradients.
 ADAPTIVE = {"adagrad": 0.3, "rmsprop": 0.01, "adam": 0.01, "adamw": 0.01}
 # The largest adaptive learning rate, for runs of few steps.
 FASTEST = 0.1
 # The distance over which adaptive steps of that size must be able to carry a coordinate.
 FAR = 10.0
+# Optimisers that `_second_order` builds.
 SECOND_ORDER = (
     "newton",
     "newton-cholesky",

@@ -18,6 +18,7 @@ from mpigd.model.losses import LOSSES
 from mpigd.model.targets import NO_CLASSES
 from mpigd.optim.predicted_costs import Shape, cheapest
 
+# Default epochs and rows per step of each mode.
 EPOCHS = {"full": 1000, "minibatch": 5, "stochastic": 1}
 BATCH_SIZE = {"minibatch": 1024, "stochastic": 1}
 # The most numbers in the Cholesky factors that precondition Newton's method: 4,000 columns.
@@ -51,6 +52,7 @@ class Needs:
         return not (self.kinked if LOSSES[loss].smooth else self.smooth)
 
 
+# The requirements of every optimiser, by its name.
 NEEDS = {
     "newton": Needs(("full",), smooth=True),
     "newton-cholesky": Needs(("full",), smooth=True),

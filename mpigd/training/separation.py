@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mpigd.training.problem import Problem
 
 Array = np.ndarray[Any, Any]
+# Losses whose likelihood may have no optimum.
 LOSSES = ("logistic", "softmax", "poisson")
 FEW_PRODUCTS = 5e7  # products in a Hessian: some 20 milliseconds
 # Products in a Hessian that has to be computed for this purpose. Above it, only single columns

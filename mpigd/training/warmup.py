@@ -29,6 +29,7 @@ from mpigd.training.callbacks.progress import Progress
 from mpigd.training.requirements import automatic_optimizer
 from mpigd_kernels import csr, half
 
+# Options of the warm-up run that replace those of the run to come.
 ALONE = dict(
     checkpoint=None,
     validation=(),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 TERMINAL_SECONDS = 0.1  # between two updates of the live line
+# Moves to the beginning of the line and erases it (ANSI escape sequence).
 ERASE = "\r\x1b[K"
 WAITING = 0.3  # share of waiting above which the summary gives advice
 

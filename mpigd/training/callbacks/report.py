@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 # Reasons to stop full mode that prove nothing.
 UNPROVEN = {"epochs": "--epochs {} ended", "flat": "rounding left no way down"}
-
-
+# Advice for each of these reasons.
 ADVICE = {
     "epochs": "Raise --epochs, or leave --optimizer to auto",
     "flat": "Add a ridge penalty (--l2 1e-6), use --dtype float64, or accept it with a larger "
