@@ -299,7 +299,7 @@ class Optimality:
     def refuse_worse(self, first: Array, value: float) -> None:
         """Raise WorseError on all ranks if a run ends above where it began. Collective.
 
-        In modes other than full it must end far above, since batches are random.
+        In modes other than full only an end far above the start raises it, since batches are random.
 
         Parameters
         ----------
@@ -316,8 +316,7 @@ class Optimality:
         if not value <= began + (HARMLESS if full else NOISE) * abs(began):
             error = WorseError(
                 f"the run ended at an objective of {value:.9g}, above the {began:.9g} it began "
-                "with: there is no "
-                f"model. {_advice(self.config)}"
+                f"with: there is no model. {_advice(self.config)}"
             )
             error.agreed = True
             raise error

@@ -201,8 +201,7 @@ def _check_memory(needed: float, available: float) -> None:
     if needed > available:
         raise UsageError(
             f"the ranks of a host like this one would need {needed / 1e9:.1f} GB, and it has "
-            f"{available / 1e9:.1f} GB: "
-            "use more hosts, or fewer ranks on each"
+            f"{available / 1e9:.1f} GB: use more hosts, or fewer ranks on each"
         )
 
 

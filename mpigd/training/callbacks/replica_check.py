@@ -88,8 +88,8 @@ class Replicas(Callback):
         ranks = ", ".join(str(rank) for rank in np.flatnonzero(np.any(hashes != usual, axis=1)))
         error = ReplicaError(
             f"the parameters of rank(s) {ranks} differ from the others'; they were the same "
-            f"before step {self._equal_at + 1}: "
-            "suspect that host's memory or software, and continue from the last checkpoint"
+            f"before step {self._equal_at + 1}: suspect that host's memory or software, "
+            "and continue from the last checkpoint"
         )
         error.agreed = True
         raise error

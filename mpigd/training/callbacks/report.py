@@ -130,8 +130,7 @@ class Report(Callback):
         penalty = (f"l1 {config.l1:g}, " if config.l1 else "") + f"l2 {config.l2:g}"
         self.say(
             f"{problem.loss.name} loss on {self._rows:,} rows x {d:,} columns, {penalty}, "
-            f"{config.mode} mode, "
-            f"optimizer {optimizer.name}, seed {config.seed}"
+            f"{config.mode} mode, optimizer {optimizer.name}, seed {config.seed}"
         )
         self._write("start", rows=self._rows, columns=d, config=to_dict(config))
 
@@ -197,9 +196,8 @@ class Report(Callback):
         if config.mode != "full" and summary["objective"] > summary["null_objective"]:
             return (
                 f"the model is worse than none: its objective {summary['objective']:.6g} is "
-                "above that of the best constant, "
-                f"{summary['null_objective']:.6g}. Try --mode full, more --epochs or a larger "
-                "--batch-size"
+                f"above that of the best constant, {summary['null_objective']:.6g}. "
+                "Try --mode full, more --epochs or a larger --batch-size"
             )
         if (
             config.mode != "full"
