@@ -299,7 +299,7 @@ class Optimality:
     def refuse_worse(self, first: Array, value: float) -> None:
         """Raise WorseError on all ranks if a run ends above where it began. Collective.
 
-        In modes other than full only an end far above the start raises it, since batches are random.
+        In modes other than full, only an end far above the start raises it: batches are random.
 
         Parameters
         ----------
