@@ -92,7 +92,7 @@ class FoldObjective(Objective):
             residuals.FOLDS,
             self.kind,
             self._targets,
-            rows.c,
+            rows.weights,
             coef,
             intercept,
             rows.offset,
