@@ -1,6 +1,6 @@
-"""What a sweep does with a block of rows whatever they are stored as: their vectors, and the sums of their losses and residuals.
+"""Steps of a sweep that do not depend on how rows are stored: targets, weights, scalar sums.
 
-All of it is inlined, for a block of few rows takes less time than some calls.
+Most functions are inlined, because a block of few rows takes less time than some calls.
 """
 
 from mpigd_kernels.compiled import compiled, inlined
@@ -9,7 +9,10 @@ from mpigd_kernels.sums import PANEL, WIDTH, add_plain, collect, spread, take_bl
 
 @inlined
 def views(room, k, targets, n):
-    """Room for n rows: margins and residuals (k, n), targets (q, n), losses (n,)."""
+    """Divide `room` for a block of n rows.
+
+    Returns margins z and residuals r (k, n), targets t (targets, n) and losses l (n,).
+    """
     ends = k * n, 2 * k * n, (2 * k + targets) * n
     z, r, t = (
         room[: ends[0]].reshape(k, n),
@@ -21,14 +24,16 @@ def views(room, k, targets, n):
 
 @inlined
 def row_of(order, i):
+    # Return the number of the i-th row: order[i], or i if `order` is empty.
     return order[i] if order.size > 0 else i
 
 
 @inlined
 def take_vectors(order, begin, y, c, t, weights):
-    """Targets and weights of a block's rows; one weight for all is there already.
+    """Copy targets (q, n) and weights (n,) of a block's rows from `begin` on into t and `weights`.
 
-    Loops: assigning slices would bring numba's broadcasting along, two seconds of compilation.
+    With one weight for all rows (c of size 1), `weights` is filled already. Loops instead of
+    assignments to slices, since numba's broadcasting takes two seconds to compile.
     """
     n = weights.size
     if order.size > 0:
@@ -53,7 +58,7 @@ def _copy(values, out):
 
 @inlined
 def shift_and_keep(z, order, begin, offset, keep):
-    """Add the offset to the margins z (k, n), and keep them."""
+    """Add the offset to the margins z (k, n), and copy them into `keep`; both may be empty."""
     if offset.size > 0:
         for q in range(z.shape[0]):
             for i in range(z.shape[1]):
@@ -66,7 +71,11 @@ def shift_and_keep(z, order, begin, offset, keep):
 
 @inlined
 def take_scalars(r, l, limits, S, counts, tops, C, lanes):
-    """Losses and residuals into accumulators, plain ones into S; False if a limit was exceeded: the rest is in vain then."""
+    """Add losses and residuals to the accumulators `lanes`, or to S as plain sums if C is None.
+
+    Returns False if a limit was exceeded. The sweep is then repeated with wider limits, so the rest
+    of this one is skipped. See sums.take_block for the arguments.
+    """
     if C is None:
         _add_plain(r, l, S)
         return True
@@ -81,7 +90,7 @@ def take_scalars(r, l, limits, S, counts, tops, C, lanes):
 
 @compiled
 def take_vector_sums(r, l, limits, biases, S, counts, tops, C):
-    """take_scalars straight into S."""
+    """Do take_scalars, with the sums added to S at once."""
     if C is None:
         _add_plain(r, l, S)
         return True
@@ -98,7 +107,7 @@ def _add_plain(r, l, S):
 
 @compiled
 def open_lanes(lanes, biases):
-    """Empty accumulators (1 + k, WIDTH) for sums of losses and residuals on the grids of biases (2,)."""
+    """Set the accumulators (1 + k, WIDTH) of losses and residuals to their biases (2,)."""
     for q in range(lanes.shape[0]):
         for j in range(WIDTH):
             lanes[q, j] = biases[min(q, 1)]
@@ -114,9 +123,10 @@ def collect_all(lanes, biases, S, C):
 
 @inlined
 def keep_lanes_low(lanes, biases, S, C, terms, n):
-    """collect_all before they may be full; returns how many terms they hold at most, `terms` before and then n rows more.
+    """Do collect_all before accumulators may be full; return how many terms each holds at most.
 
-    A block has at most WIDTH * PANEL / 4 rows, so that what it adds to half a panel is never more than a whole one.
+    They held `terms` before, and n rows were added. A block has at most WIDTH * PANEL / 4 rows, so
+    half a panel plus a block is never more than a whole panel.
     """
     terms += n // WIDTH + 1
     if terms <= PANEL // 2:

@@ -1,4 +1,4 @@
-"""How kernels are compiled: decorators."""
+"""Decorators that compile kernels: `compiled` and `inlined`."""
 
 from contextlib import suppress
 
@@ -8,9 +8,10 @@ _OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
 
 
 def _forgiving(decorate):
-    """The decorator, of functions that run all the same where their code cannot be kept, or what is kept cannot be read.
+    """Return a decorator whose functions run even if compiled code cannot be written or read.
 
-    A full disk costs the time of compiling again; numba would let its OSError end the run.
+    With a full disk or an unreadable cache, the code is compiled again in each process. numba would
+    let the OSError end the run.
     """
 
     def compiled(function):

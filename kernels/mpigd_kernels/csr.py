@@ -1,6 +1,9 @@
-"""Compressed sparse rows: margins and accumulation. indptr (n + 1,) int64, indices int32 or int64, data float32/64.
+"""Compressed sparse rows (CSR): linear predictors (margins), accumulation, selection and checks.
 
-`indptr` holds offsets into `indices` and `data`, so rows a to b of a matrix are indptr[a : b + 1] with the others whole.
+A matrix is indptr (n + 1,) int64, indices (nnz,) int32 or int64, and data (nnz,) float32 or
+float64; data None stands for values that are all one. `indptr` holds offsets into `indices` and
+`data`, so rows a to b - 1 of a matrix are indptr[a : b + 1] with the other two whole. Kernels that
+take rows in any order get the offsets as starts and stops (m,).
 """
 
 from numpy import float64, uint64
@@ -13,20 +16,26 @@ from mpigd_kernels.sums import flush
 
 @compiled
 def margins(indptr, indices, data, w, b, z):
-    """margins_of all rows."""
+    """Compute margins_of all rows."""
     margins_of(indptr[:-1], indptr[1:], indices, data, w, b, z)
 
 
 @compiled
 def margins_of(starts, stops, indices, data, w, b, z):
-    """z_i = X_i . w + b over the row's entries in their stored order; w (d,), or the first column of pairs (entries.py)."""
+    """Set z_i = X_i . w + b, over the row's entries in their stored order.
+
+    w is (d,), or pairs (d, 2) of which it is the first column (entries.py).
+    """
     for i in range(starts.size):
         z[i] = dot_entries(starts[i], stops[i], indices, data, w) + b
 
 
 @compiled
 def add_rows(starts, stops, indices, data, r, A):
-    """A_j = fma(r_i, X_ij, A_j), in the order of the rows, while as many entries after them are fetched."""
+    """Set A_j = fma(r_i, X_ij, A_j), in the order of the rows.
+
+    As many entries ahead as these rows have are prefetched meanwhile: those of the next block.
+    """
     ahead = stops[-1] - starts[0] if starts.size > 0 else 0
     for i in range(starts.size):
         add_entries(starts[i], stops[i], indices, data, A, r[i], ahead)
@@ -34,9 +43,12 @@ def add_rows(starts, stops, indices, data, r, A):
 
 @compiled
 def add_exact(starts, stops, indices, data, r, A, C, T, filled, panel):
-    """Add r_i X_ij, each on the grid of column j, into A and, every `panel` rows, into the totals T (2, h).
+    """Add r_i X_ij, each rounded to the grid of column j, to the accumulators A.
 
-    A flush touches h columns, so `panel` grows with them per entry of a row; the others never fill up (exact.Bounds).
+    Every `panel` rows, A - C moves into the totals T (2, h). A flush touches h columns, so `panel`
+    grows with h over the entries of a row. The columns behind the first h have so few entries that
+    they never fill up (exact.Bounds). `filled` rows are in A before the call; returns how many are
+    after it.
     """
     start, n = 0, starts.size
     while start < n:
@@ -52,7 +64,7 @@ def add_exact(starts, stops, indices, data, r, A, C, T, filled, panel):
 
 @compiled
 def accumulators(A):
-    """A (d,), or the second column of pairs (d, 2)."""
+    """Return A (d,) itself, or the second column of pairs (d, 2)."""
     if A.ndim == 2:
         return A[:, 1]
     else:
@@ -61,7 +73,10 @@ def accumulators(A):
 
 @compiled
 def add_fine(starts, stops, indices, data, r, A, B, C, D, T, U, filled, panel):
-    """add_exact with a second, finer grid for what rounding to the first cuts off (dense.accumulate_fine)."""
+    """Do add_exact with a second, finer grid for what rounding to the first cuts off.
+
+    B, D and U are the accumulators, biases and totals of the finer grid; see dense.accumulate_fine.
+    """
     A, B = accumulators(A), accumulators(B)
     for i in range(starts.size):
         ri = r[i]
@@ -81,7 +96,10 @@ def add_fine(starts, stops, indices, data, r, A, B, C, D, T, U, filled, panel):
 
 @compiled
 def column_range(indices, data, low, high, count):
-    """Range of the stored entries of each column (d,), and how many there are (d,) int64; NaN is passed over."""
+    """Update low, high (d,) to the range of the stored entries of each column, and count them.
+
+    The number of entries of each column is added to count (d,) int64. NaN is ignored in the range.
+    """
     for k in range(indices.size):
         j, x = uint64(indices[k]), float64(data[k])
         low[j] = x if x < low[j] else low[j]
@@ -91,14 +109,14 @@ def column_range(indices, data, low, high, count):
 
 @compiled
 def renumber(indices, place):
-    """indices_k = place[indices_k]."""
+    """Set indices_k = place[indices_k]."""
     for k in range(indices.size):
         indices[k] = place[uint64(indices[k])]
 
 
 @compiled
 def all_ones(data):
-    """Whether every value is one."""
+    """Return whether every value is one."""
     k = 0
     while k < data.size and data[k] == 1.0:
         k += 1
@@ -107,7 +125,7 @@ def all_ones(data):
 
 @compiled
 def squared_deviation(indices, data, center, out):
-    """out_k = (data_k - center[indices_k])**2 in float64."""
+    """Set out_k = (data_k - center[indices_k])**2 in float64."""
     for k in range(indices.size):
         t = float64(data[k]) - center[uint64(indices[k])]
         out[k] = t * t
@@ -115,7 +133,10 @@ def squared_deviation(indices, data, center, out):
 
 @compiled
 def gather(indptr, indices, data, rows, out_indptr, out_indices, out_data):
-    """Copy the given rows, in the order given, into a CSR triple that is large enough; data None: only the columns."""
+    """Copy the given rows, in the given order, into a CSR triple that is large enough.
+
+    With data None, the columns alone are copied.
+    """
     at = 0
     out_indptr[0] = 0
     for i in range(rows.size):
@@ -129,7 +150,10 @@ def gather(indptr, indices, data, rows, out_indptr, out_indices, out_data):
 
 @compiled
 def count_chosen(indptr, indices, place, out_indptr):
-    """out_indptr (n + 1,) of the entries whose column has a place >= 0; returns how many they are."""
+    """Set out_indptr (n + 1,) to that of the entries whose column has a place >= 0.
+
+    Returns the number of these entries.
+    """
     at = 0
     out_indptr[0] = 0
     for i in range(indptr.size - 1):
@@ -141,7 +165,7 @@ def count_chosen(indptr, indices, place, out_indptr):
 
 @compiled
 def take_chosen(indptr, indices, data, place, out_indices, out_data):
-    """Copy these entries, their columns renumbered; data None: only the columns."""
+    """Copy these entries with their columns renumbered; with data None, the columns alone."""
     at = 0
     for k in range(uint64(indptr[0]), uint64(indptr[-1])):
         j = place[uint64(indices[k])]
@@ -154,7 +178,10 @@ def take_chosen(indptr, indices, data, place, out_indices, out_data):
 
 @compiled
 def sort_rows(indptr, indices, data, d):
-    """Sort each row's entries by column, in place; returns the first row with a column twice or outside 0..d-1, or -1."""
+    """Sort each row's entries by column, in place.
+
+    Returns the first row that has a column twice, or one outside 0 to d - 1; -1 if there is none.
+    """
     for i in range(indptr.size - 1):
         for k in range(indptr[i], indptr[i + 1]):
             j, x, at = indices[k], data[k], k

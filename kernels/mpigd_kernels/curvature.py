@@ -1,7 +1,10 @@
-"""Second derivatives of the losses by the margin, and the sums over rows that Hessians are made of.
+"""Second derivatives of the losses by the linear predictor, and sums over rows for Hessians.
 
-Margins z (k, m), targets y (m,), weights c (m,), the loss's own parameter a -> curvatures h (k, m), all float64. For one
-output h is c times d2loss/dz2; for softmax it holds the probabilities, of which products with a direction are made.
+Margins z (k, m), targets y (m,), weights c (m,) and the loss's own parameter a give curvatures h
+(k, m), all float64. With one output h is c times d2loss/dz2. For softmax h holds the probabilities,
+from which products with a direction are made.
+
+The docstring of a loss below states d2loss/dz2 of one row with weight 1.
 """
 
 import numpy as np
@@ -34,7 +37,7 @@ def logistic(z, y, c, a, h):
 
 @compiled
 def softmax(z, y, c, a, h):
-    """The probabilities p (k, m): the Hessian of a row is c (diag(p) - p p')."""
+    """The probabilities p (k, m). The Hessian of a row is c (diag(p) - p p')."""
     k = z.shape[0]
     for i in range(y.size):
         top = z[0, i]
@@ -57,7 +60,7 @@ def squared_hinge(z, y, c, a, h):
 
 @compiled
 def huber(z, y, c, a, h):
-    """1 where |z - y| <= a, 0 beyond."""
+    """1 if |z - y| <= a, 0 beyond."""
     for i in range(y.size):
         h[0, i] = c[i] if abs(z[0, i] - y[i]) <= a else 0.0
 
@@ -78,7 +81,10 @@ def gamma(z, y, c, a, h):
 
 @compiled
 def product(z, h, c, a, r, l):
-    """r = h z for the margins z of a direction. l = 1: a size that the sums' limits know beforehand."""
+    """Set r = h z, the product of the Hessian and a direction, for the margins z of the direction.
+
+    l = 1: a loss whose size is known beforehand, for the limits of the sums.
+    """
     for i in range(c.size):
         r[0, i] = h[0, i] * z[0, i]
         l[i] = 1.0
@@ -86,7 +92,10 @@ def product(z, h, c, a, r, l):
 
 @compiled
 def softmax_product(z, h, c, a, r, l):
-    """r_q = c p_q (z_q - sum_s p_s z_s) for the margins z (k, m) of a direction and probabilities p = h; l = 1."""
+    """Set r_q = c p_q (z_q - sum_s p_s z_s), the product of the Hessian of softmax and a direction.
+
+    z (k, m) are the margins of the direction, p = h (k, m) the probabilities. l = 1, as in product.
+    """
     k = z.shape[0]
     for i in range(c.size):
         mean = 0.0
@@ -99,7 +108,10 @@ def softmax_product(z, h, c, a, r, l):
 
 @compiled
 def squares(z, y, c, a, r, l):
-    """r = c z for every output, l = c z**2 of the first: the Hessian of half the squared margins is X'CX."""
+    """Set r = c z for every output, and l = c z**2 of the first.
+
+    These are the gradient and twice the value of half the squared margins, whose Hessian is X'CX.
+    """
     for q in range(z.shape[0]):
         for i in range(c.size):
             r[q, i] = c[i] * z[q, i]
@@ -109,7 +121,11 @@ def squares(z, y, c, a, r, l):
 
 @compiled
 def softmax_pair(p, c, q, s, out):
-    """out (m,) = the size of d2loss / dz_q dz_s: c p_q (1 - p_q), and c p_q p_s for q != s, where it is negative."""
+    """Set out (m,) to the size of d2loss / dz_q dz_s.
+
+    It is c p_q (1 - p_q) for q = s, and c p_q p_s else, for which the derivative itself is
+    negative.
+    """
     for i in range(c.size):
         other = 1.0 - p[q, i] if q == s else p[s, i]
         out[i] = c[i] * (p[q, i] * other)
@@ -117,7 +133,10 @@ def softmax_pair(p, c, q, s, out):
 
 @compiled
 def dense_rows(X, center, scale, Z):
-    """Z (m, p or more) = (X - center) * scale (p,); a column of Z beyond those of X (the intercept's) becomes 1 * scale."""
+    """Set Z (m, p or more) = (X - center) * scale (p,).
+
+    A column of Z beyond those of X (the intercept's) becomes 1 * scale.
+    """
     d = X.shape[1]
     for i in range(X.shape[0]):
         for j in range(d):
@@ -128,7 +147,7 @@ def dense_rows(X, center, scale, Z):
 
 @compiled
 def csr_rows(indptr, indices, data, center, scale, Z):
-    """dense_rows of compressed rows, whose missing entries are zeros."""
+    """Do dense_rows for compressed rows, whose missing entries are zeros."""
     d = center.size
     for i in range(indptr.size - 1):
         for j in range(d):
@@ -148,10 +167,12 @@ def _odd_product(h, z):
 
 @compiled
 def add_outer(Z, h, A):
-    """A (p, p) += sum_i h_i Z_i Z_i', upper triangle, each term on the grid of BIAS, for m <= PANEL rows (sums.py).
+    """Add sum_i h_i Z_i Z_i' to the upper triangle of A (p, p), for m <= PANEL rows.
 
-    |Z| (m, p) and |h| (m,) are at most 1, and A starts at BIAS; p is a multiple of LANES. Below the diagonal A may hold anything.
+    Each term is rounded to the grid of BIAS (sums.py). |Z| (m, p) and |h| (m,) are at most 1, A
+    starts at BIAS, and p is a multiple of LANES. Below the diagonal A may hold anything.
     """
+    # A panel of LANES columns of h Z, made odd, is multiplied by all columns of Z at once.
     P = np.empty((Z.shape[0], LANES))
     for j in range(0, Z.shape[1], LANES):
         for i in range(Z.shape[0]):
@@ -162,7 +183,10 @@ def add_outer(Z, h, A):
 
 @compiled
 def flush_outer(A, T):
-    """Move A - BIAS, upper triangle of p columns, into the two-word totals T (2, p, p), both exactly, and set A back."""
+    """Move A - BIAS, upper triangle of p columns, into the totals T (2, p, p); set A back to BIAS.
+
+    Both words are exact, as in sums.flush.
+    """
     shift = SPLIT * BIAS
     for j in range(T.shape[1]):
         for q in range(j, T.shape[1]):
@@ -175,13 +199,13 @@ def flush_outer(A, T):
 
 @compiled
 def smoothed_hinge(z, y, c, a, h):
-    """1 / width within half a width of the kink at s z = 1, s = 2 y - 1, for a = (quantile, width)."""
+    """1 / width if |1 - s z| < width / 2, else 0, with s = 2 y - 1 and a = (quantile, width)."""
     for i in range(y.size):
         h[0, i] = c[i] / a[1] if abs(1.0 - (2.0 * y[i] - 1.0) * z[0, i]) < 0.5 * a[1] else 0.0
 
 
 @compiled
 def smoothed_quantile(z, y, c, a, h):
-    """1 / width where |z - y| is less than half a width, for a = (quantile, width)."""
+    """1 / width if |z - y| < width / 2, else 0, with a = (quantile, width)."""
     for i in range(y.size):
         h[0, i] = c[i] / a[1] if abs(y[i] - z[0, i]) < 0.5 * a[1] else 0.0

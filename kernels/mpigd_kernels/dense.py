@@ -1,4 +1,9 @@
-"""Dense rows: margins, and residuals times rows. X (n, d) is C-contiguous float32, float64, or the bits of halves as uint16."""
+"""Dense rows: linear predictors (margins), residuals times rows, gathering, ranges of columns.
+
+X (n, d) is C-contiguous, of float32, float64, or halves (float16) held as uint16 bits. Several
+kernels take rows through `order` (int64): X_i is then row order[first + i]; with an empty `order`
+it is row first + i.
+"""
 
 import numpy as np
 from numba import types
@@ -15,13 +20,13 @@ from mpigd_kernels.tiles import TILE, add_tile, dot_tile
 
 @compiled
 def margins(X, w, b, z):
-    """z_i = X_i . w + b: a pure function of the row, wherever it lies."""
+    """Set z_i = X_i . w + b. Each is a function of the row and w alone, not of its place in X."""
     _margins(X, np.empty(0, np.int64), 0, w, b, z)
 
 
 @inlined
 def _margins(X, order, first, w, b, z):
-    """margins of rows first, first + 1, ... in `order`."""
+    """Compute the margins of rows first, first + 1, ... in `order`."""
     n = z.size
     whole = n // ROWS * ROWS
     for i in range(0, whole, ROWS):
@@ -32,8 +37,12 @@ def _margins(X, order, first, w, b, z):
 
 @inlined
 def _add(X, order, first, r, start, stop, A):
-    """A_j = fma(r_i, X_ij, A_j) for i = start to stop, where X_i is row first + i in `order`."""
+    """Set A_j = fma(r_i, X_ij, A_j) for i = start to stop - 1, in turn.
+
+    X_i is row first + i in `order`.
+    """
     whole = start + (stop - start) // ADDED * ADDED
+    # The prefetch hints name rows behind this block, one for every ADDED rows of it.
     behind = first + r.size
     for i in range(start, whole, ADDED):
         add_rows(X, order, first + i, r, i, A, behind + i // ADDED)
@@ -43,15 +52,32 @@ def _add(X, order, first, r, start, stop, A):
 
 @inlined
 def accumulate_exact(X, order, first, R, A, C, T, filled):
-    """Add R X, each product rounded to the grid of its column, into A (k, d) and, every PANEL rows, into the totals T (2, k, d).
+    """Add R X, each product rounded to the grid of its column, to the accumulators A (k, d).
 
-    X_i is row first + i in `order`. A starts at C and R (k, n) is odd (sums.py). `filled` rows are in A already; returns how
-    many are at the end.
+    Parameters
+    ----------
+    X, order, first
+        Rows; X_i is row first + i in `order`.
+    R : (k, n) float64
+        Residuals with their last significand bit set (odd; see sums.py).
+    A : (k, d) float64
+        Accumulators, which start at C.
+    C : (d,) float64
+        Biases.
+    T : (2, k, d) float64
+        Totals, into which A is flushed every PANEL rows.
+    filled : int
+        The number of rows that A holds before the call.
+
+    Returns
+    -------
+    int
+        The number of rows that A holds after the call.
     """
     start, n = (
         filled * 0,
         R.shape[1],
-    )  # a plain 0 is a type of its own: all that is called would be compiled twice
+    )  # numba types a literal 0 apart from an int64: all callees would be compiled twice
     while start < n:
         stop = min(n, start + PANEL - filled)
         add_all(X, order, first, R, start, stop, A)
@@ -66,7 +92,11 @@ def accumulate_exact(X, order, first, R, A, C, T, filled):
 
 @inlined
 def margins_of_all(X, order, first, W, b, Z):
-    """Z (k, n) = W X' + b, every output with the bits of `margins`; X_i is row first + i in `order`."""
+    """Set Z (k, n) = W X' + b; X_i is row first + i in `order`.
+
+    Every output has the bits of `margins`. Tiles of TILE rows and outputs take what they can; the
+    remaining rows and outputs are computed one output at a time.
+    """
     k, n = Z.shape
     tiled = k // TILE * TILE if k >= TILE else 0
     whole = n // TILE * TILE
@@ -82,7 +112,10 @@ def margins_of_all(X, order, first, W, b, Z):
 
 @inlined
 def add_all(X, order, first, R, start, stop, A):
-    """A (k, d) += R X for i = start to stop, each element a chain of fma in that order; X_i is row first + i in `order`."""
+    """Add R X to A (k, d) for rows i = start to stop - 1; X_i is row first + i in `order`.
+
+    Each element of A is one chain of fma in the order of the rows, with tiles and without.
+    """
     k = A.shape[0]
     tiled = k // TILE * TILE if k >= TILE else 0
     whole = start + (stop - start) // TILE * TILE
@@ -98,11 +131,22 @@ def add_all(X, order, first, R, start, stop, A):
 
 @compiled
 def add_one(X, r, A, C, D, T, q, filled):
-    """accumulate_exact of output q alone, r (n,), A (1 or 2, k, d), T (2 or 4, k, d); on two grids with D, plain sums without C.
+    """Do what accumulate_exact does for output q alone, with one or two grids or plain sums.
 
-    For what is added up once, in loading: it is compiled in a fraction of the time.
+    Parameters
+    ----------
+    r : (n,) float64
+        Residuals.
+    A : (1 or 2, k, d), T : (2 or 4, k, d) float64
+        Accumulators and totals of all outputs.
+    C, D : (d,) float64 or None
+        Biases; two grids with D, plain sums without C.
+
+    Notes
+    -----
+    For sums that are made once, while data are loaded: this compiles in a fraction of the time.
     """
-    order, none = np.empty(0, np.int64), filled * 0  # as in accumulate_exact
+    order, none = np.empty(0, np.int64), filled * 0  # see accumulate_exact
     if C is None:
         _add(X, order, none, r, none, r.size, A[0, q])
         return filled
@@ -124,9 +168,11 @@ def add_one(X, r, A, C, D, T, q, filled):
 
 
 def as_floats(X, order, first, n, room):
-    """(X, order, first) as the other kernels read n rows fastest: halves as float64 in `room`, all others as they are.
+    """Return (X, order, first) in the form in which the other kernels read these n rows fastest.
 
-    Converting a half takes the processor longer than anything else that is done with it, and every element is needed twice.
+    Halves are converted to float64 in `room` (n * d numbers), all other types are returned as they
+    are. Converting a half takes the processor longer than anything else that is done with it, and
+    every element is needed twice.
     """
     raise NotImplementedError("for compiled code")
 
@@ -145,16 +191,18 @@ def _as_floats(X, order, first, n, room):
 
 @compiled
 def widen(X, order, first, out):
-    """out_i (n, d) float64 = X_i, halves, where X_i is row first + i in `order`, as far as there are any."""
+    """Set out (n, d) float64 to n rows of halves; out_i is row first + i in `order`."""
     for i in range(out.shape[0]):
         widen_row(X, order, first + i, out, i)
 
 
 @compiled
 def gather(X, rows, out):
-    """out_i = X[rows_i]. Asking for rows ahead halves the time: scattered rows are a wait for memory each.
+    """Set out_i = X[rows_i].
 
-    Over a block that is read in order the same hint costs a third: the hardware sees that pattern by itself.
+    Prefetching rows ahead halves the time, since each scattered row is a wait for memory. Over a
+    block that is read in order the same hint costs a third: the hardware sees that pattern by
+    itself.
     """
     n, d = rows.size, X.shape[1]
     for i in range(min(AHEAD, n)):
@@ -169,7 +217,7 @@ def gather(X, rows, out):
 
 @compiled
 def column_range(X, low, high):
-    """Lower `low` and raise `high` (d,) to the range of the columns; NaN is passed over."""
+    """Lower `low` and raise `high` (d,) to the range of the columns; NaN is ignored."""
     for i in range(X.shape[0]):
         for j in range(X.shape[1]):
             x = float64(X[i, j])
@@ -179,7 +227,7 @@ def column_range(X, low, high):
 
 @compiled
 def squared_deviation(X, center, out):
-    """out_ij = (X_ij - center_j)**2 in float64."""
+    """Set out_ij = (X_ij - center_j)**2 in float64."""
     for i in range(X.shape[0]):
         for j in range(X.shape[1]):
             t = float64(X[i, j]) - center[j]
@@ -188,10 +236,13 @@ def squared_deviation(X, center, out):
 
 @compiled
 def scrub(v, smallest):
-    """Set elements of v (n,) below `smallest` in size to zero; returns the index of the first not finite, or -1.
+    """Set elements of v (n,) with |v_i| < smallest to zero.
 
-    With the smallest normal number of the type, subnormals go: a shared object built with fast maths may set
-    flush-to-zero for the thread that loads it, and a sum would then depend on who loaded what.
+    Returns the index of the first element that is not finite, or -1.
+
+    With the smallest normal number of the type as `smallest`, subnormal numbers are removed. A
+    shared object built with fast maths may set flush-to-zero for the thread that loads it; sums
+    over subnormals would then depend on which libraries a process has loaded.
     """
     bad = 0
     for i in range(v.size):
@@ -207,9 +258,11 @@ def scrub(v, smallest):
 
 @compiled
 def accumulate_fine(X, order, first, r, A, B, C, D, T, U, filled):
-    """accumulate_exact, and what rounding to the grid of C cuts off each product, on the finer grid of D, into B and U.
+    """Do accumulate_exact for one output, and add what rounding cuts off on a finer grid.
 
-    t = fma(r, x, a) rounds the product to a multiple of u; the rest r x - (t - a) is a function of the product alone.
+    The grid of biases C has accumulators A (d,) and totals T (2, d), the finer one of biases D has
+    B and U. t = fma(r, x, a) rounds the product to a multiple of u; the rest r x - (t - a) is a
+    function of the product alone.
     """
     for i in range(r.size):
         ri, row = r[i], order[first + i] if order.size > 0 else first + i

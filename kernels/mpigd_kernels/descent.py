@@ -1,19 +1,43 @@
-"""Coordinate descent on a quadratic model with kinks and bounds, in a fixed order and without BLAS."""
+"""Coordinate descent on a quadratic model with L1 terms and bounds, in a fixed order, no BLAS."""
 
 from math import sqrt
 
 from mpigd_kernels.compiled import compiled
 from mpigd_kernels.elementary import fma
 
-FLAT = 1e-12  # of the largest diagonal element: less curvature than that is none
+# Curvature below this part of the largest diagonal element is replaced by it.
+FLAT = 1e-12
 
 
 @compiled
 def sweep_coordinates(H, l1, low, high, u, s, everything):
-    """One cyclic pass that lowers s . (u - u0) + (u - u0) H (u - u0) / 2 + sum l1 |u| within the bounds.
+    """Do one cyclic pass of coordinate descent on a quadratic model.
 
-    u (p,) and the smooth slope s (p,) at u are updated in place, H (p, p) is symmetric. everything: also the coordinates
-    that rest at zero. Returns the largest move times the root of its curvature (Friedman, Hastie, Tibshirani 2010).
+    The model is s . (u - u0) + (u - u0) H (u - u0) / 2 + sum l1 |u|, within the bounds.
+
+    Parameters
+    ----------
+    H : (p, p) float64
+        The Hessian, symmetric.
+    l1 : (p,) float64
+        L1 penalties.
+    low, high : (p,) float64
+        Bounds.
+    u : (p,) float64
+        The point; updated.
+    s : (p,) float64
+        The gradient of the smooth part at u; updated.
+    everything : bool
+        Whether to visit coordinates that are zero and have an L1 penalty too.
+
+    Returns
+    -------
+    float
+        The largest move times the root of its curvature.
+
+    References
+    ----------
+    Friedman, Hastie, Tibshirani, "Regularization paths for generalized linear models" (2010).
     """
     p, largest, top = u.size, 0.0, 0.0
     for j in range(p):
@@ -38,7 +62,7 @@ def sweep_coordinates(H, l1, low, high, u, s, everything):
 
 @compiled
 def add_product(H, d, s):
-    """s += H d, row by row of the symmetric H (p, p)."""
+    """Do s += H d, row by row of the symmetric H (p, p)."""
     for j in range(d.size):
         if d[j] != 0.0:
             for i in range(d.size):

@@ -1,9 +1,12 @@
-"""Arithmetic that is the same everywhere: fused multiply-add, exp, log from IEEE operations only.
+"""Elementary functions with the same bits everywhere: fused multiply-add, exp and log.
 
-libm's exp and log change with its version, and vector body and tail of a compiled loop may differ where a vector
-library is present. These use +, *, /, fma and bit patterns only, so a number does not depend on its position in
-an array, the thread, or the width of the CPU's vectors. They need error_model="numpy" (no branch on a zero
-divisor) in the caller, or loops over them do not vectorise.
+The exp and log of libm change with its version, and the vector body and the tail of a compiled loop
+may differ if a vector library is present. The functions here use +, *, /, fma and bit patterns
+alone. So a result does not depend on its position in an array, on the thread, or on the width of
+the CPU's vectors. All of them take float64 or `packed` (packed.py).
+
+Callers must be compiled with error_model="numpy" (no branch on a zero divisor), or loops over these
+functions do not vectorise.
 """
 
 import math
@@ -17,7 +20,7 @@ from mpigd_kernels.packed import bits_of, number_of, packed, vector_of, where
 
 @intrinsic
 def fma(typingctx, a, b, c):
-    """a * b + c with one rounding."""
+    """Return a * b + c with one rounding."""
 
     def generate(context, builder, signature, args):
         if signature.return_type == packed:
@@ -32,13 +35,13 @@ def fma(typingctx, a, b, c):
 
 
 def _kind(a):
-    """float64, unless it is packed."""
+    """Return the type float64, or packed if `a` is packed."""
     return packed if a == packed else types.float64
 
 
 @intrinsic
 def set_odd(typingctx, a):
-    """`a` with the last bit of its significand set."""
+    """Return `a` with the last bit of its significand set."""
 
     def generate(context, builder, signature, args):
         bits, constant = bits_of(builder, args[0])
@@ -49,7 +52,11 @@ def set_odd(typingctx, a):
 
 @intrinsic
 def _power_of_two(typingctx, shifted):
-    """2**n from 1.5 * 2**52 + n: n stands in the low bits of the significand."""
+    """Return 2**n, given shifted = 1.5 * 2**52 + n.
+
+    n stands in the low bits of the significand. Shifting it, plus the exponent's bias 1023, by 52
+    bits makes it the exponent; the higher bits are shifted out.
+    """
 
     def generate(context, builder, signature, args):
         bits, constant = bits_of(builder, args[0])
@@ -60,7 +67,11 @@ def _power_of_two(typingctx, shifted):
 
 @intrinsic
 def _exponent_above(typingctx, a, split):
-    """The exponent e, as float64, for which a / 2**e lies in [split, 2 split); a > 0 and normal, 0.5 < split < 1."""
+    """Return the exponent e, as float64, for which a / 2**e lies in [split, 2 split).
+
+    a > 0 must be normal, and 0.5 < split < 1. The difference of the bits of a and of split, shifted
+    arithmetically by 52 bits, is that exponent.
+    """
 
     def generate(context, builder, signature, args):
         bits, constant = bits_of(builder, args[0])
@@ -79,7 +90,13 @@ E2, E3, E4, E5, E6, E7, E8, E9, E10, E11, E12, E13 = (1 / math.factorial(i) for 
 
 @njit(inline="always", error_model="numpy")
 def exp(x):
-    """e**x to 2 units in the last place; from 709.79 on infinity, below -708 the value there (3e-308); NaN stays."""
+    """Return e**x to 2 units in the last place.
+
+    From 709.79 on the result is infinity, below -708 it is the value there (3e-308); NaN stays.
+
+    With n the integer nearest to x / log 2 and t = x - n log 2 (log 2 in two words), e**x is 2**n
+    e**t. e**t is its Taylor polynomial of degree 13.
+    """
     x = where(x < -708.0, -708.0, x)
     bounded = where(x > 710.0, 710.0, x)
     shifted = fma(bounded, LOG2_E, SHIFT)
@@ -99,13 +116,17 @@ def exp(x):
     q = fma(q, t, E2)
     q = fma(q, t, 1.0)
     q = fma(q, t, 1.0)
-    # 2**n as 2 * 2**(n - 1): above 709.44 n is 1024, and what is too large overflows of itself
+    # 2**n as 2 * 2**(n - 1), since n is 1024 above 709.44, which is no exponent of a float64.
+    # Results that are too large overflow to infinity by themselves.
     return (2.0 * q) * _power_of_two(shifted - 1.0)
 
 
 @njit(inline="always", error_model="numpy")
 def scaled_log(n, s):
-    """n log 2 + 2 atanh(s) for |s| <= 0.1716: the logarithm of 2**n (1 + s) / (1 - s)."""
+    """Return n log 2 + 2 atanh(s) for |s| <= 0.1716: the logarithm of 2**n (1 + s) / (1 - s).
+
+    atanh(s) is its series s + s**3 / 3 + ... + s**21 / 21.
+    """
     t = s * s
     q = 1 / 21.0
     q = fma(q, t, 1 / 19.0)
@@ -122,7 +143,10 @@ def scaled_log(n, s):
 
 @njit(inline="always", error_model="numpy")
 def log(x):
-    """log(x) for normal x of 2e-308 to 6e307: with x = m 2**n, m in [0.7, 1.42), s = (m - 1) / (m + 1)."""
+    """Return log(x) for normal x from 2e-308 to 6e307.
+
+    With x = m 2**n, m in [0.7, 1.42), it is scaled_log of s = (m - 1) / (m + 1).
+    """
     n = _exponent_above(x, 0.7071067811865475)
     m = x * _power_of_two(SHIFT - n)
     return scaled_log(n, (m - 1.0) / (m + 1.0))
@@ -130,14 +154,21 @@ def log(x):
 
 @njit(inline="always", error_model="numpy")
 def log1p_unit(e):
-    """log(1 + e) for 0 <= e <= 1, 1 + e = 2**n (1 + s) / (1 - s) with s = (e - n) / (e + 2 + n); n is 1 from sqrt(2) - 1 on."""
+    """Return log(1 + e) for 0 <= e <= 1.
+
+    1 + e = 2**n (1 + s) / (1 - s) with s = (e - n) / (e + 2 + n); n is 1 from sqrt(2) - 1 on, else
+    0.
+    """
     n = where(e > 0.41421356237309503, 1.0, 0.0)
     return scaled_log(n, (e - n) / ((2.0 + n) + e))
 
 
 @njit(inline="always", error_model="numpy")
 def expit_and_log1p(e):
-    """1 / (1 + e) and log1p_unit(e), to 3 units in the last place, with one division: they are slower than anything else here."""
+    """Return 1 / (1 + e) and log1p_unit(e), to 3 units in the last place.
+
+    Both share one division, since divisions are slower than anything else here.
+    """
     n = where(e > 0.41421356237309503, 1.0, 0.0)
     one, other = 1.0 + e, (2.0 + n) + e
     both = 1.0 / (one * other)

@@ -1,8 +1,10 @@
-"""Dense rows in half precision: X (n, d) uint16 holds the bits of IEEE binary16 numbers, each column in a unit of its own.
+"""Dense rows in half precision: X (n, d) uint16 holds the bits of IEEE binary16 numbers.
 
-numba knows no float16 on CPUs, but the conversion is one instruction on vectors (vcvtph2ps) and exact. A unit is a power
-of two: dividing an accumulator, its bias and a product by it changes no bit of their significands, so that sums are made
-in the units of the columns and round as they would in those of the data (data/half.py).
+numba has no float16 on CPUs, but the conversion is one exact instruction on vectors (vcvtph2ps).
+
+Each column is stored in a unit of its own, a power of two. Dividing an accumulator, its bias and a
+product by it does not change any bit of their significands. So sums are made in the units of the
+columns, and round as they would in those of the data (matrix/half.py).
 """
 
 from llvmlite import ir
@@ -13,9 +15,9 @@ from mpigd_kernels.compiled import compiled
 from mpigd_kernels.elements import number
 
 SMALLEST_NORMAL = 2.0**-14  # below it a half has a fixed step, and below half a step it is zero
-ROUNDER = (
-    1.5 * 2.0**42
-)  # times 2**e: adding it rounds what lies in [2**e, 2**(e + 1)) to the 11 bits of a half
+# Adding ROUNDER * 2**e rounds a number in [2**e, 2**(e + 1)) to the 11 bits of a half's
+# significand.
+ROUNDER = 1.5 * 2.0**42
 
 _I16, _I64, _HALF, _F32, _F64 = (
     ir.IntType(16),
@@ -28,7 +30,10 @@ _I16, _I64, _HALF, _F32, _F64 = (
 
 @intrinsic
 def _bits(typingctx, x):
-    """The bits of the half nearest to x; x must be a half already, for it passes through float32."""
+    """Return the bits of x as a half.
+
+    x must be the value of a half: it passes through float32, which would round it twice.
+    """
 
     def generate(context, builder, signature, args):
         return builder.bitcast(builder.fptrunc(builder.fptrunc(args[0], _F32), _HALF), _I16)
@@ -38,7 +43,7 @@ def _bits(typingctx, x):
 
 @intrinsic
 def _power_below(typingctx, x):
-    """The largest power of two not above |x|, for normal x; 0 for zero."""
+    """Return the largest power of two not above |x|, for normal x; 0 for zero."""
 
     def generate(context, builder, signature, args):
         exponent = builder.and_(builder.bitcast(args[0], _I64), _I64(0x7FF0000000000000))
@@ -49,10 +54,20 @@ def _power_below(typingctx, x):
 
 @compiled
 def narrow(X, inverse, out, lost, kept, gone):
-    """out_ij = the half nearest to X_ij * inverse_j, which is at most 65504 in size; ties to even.
+    """Set out_ij to the half nearest to X_ij * inverse_j (ties to even).
 
-    Raises lost (d,) to the largest |X_ij inverse_j - out_ij|. Of the values other than zero it adds to kept (d,) how many
-    stay so, and to gone (d,) how many become zero.
+    Parameters
+    ----------
+    X : (n, d) float32 or float64
+        The rows.
+    inverse : (d,) float64
+        Inverse units; |X_ij * inverse_j| must be at most 65504.
+    out : (n, d) uint16
+        The result.
+    lost : (d,) float64
+        Raised to the largest |X_ij inverse_j - out_ij|.
+    kept, gone : (d,) int64
+        Raised by how many values other than zero stay so, and by how many become zero.
     """
     for i in range(X.shape[0]):
         for j in range(X.shape[1]):
@@ -68,7 +83,7 @@ def narrow(X, inverse, out, lost, kept, gone):
 
 @compiled
 def widen_rows(X, unit, out):
-    """out_ij (n, d) = X_ij unit_j in float64."""
+    """Set out_ij (n, d) = X_ij unit_j in float64."""
     for i in range(X.shape[0]):
         for j in range(X.shape[1]):
             out[i, j] = number(X[i, j]) * unit[j]
@@ -76,7 +91,7 @@ def widen_rows(X, unit, out):
 
 @compiled
 def all_finite(X):
-    """Whether no half among X (n, d) is infinite or not a number."""
+    """Return whether no half of X (n, d) is infinite or NaN."""
     bad = 0
     for i in range(X.shape[0]):
         for j in range(X.shape[1]):
@@ -96,7 +111,7 @@ def column_range(X, low, high):
 
 @compiled
 def squared_deviation(X, unit, center, out):
-    """out_ij = (X_ij unit_j - center_j)**2 in float64."""
+    """Set out_ij = (X_ij unit_j - center_j)**2 in float64."""
     for i in range(X.shape[0]):
         for j in range(X.shape[1]):
             t = number(X[i, j]) * unit[j] - center[j]

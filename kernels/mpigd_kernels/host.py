@@ -1,4 +1,7 @@
-"""What this CPU can do, asked before numba is imported, and arrays as it likes them."""
+"""Features of this CPU, and arrays that are aligned to its cache lines.
+
+They are asked for before numba is imported, so this module must not import it.
+"""
 
 import numpy as np
 from llvmlite import binding
@@ -7,22 +10,25 @@ _LINE = 64  # bytes of a cache line
 
 
 def features():
-    """Its instruction sets for numba's NUMBA_CPU_FEATURES.
+    """Return the CPU's instruction sets, for numba's option NUMBA_CPU_FEATURES.
 
-    LLVM would use half of a 512-bit vector for fear of lower clocks, which few CPUs have now: a quarter of the logistic loss.
+    LLVM would use only half of a 512-bit vector, since those lowered the clock of older CPUs; few
+    current ones do so. The whole vector saves a quarter of the time of the logistic loss.
     """
     return f"{binding.get_host_cpu_features().flatten()},-prefer-256-bit"
 
 
 def wide():
-    """Whether it has 32 vector registers of 512 bits."""
+    """Return whether the CPU has 32 vector registers of 512 bits."""
     return bool(binding.get_host_cpu_features().get("avx512f"))
 
 
 def aligned(shape, dtype=np.float64):
-    """np.empty(shape, dtype) from the beginning of a cache line on: numpy's begin anywhere, and each vector lies in two lines.
+    """Return np.empty(shape, dtype) that starts at the beginning of a cache line.
 
-    A tenth of the time of a gradient at 32 columns, where accumulators do. Not for what every step makes: it takes 15 us.
+    Arrays of numpy start anywhere, and each vector of theirs then lies in two lines. For
+    accumulators this saves a tenth of the time of a gradient at 32 columns. The call takes 15 us,
+    too long for what every step makes.
     """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     room = np.empty(size + _LINE, np.uint8)

@@ -1,15 +1,19 @@
-"""What a log-likelihood has beside half the deviance: the logarithm of the density where the mean is y itself."""
+"""Log-likelihoods: the terms that the half deviance leaves out.
+
+A log-likelihood is these terms minus the half deviance; they are the logarithm of the density at a
+mean equal to y.
+"""
 
 from mpigd_kernels.compiled import compiled
 from mpigd_kernels.elementary import log
 
 LOG_TWO_PI = 1.8378770664093453
-LARGE = 10.0  # from where six terms of Stirling's series have all digits
+LARGE = 10.0  # from here on six terms of Stirling's series have all digits
 
 
 @compiled
 def _stirling(x):
-    """log(Gamma(x + 1)) - (x log x - x) for x >= LARGE (Abramowitz and Stegun, 6.1.41)."""
+    """Return log(Gamma(x + 1)) - (x log x - x), x >= LARGE (Abramowitz and Stegun, 6.1.41)."""
     q = 1.0 / (x * x)
     tail = (
         (((-691.0 / 360360.0 * q + 1.0 / 1188.0) * q - 1.0 / 1680.0) * q + 1.0 / 1260.0) * q
@@ -20,7 +24,10 @@ def _stirling(x):
 
 @compiled
 def poisson(y, out):
-    """y log y - y - log(Gamma(y + 1)) for y (m,) >= 0."""
+    """Set out = y log y - y - log(Gamma(y + 1)) for y (m,) >= 0.
+
+    Below LARGE, x is raised to it by Gamma(x + 1) = Gamma(x + n + 1) / ((x + 1) ... (x + n)).
+    """
     for i in range(y.size):
         x, product = y[i], 1.0
         if x >= LARGE:
@@ -35,6 +42,6 @@ def poisson(y, out):
 
 @compiled
 def gamma(y, out):
-    """-log y for y (m,) > 0; what depends on the dispersion is added once for all rows."""
+    """Set out = -log y for y (m,) > 0; terms of the dispersion are added once for all rows."""
     for i in range(y.size):
         out[i] = -log(y[i])

@@ -1,4 +1,7 @@
-"""Cholesky factors and triangular solves in a fixed order: OpenBLAS gives other bits with another number of threads."""
+"""Small dense linear algebra in a fixed order: Cholesky factors, triangular solves, null vectors.
+
+LAPACK is not used, since OpenBLAS gives other bits with another number of threads.
+"""
 
 from math import sqrt
 
@@ -9,18 +12,33 @@ from mpigd_kernels.elementary import fma
 from mpigd_kernels.lanes import LANES
 from mpigd_kernels.tiles import add_outer_tiles
 
-PIVOT = (
-    1e-9  # of the diagonal element: below, a column depends on those before it, but for rounding
-)
+# If a pivot is at most this part of its diagonal element, the column depends on those before it, up
+# to rounding.
+PIVOT = 1e-9
 
 
 @compiled
 def cholesky(H):
-    """H (p, p) symmetric, of which the upper triangle is read, becomes U with U'U = H; returns how many pivots were replaced.
+    """Factorise H (p, p), symmetric, in place: it becomes U with U'U = H.
 
-    A pivot below PIVOT times its diagonal element becomes that element (1 where it is zero): a dependent column then keeps
-    about its own right-hand side, and solves stay bounded for a singular H. Row by row (Golub and Van Loan, section 4.2);
-    every element is one chain of fma in the order of the rows above, whatever the width of the CPU's vectors.
+    Parameters
+    ----------
+    H : (p, p) float64
+        Its upper triangle is read. Below the diagonal of the result are zeros.
+
+    Returns
+    -------
+    int
+        The number of pivots that were replaced.
+
+    Notes
+    -----
+    A pivot of at most PIVOT times its diagonal element becomes that element (1 if it is zero). A
+    dependent column then keeps about its own right-hand side, and solves stay bounded for a
+    singular H.
+
+    Row by row (Golub and Van Loan, section 4.2). Every element is one chain of fma in the order of
+    the rows above, whatever the width of the CPU's vectors.
     """
     p, replaced = H.shape[0], 0
     wide = -(-p // LANES) * LANES
@@ -30,7 +48,7 @@ def cholesky(H):
             U[i, j] = H[i, j]
     for first in range(
         0, p, LANES
-    ):  # LANES rows at a time, so that those above are read once for all of them
+    ):  # LANES rows at a time, so that the rows above are read once for all of them
         for k in range(first):
             for t in range(LANES):
                 P[k, t] = -U[k, first + t]
@@ -56,12 +74,21 @@ def cholesky(H):
 
 @compiled
 def eliminate(H, floor, kept):
-    """H (p, p) symmetric, of which the upper triangle is read, becomes U with U'U = H over the
-    columns that are kept (p,) bool.
+    """Factorise H (p, p), symmetric, in place: U with U'U = H over the columns that are kept.
 
-    A column whose pivot is not above its floor (p,) depends on those before it: its row of U is
-    zero, so that the others are factorised as if it were not there; its column of U holds what they
-    have of it. Every element is one chain of fma.
+    Parameters
+    ----------
+    H : (p, p) float64
+        Its upper triangle is read. Below the diagonal of the result are zeros.
+    floor : (p,) float64
+        A column whose pivot is not above its floor depends on those before it.
+    kept : (p,) bool
+        The result: which columns do not.
+
+    Notes
+    -----
+    The row of U of a dependent column is zero, so the others are factorised as if it were absent.
+    Its column of U holds its components along them. Every element is one chain of fma.
     """
     p = H.shape[0]
     for j in range(p):
@@ -84,7 +111,7 @@ def eliminate(H, floor, kept):
 
 @compiled
 def invert(U, V):
-    """V (p, p) = U^-1 for an upper triangle U without zeros on its diagonal; V was all zeros."""
+    """Set V (p, p) = U^-1 for an upper triangle U with a nonzero diagonal; V must be all zeros."""
     for j in range(U.shape[0]):
         V[j, j] = 1.0 / U[j, j]
         for i in range(j - 1, -1, -1):
@@ -96,7 +123,7 @@ def invert(U, V):
 
 @compiled
 def multiply(A, B, R):
-    """R (p, p) = A B for upper triangles; R was all zeros."""
+    """Set R (p, p) = A B for upper triangles; R must be all zeros."""
     p = A.shape[0]
     for i in range(p):
         for k in range(i, p):
@@ -108,7 +135,7 @@ def multiply(A, B, R):
 
 @compiled
 def transform(U, Z):
-    """Z (p, m) = (U')^-1 Z for an upper triangle U; each column of Z, a row of data, by itself."""
+    """Set Z (p, m) = (U')^-1 Z for an upper triangle U; a column of Z is a row of data."""
     for j in range(Z.shape[0]):
         for k in range(j):
             u = -U[k, j]
@@ -121,7 +148,11 @@ def transform(U, Z):
 
 @compiled
 def solve(U, b, x):
-    """x (p,) = (U'U)^-1 b for U of `cholesky`: forward by rows, backward by dots of rows. x may be b."""
+    """Set x (p,) = (U'U)^-1 b for the factor U of `cholesky`. x may be b.
+
+    Forward substitution goes by rows of U, backward substitution by dot products of rows, with four
+    partial sums in a fixed order.
+    """
     p = b.size
     for i in range(p):
         x[i] = b[i]
@@ -146,7 +177,10 @@ def solve(U, b, x):
 
 @compiled
 def dependence(U, i, v):
-    """v (p,) with v_i = 1, zeros behind, and U v zero in the rows above i: how column i depends on those before it."""
+    """Set v (p,) to how column i depends on those before it.
+
+    v_i = 1, elements behind it are zero, and U v is zero in the rows above i.
+    """
     for r in range(v.size):
         v[r] = 1.0 if r == i else 0.0
     for r in range(i - 1, -1, -1):
@@ -158,10 +192,23 @@ def dependence(U, i, v):
 
 @compiled
 def stationary(T):
-    """The positive t (k,) with t' T = 0, its largest element 1, for a matrix T (k, k) of rates: off the diagonal >= 0.
+    """Return the stationary distribution, up to its scale, of a Markov chain: t > 0 with t' T = 0.
 
-    The diagonal is not read: rows add up to zero. By elimination without subtractions, so t is accurate in every element
-    (Grassmann, Taksar, Heyman, Operations Research 1985). T is overwritten. Zeros all over if a class cannot be left.
+    Parameters
+    ----------
+    T : (k, k) float64
+        Rates, at least 0 off the diagonal. The diagonal is not read: rows add up to zero.
+        Overwritten.
+
+    Returns
+    -------
+    (k,) float64
+        t, with its largest element 1; all zeros if a class cannot be left.
+
+    Notes
+    -----
+    Elimination without subtractions, so that t is accurate in every element (Grassmann, Taksar,
+    Heyman, Operations Research 1985).
     """
     k = T.shape[0]
     t = T[0] * 0.0

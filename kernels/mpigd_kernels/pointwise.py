@@ -1,7 +1,11 @@
-"""Losses as functions of the margin alone: margins z (k, m), targets y (m,), weights c (m,) -> residuals, losses.
+"""Losses as functions of the linear predictor z: per-sample derivatives (residuals) and losses.
 
-Residuals r (k, m) are c times the derivative of the loss by the margin; losses l (m,) are c times the loss; `a` is the
-loss's own parameter, where it has one. All float64. Losses are at least zero: half deviances, with their constants.
+Arguments of a kernel: margins (linear predictors) z (k, m), targets y (m,), weights c (m,), the
+loss's own parameter a if it has one, and the results. Residuals r (k, m) are c times the derivative
+of the loss by z, losses l (m,) are c times the loss. All are float64. Losses are at least zero:
+half deviances, with their constants.
+
+A docstring below states the loss of one row with weight 1.
 """
 
 from numba import njit
@@ -12,7 +16,11 @@ from mpigd_kernels.packed import LANES, load, store, where
 
 
 def _row_by_row(loss):
-    """The kernel of a loss of one margin: loss(z, y, c, a) -> (residual, loss) of numbers, of LANES rows at once."""
+    """Return the kernel of a loss of one margin, which handles LANES rows at once.
+
+    `loss`(z, y, c, a) -> (residual, loss) is an expression of numbers, compiled here for packed
+    ones (packed.py). Rows behind the last are filled with z = 0, y = 1, c = 0.
+    """
     of_rows = njit(inline="always", error_model="numpy")(loss)
 
     def kernel(z, y, c, a, r, l):
@@ -40,7 +48,8 @@ def logistic(z, y, c, a):
     e = exp(-abs(z))
     p, softplus = expit_and_log1p(e)
     p = where(z < 0.0, e * p, p)
-    # max(z, 0) - y z, written so that the right class at a large margin gives zero, not a rounding error
+    # max(z, 0) - y z + log(1 + exp(-|z|)), in this order: at a large margin of the right class the
+    # first two cancel to zero, without a rounding error.
     return c * (p - y), c * (where(z > 0.0, z, 0.0) - y * z + softplus)
 
 
@@ -63,7 +72,7 @@ def squared_hinge(z, y, c, a):
 
 @_row_by_row
 def huber(z, y, c, a):
-    """(z - y)**2 / 2 where |z - y| <= a, a |z - y| - a**2 / 2 beyond."""
+    """(z - y)**2 / 2 if |z - y| <= a, a |z - y| - a**2 / 2 beyond."""
     e = z - y
     inside = where(e < -a, -a, where(e > a, a, e))
     return c * inside, c * inside * (e - 0.5 * inside)
@@ -113,7 +122,7 @@ def softmax(z, y, c, a, r, l):
 
 @njit(inline="always", error_model="numpy")
 def _largest(z, i):
-    """max_q z_q of LANES rows from i on."""
+    """Return max_q z_q of LANES rows from i on."""
     top = load(z[0], i, 0.0)
     for q in range(1, z.shape[0]):
         own = load(z[q], i, 0.0)
@@ -123,7 +132,7 @@ def _largest(z, i):
 
 @njit(inline="always", error_model="numpy")
 def _exponentials(z, i, top, out):
-    """out_q = exp(z_q - top) of LANES rows from i on; returns their sum over q."""
+    """Set out_q = exp(z_q - top) of LANES rows from i on; return their sum over q."""
     total = top * 0.0
     for q in range(z.shape[0]):
         e = exp(load(z[q], i, 0.0) - top)
@@ -134,7 +143,7 @@ def _exponentials(z, i, top, out):
 
 @compiled
 def logistic_mean(z, out):
-    """1 / (1 + exp(-z)) for z (m,)."""
+    """Set out = 1 / (1 + exp(-z)) for z (m,)."""
     for i in range(z.size):
         e = exp(-abs(z[i]))
         p = 1.0 / (1.0 + e)
@@ -143,27 +152,28 @@ def logistic_mean(z, out):
 
 @compiled
 def exponential_mean(z, out):
-    """exp(z) for z (m,)."""
+    """Set out = exp(z) for z (m,)."""
     for i in range(z.size):
         out[i] = exp(z[i])
 
 
 @compiled
 def softmax_mean(z, out):
-    """Class probabilities: z (k, m) -> out (k, m)."""
+    """Set out (k, m) to the class probabilities of z (k, m)."""
     for i in range(0, z.shape[1], LANES):
         total = _exponentials(z, i, _largest(z, i), out)
         for q in range(z.shape[0]):
             store(out[q], i, load(out[q], i, 0.0) / total)
 
 
-# Losses with kinks, rounded off over a width: a = (quantile, width). The residuals are those of the rounded loss, whose slope
-# rises linearly within half a width of the kink; the losses are exact, so that one sweep measures the true objective too.
+# Smoothed losses: a loss with a kink, rounded off over a width; a = (quantile, width). The
+# residuals are those of the smoothed loss, whose slope rises linearly within half a width of the
+# kink. The losses are those without smoothing, so that one sweep measures the true objective too.
 
 
 @_row_by_row
 def smoothed_hinge(z, y, c, a):
-    """Slope of the smoothed hinge; max(0, 1 - s z) itself, with s = 2 y - 1."""
+    """The slope of the smoothed hinge; the loss max(0, 1 - s z) itself, with s = 2 y - 1."""
     s = 2.0 * y - 1.0
     gap = 1.0 - s * z
     share = 0.5 + gap / a[1]
@@ -173,7 +183,7 @@ def smoothed_hinge(z, y, c, a):
 
 @_row_by_row
 def smoothed_quantile(z, y, c, a):
-    """Slope of the smoothed pinball loss; max(a (y - z), (1 - a) (z - y)) itself."""
+    """The slope of the smoothed pinball loss; the loss max(a (y - z), (1 - a) (z - y)) itself."""
     e = y - z
     share = 0.5 + e / a[1]
     share = where(share < 0.0, 0.0, where(share > 1.0, 1.0, share))

@@ -1,4 +1,8 @@
-"""What a sweep makes of margins: the residuals and losses of a loss that is chosen when the sweep is compiled."""
+"""Residuals and losses within a sweep, with the loss chosen when the sweep is compiled.
+
+The type of the argument `loss` decides which function of pointwise.py or curvature.py is called, so
+the compiled code holds that one alone.
+"""
 
 from collections import namedtuple
 
@@ -7,10 +11,13 @@ from numba.extending import overload
 from mpigd_kernels import curvature, pointwise
 from mpigd_kernels.compiled import inlined
 
-# What a sweep makes of margins: residuals and losses, those of folds, or one of two products of the Hessian.
+# What a sweep computes from margins: residuals and losses (LOSS), those of the models of
+# cross-validation folds (FOLDS), or products of the Hessian and a direction (PRODUCT), or the
+# residuals of half the squared margins (SQUARES).
 LOSS, FOLDS, PRODUCT, SQUARES = range(4)
-# The losses, each a type that holds its parameter a, so that a sweep is compiled with the one it needs, not with all nine, for
-# seconds (a is a pair for the smoothed ones). Types, because functions as arguments would be compiled again in every process.
+# The losses. Each is a type that holds its parameter a (a pair for the smoothed ones), so that a
+# sweep is compiled with the one loss that it needs; all of them would take seconds more. They are
+# types, because functions as arguments would be compiled again in every process.
 Squared = namedtuple("Squared", "a")
 Logistic = namedtuple("Logistic", "a")
 Softmax = namedtuple("Softmax", "a")
@@ -39,10 +46,27 @@ KERNELS = {
 
 @inlined
 def residuals(what, loss, z, y, c, r, l, spare):
-    """z (k, m), y (q, m), c (m,) -> r (k, m), l (m,): of `loss` where `what` is LOSS; of its curvature, in place of y, PRODUCT.
+    """Compute residuals r (k, m) and losses l (m,) of a block from its margins.
 
-    FOLDS: of k models of one output: column q does not see the rows whose fold y[1] is q; l is the sum over columns.
-    spare (2, m or more): room for them.
+    Parameters
+    ----------
+    what : int
+        LOSS: residuals and losses of `loss`. FOLDS: those of k models of one output; model q does
+        not see the rows whose fold y[1] is q, and l is the sum over models. PRODUCT: the Hessian
+        times a direction, with margins z of the direction and curvatures in place of y. SQUARES:
+        curvature.squares.
+    loss : one of KERNELS
+        The loss and its parameter.
+    z : (k, m) float64
+        Margins.
+    y : (q, m) float64
+        Targets, and folds or curvatures.
+    c : (m,) float64
+        Weights.
+    r, l : (k, m), (m,) float64
+        The results.
+    spare : (2, m or more) float64
+        Scratch memory of FOLDS.
     """
     if what == PRODUCT:
         product(loss, z, y, c, r, l)
@@ -51,7 +75,8 @@ def residuals(what, loss, z, y, c, r, l, spare):
         curvature.squares(z, y, c, loss.a, r, l)
         return
     folds, m = what == FOLDS, l.size
-    # One call for both, in a loop of one column or of k: two calls would be two copies of the loss.
+    # One call for LOSS and FOLDS, in a loop over one column or k: the loss is inlined, so that two
+    # calls would be two copies of it.
     for q in range(z.shape[0] if folds else 1):
         for i in range(m if folds else 0):
             spare[0, i] = 0.0 if y[1, i] == q else c[i]
@@ -64,7 +89,7 @@ def residuals(what, loss, z, y, c, r, l, spare):
 
 
 def pointwise_of(loss, z, y, c, r, l):
-    """The pointwise function of a loss (pointwise.py)."""
+    """Call the pointwise function of a loss (pointwise.py)."""
     raise NotImplementedError("for compiled code")
 
 
@@ -75,7 +100,7 @@ def _pointwise_of(loss, z, y, c, r, l):
 
 
 def product(loss, z, h, c, r, l):
-    """The Hessian's product for the curvature h of a loss (curvature.py)."""
+    """Call the product with the Hessian for the curvature h of a loss (curvature.py)."""
     raise NotImplementedError("for compiled code")
 
 

@@ -1,5 +1,10 @@
-"""Counted randomness: every number is a function of (seed, epoch, step, row), so nothing needs to be remembered.
+"""Counter-based random numbers: permutations, draws, hashes.
 
+Every number is a function of (seed, epoch, step, row), so there is no generator state to save or to
+pass on.
+
+References
+----------
 Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 """
 
@@ -12,13 +17,16 @@ _LOW = uint64(0xFFFFFFFF)
 _M0, _M1 = uint64(0xD2511F53), uint64(0xCD9E8D57)
 _W0, _W1 = uint64(0x9E3779B9), uint64(0xBB67AE85)
 _32 = uint64(32)
-ROUNDS = 6  # of the permutation's Feistel network
+ROUNDS = 6  # rounds of the permutation's Feistel network
 CHUNK = 1024  # rows that are permuted together
 
 
 @compiled
 def philox(c0, c1, c2, c3, k0, k1):
-    """Two 64-bit words of Philox4x32-10 for a counter of four and a key of two 32-bit words (all as uint64)."""
+    """Return two 64-bit words of Philox4x32-10.
+
+    c0 to c3 are the counter and k0, k1 the key: 32-bit words, all as uint64.
+    """
     for _ in range(10):
         p0, p1 = _M0 * c0, _M1 * c2
         c0, c1, c2, c3 = (p1 >> _32) ^ c1 ^ k0, p1 & _LOW, (p0 >> _32) ^ c3 ^ k1, p0 & _LOW
@@ -28,7 +36,7 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 @compiled
 def mix(x):
-    """A bijection of 64-bit words that scatters their bits (the finaliser of splitmix64)."""
+    """Return a bijection of 64-bit words that scatters their bits (the finaliser of splitmix64)."""
     x = (x ^ (x >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> uint64(27))) * uint64(0x94D049BB133111EB)
     return x ^ (x >> uint64(31))
@@ -36,7 +44,7 @@ def mix(x):
 
 @compiled
 def _scatter(x, key, half):
-    """One Feistel network over words of 2 * half bits: a bijection for every key."""
+    """Apply a Feistel network to a word of 2 * half bits: a bijection for every key."""
     mask = (uint64(1) << half) - uint64(1)
     left, right = x >> half, x & mask
     for round_number in range(ROUNDS):
@@ -49,10 +57,24 @@ def _scatter(x, key, half):
 
 @compiled
 def positions(rows, n, seed, epoch, out):
-    """out_i = place of global row rows_i in the epoch's permutation of 0..n-1.
+    """Set out_i to the place of global row rows_i in the epoch's permutation of 0 to n - 1.
 
-    A Feistel network permutes the next power of four; results of n and above are sent through again (cycle walking). All
-    rows of a chunk take a turn together, for then turns overlap: a row on its own waits for each of its products.
+    Parameters
+    ----------
+    rows : (m,) int64
+        Global row numbers.
+    n : int
+        The number of all rows.
+    seed, epoch : int
+        They choose the permutation.
+    out : (m,) int64
+        The result.
+
+    Notes
+    -----
+    A Feistel network permutes the numbers below the next power of four. Results of n and above are
+    sent through again (cycle walking). All rows of a chunk take a turn together, since their turns
+    then overlap in the processor: a row on its own waits for each of its products.
     """
     key, _ = philox(
         uint64(epoch) & _LOW,
@@ -78,7 +100,10 @@ def positions(rows, n, seed, epoch, out):
 
 @compiled
 def _settle(held, places, m, n, out):
-    """Write m numbers to their places, and move those that are not below n, and have to go on, to the front: how many."""
+    """Write m numbers to their places; return how many are not below n and take another turn.
+
+    These are moved to the front of `held` and `places`.
+    """
     left = 0
     for i in range(m):
         x, place = held[i], places[i]
@@ -90,20 +115,34 @@ def _settle(held, places, m, n, out):
 
 @compiled
 def draws(n, seed, epoch, first, out):
-    """out[t, q] = global row of draw q in step first + t: uniform on 0..n-1, with replacement; n < 2**31 * 2**31."""
+    """Set out[t, q] to the global row of draw q in step first + t: uniform, with replacement.
+
+    Parameters
+    ----------
+    n : int
+        Rows are drawn from 0 to n - 1; n < 2**31 * 2**31.
+    seed, epoch, first : int
+        The seed, the epoch, and the first step.
+    out : (steps, draws) int64
+        The result.
+    """
     for t in range(out.shape[0]):
         step = uint64(first + t)
         for q in range(out.shape[1]):
             word, _ = philox(
-                uint64(q), step & _LOW, (step >> _32) ^ (uint64(epoch) << uint64(16)) & _LOW, uint64(epoch) & _LOW,
-                uint64(seed) & _LOW, uint64(seed) >> _32,
-            )  # fmt: skip
+                uint64(q),
+                step & _LOW,
+                (step >> _32) ^ (uint64(epoch) << uint64(16)) & _LOW,
+                uint64(epoch) & _LOW,
+                uint64(seed) & _LOW,
+                uint64(seed) >> _32,
+            )
             out[t, q] = int64(_multiply_high(word, uint64(n)))
 
 
 @compiled
 def _multiply_high(a, b):
-    """The upper 64 bits of the product of two 64-bit words."""
+    """Return the upper 64 bits of the product of two 64-bit words."""
     a0, a1, b0, b1 = a & _LOW, a >> _32, b & _LOW, b >> _32
     middle = a1 * b0 + ((a0 * b0) >> _32)
     lower = a0 * b1 + (middle & _LOW)
@@ -112,7 +151,7 @@ def _multiply_high(a, b):
 
 @compiled
 def owners(keys, size, out):
-    """out_i = rank of 0..size-1 that the key hashes to."""
+    """Set out_i to the rank, of 0 to size - 1, that keys_i hashes to."""
     for i in range(keys.size):
         out[i] = int64(
             _multiply_high(mix(uint64(keys[i]) + uint64(0x9E3779B97F4A7C15)), uint64(size))
@@ -121,7 +160,17 @@ def owners(keys, size, out):
 
 @compiled
 def bucket(steps, starts, order):
-    """Counting sort: order = indices of `steps` (values 0..k-1) by step, then by index; starts (k + 1,) where each begins."""
+    """Sort indices by step (counting sort).
+
+    Parameters
+    ----------
+    steps : (n,) int
+        Values from 0 to k - 1.
+    starts : (k + 1,) int64
+        The result: where each step begins in `order`.
+    order : (n,) int64
+        The result: the indices of `steps` by step, and within a step in ascending order.
+    """
     starts[:] = 0
     for i in range(steps.size):
         starts[steps[i] + 1] += 1
@@ -138,7 +187,7 @@ def bucket(steps, starts, order):
 
 @compiled
 def absorb(hashes, words):
-    """hashes_i (n,) uint64 takes in words_i (n, q), q 64-bit words a row."""
+    """Update hashes (n,) uint64 with words (n, q): row i takes in its q 64-bit words."""
     q = words.shape[1]
     whole = q // 4 * 4
     for i in range(words.shape[0]):
@@ -155,13 +204,20 @@ def absorb(hashes, words):
 
 @compiled
 def _stir(h):
-    """Bring the upper bits down: a product passes changes upwards only, so that two changed signs would cancel."""
+    """Mix the upper bits into the lower ones.
+
+    A product carries changes to higher bits only, so two changed sign bits would cancel without
+    this.
+    """
     return h ^ (h >> uint64(32))
 
 
 @compiled
 def absorb_sparse(hashes, indptr, indices, words):
-    """hashes_i (n,) uint64 takes in the stored entries of row i: column and value (as an unsigned word)."""
+    """Update hashes (n,) uint64 with the stored entries of row i: column and value.
+
+    words (nnz,) are the values as unsigned integers.
+    """
     for i in range(hashes.size):
         h = hashes[i]
         for k in range(indptr[i], indptr[i + 1]):
@@ -172,7 +228,7 @@ def absorb_sparse(hashes, indptr, indices, words):
 
 @compiled
 def wrapping_sum(hashes):
-    """The sum of 64-bit words modulo 2**64: the order does not matter."""
+    """Return the sum of 64-bit words modulo 2**64, which does not depend on their order."""
     total = uint64(0)
     for i in range(hashes.size):
         total += hashes[i]

@@ -1,9 +1,12 @@
-"""Sums of outer products of compressed rows by their entries: as many products as a row has pairs of them.
+"""Sums of outer products of compressed rows, made of the pairs of each row's entries.
 
-Columns are numbered anew. The first are dense ones, centred and scaled, and the intercept's: their products with one another
-are sums of `curvature.add_outer`. The others are taken as they are stored, divided by a power of two: |v| < 1. What their
-products with dense columns and with one another add up to are integers: a term is rounded to a multiple of 2**-s, where s is
-that of its rarer column, and 2**s times the number of its entries in all rows is at most 2**62. Sums of int64 have no order,
+Columns are renumbered. The first ones are dense columns, centred and scaled, and the intercept's.
+The sums of their products with one another are those of curvature.add_outer. The other columns are
+taken as they are stored, divided by a power of two so that |v| < 1.
+
+The sums of products of such sparse columns, with dense columns and with one another, are integers.
+A term is rounded to a multiple of 2**-s, where s is that of its rarer column; 2**s times the number
+of that column's entries in all rows is at most 2**62. Sums of int64 do not depend on their order,
 and accumulators that cannot overflow are never flushed.
 """
 
@@ -16,18 +19,20 @@ from numpy import float64, int64, uint64
 from mpigd_kernels.compiled import compiled, inlined
 from mpigd_kernels.curvature import PANEL, add_outer, flush_outer
 
-FINEST, ROOM = 50, 62  # most bits of a term, and of a sum
-_SHIFT = 1.5 * 2.0**52  # whose last bit is worth 1: adding it rounds to whole numbers
-_SHIFT_BITS = 0x4338000000000000
-_FEW = 16  # entries of a row that are sorted by counting
-_TILE = 64  # rows and columns that are mirrored at once
+FINEST, ROOM = 50, 62  # the largest number of bits of a term, and of a sum
+_SHIFT = 1.5 * 2.0**52  # its last bit is worth 1, so that adding it rounds to integers
+_SHIFT_BITS = 0x4338000000000000  # the bits of _SHIFT
+_FEW = 16  # rows of at most this many entries are sorted by counting
+_TILE = 64  # rows and columns of a block that is mirrored at once
 
 
 @intrinsic
 def _rounded_product(typingctx, a, b):
-    """The whole number nearest to a * b, as int64; |a * b| < 2**51."""
+    """Return the integer nearest to a * b, as int64; |a * b| < 2**51."""
 
     def generate(context, builder, signature, args):
+        # One rounding, to the last bit of _SHIFT; the integer then stands in the low bits of the
+        # significand, and the difference of the bits is its value.
         shifted = builder.fma(*args, ir.Constant(ir.DoubleType(), _SHIFT))
         whole = ir.IntType(64)
         return builder.sub(builder.bitcast(shifted, whole), ir.Constant(whole, _SHIFT_BITS))
@@ -37,10 +42,26 @@ def _rounded_product(typingctx, a, b):
 
 @compiled
 def take_entries(indptr, indices, data, place, inverse, center, scale, dense, Z, J, V, ends):
-    """The rows of a panel, cut: Z (m, p or more) = dense columns (x - center) * scale, and `scale` of the intercept's.
+    """Divide the rows of a panel into dense columns and sparse entries.
 
-    The others' numbers J, ascending in every row from 0 on, and values V = x * inverse; those of row i from ends[i] to
-    ends[i + 1]. place (d,): a column's new number, those of dense ones below `dense`.
+    Parameters
+    ----------
+    indptr, indices, data
+        The m rows (csr.py); data None: all values are one.
+    place : (d,) int
+        The new number of each column; those of dense columns are below `dense`.
+    inverse : float64
+        For each sparse column, the power of two that its values are multiplied by.
+    center, scale : float64
+        For dense columns, and the intercept's last in `scale`.
+    dense : int
+        The number of dense columns.
+    Z : (m, p or more) float64
+        The result: (x - center) * scale of dense columns, and `scale` in the intercept's.
+    J, V : uint64, float64
+        The result: numbers of sparse columns from 0 on, ascending in every row, and x * inverse.
+    ends : (m + 1,) int64
+        The result: the entries of row i are those from ends[i] to ends[i + 1] - 1.
     """
     most = int64(0)
     for i in range(indptr.size - 1):
@@ -69,7 +90,11 @@ def take_entries(indptr, indices, data, place, inverse, center, scale, dense, Z,
 
 @inlined
 def _sort(numbers, values, m, J, V, first):
-    """The first m entries, by column, from J[first] on. Few are counted into place, without branches that no CPU foresees."""
+    """Write the first m entries, sorted by column, to J and V from J[first] on.
+
+    A few entries are each counted into place, without branches that a CPU cannot predict; more are
+    sorted by insertion.
+    """
     if m <= _FEW:
         for k in range(m):
             t = first
@@ -87,9 +112,10 @@ def _sort(numbers, values, m, J, V, first):
 
 @compiled
 def add_pairs(h, Z, J, V, ends, power, B, C):
-    """Add h_i v z to B (p - dense, width of Z) and h_i v v' to the packed triangle C, times power = 2**s, rounded.
+    """Add h_i v z to B and h_i v v' to C, each term times power = 2**s and rounded to an integer.
 
-    C holds the pair j <= k at k (k + 1) / 2 + j.
+    B is (p - dense, width of Z) and C a packed triangle, both int64. C holds the pair j <= k at k
+    (k + 1) / 2 + j.
     """
     for i in range(h.size):
         if h[i] == 0.0:
@@ -109,9 +135,21 @@ def add_pairs(h, Z, J, V, ends, power, B, C):
 def add_outer_csr(
     indptr, indices, data, H, place, inverse, center, scale, dense, power, A, T, B, C
 ):
-    """Add sum_i H_qi x_i x_i' of all rows for every q: A (q, w, w), T (q, 2, p, p) of curvature.py, B (q, ...), C (q, ...).
+    """Add sum_i H_qi x_i x_i' over all rows, for every q.
 
-    A starts at BIAS, and is left there. w is a multiple of LANES.
+    Parameters
+    ----------
+    indptr, indices, data, place, inverse, center, scale, dense
+        See take_entries.
+    H : (q, n) float64
+        Curvatures.
+    power : (p - dense,) float64
+        2**s of each sparse column.
+    A, T : (q, w, w), (q, 2, p, p) float64
+        Accumulators and totals of curvature.py. A must be BIAS, and is left so; w is a multiple of
+        LANES.
+    B, C : (q, ...), (q, ...) int64
+        See add_pairs.
     """
     n, most = H.shape[1], 0
     for start in range(0, n, PANEL):
@@ -144,10 +182,22 @@ def add_outer_csr(
 
 @compiled
 def join_outer(T, B, C, dense, power, units, unit, center, inverse, factor, H):
-    """H (p, p) symmetric = sum_i h_i x_i x_i' * factor, centred and scaled, from what add_outer_csr has left.
+    """Set H (p, p), symmetric, to sum_i h_i x_i x_i' * factor, centred and scaled.
 
-    Columns stand in their new numbers, the intercept's last. T (2, h, h) with `units` (h,) of dense columns and the intercept's;
-    B, C with `unit`, `center`, `inverse` of the others. Without an intercept centres are zero.
+    Parameters
+    ----------
+    T, B, C
+        The sums that add_outer_csr has left. T is (2, h, h), h = `dense` plus one for an intercept.
+    dense : int
+        The number of dense columns.
+    power, unit, center, inverse
+        For the sparse columns. Without an intercept centres are zero.
+    units : (h,) float64
+        For dense columns and the intercept's.
+    factor : float
+        The factor of the sum.
+    H : (p, p) float64
+        The result. Columns stand in their new numbers, the intercept's last.
     """
     head, p = units.size, H.shape[0]
     rest, one = p - head, head > dense

@@ -1,9 +1,14 @@
-"""Sums that do not depend on the order of their terms.
+"""Exact sums: their bits do not depend on the order of the terms.
 
-Every term is rounded on its own to a grid u that all ranks agree on, so that float64 additions are exact, and exact
-additions are associative. The accumulator starts at C = 1.5 * 2**52 * u: while it stays in that binade, adding p rounds p
-to a multiple of u whatever the accumulator holds, except at ties, and a term whose last significand bit is set (`odd`)
-never is one. Every PANEL terms the accumulator's excess over C moves, exactly, into two words.
+Every term is rounded on its own to a multiple of u, the step of a grid that all ranks agree on.
+float64 additions of such multiples are exact, and exact additions are associative.
+
+The accumulator starts at the bias C = 1.5 * 2**52 * u. While it stays in that binade, its last bit
+is worth u, so adding a term p rounds p to a multiple of u whatever the accumulator holds. The
+exception is ties, which round to even and so depend on the accumulator: a term whose last
+significand bit is set (`odd`) is never one.
+
+Every PANEL terms the accumulator's excess over C moves, exactly, into two words (a flush).
 """
 
 import numpy as np
@@ -13,15 +18,21 @@ from mpigd_kernels.compiled import compiled, inlined
 from mpigd_kernels.elementary import set_odd
 from mpigd_kernels.packed import LANES, count, load, store, where
 
-PANEL = 256  # terms an accumulator takes before it is flushed: part of the grid's definition (mpigd/reduction/base.py)
+# Terms that an accumulator takes before it is flushed: part of the grid's definition
+# (mpigd/reduction/base.py).
+PANEL = 256
 WIDTH = LANES  # accumulators of a sum over a vector
-TINY = 2.0**-1000
-SPLIT = 2.0**27  # between the units of the two words
+TINY = 2.0**-1000  # terms below it in size are set to zero
+SPLIT = 2.0**27  # ratio of the units of the two words
 
 
 @compiled
 def flush(A, C, T):
-    """Move A - C into the two-word totals T (2, h) of the first h columns, both exactly, and set A back to C."""
+    """Move A - C into the totals T (2, h) of the first h columns, and set A back to C.
+
+    Both words are exact: T[0] takes the excess rounded to multiples of SPLIT * u (by adding and
+    subtracting SPLIT * C), T[1] takes the rest.
+    """
     for j in range(T.shape[1]):
         excess = A[j] - C[j]
         shift = SPLIT * C[j]
@@ -33,7 +44,17 @@ def flush(A, C, T):
 
 @compiled
 def flush_all(A, C, D, T):
-    """flush every output: A (1 or 2, k, d), T (2 or 4, k, d), biases C (d,) and, of a finer grid, D (d,) or None."""
+    """Do flush for every output and both grids.
+
+    Parameters
+    ----------
+    A : (1 or 2, k, d) float64
+        Accumulators of the grid and of the finer one.
+    C, D : (d,) float64
+        Biases of the grid and of the finer one; D None: one grid.
+    T : (2 or 4, k, d) float64
+        Totals, two words for each grid.
+    """
     for q in range(A.shape[1]):
         flush(A[0, q], C, T[:2, q])
         if D is not None:
@@ -42,7 +63,10 @@ def flush_all(A, C, D, T):
 
 @compiled
 def join_words(T, q, out):
-    """The numbers that totals of output q hold: T (1, 2 or 4, k, h), one word, two, or two on each of two grids -> out (h,)."""
+    """Set out (h,) to the numbers that the totals of output q hold.
+
+    T (1, 2 or 4, k, h) has one word (plain sums), two, or two on each of two grids.
+    """
     for j in range(T.shape[2]):
         out[j] = T[0, q, j]
     if T.shape[0] > 1:
@@ -55,7 +79,10 @@ def join_words(T, q, out):
 
 @compiled
 def join(T, S, gradient, scalars):
-    """join_words of T (1, 2 or 4, k, h) -> gradient (k, d >= h), and S (1 + k, 2) -> scalars (1 + k,)."""
+    """Join the words of all totals.
+
+    T (1, 2 or 4, k, h) becomes gradient (k, d >= h), and S (1 + k, 2) becomes scalars (1 + k,).
+    """
     for q in range(gradient.shape[0]):
         join_words(T, q, gradient[q])
     for q in range(scalars.size):
@@ -64,7 +91,10 @@ def join(T, S, gradient, scalars):
 
 @compiled
 def make_odd(v):
-    """Set the last significand bit of every element of v (any shape, contiguous); below 2**-1000 it becomes zero."""
+    """Set the last significand bit of every element of v (any shape, contiguous).
+
+    Elements below 2**-1000 in size become zero.
+    """
     flat = v.ravel()
     for i in range(flat.size):
         x = flat[i]
@@ -73,7 +103,7 @@ def make_odd(v):
 
 @compiled
 def add_vector(v, c, T):
-    """Add the sum of v (n,), odd terms, on the grid of C = c into T (2,)."""
+    """Add the sum of v (n,), odd terms, on the grid of bias c to the totals T (2,)."""
     lanes, panel = np.full(WIDTH, c), WIDTH * PANEL
     for start in range(0, v.size, panel):
         spread(v[start : start + panel], lanes)
@@ -82,7 +112,10 @@ def add_vector(v, c, T):
 
 @inlined
 def spread(v, lanes):
-    """Add v (n,) to the accumulators lanes (WIDTH,) of its sum: to each at most n // WIDTH + 1 terms."""
+    """Add v (n,) to the WIDTH accumulators `lanes` of its sum, each at most n // WIDTH + 1 terms.
+
+    The sum is exact, so how terms are divided among accumulators does not change it.
+    """
     total = load(lanes, 0, 0.0)
     for i in range(0, v.size, WIDTH):
         total = total + load(v, i, 0.0)
@@ -91,7 +124,7 @@ def spread(v, lanes):
 
 @compiled
 def collect(lanes, c, T):
-    """flush() of the accumulators of one sum, on the grid of C = c, into T (2,)."""
+    """Flush the accumulators of one sum, on the grid of bias c, into T (2,)."""
     shift = SPLIT * c
     for j in range(WIDTH):
         excess = lanes[j] - c
@@ -103,7 +136,7 @@ def collect(lanes, c, T):
 
 @compiled
 def largest(v):
-    """The largest finite |v_i|, and how many are not finite."""
+    """Return the largest finite |v_i|, and how many elements are not finite."""
     top, bad = 0.0, int64(0)
     for i in range(v.size):
         x = abs(v[i])
@@ -116,7 +149,10 @@ def largest(v):
 
 @compiled
 def add_plain(v, total):
-    """total plus the elements of v in float64, in the order given: cutting v into blocks changes nothing."""
+    """Return total plus the elements of v in float64, in the order given.
+
+    Cutting v into blocks does not change the result.
+    """
     for i in range(v.size):
         total += v[i]
     return total
@@ -124,9 +160,27 @@ def add_plain(v, total):
 
 @compiled
 def take_block(r, l, limits, C, S, counts, tops):
-    """What an exact sweep does with a block's residuals r (k, m) and losses l (m,), in one call.
+    """Add the sums of a block's residuals and losses, if none exceeds its limit.
 
-    If `within_limits`, adds their sums on the grids of C (2,) (loss, residual) into S (1 + k, 2); returns whether.
+    Parameters
+    ----------
+    r : (k, m) float64
+        Residuals; they are made odd.
+    l : (m,) float64
+        Losses; they are made odd.
+    limits : (2,) float64
+        The largest |r| and |l| that the grids allow.
+    C : (2,) float64
+        Biases of the grids of losses and residuals.
+    S : (1 + k, 2) float64
+        Totals: of the losses, then of each output's residuals.
+    counts, tops
+        See within_limits.
+
+    Returns
+    -------
+    bool
+        Whether the sums were added.
     """
     if not within_limits(r, l, limits, counts, tops):
         return False
@@ -138,15 +192,23 @@ def take_block(r, l, limits, C, S, counts, tops):
 
 @inlined
 def within_limits(r, l, limits, counts, tops):
-    """Make residuals r (k, m) and losses l (m,) odd; whether none of them, nor any before, exceeds its limit (2,).
+    """Make r (k, m) and l (m,) odd; return whether no value, of these or before, exceeds its limit.
 
-    Adds to counts (5,) how many do, and how many of r, l exceed a sixteenth and a 4096th of theirs. With any over a limit,
-    raises tops (3,): largest |r|, largest |l|, and how many values are not finite.
+    Parameters
+    ----------
+    limits : (2,) float64
+        Limits of |r| and |l|.
+    counts : (5,) float64
+        Updated: [0] values over their limit; [1], [2] how many of r, l exceed a sixteenth of it;
+        [3], [4] how many exceed a 4096th.
+    tops : (3,) float64
+        Raised if any value is over its limit: the largest |r|, the largest |l|, and the number of
+        values that are not finite.
     """
     over, counts[2], counts[4] = _odd_and_count(l, limits[1], counts[2], counts[4])
     for q in range(
         r.shape[0]
-    ):  # not r.ravel(): of a strided r that is a copy, and r would stay as it was
+    ):  # not r.ravel(), which copies a strided r: r itself would stay as it is
         more, counts[1], counts[3] = _odd_and_count(r[q], limits[0], counts[1], counts[3])
         over += more
     counts[0] += over
@@ -163,7 +225,10 @@ def within_limits(r, l, limits, counts, tops):
 
 @inlined
 def _odd_and_count(v, limit, large, visible):
-    """make_odd(v), and how many |v_i| are not <= limit (NaN counts); `large`, `visible` plus those over 1/16, 1/4096 of it."""
+    """Do make_odd(v), and count how many |v_i| are not <= limit (NaN counts).
+
+    `large` and `visible` are raised by how many exceed 1/16 and 1/4096 of the limit.
+    """
     over, sixteenth, least = int64(0), int64(0), int64(0)
     for i in range(0, v.size, LANES):
         x = load(v, i, 0.0)

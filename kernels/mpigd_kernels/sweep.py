@@ -1,8 +1,13 @@
-"""One pass over rows: margins, pointwise, accumulation, a block after the other, so that memory is read once.
+"""One pass over rows, block by block: linear predictors, residuals and losses, accumulation.
 
-The three phases stay functions of their own (dense.py, csr.py, pointwise.py, sums.py); this is the loop around them, compiled,
-because at the speed of memory a block takes less time than a few calls from Python. What is not there has size zero: one type
-for all, so that little is compiled. Only accumulators without `C` (plain sums) or `D` (one grid) are None, and compiled away.
+A block of rows stays in the cache through these three phases, so the data are read from memory
+once. The phases are functions of their own (dense.py, csr.py, pointwise.py, sums.py). The loop
+around them is compiled too, because at the speed of memory a block takes less time than a few calls
+from Python.
+
+Arrays that are absent have size zero, so that each argument has one type and few versions are
+compiled. Only `C` (None: plain sums) and `D` (None: one grid) are None, and the code for the other
+case is then not compiled.
 """
 
 import numpy as np
@@ -27,13 +32,29 @@ from mpigd_kernels.sums import WIDTH, flush_all
 
 
 def room_for(k, targets, block, width):
-    """float64 numbers of room that a sweep takes for k outputs, so many targets a row, and `width` numbers more a row."""
+    """Return how many float64 of scratch memory a sweep needs.
+
+    Parameters
+    ----------
+    k : int
+        The number of outputs.
+    targets : int
+        Targets of a row.
+    block : int
+        Rows of a block.
+    width : int
+        Further numbers for each row of a block (see the sweeps).
+    """
     return (1 + k) * WIDTH + (2 * k + targets + 4 + width) * block
 
 
 @inlined
 def _parts(room, k, targets, block):
-    """Of the room: accumulators (1 + k, WIDTH), twice a block's rows, a weight of each, what views() divides, the rest."""
+    """Divide `room` into the parts of a sweep's scratch memory.
+
+    They are the accumulators of losses and residuals (1 + k, WIDTH), two numbers a row (2, block),
+    a weight for each row (block,), what blocks.views divides, and the rest.
+    """
     first = (1 + k) * WIDTH
     second, third = first + 2 * block, first + 3 * block
     last = third + (2 * k + targets + 1) * block
@@ -43,16 +64,56 @@ def _parts(room, k, targets, block):
 
 @compiled
 def sweep_dense(
-    room, values, first, order, m, block, y, c, offset, coef, intercept, what, loss, keep,
-    limits, biases, S, counts, tops, A, C, D, T, filled, panel,
+    room, values, first, order, m, block, y, c, offset, coef, intercept, what,
+    loss, keep, limits, biases, S, counts, tops, A, C, D, T, filled, panel,
 ):  # fmt: skip
-    """Add the sums of m rows of values (n, d) at coef (k, d), intercept (k,) to accumulators; returns how many A holds unflushed.
+    """Add the sums of m dense rows, at the given coefficients, to accumulators.
 
-    Rows are first, first + 1, ... of everything, or, where `order` has any, order[first], ... : of values, of the targets y
-    (q, n), weights c (n,) or one for all, offset (n,) or none. keep (k, n), or nothing, takes their margins. what, loss:
-    of residuals(). limits, biases, S, counts, tops: of sums.take_block. A (1 or 2, k, d), C, D (d,),
-    T (2 or 4, k, d): accumulators, biases and totals of the grid and of a finer one; plain sums into A where C is None.
-    room: of room_for(); d numbers more a row where values are halves. The caller holds all arrays, so that views are cheap.
+    Parameters
+    ----------
+    room : (room_for(k, q, block, width),) float64
+        Scratch memory. width is 0, or d if values are halves.
+    values : (rows, d) float32, float64, or uint16 (the bits of halves)
+        C-contiguous rows.
+    first, order, m
+        The rows are first, first + 1, ..., first + m - 1; if `order` (int64) is not empty, they are
+        order[first], order[first + 1], ... instead. The numbers count rows of values, y, c and
+        offset alike.
+    block : int
+        Rows that are processed at once.
+    y : (q, n) float64
+        Targets.
+    c : (n,) or (1,) float64
+        Weights, or one weight for all rows.
+    offset : (n,) or (0,) float64
+        Added to the linear predictors.
+    coef, intercept : (k, d), (k,) float64
+        The model.
+    what, loss
+        See residuals.residuals.
+    keep : (k, n) float64, or empty
+        Receives the linear predictors.
+    limits, biases, S, counts, tops
+        See sums.take_block.
+    A : (1 or 2, k, d) float64
+        Accumulators of the grid and of the finer one. Plain sums go into A[0] if C is None.
+    C, D : (d,) float64 or None
+        Biases of the grid and of the finer one.
+    T : (2 or 4, k, d) float64
+        Totals, two words for each grid.
+    filled : int
+        The number of rows that A holds before the call.
+    panel : int
+        Not used for dense rows (sums.PANEL is); the argument of sweep_csr.
+
+    Returns
+    -------
+    int
+        The number of rows that A holds unflushed.
+
+    Notes
+    -----
+    The caller keeps all arrays alive, so that views of them are taken without counting references.
     """
     room, values, order, y, c, coef = (
         borrowed(room),
@@ -93,7 +154,7 @@ def sweep_dense(
 
 @inlined
 def flush_rest(A, C, D, T, filled):
-    """Flush what A holds; here, because a step of few rows would notice another call."""
+    """Flush what A holds. Inlined here, because a step of few rows would notice another call."""
     if C is None:
         return filled
     else:
@@ -104,12 +165,26 @@ def flush_rest(A, C, D, T, filled):
 
 @compiled
 def sweep_csr(
-    room, indptr, indices, data, lines, first, order, m, block, y, c, offset, coef, intercept, what, loss, keep,
-    limits, biases, S, counts, tops, A, C, D, T, filled, panel,
+    room, indptr, indices, data, lines, first, order, m, block, y, c, offset, coef, intercept, what,
+    loss, keep, limits, biases, S, counts, tops, A, C, D, T, filled, panel,
 ):  # fmt: skip
-    """sweep_dense of compressed rows; they are flushed every `panel` rows. lines: where coef and A lie (outputs.py), or None.
+    """Add the sums of m compressed rows to accumulators, as sweep_dense does.
 
-    room: two numbers more a row, and those of a column's part of lines.
+    Parameters
+    ----------
+    room
+        As in sweep_dense; width is 2, and with `lines` the width of a column's part of them more.
+    indptr, indices, data
+        The rows; see csr.py.
+    lines : (d, 2 or 3, width) float64 or None
+        The array in which coef and A lie, for several outputs at once (outputs.py).
+    panel : int
+        The number of rows after which accumulators are flushed.
+
+    Returns
+    -------
+    int
+        The number of rows that A holds unflushed.
     """
     room, indptr, indices, data, order = (
         borrowed(room),
@@ -171,11 +246,14 @@ def sweep_csr(
 
 @inlined
 def add_dense(X, order, first, r, A, C, D, T, filled):
-    """Add R X for residuals r (k, n), X_i row first + i in `order`; returns how many rows A holds unflushed."""
+    """Add R X for residuals r (k, n); X_i is row first + i in `order`.
+
+    Returns how many rows A holds unflushed.
+    """
     if C is None:
         dense.add_all(
             X, order, first, r, filled * 0, r.shape[1], A[0]
-        )  # not 0: see accumulate_exact
+        )  # filled * 0 instead of 0: see dense.accumulate_exact
         return filled
     elif D is None:
         return dense.accumulate_exact(X, order, first, r, A[0], C, T, filled)
@@ -190,7 +268,7 @@ def add_dense(X, order, first, r, A, C, D, T, filled):
 
 @compiled
 def add_sparse(starts, stops, indices, values, r, A, C, D, T, q, filled, panel):
-    """add_dense for output q of compressed rows."""
+    """Do add_dense for output q of compressed rows."""
     if C is None:
         csr.add_rows(starts, stops, indices, values, r, A[0, q])
         return filled
@@ -215,11 +293,11 @@ def add_sparse(starts, stops, indices, values, r, A, C, D, T, q, filled, panel):
 
 
 def sparse_margins(starts, stops, indices, data, coef, lines, b, turned, z):
-    """csr.margins_of each output, or where coefficients lie in `lines` outputs.margins_of all of them."""
+    """Compute csr.margins_of for each output, or outputs.margins_of if `lines` are given."""
     raise NotImplementedError("for compiled code")
 
 
-@overload(sparse_margins)  # the one that is not needed is not compiled
+@overload(sparse_margins)  # of the two functions, the one that is needed is compiled
 def _sparse_margins(starts, stops, indices, data, coef, lines, b, turned, z):
     def one_by_one(starts, stops, indices, data, coef, lines, b, turned, z):
         for q in range(b.size):
@@ -232,7 +310,7 @@ def _sparse_margins(starts, stops, indices, data, coef, lines, b, turned, z):
 
 
 def add_all_sparse(starts, stops, indices, data, r, lines, turned, A, C, D, T, filled, panel):
-    """add_sparse for each output, or outputs.add for all of them."""
+    """Do add_sparse for each output, or outputs.add if `lines` are given."""
     raise NotImplementedError("for compiled code")
 
 

@@ -1,6 +1,11 @@
-"""Dense rows and several outputs at once: an element is converted to float64 once for TILE outputs instead of once for each.
+"""Dense rows and several outputs at once: tiles of TILE rows by TILE outputs.
 
-The bits are those of lanes.py: every dot product and every element of an accumulator is the same chain of fma.
+An element of X is loaded and converted to float64 once for TILE outputs instead of once for each. A
+tile keeps TILE * TILE accumulator vectors (dot products) or TILE * TILE residual vectors
+(accumulation) in registers.
+
+The bits are those of lanes.py: every dot product, and every element of an accumulator, is the same
+chain of fma in the same order, whichever rows and outputs share a tile.
 """
 
 from llvmlite import ir
@@ -26,16 +31,17 @@ from mpigd_kernels.lanes import (
     store_lanes,
 )  # fmt: skip
 
-TILE = 4  # rows and outputs at once: as many as the registers hold beside weights or accumulators
+# Rows and outputs of a tile: as many as the vector registers hold beside weights or accumulators.
+TILE = 4
 
 
 def _outputs(context, builder, kind, value, first):
-    """Pointers to TILE consecutive rows of a C-contiguous float64 matrix."""
+    """Return pointers to rows first to first + TILE - 1 of a C-contiguous float64 matrix."""
     return rows_of(context, builder, kind, value, following(builder, first, TILE)).pointers
 
 
 def _rows(context, builder, signature, args):
-    """TILE rows from the i-th on, of X in `order`: the first three arguments."""
+    """Return TILE rows from the i-th on of X in `order` (the first three arguments)."""
     first = context.cast(builder, args[2], signature.args[2], types.intp)
     order = order_of(context, builder, signature.args[1], args[1])
     return rows_of(
@@ -48,13 +54,14 @@ def _rows(context, builder, signature, args):
 
 
 def _check(*matrices):
+    # Raise TypingError unless all arguments are C-contiguous matrices.
     if not all(M.layout == "C" and M.ndim == 2 for M in matrices):
         raise TypingError(f"matrices must be C-contiguous: not {', '.join(map(str, matrices))}")
 
 
 @intrinsic
 def dot_tile(typingctx, X, order, i, W, q, b, Z, at):
-    """Z[q + s, at + t] = X[i + t] . W[q + s] + b[q + s] for s, t < TILE, where X is taken in `order`."""
+    """Set Z[q + s, at + t] = X[i + t] . W[q + s] + b[q + s], s, t < TILE; X is taken in `order`."""
     _check(X, W, Z)
 
     def generate(context, builder, signature, args):
@@ -64,11 +71,15 @@ def dot_tile(typingctx, X, order, i, W, q, b, Z, at):
             _outputs(context, builder, signature.args[k], args[k], output) for k in (3, 6)
         )
         intercepts = context.make_array(signature.args[5])(context, builder, args[5]).data
+        # sums[s][t] is the accumulator of output s and row t. They are stack variables in this
+        # code; LLVM moves them into registers, since their addresses are never passed on.
         sums = [[cgutils.alloca_once(builder, VECTOR) for _ in range(TILE)] for _ in range(TILE)]
         for total in (total for row in sums for total in row):
             builder.store(ir.Constant(VECTOR, [0.0] * LANES), total)
 
         def add(j, mask):
+            # Per vector of columns: TILE loads of weights, TILE loads of the rows, and TILE * TILE
+            # fma. Lane l of sums[s][t] adds columns l, l + LANES, ... as a single dot product does.
             w = [load_lanes(builder, pointer, j, F64, mask) for pointer in weights]
             for t in range(TILE):
                 x = columns_of(builder, rows, t, j, mask)
@@ -76,8 +87,11 @@ def dot_tile(typingctx, X, order, i, W, q, b, Z, at):
                     builder.store(fma_lanes(builder, x, w[s], builder.load(sums[s][t])), sums[s][t])
 
         for_vectors(builder, rows.columns, add)
+        # The TILE rows of output s lie side by side in Z[q + s], so their sums are stored as one
+        # vector.
         for s in range(TILE):
             b = builder.load(builder.gep(intercepts, [builder.add(output, I64(s))]))
+            # One number for each of the TILE rows, plus the intercept of output s.
             z = builder.fadd(
                 add_lanes(builder, [builder.load(total) for total in sums[s]]),
                 every(builder, b, TILE),
@@ -92,7 +106,10 @@ def dot_tile(typingctx, X, order, i, W, q, b, Z, at):
 
 @intrinsic
 def add_tile(typingctx, X, order, i, R, at, q, A):
-    """A[q + s]_j = fma(R[q + s, at + t], X[i + t, j], A[q + s]_j) for t < TILE in turn, for every s < TILE."""
+    """Set A[q + s]_j = fma(R[q + s, at + t], X[i + t, j], A[q + s]_j), s, t < TILE.
+
+    The rows t are added in turn, for every output s; X is taken in `order`.
+    """
     _check(X, R, A)
 
     def generate(context, builder, signature, args):
@@ -101,6 +118,8 @@ def add_tile(typingctx, X, order, i, R, at, q, A):
         given, accumulators = (
             _outputs(context, builder, signature.args[k], args[k], output) for k in (3, 6)
         )
+        # residuals[s][t]: the residual of output s and row t in all lanes, kept over the loop of
+        # columns.
         residuals = [
             [
                 every(builder, builder.load(builder.gep(r, [i])))
@@ -110,6 +129,8 @@ def add_tile(typingctx, X, order, i, R, at, q, A):
         ]
 
         def add(j, mask):
+            # The accumulators of TILE outputs are in registers while the TILE rows are added, t = 0
+            # first: the order of rows is the same for each of them, and fixed.
             a = [load_lanes(builder, pointer, j, F64, mask) for pointer in accumulators]
             for t in range(TILE):
                 x = columns_of(builder, rows, t, j, mask)
@@ -125,9 +146,11 @@ def add_tile(typingctx, X, order, i, R, at, q, A):
 
 @intrinsic
 def add_outer_tiles(typingctx, P, Z, A, j):
-    """A[j + t]_q = fma(P[i, t], Z[i, q], A[j + t]_q) for all rows i in turn, t < LANES and q >= j.
+    """Set A[j + t]_q = fma(P[i, t], Z[i, q], A[j + t]_q) for t < LANES, q >= j, all rows i in turn.
 
-    P (m, LANES), Z (m, p), A (p, p), p and j multiples of LANES: accumulators stay in registers from row to row.
+    P (m, LANES), Z (m, p) and A (p, p) are float64; p and j are multiples of LANES, so no mask is
+    needed. The loop over rows is the innermost one: a tile of LANES rows of A by one or two vectors
+    of columns stays in registers from row to row.
     """
     _check(P, Z, A)
 
@@ -142,13 +165,17 @@ def add_outer_tiles(typingctx, P, Z, A, j):
         ).pointers
 
         def add(q, vectors):
-            """To LANES rows of A from column q on."""
+            """Add to LANES rows of A from column q on, for one or two `vectors` of columns."""
             places = following(builder, q, LANES * vectors)[::LANES]
+            # sums[t][v]: vector v of row j + t of A. With two vectors, 16 of the 32 registers of
+            # AVX-512.
             sums = [[cgutils.alloca_once(builder, VECTOR) for _ in places] for _ in accumulators]
             for pointer, row in zip(accumulators, sums, strict=True):
                 for place, one in zip(places, row, strict=True):
                     builder.store(load_lanes(builder, pointer, place, F64), one)
             with cgutils.for_range(builder, m) as loop:
+                # Offsets of row i in Z and in P. P[i, t] is spread over all lanes, and multiplied
+                # by the vectors of Z.
                 row, own = builder.mul(loop.index, p), builder.mul(loop.index, I64(LANES))
                 z = [
                     load_lanes(builder, rows.data, builder.add(row, place), F64) for place in places
@@ -163,6 +190,7 @@ def add_outer_tiles(typingctx, P, Z, A, j):
                 for place, one in zip(places, row, strict=True):
                     store_lanes(builder, builder.load(one), pointer, place)
 
+        # The columns q >= j, two vectors at a time, then the last one if their number is odd.
         pairs = builder.udiv(builder.sub(p, first), I64(2 * LANES))
         with cgutils.for_range(builder, pairs) as loop:
             add(builder.add(first, builder.mul(loop.index, I64(2 * LANES))), 2)

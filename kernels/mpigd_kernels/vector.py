@@ -1,4 +1,8 @@
-"""In-place updates of parameters w (p,) and optimiser state, and dot products in a fixed order. All float64."""
+"""Vectors of parameters: updates by optimisers, dot products in a fixed order, changes of units.
+
+All arrays are float64; w (p,) are parameters, g (p,) a gradient. Updates are in place. Each
+docstring gives the formula of the update.
+"""
 
 from math import sqrt
 
@@ -9,7 +13,10 @@ from mpigd_kernels.sums import join_words
 
 @compiled
 def dot(a, b):
-    """a . b: four partial sums in a fixed order (BLAS gives other bits with another number of threads)."""
+    """Return a . b, as four partial sums in a fixed order.
+
+    BLAS is not used, since it gives other bits with another number of threads.
+    """
     s0 = s1 = s2 = s3 = 0.0
     whole = a.size // 4 * 4
     for i in range(0, whole, 4):
@@ -69,7 +76,10 @@ def rmsprop(w, g, s, lr, rho, eps):
 
 @compiled
 def adam(w, g, m, s, lr, beta1, beta2, rise1, rise2, eps):
-    """Adam (Kingma and Ba, 2015) with rise = 1 - beta**t: w -= lr (m / rise1) / (sqrt(s / rise2) + eps)."""
+    """w -= lr (m / rise1) / (sqrt(s / rise2) + eps), with rise = 1 - beta**t (Kingma and Ba, 2015).
+
+    m = beta1 m + (1 - beta1) g and s = beta2 s + (1 - beta2) g**2 are updated first.
+    """
     for i in range(w.size):
         m[i] = beta1 * m[i] + (1.0 - beta1) * g[i]
         s[i] = beta2 * s[i] + (1.0 - beta2) * g[i] * g[i]
@@ -85,7 +95,10 @@ def shrink(w, rate, weights):
 
 @compiled
 def soft_threshold(w, step, weights, low, high):
-    """w = argmin_u |u - w|**2 / 2 + step weights |u|, low <= u <= high: shrunk towards zero, then clipped."""
+    """w = argmin_u |u - w|**2 / 2 + step weights |u|, subject to low <= u <= high.
+
+    Each element is shrunk towards zero, then clipped.
+    """
     for i in range(w.size):
         t, v = step * weights[i], w[i]
         v = v - t if v > t else (v + t if v < -t else 0.0)
@@ -94,19 +107,23 @@ def soft_threshold(w, step, weights, low, high):
 
 @compiled
 def logarithm(x):
-    """log(x) for a number x > 0, the same in every version of libm."""
+    """Return log(x) for a number x > 0, the same with every version of libm."""
     return log(x)
 
 
 @compiled
 def exponential(x):
-    """exp(x) for a number x, the same in every version of libm."""
+    """Return exp(x) for a number x, the same with every version of libm."""
     return exp(x)
 
 
 @compiled
 def to_raw(w, center, inverse, intercept, coef, b):
-    """Coordinates w (k * p,), as W (k, p) -> coef (k, d) = W inverse and, with an intercept, b (k,) = W_last - coef . center."""
+    """Convert parameters w (k * p,) in scaled coordinates to coefficients in the units of the data.
+
+    coef (k, d) = W inverse for W = w as (k, p), without its last column if there is an intercept. b
+    (k,) is then W_last - coef . center, else zero.
+    """
     d = center.size
     p = d + 1 if intercept else d
     for q in range(b.size):
@@ -117,9 +134,22 @@ def to_raw(w, center, inverse, intercept, coef, b):
 
 @compiled
 def to_gradient(T, S, center, inverse, intercept, factor, G):
-    """Totals of sums.join -> G (k * p,): factor (g_j - center_j r) inverse_j, and factor r for the intercept.
+    """Convert totals to the gradient in scaled coordinates; return the loss times `factor`.
 
-    T (1, 2 or 4, k, d) of X'r, S (1 + k, 2) of losses and r. Returns the loss times factor.
+    Parameters
+    ----------
+    T : (1, 2 or 4, k, d) float64
+        Totals of X'r, see sums.join_words.
+    S : (1 + k, 2) float64
+        Totals of the losses, then of each output's residuals r.
+    center, inverse : (d,) float64
+        The scaling of the columns.
+    intercept : bool
+        Whether each output has an intercept, as its last parameter.
+    factor : float
+        The factor of losses and gradient.
+    G : (k * p,) float64
+        The result: factor (g_j - center_j r) inverse_j, and factor r for the intercept.
     """
     d = center.size
     p = d + 1 if intercept else d
