@@ -1,9 +1,11 @@
-"""mpigd: distributed training of linear and generalised linear models. MPI, HDF5, numba; the same bits anywhere.
+"""Distributed training of linear and generalised linear models with MPI, HDF5 and numba.
 
     model = mpigd.train("flights.h5", loss="logistic", l2=1e-4)
-    model.save("model.h5"); mpigd.load("model.h5").predict(X)
+    model.save("model.h5")
+    mpigd.load("model.h5").predict(X)
 
-Importing the package imports neither MPI nor numba: each function does when it is called.
+A model has the same bits on any number of ranks and threads. Importing the package imports neither
+MPI nor numba; the functions import them when they are called.
 """
 
 from __future__ import annotations
@@ -12,9 +14,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mpigd.parallel import (
-    launcher as launcher,  # it remembers which process this is: a fork is no rank
-)
+# The launcher module stores the id of the process that imports it: a later fork is not a rank.
+from mpigd.parallel import launcher as launcher
 from mpigd.version import __version__
 
 if TYPE_CHECKING:
@@ -39,15 +40,32 @@ def train(
     comm: AnyComm | None = None,
     **options: Any,
 ) -> Model:
-    """Fit a model; under mpirun every rank calls this and gets the same one.
+    """Fit a model. Under mpirun every rank calls this function and gets the same model.
 
-    data: paths of HDF5 files (globs allowed), or this rank's own rows as (X, y), (X, y, sample_weight) or
-    (X, y, sample_weight, offset): X (m, d) numpy or scipy.sparse, y (m,), the others (m,) or None. Ranks' rows are
-    numbered in rank order. options: those of `mpigd train`, with underscores; they change `config`.
-    comm: a communicator of mpi4py, all of whose ranks make the call, or a mpigd.parallel.comm.Comm; default: all ranks under a
-    launcher, else this process alone.
+    Parameters
+    ----------
+    data : path, sequence of paths, or tuple of arrays
+        Paths of HDF5 files (globs are allowed), or the rows of this rank as ``(X, y)``,
+        ``(X, y, sample_weight)`` or ``(X, y, sample_weight, offset)``. X is a numpy array or a
+        scipy.sparse matrix of shape (m, d), y has shape (m,), and the others have shape (m,) or are
+        None. The rows of all ranks are numbered in rank order.
+    config : Config or None
+        The configuration; None stands for the defaults, without progress reports.
+    comm : mpi4py.MPI.Intracomm, mpigd.parallel.comm.Comm or None
+        The ranks that train together; all of them must make the call. None stands for all ranks
+        under a launcher, else for this process alone.
+    **options
+        Options of `mpigd train`, with underscores; they override `config`.
 
-    Raises mpigd.errors.MpigdError (UsageError, DataError, ...), the same on all ranks.
+    Returns
+    -------
+    Model
+        The fitted model, the same on all ranks.
+
+    Raises
+    ------
+    mpigd.errors.MpigdError
+        UsageError, DataError or another subclass, the same on all ranks.
     """
     rows, settings, ours, progress = _prepared("mpigd.train", data, config, comm, options)
     from mpigd.training.trainer import train as run
@@ -65,10 +83,31 @@ def cv(
     comm: AnyComm | None = None,
     **options: Any,
 ) -> CrossValidation:
-    """Compare ridge penalties by cross-validation and train the chosen one on all rows, as `mpigd cv` does.
+    """Compare ridge penalties by cross-validation and train the model of the chosen one.
 
-    data, config, comm, options: as for `train`. l2: LOW:HIGH:COUNT, or penalties. choose: "best", or "one-se" for the largest
-    penalty within a standard error of it. Returns scores, smaller is better, and the model.
+    The function does what the command `mpigd cv` does.
+
+    Parameters
+    ----------
+    data, config, comm, **options
+        As for `train`.
+    l2 : str or sequence of float
+        The penalties, as "LOW:HIGH:COUNT" on a logarithmic scale or as numbers.
+    folds : int
+        The number of parts of the rows, each held out once.
+    choose : {"best", "one-se"}
+        The penalty of the final model: the one with the best score, or the largest within one
+        standard error of it.
+
+    Returns
+    -------
+    CrossValidation
+        The scores of all penalties (smaller is better) and the model.
+
+    Raises
+    ------
+    mpigd.errors.MpigdError
+        As `train` does.
     """
     rows, settings, ours, progress = _prepared("mpigd.cv", data, config, comm, options)
     from mpigd.training.cross_validation import cross_validate, penalties_of
@@ -82,7 +121,10 @@ def cv(
 def _prepared(
     what: str, data: Any, config: Config | None, comm: Any, options: dict[str, Any]
 ) -> tuple[Any, Config, Comm, Any]:
-    """Rows or paths, configuration, communicator and progress, with the kernels' cache in place before numba is imported."""
+    """Return rows or paths, configuration, communicator and progress.
+
+    The kernel cache is prepared first, since that must happen before numba is imported.
+    """
     import sys
 
     from mpigd.config.schema import from_mapping
@@ -116,14 +158,29 @@ def _paths(data: Any) -> list[str]:
 
 
 def load(path: str | os.PathLike[str]) -> Model:
-    """Read a model file. Raises mpigd.errors.DataError if it is none, or damaged."""
+    """Read a model file. Raises mpigd.errors.DataError if it is damaged or not a model file."""
     from mpigd.scoring.fitted_model import load as read
 
     return read(os.fspath(path))
 
 
 def import_data(sources: Paths, output: str | os.PathLike[str], **options: Any) -> Summary:
-    """Turn CSV, Parquet or svmlight files into HDF5, as `mpigd import` does; see mpigd.tables.importer.import_data."""
+    """Convert CSV, Parquet or svmlight files to HDF5, as `mpigd import` does.
+
+    Parameters
+    ----------
+    sources : path or sequence of paths
+        The files to read as one data set, in this order.
+    output : path
+        The HDF5 file to write.
+    **options
+        The options of `mpigd.tables.importer.import_data`.
+
+    Returns
+    -------
+    Summary
+        Counts of rows and columns, and notes on the import.
+    """
     from mpigd.tables.importer import import_data as run
 
     return run(_paths(sources), os.fspath(output), **options)

@@ -1,4 +1,4 @@
-"""python -m mpigd: run a command, and turn errors into one line and an exit code."""
+"""``python -m mpigd``: run a command, and report errors as one line and an exit code."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from mpigd.commands.parser import parser
 from mpigd.errors import MpigdError
 from mpigd.parallel import session, standard_streams, working_directory
 
-PIPE_CLOSED = 141  # what a shell reports of a program that SIGPIPE ended
+PIPE_CLOSED = 141  # the exit code that a shell reports for a program that SIGPIPE has killed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv`; returns the exit code. An error that one rank alone knows of ends the whole job."""
+    """Run the command line `argv` (default: sys.argv[1:]) and return the exit code.
+
+    An error of one rank alone aborts the whole job.
+    """
     standard_streams.prepare()
     try:
         return _run(argv)
@@ -38,11 +41,13 @@ def _run(argv: Sequence[str] | None) -> int:
     except SystemExit as left:
         if arguments is None:  # --help, or --version
             return _said(left)
-        # Some library leaves, and the work is not done.
+        # A library has called sys.exit before the work was done.
         session.complain(left, f"sys.exit({left.code!r})")
         session.end_all(left.code if isinstance(left.code, int) and left.code else MpigdError.code)
         raise
-    except BrokenPipeError:  # the reader of our output has left, as in `mpigd info FILE | head`: as quiet as any other tool
+    # The reader of the output has exited, as in `mpigd info FILE | head`: end without a message,
+    # like other programs.
+    except BrokenPipeError:
         standard_streams.silence(1, 2)
         session.end_all(PIPE_CLOSED)
         return PIPE_CLOSED
@@ -53,7 +58,11 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _failed(error: MpigdError) -> int:
-    """Say what went wrong, once where all ranks know it, and end as they do; returns the exit code."""
+    """Print the error and end the session; return the exit code.
+
+    An error that all ranks share is printed by rank 0 alone, and the ranks exit together. Any other
+    error aborts the job.
+    """
     rank, size = session.place()
     if rank == 0 or not error.agreed:
         standard_streams.say(
@@ -64,12 +73,12 @@ def _failed(error: MpigdError) -> int:
     if error.agreed or size == 1:
         session.leave()
     else:
-        session.end_all(error.code)  # may return before the end: no collective after it
+        session.end_all(error.code)  # may return before the abort; no collective may follow
     return error.code
 
 
 def _said(left: SystemExit) -> int:
-    """What the parser has said is to arrive; returns the exit code."""
+    """Flush the output of --help or --version and return the exit code."""
     try:
         standard_streams.finish()
     except MpigdError as error:

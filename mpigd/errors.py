@@ -1,13 +1,20 @@
-"""One family of errors. Each carries the exit code that a batch script sees."""
+"""The exceptions of mpigd. Each class has the exit code with which a command ends."""
 
 from __future__ import annotations
 
 
 class MpigdError(Exception):
-    """A problem the user can act on: one line saying what is wrong, where, and what to do.
+    """The base class: a problem that the user can solve.
 
-    ``agreed`` is set once every rank has raised the same error, so that rank 0 alone prints it and all
-    ranks may leave in an orderly way; an error that only one rank knows of must end the world instead.
+    Its text is one line that says what is wrong, where, and what to do.
+
+    Attributes
+    ----------
+    code : int
+        The exit code of the command.
+    agreed : bool
+        Whether every rank has raised the same error. Then rank 0 alone prints it, and all ranks
+        exit in an orderly way. An error of one rank alone must abort the whole job instead.
     """
 
     code = 70
@@ -15,52 +22,52 @@ class MpigdError(Exception):
 
 
 class UsageError(MpigdError):
-    """The command or configuration cannot be carried out as written: every rank sees the same one."""
+    """The command or the configuration is invalid; every rank finds the same error."""
 
     code = 2
     agreed = True
 
 
 class DataError(MpigdError):
-    """Input is missing, damaged, or outside what was asked of it."""
+    """Input data are missing, damaged, or outside the allowed range."""
 
     code = 65
 
 
 class LaunchError(MpigdError):
-    """The launcher and the MPI library do not fit together."""
+    """The launcher does not belong to the MPI library, or the job was started wrongly."""
 
     code = 69
 
 
 class LimitError(LaunchError):
-    """The system gives this process too little: file descriptors or memory. Input is not to blame."""
+    """The system limits this process too much (file descriptors or memory); the input is valid."""
 
 
 class NumericalError(MpigdError):
-    """Training met a value that is not finite."""
+    """A value in training is not finite."""
 
     code = 70
 
 
 class WorseError(NumericalError):
-    """A run ended above the objective that it began with."""
+    """A run ended with a larger objective than it began with."""
 
 
 class StorageError(MpigdError):
-    """A file could not be written."""
+    """A file cannot be written."""
 
     code = 74
 
 
 class Unfinished(MpigdError):
-    """Work was saved before its end; the same command continues it."""
+    """A run was saved before its end; the same command continues it."""
 
     code = 75
 
 
 class ReplicaError(MpigdError):
-    """Ranks hold different parameters."""
+    """The parameters of the model differ between ranks."""
 
     code = 76
 

@@ -89,7 +89,9 @@ is_editable() { # FOLDER: does it use this checkout and not a copy, as "pip inst
 import importlib.util, os, sys
 found = [importlib.util.find_spec(name) for name in ("mpigd", "mpigd_kernels")]
 root = os.path.realpath(sys.argv[1]) + os.sep
-sys.exit(not all(spec and os.path.realpath(spec.origin or "").startswith(root) for spec in found))
+paths = [os.path.realpath(spec.origin or "") if spec else "" for spec in found]
+# The environment lies in the checkout, too: a copy is in its folder of installed packages.
+sys.exit(not all(path.startswith(root) and "site-packages" not in path.split(os.sep) for path in paths))
 PYTHON
 }
 

@@ -121,6 +121,18 @@ def environment(extra: Mapping[str, str] | None = None, flavour: str = "mpich") 
     return {**env, **(OPENMPI_VARIABLES if flavour == "openmpi" else {}), **(extra or {})}
 
 
+def command(
+    capsys: pytest.CaptureFixture[str], *words: str | os.PathLike[str]
+) -> subprocess.CompletedProcess[str]:
+    """Run ``mpigd WORDS`` in this process: a process of its own would take a second to begin."""
+    from mpigd.__main__ import main
+
+    capsys.readouterr()
+    code = main([os.fspath(word) for word in words])
+    said = capsys.readouterr()
+    return subprocess.CompletedProcess(list(words), code, said.out, said.err)
+
+
 def start(
     n: int,
     *args: str | os.PathLike[str],

@@ -1,1 +1,1 @@
-"""The command line: one module a command."""
+"""The command line: a parser, and a module or function per command."""

@@ -1,29 +1,33 @@
-"""`mpigd convert`: its arguments, and what it does with them."""
+"""The command `mpigd convert`, which rewrites an HDF5 file of another program for training."""
 
 from __future__ import annotations
 
 import argparse
 
-from mpigd.commands.arguments import add_options
+from mpigd.commands.arguments import add_options, option_groups
 from mpigd.config.schema import FIELDS, resolve
 from mpigd.parallel.launcher import launched
 from mpigd.parallel.standard_streams import say
 
 
 def convert_arguments(sub: argparse.ArgumentParser) -> None:
-    """Give a parser the arguments of `mpigd convert`."""
-    sub.add_argument("data", help="one HDF5 file")
-    sub.add_argument("-o", "--output", required=True, help="the HDF5 file to write")
-    sub.add_argument(
+    """Add the arguments of `mpigd convert` to its parser."""
+    groups = option_groups(sub)
+    sub.add_argument("data", help="HDF5 file of another program")
+    groups["run"].add_argument(
+        "-o", "--output", required=True, help="HDF5 file to write, in the layout for training"
+    )
+    groups["data"].add_argument(
         "--transpose",
         action="store_true",
-        help="rows become columns, as for matrices of R and Julia",
+        help="turn rows into columns, as matrices of R and Julia need",
     )
-    sub.add_argument(
+    groups["data"].add_argument(
         "--missing",
         choices=("refuse", "drop"),
         default="refuse",
-        help="what to do with rows that miss something",
+        help="what to do with rows that have missing values: refuse the file, or drop the rows "
+        "(default: refuse)",
     )
     add_options(sub, ["x", "y", "allow_links", "allow_unwritten"])
 

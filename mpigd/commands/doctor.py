@@ -1,7 +1,8 @@
-"""`mpigd doctor`: is everything well that a run needs? One line a check, from rank 0.
+"""The command `mpigd doctor`, which checks the environment of a run and prints a line per check.
 
-Each rank probes its own place into a record of facts, which travel as bytes; the judgement is a function of all ranks' facts, so
-that it is the same everywhere. Only what concerns the ranks together (folder, clocks, Allreduce) is measured collectively.
+Each rank collects facts about its environment (`probe`), and all ranks exchange them as bytes
+(`gather`). The checks (`judge`) are a function of the facts of all ranks, so that their result is
+the same on every rank. Only folder, clocks and Allreduce are measured collectively.
 """
 
 from __future__ import annotations
@@ -43,18 +44,29 @@ FILTERS = {
     "blosc2": 32026,
 }
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-# Set by launchers that do not tell their processes how many there are.
+# Variables of launchers that do not provide the number of processes.
 STRAY = ("PALS_RANKID", "FLUX_TASK_RANK", "JSM_NAMESPACE_RANK")
-SKEW, SLOW = (
-    2.0,
-    1e-3,
-)  # seconds between the hosts' clocks, and for an Allreduce of one number, that are too many
-SHOWN = 8  # hosts or groups of ranks in one line
+# Limits in seconds above which a warning is given: the difference of the clocks of the hosts, and
+# the time of an Allreduce of one number.
+SKEW, SLOW = (2.0, 1e-3)
+SHOWN = 8  # maximal number of hosts or groups of ranks in one line
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: what was looked at, what was seen, how good that is, and what to do about it."""
+    """The result of one check.
+
+    Attributes
+    ----------
+    name : str
+        What was checked.
+    seen : str
+        What was found.
+    verdict : str
+        OK, WARNING or PROBLEM.
+    advice : str
+        What to do about it; "" if all is well.
+    """
 
     name: str
     seen: str
@@ -69,27 +81,27 @@ class Check:
 
 @dataclass(frozen=True)
 class Facts:
-    """What one rank sees of its own place. Texts of errors are empty where all is well."""
+    """The facts about the environment of one rank. Error texts are empty if all is well."""
 
     host: str
     versions: str
     cores: list[int]
-    threads: int  # that a run would use
-    library: str = ""  # of MPI
-    variables: dict[str, str] = field(default_factory=dict)  # of THREADS
+    threads: int  # the number that a run would use
+    library: str = ""  # name and version of the MPI library
+    variables: dict[str, str] = field(default_factory=dict)  # those of THREADS that are set
     cpu: str = ""
-    fma: bool | None = None  # fused multiply-add; None: not known on this system
-    subnormals: bool = True  # survive a multiplication
-    filters: list[str] = field(default_factory=list)  # of HDF5 that can be read
+    fma: bool | None = None  # whether the CPU has fused multiply-add; None if unknown
+    subnormals: bool = True  # whether subnormal numbers survive a multiplication
+    filters: list[str] = field(default_factory=list)  # the filters that HDF5 can read
     hdf5_error: str = ""
     temporary_error: str = ""
     cache: str = ""
-    compiled: int = 0  # kernels in the cache
+    compiled: int = 0  # number of kernels in the cache
     cache_error: str = ""
 
 
 def run(comm: Comm) -> int:
-    """Print the report on rank 0. Collective; returns 0, or 69 if there is a problem that must be mended first."""
+    """Print the report on rank 0. Return 0, or 69 if a problem would prevent a run. Collective."""
     checks, well = report(comm)
     if comm.rank == 0:
         put("\n".join(map(str, checks)))
@@ -97,7 +109,7 @@ def run(comm: Comm) -> int:
 
 
 def report(comm: Comm) -> tuple[list[Check], bool]:
-    """All checks, the same on every rank, and whether none of them is a problem. Collective."""
+    """Return all checks and whether none of them is a problem, equal on all ranks. Collective."""
     fair = fair_threads(comm)
     facts = gather(comm, probe(resolve({})[0].threads or fair))
     checks = [launcher(comm.size), *judge(facts), folder(comm)]
@@ -106,7 +118,15 @@ def report(comm: Comm) -> tuple[list[Check], bool]:
 
 
 def gather(comm: Comm, facts: Facts) -> list[Facts]:
-    """Every rank's facts, in rank order. Collective."""
+    """Return the facts of all ranks in rank order. Collective.
+
+    Parameters
+    ----------
+    comm : Comm
+        The ranks to check.
+    facts : Facts
+        The facts of this rank, from `probe`.
+    """
     text = json.dumps(asdict(facts)).encode()
     longest = np.array([len(text)], dtype=np.int64)
     comm.allreduce(longest, "max")
@@ -115,7 +135,11 @@ def gather(comm: Comm, facts: Facts) -> list[Facts]:
 
 
 def probe(threads: int) -> Facts:
-    """This rank's facts. What goes wrong becomes a text in them: an exception here would leave the other ranks waiting."""
+    """Return the facts of this rank, which would use `threads` threads.
+
+    An error becomes a text in the facts, since after an exception here the other ranks would wait
+    for this one.
+    """
     cpu, fma = _cpu()
     filters: list[str] = []
     folder = str(cache.location())
@@ -128,14 +152,16 @@ def probe(threads: int) -> Facts:
         variables={name: os.environ[name] for name in THREADS if name in os.environ},
         cpu=cpu,
         fma=fma,
-        # Arrays, not constants: the processor itself must multiply, in the mode that the loaded libraries left it in.
+        # Arrays instead of constants, so that the processor multiplies at run time, in the mode
+        # that the loaded libraries have set.
         subnormals=bool((np.array([5e-324, -5e-324]) * np.ones(2)).all()),
         hdf5_error=_error(lambda: _write_and_read(filters)),
         filters=filters,
         temporary_error=_error(lambda: tempfile.NamedTemporaryFile(prefix="mpigd-").close()),
         cache=folder,
         compiled=sum(1 for _ in Path(folder).rglob("*.nbc")),
-        # cache.prepare() has taken another folder if others may write to this one, or if it cannot be made.
+        # cache.prepare() has chosen another folder if others may write to this one, or if it
+        # cannot be created.
         cache_error=""
         if os.environ.get("NUMBA_CACHE_DIR", folder) == folder
         else "not usable, or not private",
@@ -156,11 +182,14 @@ def _versions() -> str:
     packages = ", ".join(
         f"{name} {metadata.version(name)}" for name in ("numpy", "numba", "mpi4py", "h5py")
     )
-    return f"mpigd {__version__}, python {platform.python_version()}, {packages}, HDF5 {h5py.version.hdf5_version}"
+    return (
+        f"mpigd {__version__}, python {platform.python_version()}, {packages}, "
+        f"HDF5 {h5py.version.hdf5_version}"
+    )
 
 
 def _cpu() -> tuple[str, bool | None]:
-    """The processor's name, and whether it has fused multiply-add."""
+    """Return the name of the processor, and whether it has fused multiply-add (None: unknown)."""
     if platform.machine() in ("arm64", "aarch64"):
         return platform.machine(), True  # part of the instruction set
     try:
@@ -178,7 +207,7 @@ def _cpu() -> tuple[str, bool | None]:
 
 
 def _write_and_read(filters: list[str]) -> None:
-    """A small file through our own door to HDF5; adds the filters that are known behind that door to `filters`."""
+    """Write and read a small HDF5 file with mpigd.storage.hdf5; add the available filters."""
     from mpigd.storage import dataset_checks, hdf5
 
     filters += [name for name, number in FILTERS.items() if dataset_checks.available(number)]
@@ -193,7 +222,7 @@ def _write_and_read(filters: list[str]) -> None:
 
 
 def judge(facts: Sequence[Facts]) -> Iterator[Check]:
-    """What the facts of all ranks, in rank order, say about a run."""
+    """Yield the checks that follow from the facts of all ranks, which are in rank order."""
     one = facts[0]
     yield alike("versions", [fact.versions for fact in facts])
     yield alike("MPI", [fact.library or "none: one process" for fact in facts])
@@ -248,7 +277,15 @@ def some(texts: Sequence[str]) -> str:
 
 
 def alike(name: str, texts: Sequence[str]) -> Check:
-    """A problem unless all ranks say the same."""
+    """Return a check that is a problem unless all ranks have the same text.
+
+    Parameters
+    ----------
+    name : str
+        What is checked.
+    texts : sequence of str
+        The text of each rank, in rank order.
+    """
     others = [
         f"{text} on rank {rank}" if text != texts[0] else "" for rank, text in enumerate(texts)
     ]
@@ -258,7 +295,19 @@ def alike(name: str, texts: Sequence[str]) -> Check:
 def errors(
     name: str, seen: str, texts: Sequence[str], advice: str, verdict: str = WARNING
 ) -> Check:
-    """`verdict` if any rank has a text: it names the first one."""
+    """Return a check that has `verdict` if any rank has an error text, else OK.
+
+    Parameters
+    ----------
+    name, seen : str
+        What is checked, and what was found.
+    texts : sequence of str
+        The error text of each rank, in rank order; "" for none. The first one is shown.
+    advice : str
+        What to do about an error.
+    verdict : str
+        WARNING or PROBLEM.
+    """
     rank = next((rank for rank, text in enumerate(texts) if text), None)
     return (
         Check(name, seen)
@@ -268,7 +317,11 @@ def errors(
 
 
 def placement(facts: Sequence[Facts]) -> Check:
-    """Groups of ranks that may use the same cores of a host: do their threads fit there, do groups overlap?"""
+    """Check the binding of ranks to cores.
+
+    Ranks on the same cores of a host form a group. A warning is given if a group has more threads
+    than cores, or if the cores of two groups overlap in part.
+    """
     groups: dict[tuple[str, tuple[int, ...]], list[int]] = {}
     for rank, fact in enumerate(facts):
         groups.setdefault((fact.host, tuple(fact.cores)), []).append(rank)
@@ -281,7 +334,10 @@ def placement(facts: Sequence[Facts]) -> Check:
             trouble.append(f"{threads} threads on {len(own)} core(s) of {host}")
         elif any(set(other) & set(own) for other in others):
             trouble.append(f"cores of rank {spans(ranks)} are partly those of others on {host}")
-    advice = "10 to 100 times slower; fewer ranks, --threads 1, or another binding (mpirun --bind-to none)"
+    advice = (
+        "10 to 100 times slower; fewer ranks, --threads 1, or another binding "
+        "(mpirun --bind-to none)"
+    )
     return (
         Check("cores", some(shown), WARNING, f"{some(trouble)}: {advice}")
         if trouble
@@ -290,7 +346,7 @@ def placement(facts: Sequence[Facts]) -> Check:
 
 
 def spans(numbers: Sequence[int]) -> str:
-    """Increasing numbers in short: 0-3,8."""
+    """Return increasing numbers in short form, like 0-3,8."""
     firsts = [number for i, number in enumerate(numbers) if i == 0 or numbers[i - 1] != number - 1]
     lasts = [
         number
@@ -304,7 +360,7 @@ def spans(numbers: Sequence[int]) -> str:
 
 
 def launcher(size: int) -> Check:
-    """Which launcher started this process, and whether MPI sees as many as it started."""
+    """Check that MPI sees as many processes as the launcher started; `size` is what MPI sees."""
     told = launched()
     if told is not None:
         shown = [
@@ -342,7 +398,7 @@ def launcher(size: int) -> Check:
 
 
 def folder(comm: Comm) -> Check:
-    """Can rank 0 write to the current folder, and does every rank see there what it wrote? Collective."""
+    """Check that rank 0 can write to the current folder and all ranks see the file. Collective."""
     token, here = bcast_bytes(comm, os.urandom(16)).hex(), os.getcwd()
     path = Path(f".mpigd-doctor-{token}")
     failure = _error(lambda: path.write_text(token)) if comm.rank == 0 else ""
@@ -363,7 +419,10 @@ def folder(comm: Comm) -> Check:
     if comm.rank == 0:
         path.unlink()
     blind = [rank for rank, there in enumerate(found) if not there]
-    advice = f"rank {spans(blind)} does not see it: data, models and checkpoints belong on a shared file system"
+    advice = (
+        f"rank {spans(blind)} does not see it: "
+        "data, models and checkpoints belong on a shared file system"
+    )
     return Check("folder", f"{here}, {locks}", *((WARNING, advice) if blind else ()))
 
 
@@ -373,7 +432,10 @@ def _lock(path: Path) -> None:
 
 
 def clocks(comm: Comm) -> Check:
-    """How far the hosts' clocks are apart; the least of a few looks, since a rank may come late to one. Collective."""
+    """Check how much the clocks of the hosts differ. Collective.
+
+    The smallest of five measurements counts, since a rank may arrive late at one of them.
+    """
     looks = [comm.allgather(np.array([time.time()])) for _ in range(5)]
     apart = min(float(np.ptp(look)) for look in looks)
     advice = "times in logs and of files cannot be compared: start NTP on the hosts"
@@ -383,8 +445,11 @@ def clocks(comm: Comm) -> Check:
 
 
 def allreduce(comm: Comm) -> Check:
-    """Whether Allreduce adds up on every rank, and the slowest rank's median time for one number and for 1 MiB. Collective."""
-    told = np.zeros(3)  # seconds, seconds, whether a sum was wrong
+    """Check the sums of Allreduce and its time for one number and for 1 MiB. Collective.
+
+    The time is the median of the slowest rank.
+    """
+    told = np.zeros(3)  # seconds for one number, seconds for 1 MiB, whether a sum was wrong
     for i, (count, rounds) in enumerate(((1, 200), (1 << 17, 10))):
         times = []
         for _ in range(rounds):

@@ -1,4 +1,7 @@
-"""`mpigd info`: what a file of ours is, in a screen or as JSON."""
+"""The command `mpigd info`, which describes a data file, a model or a checkpoint.
+
+The description is text of at most one screen, or JSON with everything.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,35 @@ from mpigd.storage import hdf5
 from mpigd.tables.encoding import references
 from mpigd.training import checkpoint
 
-SHOWN = 12  # coefficients and columns listed for people
+SHOWN = 12  # maximal number of coefficients or columns in the text
 
 
 def describe(
     path: str, x: str = "X", y: str = "y", links: Sequence[str] = (), allow_unwritten: bool = False
 ) -> dict[str, Any]:
-    """Everything about a model, a checkpoint or a data set, as plain values. DataError if it is none of these."""
+    """Return everything about a model, a checkpoint or a data file as values for JSON.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    x, y : str
+        The paths of data matrix and target inside a data file.
+    links : sequence of str
+        Folders whose files may be reached by links in the file.
+    allow_unwritten : bool
+        Whether rows that were never written are allowed in a data file.
+
+    Returns
+    -------
+    dict
+        Its item "kind" is "data", "model" or "checkpoint".
+
+    Raises
+    ------
+    DataError
+        If the file is none of these, or damaged.
+    """
     with hdf5.open_read(path, links) as file:
         form = hdf5.read_text(file, "format")
         if form not in (fitted_model.FORMAT, checkpoint.FORMAT):
@@ -41,27 +66,44 @@ def _data(file: hdf5.Group, path: str, x: str, y: str, allow_unwritten: bool) ->
     known = column_names.columns(file, x, info.d)
     classes = info.classes or (encoding.get("target") or {}).get("classes")
     return {
-        "rows": info.n, "columns": info.d, "layout": info.layout, "dtype": info.dtype, "nonzeros": info.nonzeros,
-        "rows_per_chunk": info.chunk, "target": ((encoding.get("target") or {}).get("name") or y) if info.has_y else None,
-        "classes": classes and list(classes), "extras": list(info.extras), "feature_names": known,
+        "rows": info.n,
+        "columns": info.d,
+        "layout": info.layout,
+        "dtype": info.dtype,
+        "nonzeros": info.nonzeros,
+        "rows_per_chunk": info.chunk,
+        "target": ((encoding.get("target") or {}).get("name") or y) if info.has_y else None,
+        "classes": classes and list(classes),
+        "extras": list(info.extras),
+        "feature_names": known,
         "reference": references(encoding) or None,
         "read_as": foreign_marks.words(file[x]) or None if info.layout == "dense" else None,
-    }  # fmt: skip
+    }
 
 
 def _model(path: str) -> dict[str, Any]:
     model = fitted_model.load(path)
     known = model.encoding.get("feature_names")
     return {
-        "digest": model.digest, **model.summary, "loss": model.config.loss, "labels": model.labels(),
-        "intercept": model.intercept.tolist(), "coefficients": model.coef.tolist(), "feature_names": known,
-        "config": to_dict(model.config), "history": model.history, "statistics": table(model),
+        "digest": model.digest,
+        **model.summary,
+        "loss": model.config.loss,
+        "labels": model.labels(),
+        "intercept": model.intercept.tolist(),
+        "coefficients": model.coef.tolist(),
+        "feature_names": known,
+        "config": to_dict(model.config),
+        "history": model.history,
+        "statistics": table(model),
         "reference": references(model.encoding) or None,
-    }  # fmt: skip
+    }
 
 
 def summary(path: str) -> str:
-    """The table of a model's coefficients. UsageError if it has no standard errors, DataError if it is no model."""
+    """Return the table of the coefficients of a model.
+
+    Raises UsageError if the model has no standard errors, and DataError if the file is no model.
+    """
     return summary_text(path, fitted_model.load(path))
 
 
@@ -73,14 +115,26 @@ def _checkpoint(path: str) -> dict[str, Any]:
         for name, value in group.items()
     }
     return {
-        "step": saved.step, "parameters": int(saved.w.size), "digest": fitted_model.digest({"w": saved.w}),
-        "state_digest": fitted_model.digest(arrays), "reason": saved.notes.get("reason"),
-        "fingerprint": saved.notes.get("fingerprint"), "config": to_dict(saved.config),
-    }  # fmt: skip
+        "step": saved.step,
+        "parameters": int(saved.w.size),
+        "digest": fitted_model.digest({"w": saved.w}),
+        "state_digest": fitted_model.digest(arrays),
+        "reason": saved.notes.get("reason"),
+        "fingerprint": saved.notes.get("fingerprint"),
+        "config": to_dict(saved.config),
+    }
 
 
 def text(path: str, about: dict[str, Any]) -> str:
-    """The same for people: a screen of lines."""
+    """Return the result of `describe` as text of at most one screen.
+
+    Parameters
+    ----------
+    path : str
+        The file, named in the first line.
+    about : dict
+        The result of `describe`.
+    """
     lines = [f"{path}: {about['kind']}"]
     hidden = {
         "kind",
@@ -135,7 +189,7 @@ def _short(value: Any) -> str:
 
 
 def _coefficients(about: dict[str, Any]) -> list[str]:
-    """The largest coefficients of the first output by size."""
+    """Return lines with the coefficients of the first output that are largest in absolute value."""
     coef, names = about["coefficients"][0], about["feature_names"]
     order = sorted(range(len(coef)), key=lambda j: (-abs(coef[j]), j))[:SHOWN]
     lines = [f"  {'intercept':16} {_short(about['intercept'])}", "  largest coefficients"]

@@ -1,4 +1,12 @@
-"""The command line: one parser, one function a command. Nothing here imports MPI, numba or h5py before it must."""
+"""The command line: a parser, and one function per command that runs it.
+
+The functions import MPI, numba and h5py as late as possible: ``mpigd --help`` needs none of them,
+and `_connect` must prepare the kernel cache before numba is imported.
+
+To add a command, add a sub-parser in `parser` and a function that takes the parsed arguments and
+returns the exit code. Errors are raised as `mpigd.errors.MpigdError`; mpigd/__main__.py reports
+them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +21,7 @@ from typing import Any
 
 from mpigd import __version__
 from mpigd.commands import submit
-from mpigd.commands.arguments import Parser, add_options
+from mpigd.commands.arguments import Parser, add_options, option_groups
 from mpigd.commands.convert import convert_arguments, convert_command
 from mpigd.commands.import_data import import_arguments, import_command
 from mpigd.commands.score_arguments import evaluate_arguments, predict_arguments
@@ -25,10 +33,17 @@ from mpigd.parallel.launcher import launched
 from mpigd.parallel.session import HANG_TIMEOUT, connect, enter
 from mpigd.parallel.standard_streams import put, say
 
-STARTING = 30.0  # seconds by which ranks may start later than others, at least: a launcher and a busy disk take their time
+# Minimal time limit, in seconds, for all ranks to start: launchers and busy disks are slow.
+STARTING = 30.0
+DATA = "HDF5 files or globs, read as one data set in this order"
+CONFIG = (
+    "TOML file with training options; the environment and the command line override it "
+    "(default: no file)"
+)
 
 
 def parser() -> Parser:
+    """Return the parser of the command line, with a sub-parser and a function `run` per command."""
     top = Parser(
         prog="mpigd", description="Distributed training of linear and generalised linear models."
     )
@@ -40,6 +55,7 @@ def parser() -> Parser:
     def command(
         name: str, text: str, run: Callable[[argparse.Namespace], int]
     ) -> argparse.ArgumentParser:
+        """Add a command that `run` carries out, and return its parser."""
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         return sub
@@ -48,11 +64,7 @@ def parser() -> Parser:
     convert_arguments(
         command("convert", "rewrite HDF5 of another program as data for training", convert_command)
     )
-    train = command("train", "fit a model", train_command)
-    train.add_argument("data", nargs="*", help="HDF5 files or globs: one data set, in this order")
-    train.add_argument("-o", "--output", default=None, help="the model file (default model.h5)")
-    train.add_argument("--config", default=None, help="a TOML file with the same options")
-    add_options(train, list(FIELDS))
+    _train_arguments(command("train", "fit a model", train_command))
     _cv_arguments(
         command(
             "cv", "choose the ridge penalty by cross-validation, all folds in one pass", cv_command
@@ -60,39 +72,12 @@ def parser() -> Parser:
     )
     evaluate_arguments(command("evaluate", "score a model on data", evaluate_command))
     predict_arguments(command("predict", "write predictions in row order", predict_command))
-    info = command("info", "describe a data set, a model or a checkpoint", info_command)
-    info.add_argument("file")
-    info.add_argument("--json", action="store_true", help="everything, for machines")
-    info.add_argument(
-        "--summary",
-        action="store_true",
-        help="a model's coefficients with standard errors and tests",
-    )
-    add_options(info, ["x", "y", "allow_links", "allow_unwritten"])
-    plan = command("plan", "predict memory and times of a run, without MPI", plan_command)
-    plan.add_argument("data", nargs="+", help="HDF5 files or globs: one data set, in this order")
-    plan.add_argument("--ranks", type=int, default=1, help="how many ranks the run will have")
-    plan.add_argument(
-        "--network",
-        default=None,
-        metavar="ALPHA,BETA",
-        help="seconds a message and a byte (2e-6,1e-10)",
-    )
-    plan.add_argument(
-        "--profile",
-        default=None,
-        metavar="FILE",
-        help="a machine as scripts/bench/run.py measured it",
-    )
-    plan.add_argument("--json", action="store_true", help="one JSON object")
-    plan.add_argument("--config", default=None, help="a TOML file of training options")
-    add_options(
-        plan, [name for name in FIELDS if name != "dry_run"]
-    )  # those of the run that is planned
+    _info_arguments(command("info", "describe a data set, a model or a checkpoint", info_command))
+    _plan_arguments(command("plan", "predict memory and times of a run, without MPI", plan_command))
     postmortem = command(
         "postmortem", "say where the ranks of a run were when it ended", postmortem_command
     )
-    postmortem.add_argument("folder", help="the run's checkpoint folder")
+    postmortem.add_argument("folder", help="checkpoint folder of the run to examine")
     submit.add_arguments(
         command(
             "submit", "write a batch script, and submit it", lambda given: submit.run(given, top)
@@ -102,38 +87,104 @@ def parser() -> Parser:
     return top
 
 
+def _train_arguments(sub: argparse.ArgumentParser) -> None:
+    run = option_groups(sub)["run"]
+    sub.add_argument("data", nargs="*", help=DATA)
+    run.add_argument("-o", "--output", default=None, help="model file to write (default: model.h5)")
+    run.add_argument("--config", default=None, help=CONFIG)
+    add_options(sub, list(FIELDS))
+
+
 def _cv_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("data", nargs="+", help="HDF5 files or globs: one data set, in this order")
-    sub.add_argument(
-        "-o", "--output", default=None, help="where to save the chosen model, trained on all rows"
+    groups = option_groups(sub)
+    run = groups["run"]
+    sub.add_argument("data", nargs="+", help=DATA)
+    run.add_argument(
+        "-o",
+        "--output",
+        default=None,
+        help="file for the chosen model, trained on all rows (default: it is not saved)",
     )
-    sub.add_argument(
+    groups["problem"].add_argument(
         "--l2",
         dest="penalties",
         default="1e-6:1e2:20",
         metavar="LOW:HIGH:COUNT",
-        help="or NUMBER,NUMBER,...",
+        help="ridge penalties to compare: COUNT values with equal ratios from LOW to HIGH, or a "
+        "list like 1,0.1,0.01 (default: 1e-6:1e2:20)",
     )
-    sub.add_argument("--folds", type=int, default=5, help="parts of the rows, each held out once")
-    sub.add_argument(
+    groups["data"].add_argument(
+        "--folds",
+        type=int,
+        default=5,
+        help="number of parts of the rows, each held out once (default: 5)",
+    )
+    groups["optimiser"].add_argument(
         "--choose",
         default="best",
         metavar="{best,one-se}",
-        help="the penalty of the model that is trained",
+        help="penalty of the model that is trained: the one with the best score (best), or the "
+        "largest within one standard error of it (one-se) (default: best)",
     )
-    sub.add_argument(
+    run.add_argument(
         "--chart",
         default=None,
         metavar="FILE",
-        help="a picture of the scores (PNG; needs matplotlib)",
+        help="PNG file for a chart of the scores; needs matplotlib (default: no chart)",
     )
-    sub.add_argument("--json", action="store_true", help="one JSON object with every score")
-    sub.add_argument("--config", default=None, help="a TOML file of training options")
+    run.add_argument("--json", action="store_true", help="print one JSON object with every score")
+    run.add_argument("--config", default=None, help=CONFIG)
     add_options(sub, [name for name in FIELDS if name != "l2"])
 
 
+def _info_arguments(sub: argparse.ArgumentParser) -> None:
+    run = option_groups(sub)["run"]
+    sub.add_argument("file", help="data file, model file or checkpoint file to describe")
+    run.add_argument(
+        "--json", action="store_true", help="print everything as one JSON object for programs"
+    )
+    run.add_argument(
+        "--summary",
+        action="store_true",
+        help="print the coefficients of a model with standard errors and tests",
+    )
+    add_options(sub, ["x", "y", "allow_links", "allow_unwritten"])
+
+
+def _plan_arguments(sub: argparse.ArgumentParser) -> None:
+    run = option_groups(sub)["run"]
+    sub.add_argument("data", nargs="+", help=DATA)
+    run.add_argument(
+        "--ranks",
+        type=int,
+        default=1,
+        help="number of ranks that the planned run will have (default: 1)",
+    )
+    run.add_argument(
+        "--network",
+        default=None,
+        metavar="ALPHA,BETA",
+        help="seconds that the network takes per message and per byte, like 2e-6,1e-10 "
+        "(default: those of the profile, or 2e-6,1e-10)",
+    )
+    run.add_argument(
+        "--profile",
+        default=None,
+        metavar="FILE",
+        help="file with the speed of a machine, as scripts/bench/run.py measures it "
+        "(default: this machine is measured)",
+    )
+    run.add_argument("--json", action="store_true", help="print the plan as one JSON object")
+    run.add_argument("--config", default=None, help=CONFIG)
+    # A plan takes the options of the run that is planned.
+    add_options(sub, [name for name in FIELDS if name != "dry_run"])
+
+
 def _connect(arguments: argparse.Namespace, limit: float | None = None) -> Comm:
-    """The communicator, with the kernels' cache in place before anything imports numba. limit: seconds to wait for all ranks."""
+    """Join the job, prepare the kernel cache and return the communicator. Collective.
+
+    `limit` is the number of seconds to wait for all ranks.
+    """
     what = f"mpigd {arguments.command}"
     kernel_cache.check()
     connect(max(limit or HANG_TIMEOUT, STARTING), what)
@@ -144,10 +195,12 @@ def _connect(arguments: argparse.Namespace, limit: float | None = None) -> Comm:
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the training options that were given on the command line."""
     return {name: value for name, value in vars(arguments).items() if name in FIELDS}
 
 
 def train_command(arguments: argparse.Namespace) -> int:
+    """Run `mpigd train`: fit a model and save it, or with --dry-run print what would be done."""
     config, places = resolve(_options(arguments), arguments.config)
     data = arguments.data or places.get("data")
     output = arguments.output or places["output"]
@@ -163,7 +216,7 @@ def train_command(arguments: argparse.Namespace) -> int:
     from mpigd.training.run_guard import newest, save
     from mpigd.training.trainer import train
 
-    with together(comm):  # before the work that would be lost
+    with together(comm):  # checked before training, since a failure later would lose its result
         if comm.rank == 0:
             check_target(output)
     progress = Progress(sys.stderr, quiet=config.quiet or comm.rank > 0)
@@ -182,6 +235,7 @@ def train_command(arguments: argparse.Namespace) -> int:
 
 
 def cv_command(arguments: argparse.Namespace) -> int:
+    """Run `mpigd cv`: compare ridge penalties and train the model of the chosen one."""
     config, _ = resolve(_options(arguments), arguments.config)
     comm = _connect(arguments, config.hang_timeout)
     from mpigd.storage.hdf5 import check_target
@@ -211,6 +265,7 @@ def cv_command(arguments: argparse.Namespace) -> int:
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
+    """Run `mpigd evaluate`: print the metrics of a model on data."""
     config, _ = resolve(_options(arguments))
     comm = _connect(arguments)
     from mpigd.scoring.metrics import score_table
@@ -224,6 +279,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
 
 
 def predict_command(arguments: argparse.Namespace) -> int:
+    """Run `mpigd predict`: write the predictions of a model in row order."""
     config, _ = resolve(_options(arguments))
     comm = _connect(arguments)
     from mpigd.scoring.predict import predict
@@ -243,13 +299,14 @@ def _note(text: str) -> None:
 
 
 def _policies(arguments: argparse.Namespace) -> Any:
-    """What becomes of rows of raw tables that do not fit the model's encoding."""
+    """Return the policies for rows of raw tables that do not fit the encoding of the model."""
     from mpigd.tables.policies import Policies
 
     return Policies(arguments.missing, arguments.unseen, arguments.on_bad_row, arguments.command)
 
 
 def _shared_model(path: str, comm: Comm) -> Any:
+    """Read a model on every rank. Collective."""
     from mpigd.scoring import fitted_model
 
     with together(comm):
@@ -258,7 +315,7 @@ def _shared_model(path: str, comm: Comm) -> Any:
 
 
 def _json(value: Any) -> str:
-    """JSON proper: what is undefined (NaN) is null."""
+    """Return standard JSON, in which numbers that are not finite are null."""
 
     def plain(item: Any) -> Any:
         if isinstance(item, dict):
@@ -271,6 +328,7 @@ def _json(value: Any) -> str:
 
 
 def info_command(arguments: argparse.Namespace) -> int:
+    """Run `mpigd info`: describe a data set, a model or a checkpoint."""
     config: Config = resolve(_options(arguments))[0]
     from mpigd.commands.info import describe, summary, text
 
@@ -285,11 +343,12 @@ def info_command(arguments: argparse.Namespace) -> int:
 
 
 def _elsewhere() -> bool:
-    """Whether another process of a launcher, which the command does not need, says it already."""
+    """Return whether another process of the launcher prints the output of this serial command."""
     return (launched() or (0, 1))[0] > 0
 
 
 def plan_command(arguments: argparse.Namespace) -> int:
+    """Run `mpigd plan`: predict memory and times of a run without MPI."""
     config = resolve(_options(arguments), arguments.config)[0]
     network = _network(arguments.network)
     if arguments.ranks < 1:
@@ -312,6 +371,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
 
 
 def _network(text: str | None) -> tuple[float, float] | None:
+    """Return the seconds per message and per byte of --network ALPHA,BETA. Raises UsageError."""
     if text is None:
         return None
     try:
@@ -322,6 +382,7 @@ def _network(text: str | None) -> tuple[float, float] | None:
 
 
 def doctor_command(arguments: argparse.Namespace) -> int:
+    """Run `mpigd doctor`: check MPI, launcher, binding, HDF5 and numba."""
     comm = _connect(arguments)
     from mpigd.commands.doctor import run
 
@@ -329,6 +390,7 @@ def doctor_command(arguments: argparse.Namespace) -> int:
 
 
 def postmortem_command(arguments: argparse.Namespace) -> int:
+    """Run `mpigd postmortem`: print where the ranks of a run were when it ended."""
     from mpigd.parallel.flight_recorder import report
 
     if not _elsewhere():

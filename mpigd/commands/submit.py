@@ -1,7 +1,7 @@
-"""mpigd submit: a batch script for a training run, made from a template, and handed to the scheduler.
+"""The command `mpigd submit`, which writes a batch script for a training run and submits it.
 
-The templates in mpigd/commands/templates are scripts that work as they are. What is filled in are
-whole lines, recognised by their beginning.
+The templates in mpigd/commands/templates are complete, working scripts. `script` replaces whole
+lines of them, which it finds by their beginning.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpigd.commands.arguments import Parser
+from mpigd.commands.arguments import Parser, option_groups
 from mpigd.config.schema import FIELDS, resolve
 from mpigd.config.units import seconds_of
 from mpigd.errors import LaunchError, UsageError
@@ -24,24 +24,49 @@ from mpigd.parallel.launcher import launched
 from mpigd.parallel.standard_streams import put, say
 
 TEMPLATES = Path(__file__).parent / "templates"
-COMMANDS = {
-    "slurm": "sbatch",
-    "pbs": "qsub",
-    "lsf": "bsub",
-}  # each reads a script from its standard input
-RESOURCES = {  # the line that is replaced begins with the words up to the first brace
-    "slurm": "#SBATCH --nodes={nodes} --ntasks-per-node={ranks} --cpus-per-task={threads} --time={clock}",
-    "pbs": "#PBS -l select={nodes}:ncpus={cores}:mpiprocs={ranks}:ompthreads={threads} -l walltime={clock}",
+# The program that submits a script, which it reads from its standard input.
+COMMANDS = {"slurm": "sbatch", "pbs": "qsub", "lsf": "bsub"}
+# The line with the resources. The line of the template that it replaces has the same text up to the
+# first brace.
+RESOURCES = {
+    "slurm": "#SBATCH --nodes={nodes} --ntasks-per-node={ranks} --cpus-per-task={threads} "
+    "--time={clock}",
+    "pbs": "#PBS -l select={nodes}:ncpus={cores}:mpiprocs={ranks}:ompthreads={threads} "
+    "-l walltime={clock}",
     "lsf": '#BSUB -n {total} -R "span[ptile={ranks}] affinity[core({threads})]" -W {minutes}',
 }
 ARRAYS = {"slurm": " --array=0-{last}", "pbs": " -J 0-{last}", "lsf": ' -J "mpigd[1-{count}]"'}
-LEAST = 300.0  # seconds of a job: Slurm gives notice two minutes before the end, and up to one minute before that
-NOTICE = 300.0  # seconds before the end of the job at which --max-time ends the run, where the scheduler gives no notice in time
+# Shortest time limit of a job, in seconds: Slurm sends its signal two to three minutes before the
+# end.
+LEAST = 300.0
+# Seconds before the end of the job at which --max-time ends the run, for schedulers that send no
+# signal in time.
+NOTICE = 300.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a batch script is to say. `ranks` on each node; `sweep`: an option and its values, or None; `model`: its file."""
+    """The contents of a batch script.
+
+    Attributes
+    ----------
+    scheduler : {"slurm", "pbs", "lsf"}
+        The batch system.
+    launcher : {"srun", "mpirun"}
+        The program that starts the ranks.
+    nodes, ranks, threads : int
+        The number of nodes, of ranks per node, and of threads per rank.
+    seconds : float
+        The time limit of the job.
+    sweep : tuple of (str, list of str) or None
+        An option and its values, one run for each.
+    directives : tuple of str
+        Further options for the scheduler.
+    words : tuple of str
+        The command of mpigd that the job runs.
+    model : str
+        The model file that the command writes.
+    """
 
     scheduler: str
     launcher: str
@@ -56,40 +81,84 @@ class Job:
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--scheduler", required=True, choices=tuple(COMMANDS))
-    sub.add_argument("--nodes", type=_count, default=1)
-    sub.add_argument("--ranks", type=_count, default=1, help="on each node")
-    sub.add_argument("--threads", type=_count, default=1, help="of each rank, and its cores")
-    sub.add_argument(
+    """Add the arguments of `mpigd submit` to its parser."""
+    group = option_groups(sub)["run"]
+    group.add_argument(
+        "--scheduler",
+        required=True,
+        choices=tuple(COMMANDS),
+        help="batch system for which the script is written",
+    )
+    group.add_argument(
+        "--nodes", type=_count, default=1, help="number of nodes of the job (default: 1)"
+    )
+    group.add_argument(
+        "--ranks", type=_count, default=1, help="number of ranks on each node (default: 1)"
+    )
+    group.add_argument(
+        "--threads",
+        type=_count,
+        default=1,
+        help="number of threads, and of cores, for each rank (default: 1)",
+    )
+    group.add_argument(
         "--time",
         default="1:00:00",
-        help="of the job, [DAYS-]HH:MM:SS; it is queued again until the run is done",
+        help="time limit of the job, in seconds or as [DAYS-]HH:MM:SS; the job is queued again "
+        "until the run is done (default: 1:00:00)",
     )
-    sub.add_argument(
+    group.add_argument(
         "--launcher",
         choices=("srun", "mpirun"),
-        help="what starts the ranks (default: srun with Slurm)",
+        help="program that starts the ranks (default: srun for slurm, mpirun otherwise)",
     )
-    sub.add_argument(
+    group.add_argument(
         "--sweep",
         metavar="OPTION=VALUE,...",
-        help="an array job: a run for each value, in sweep/OPTION-VALUE.h5",
+        help="submit an array job with one run per value; the models are sweep/OPTION-VALUE.h5 "
+        "(default: a single run)",
     )
-    sub.add_argument(
+    group.add_argument(
         "--directive",
         action="append",
         default=[],
         metavar="TEXT",
-        help="for the scheduler: --directive=--account=me",
+        help="further line for the scheduler, like --directive=--account=me; may be repeated "
+        "(default: none)",
     )
-    sub.add_argument("--dry-run", action="store_true", help="print the script, and do nothing")
+    group.add_argument(
+        "--dry-run", action="store_true", help="print the script and do not submit it"
+    )
     sub.add_argument(
-        "words", nargs="+", metavar="-- train ARGS", help="the command of mpigd to run"
+        "words",
+        nargs="+",
+        metavar="-- train ARGS",
+        help="the command of mpigd that the job runs, after two hyphens",
     )
 
 
 def run(arguments: argparse.Namespace, commands: Parser) -> int:
-    """Write the script, and submit it. `commands`: what parses the command that the job is to run."""
+    """Run `mpigd submit`: write the script and submit it, or with --dry-run print it.
+
+    Parameters
+    ----------
+    arguments : argparse.Namespace
+        The parsed arguments of `mpigd submit`.
+    commands : Parser
+        The parser for the command that the job runs.
+
+    Returns
+    -------
+    int
+        The exit code: that of the scheduler's program, or 0.
+
+    Raises
+    ------
+    LaunchError
+        If the scheduler's program is not on the PATH.
+    UsageError
+        If an argument, or the command that the job runs, is invalid.
+    """
     text = script(_job(arguments, commands))
     if (launched() or (0, 1))[0] > 0:
         return 0
@@ -99,12 +168,14 @@ def run(arguments: argparse.Namespace, commands: Parser) -> int:
     program = COMMANDS[arguments.scheduler]
     if shutil.which(program) is None:
         raise LaunchError(
-            f"{program} is not on the PATH of this machine: submit from a login node, or see --dry-run"
+            f"{program} is not on the PATH of this machine: "
+            "submit from a login node, or see --dry-run"
         )
     return subprocess.run([program], input=text, text=True).returncode
 
 
 def _job(arguments: argparse.Namespace, commands: Parser) -> Job:
+    """Return the job that the arguments describe. Raises UsageError if they are invalid."""
     scheduler, launcher = (
         arguments.scheduler,
         arguments.launcher or ("srun" if arguments.scheduler == "slurm" else "mpirun"),
@@ -117,17 +188,18 @@ def _job(arguments: argparse.Namespace, commands: Parser) -> Job:
         raise UsageError(str(error).replace("--max-time", "--time")) from None
     if seconds < LEAST:
         raise UsageError(
-            f"--time {arguments.time}: 0:05:00 at least, since a job saves and stops some minutes before its end"
+            f"--time {arguments.time}: 0:05:00 at least, "
+            "since a job saves and stops some minutes before its end"
         )
     sweep = None
     if arguments.sweep:
         option, equals, values = arguments.sweep.partition("=")
         sweep = option.strip().replace("_", "-"), [value for value in values.split(",") if value]
-        if (
-            not equals or len(sweep[1]) < 2 or option.replace("-", "_") not in {*FIELDS, "lr"}
-        ):  # PBS knows no array of one
+        # At least two values, since PBS refuses an array of one job.
+        if not equals or len(sweep[1]) < 2 or option.replace("-", "_") not in {*FIELDS, "lr"}:
             raise UsageError(
-                f"--sweep {arguments.sweep}: expected an option of mpigd train and some values: l2=1e-4,1e-2,1"
+                f"--sweep {arguments.sweep}: expected an option of mpigd train "
+                "and some values: l2=1e-4,1e-2,1"
             )
     words, model = _checked(arguments.words, scheduler, seconds, sweep, commands)
     more = tuple(arguments.directive)
@@ -152,7 +224,11 @@ def _checked(
     sweep: tuple[str, list[str]] | None,
     commands: Parser,
 ) -> tuple[tuple[str, ...], str]:
-    """The command and its model's file, once they are known to be right: before a job has waited in a queue for a mistake."""
+    """Check the command that the job runs; return it and its model file.
+
+    A mistake is found here, and not after the job has waited in a queue. Without a signal from the
+    scheduler, --max-time is added to the command.
+    """
     if words[0] != "train":
         raise UsageError(
             f"submit is for training runs: mpigd submit ... -- train DATA.h5 ..., not {words[0]}"
@@ -172,7 +248,7 @@ def _checked(
 
 
 def script(job: Job) -> str:
-    """The batch script."""
+    """Return the batch script for `job`."""
     name = "sweep" if job.sweep else "train"
     if (job.scheduler, job.launcher) == ("slurm", "mpirun"):
         name += "_mpirun"
@@ -211,7 +287,16 @@ def script(job: Job) -> str:
 
 
 def fill(text: str, lines: dict[str, str]) -> str:
-    """The text with each line that begins with a key replaced. There must be exactly one for each."""
+    """Replace lines of a template.
+
+    Parameters
+    ----------
+    text : str
+        The template.
+    lines : dict of str to str
+        New lines by the beginning of the line that each replaces. Exactly one line of the template
+        must begin with each key.
+    """
     found = text.splitlines()
     for beginning, line in lines.items():
         (at,) = [number for number, old in enumerate(found) if old.startswith(beginning)]
@@ -220,12 +305,13 @@ def fill(text: str, lines: dict[str, str]) -> str:
 
 
 def _clock(seconds: float) -> str:
-    """HH:MM:SS, whole minutes: what all schedulers understand."""
+    """Return a time as HH:MM:SS in whole minutes, which all schedulers understand."""
     minutes = round(seconds / 60.0)
     return f"{minutes // 60}:{minutes % 60:02d}:00"
 
 
 def _count(text: str) -> int:
+    """Return a positive whole number of the command line. Raises UsageError."""
     try:
         number = int(text)
     except ValueError:

@@ -1,4 +1,7 @@
-"""Quantities that options spell as texts, and numbers as people read them."""
+"""Parsers of quantities that options spell as text, and the formatting of numbers for people.
+
+The quantities are sizes in bytes, bounds, times and class weights.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,14 @@ UNITS = {
 
 
 def readable(value: float) -> str:
-    """A number for people: a whole one with separators, as counts have, another with six digits."""
+    """Format a number for people: integers with thousands separators, others with six digits."""
     if math.isfinite(value) and float(value).is_integer() and abs(value) < 2.0**53:
         return f"{int(value):,}"
     return f"{value:.6g}" if not 1e6 <= abs(value) < 1e15 else f"{value:,.1f}"
 
 
 def size_of(text: str) -> int:
-    """Bytes of a size like 500MB or 1.5 GiB, or a UsageError."""
+    """Return the number of bytes of a size like 500MB or 1.5 GiB. Raises UsageError."""
     number = text.strip().rstrip("abgikmtABGIKMT ")
     unit = text.strip()[len(number) :].strip().upper()
     try:
@@ -41,7 +44,10 @@ def size_of(text: str) -> int:
 
 
 def limits_of(text: str) -> tuple[float, float]:
-    """(low, high) of bounds like 0:1, -1:1, 0: or :2, or a UsageError."""
+    """Return (low, high) for bounds like 0:1, -1:1, 0: or :2. Raises UsageError.
+
+    An empty side is infinite.
+    """
     low, colon, high = text.partition(":")
     try:
         limits = (
@@ -52,13 +58,17 @@ def limits_of(text: str) -> tuple[float, float]:
         limits = (math.nan, math.nan)
     if not colon or not limits[0] <= 0.0 <= limits[1] or limits[0] == limits[1]:
         raise UsageError(
-            f"--bounds {text}: expected LOW:HIGH with LOW <= 0 <= HIGH, like 0:1, 0: or --bounds=-1:1"
+            f"--bounds {text}: expected LOW:HIGH with LOW <= 0 <= HIGH, "
+            "like 0:1, 0: or --bounds=-1:1"
         )
     return limits
 
 
 def seconds_of(text: str) -> float:
-    """Seconds of a time like 3600, 59:30, 12:00:00 or 1-12:00:00, as batch systems write it, or a UsageError."""
+    """Return the seconds of a time as batch systems write it. Raises UsageError.
+
+    Examples are 3600, 59:30, 12:00:00 and 1-12:00:00.
+    """
     days, dash, clock = text.strip().rpartition("-")
     parts = clock.split(":")
     try:
@@ -77,12 +87,22 @@ def seconds_of(text: str) -> float:
     return seconds
 
 
-# One LABEL=WEIGHT of --class-weight: the label in double quotes, or one without commas.
+# One LABEL=WEIGHT of --class-weight: a label in double quotes, or a label without commas.
 PART = re.compile(r'\s*"(?P<quoted>(?:[^"]|"")*)"\s*=(?P<number>[^,]*)|(?P<plain>[^,]*)', re.DOTALL)
 
 
 class ClassWeight(NamedTuple):
-    """One part of --class-weight. label: without quotation marks; spelled: the label as it was written."""
+    """One LABEL=WEIGHT of --class-weight.
+
+    Attributes
+    ----------
+    label : str
+        The label without quotation marks.
+    spelled : str
+        The label as it was written.
+    value : float
+        The weight, finite and at least 0.
+    """
 
     label: str
     spelled: str
@@ -90,10 +110,11 @@ class ClassWeight(NamedTuple):
 
 
 def class_weights_of(text: str) -> list[ClassWeight]:
-    """The parts of LABEL=WEIGHT,..., or a UsageError that shows how to write them.
+    """Parse LABEL=WEIGHT,... of --class-weight.
 
-    A label with a comma stands in double quotes, and a double quote within is doubled, as in CSV. Without quotes a label ends
-    at the last equals sign of its part.
+    A label with a comma is written in double quotes, and a double quote within it is doubled, as in
+    CSV. A label without quotes ends at the last equals sign of its part. Raises UsageError with a
+    text that shows how to write the weights.
     """
     found: list[ClassWeight] = []
     at = 0
@@ -124,7 +145,7 @@ def _class_weight(text: str, number: str) -> float:
 
 
 def _requoted(text: str) -> str:
-    """How to write labels whose commas were taken for the ends of parts, if that is what happened."""
+    """Return a hint if commas within labels were read as the ends of parts, else an empty text."""
     if text == "balanced":
         return ""
     pieces, waiting = [], ""
@@ -138,17 +159,24 @@ def _requoted(text: str) -> str:
             waiting += ","
     if waiting or not pieces:
         return ""
-    return f"; a label with a comma stands in double quotes: --class-weight {shlex.quote(','.join(pieces))}"
+    return (
+        "; a label with a comma stands in double quotes: "
+        f"--class-weight {shlex.quote(','.join(pieces))}"
+    )
 
 
 def quoted_label(label: str) -> str:
-    """The label as --class-weight takes it: in double quotes where it would mean something else without."""
+    """Return the label as --class-weight accepts it: in double quotes if it needs them."""
     plain = label and label == label.strip() and not any(mark in label for mark in ',"=\n\r')
     return label if plain else '"' + label.replace('"', '""') + '"'
 
 
 def class_weights_text(weights: Mapping[Any, Any]) -> str:
-    """The spelling of a mapping label -> weight, as Python and TOML have it."""
+    """Return the text for --class-weight of a mapping from labels to weights.
+
+    Python and TOML may give the weights as such a mapping. Raises UsageError if it is empty or a
+    weight is not a number.
+    """
     parts = []
     for label, value in weights.items():
         if isinstance(value, bool | str):

@@ -1,1 +1,1 @@
-"""What is fitted: losses, penalties, the objective over distributed rows."""
+"""Models: losses, penalties, the objective over distributed rows, and its derivatives."""

@@ -1,19 +1,19 @@
-"""Columns that depend on those before them, found in the information matrix as R finds them in its
-QR decomposition.
+"""Find columns that depend on columns before them ("aliased" columns), in the information matrix.
 
-In the order of the data, the intercept first, a column is kept if what the kept ones before it
-leave of it is longer than TOLERANCE of its length, weighted as the information weights rows and
-centred where there is an intercept: columns may be scaled, and with an intercept shifted, as one
-likes. A column may also be a combination of others but for the rounding of the stored numbers, and
-is dropped if no more is left than that explains: R reads the numbers before they are rounded to
-float32.
+This follows R, which finds them in its QR decomposition. The columns are visited in the order of
+the data, the intercept first. A column is kept if its remainder after projection on the kept
+columns before it is longer than TOLERANCE of its own length. Lengths are weighted as the
+information weights rows, and centred if there is an intercept, so that columns may be scaled, and
+with an intercept shifted, at will. A column may also be a combination of others up to the rounding
+of the stored numbers; it is dropped if its remainder is not larger than that rounding explains. (R
+reads the numbers before they are rounded to float32.)
 
-Lengths are squared in the information matrix, whose sums keep about 1e-13 of a column's reach
-squared, so it cannot tell a remainder of 1e-7. Two things can. The remainder itself is made, row by
-row, as a margin: if it is short, the column depends on others. Otherwise all columns are made
-orthogonal by the first factor U, row by row, and the information of these new ones is summed and
-factorised, which is Cholesky's QR with reorthogonalisation (Yamamoto et al., ETNA 44, 2015): then
-remainders are columns like others, with sums as accurate as theirs.
+The information matrix holds squared lengths, and its sums keep about 1e-13 of a column's reach
+squared, so it cannot resolve a remainder of 1e-7. Two computations can. First, the remainder itself
+is computed, row by row, as a margin: if it is short, the column depends on others. Otherwise all
+columns are made orthogonal by the first factor U, row by row, and the information of these new
+columns is summed and factorised. This is Cholesky's QR with reorthogonalisation (Yamamoto et al.,
+ETNA 44, 2015); remainders are then columns like others, with equally accurate sums.
 """
 
 from __future__ import annotations
@@ -33,20 +33,29 @@ from mpigd_kernels import curvature, linalg, vector
 from mpigd_kernels.host import aligned
 
 Array = np.ndarray[Any, Any]
-TOLERANCE = 1e-7  # of a column's length: that of R's lm
-DOUBTFUL = 1e-9  # of a column's square: a pivot below may be all rounding of the information
-NEAR = 1e-6  # a pivot above has seven digits
-AT_ONCE = 16  # candidates whose remainders are held for all rows
+TOLERANCE = 1e-7  # share of a column's length, as in R's lm
+# Shares of a column's squared length: a pivot below DOUBTFUL may be nothing but rounding of the
+# information, a pivot above NEAR has seven digits.
+DOUBTFUL = 1e-9
+NEAR = 1e-6
+AT_ONCE = 16  # candidates whose remainders are held for all rows at the same time
 
 
 @dataclass(frozen=True)
 class Independent:
-    """Factors of the information. order (p,): parameters in the order of elimination; kept (p,)
-    bool, in that order.
+    """Factors of the information over the independent columns.
 
-    R (r, p): an upper triangle over the kept columns' rows, R'R the information of all but for what
-    dropped ones leave; U (r, r): its kept columns, U'U the information of the kept ones (with the
-    ridge).
+    Parameters
+    ----------
+    order : (p,) int64
+        Parameters in the order of elimination.
+    kept : (p,) bool
+        Which of them are kept, in that order.
+    R : (r, p) float64
+        An upper triangle over the rows of the kept columns. R'R is the information of all columns,
+        except for the remainders of dropped ones.
+    U : (r, r) float64
+        The kept columns of R. U'U is the information of the kept columns (with the ridge).
     """
 
     order: Array
@@ -56,12 +65,15 @@ class Independent:
 
     @property
     def parameters(self) -> Array:
-        """The kept ones (r,), as the optimiser numbers them."""
+        """The kept parameters (r,), as the optimiser numbers them."""
         return np.asarray(self.order[self.kept])
 
     def project(self, w: Array) -> Array:
-        """Parameters like w (p',) with zeros for all that are not kept, and the nearest margins:
-        theirs where dropped columns depend on the others entirely."""
+        """Return parameters like w (p',) that are zero for all dropped columns.
+
+        Their margins are the nearest to those of w, and equal if dropped columns depend on the
+        others entirely.
+        """
         v = w[self.order]
         t = np.array([vector.dot(row, v) for row in self.R])
         b = np.array([vector.dot(row, t) for row in np.ascontiguousarray(self.U.T)])
@@ -73,7 +85,10 @@ class Independent:
 
 
 def elimination_order(objective: Objective) -> Array:
-    """Parameters with a column: the intercept, then the columns as the data number them."""
+    """Return the parameters that have a column, in the order of elimination.
+
+    The intercept comes first, then the columns in the data's order.
+    """
     scaling = objective.scaling
     d = scaling.center.size
     arranged = np.arange(d) if scaling.number is None else np.argsort(scaling.number, kind="stable")
@@ -88,11 +103,27 @@ def independent(
     objective: Objective,
     comm: Comm,
 ) -> Independent | None:
-    """Factors of information (p', p') + diag(ridge), both as the optimiser numbers parameters; h
-    (n,) this rank's weights.
+    """Return factors of information + diag(ridge) over the independent columns. Collective.
 
-    None if a ridge that is there is too small to tell columns apart. No read, one for AT_ONCE
-    dependent columns, or two more where that leaves a doubt. Collective.
+    This costs no read, or one read for AT_ONCE dependent columns, or two more if doubt remains.
+
+    Parameters
+    ----------
+    information : (p', p') float64
+        As the optimiser numbers parameters.
+    ridge : (p',) float64
+        Likewise.
+    h : (n,) float64
+        Weights of this rank's rows.
+    objective
+        The objective whose columns these are.
+    comm
+        The communicator of these ranks.
+
+    Returns
+    -------
+    factors
+        The factors; None if there is a ridge, but it is too small to tell columns apart.
     """
     order = elimination_order(objective)
     H, ridge = np.ascontiguousarray(information[np.ix_(order, order)]), ridge[order]
@@ -100,7 +131,7 @@ def independent(
     floor = TOLERANCE * TOLERANCE * _squares(H, objective.scaling.intercept)
     H[np.diag_indices_from(H)] += ridge
     squares, kept, U = H.diagonal().copy(), np.ones(order.size, dtype=bool), H.copy()
-    # Several times as fast as `eliminate` for thousands of columns
+    # For thousands of columns this is several times as fast as `eliminate`.
     if not linalg.cholesky(U) and (U.diagonal() ** 2 >= NEAR * squares).all():
         return _independent(order, kept, U)
     U = H.copy()
@@ -120,7 +151,7 @@ def _independent(order: Array, kept: Array, R: Array) -> Independent:
 
 
 def _squares(H: Array, intercept: bool) -> Array:
-    """The columns' squared lengths, beside an intercept those of what it leaves."""
+    """Return the squared lengths of the columns; beside an intercept, those of their remainders."""
     squares = H.diagonal().copy()
     if intercept and H[0, 0] > 0.0:
         squares[1:] = np.maximum(squares[1:] - H[0, 1:] * H[0, 1:] / H[0, 0], 0.0)
@@ -128,9 +159,9 @@ def _squares(H: Array, intercept: bool) -> Array:
 
 
 def _orthogonalised(H: Array, ridge: Array, floor: Array, rows: _Rows, kept: Array) -> Array:
-    """R of the information of columns that are nearly orthogonal; fills `kept`."""
+    """Return R of the information of nearly orthogonal columns, and fill `kept`."""
     U, V, R = H.copy(), np.zeros_like(H), np.zeros_like(H)
-    linalg.cholesky(U)  # pivots without digits become those of a column on its own
+    linalg.cholesky(U)  # a pivot without digits is replaced by that of the column alone
     linalg.invert(U, V)
     again = rows.information(U)
     columns = np.ascontiguousarray(V.T)
@@ -146,8 +177,10 @@ def _orthogonalised(H: Array, ridge: Array, floor: Array, rows: _Rows, kept: Arr
 
 
 class _Rows:
-    """This rank's rows in the optimiser's coordinates, their columns in the order of elimination,
-    with weights h (n,)."""
+    """This rank's rows in the optimiser's coordinates, with weights h (n,).
+
+    Their columns are in the order of elimination.
+    """
 
     def __init__(self, objective: Objective, h: Array, order: Array, comm: Comm) -> None:
         self._objective, self._h, self._order, self._comm = objective, h, order, comm
@@ -158,8 +191,10 @@ class _Rows:
         self._weight = float(total(h, comm)[0])
 
     def rounding(self, combinations: Array) -> Array:
-        """Squared lengths (m,) that rounding stored numbers by half a unit can give to combinations
-        (m, p) of the columns."""
+        """Return squared lengths (m,) that combinations (m, p) of the columns may owe to rounding.
+
+        Each stored number may have been rounded by half a unit in its last place.
+        """
         scaling, of = self._objective.scaling, self._objective.statistics
         mean = of.mean if scaling.shift is None else of.mean + scaling.shift
         each = (of.deviation**2 + mean**2) * scaling.inverse**2
@@ -168,7 +203,7 @@ class _Rows:
         return np.array([half_unit * half_unit * vector.dot(v * v, each) for v in combinations])
 
     def remainders_exceed(self, U: Array, kept: Array, dropped: Array, floor: Array) -> bool:
-        """Whether more is left of a dropped column than floor and rounding explain. Collective."""
+        """Whether the remainder of a dropped column exceeds floor and rounding. Collective."""
         own = np.ascontiguousarray(U[np.ix_(kept, kept)])
         combinations = np.zeros((dropped.size, kept.size))
         for v, j in zip(combinations, dropped, strict=True):
@@ -183,7 +218,10 @@ class _Rows:
         return False
 
     def _lengths(self, combinations: Array) -> Array:
-        """Their weighted squared lengths (m,) over all rows. One read. Collective."""
+        """Return weighted squared lengths (m,) of the combinations over all rows. Collective.
+
+        It costs one read.
+        """
         X, scaling = self._objective.rows.X, self._objective.scaling
         W = np.zeros((len(combinations), scaling.p))
         W[:, self._order] = combinations
@@ -198,7 +236,10 @@ class _Rows:
         return np.asarray(total(squares, self._comm))
 
     def information(self, U: Array) -> Array:
-        """sum_i h_i q_i q_i' (p, p), upper triangle, over rows x' = q'U. Two reads. Collective."""
+        """Return the upper triangle of sum_i h_i q_i q_i' (p, p) over rows x' = q'U. Collective.
+
+        It costs two reads.
+        """
         p = self._order.size
         reach = np.zeros(p)
         for _, Q in self._transformed(U):
@@ -218,7 +259,7 @@ class _Rows:
         return np.asarray(np.triu(T[0] + T[1]) * unit[:, np.newaxis] * unit * self._largest)
 
     def _transformed(self, U: Array) -> Iterator[tuple[slice, Array]]:
-        """Blocks of rows and their q (p, m)."""
+        """Yield blocks of rows and their q (p, m)."""
         objective = self._objective
         X, scaling = objective.rows.X, objective.scaling
         Z = np.empty((curvature.PANEL, scaling.p))

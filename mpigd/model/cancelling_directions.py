@@ -1,8 +1,9 @@
 """Second derivatives along directions in which columns nearly cancel.
 
-A Hessian's elements, and its products with a vector, are summed on grids that fit the columns' reach. Where the linear
-predictors of a direction are far smaller than its coefficients, nothing of them would be left there. Here they are made
-first, row by row, and summed on a grid of their own size.
+A Hessian's elements, and its products with a vector, are summed on grids that fit the columns'
+reach. If the linear predictors of a direction are far smaller than its coefficients, such sums keep
+no digits of them. Here the linear predictors are computed first, row by row, and then summed on a
+grid of their own size.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from mpigd.reduction.exact import ExactReducer
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
-EPSILON = 2.0**-53  # of float64
+EPSILON = 2.0**-53  # unit roundoff of float64
 
 
 def predictors(curvature: Curvature, d: Array) -> Array:
-    """Linear predictors (k, n) of this rank's rows for a direction d (k * p,), without offsets."""
+    """Return linear predictors (k, n) of this rank's rows for d (k * p,), without offsets.
+
+    It costs one read.
+    """
     objective = curvature.objective
     coef, b = objective.scaling.to_raw(d, objective.k)
     z = np.empty((objective.k, objective.rows.X.n))
@@ -36,9 +40,23 @@ def predictors(curvature: Curvature, d: Array) -> Array:
 
 
 def curvatures_along(curvature: Curvature, D: Array, factor: float) -> tuple[Array, Array]:
-    """d'Hd (m,) for directions D (m, k * p), sums over rows times `factor`, and how much of it may be their rounding (m,).
+    """Return d'Hd for several directions, and how much of it may be rounding. One read. Collective.
 
-    One read. Collective.
+    Parameters
+    ----------
+    curvature
+        The Hessian H at a point.
+    D : (m, k * p) float64
+        The directions d.
+    factor
+        Multiplies the sums over rows.
+
+    Returns
+    -------
+    values : (m,) float64
+        D'Hd.
+    rounding : (m,) float64
+        The part of it that may be rounding.
     """
     objective, h = curvature.objective, curvature.h
     k, scaling, of = objective.k, objective.scaling, objective.statistics
@@ -59,7 +77,19 @@ def curvatures_along(curvature: Curvature, D: Array, factor: float) -> tuple[Arr
 
 
 def product_along(curvature: Curvature, d: Array, factor: float) -> Array:
-    """The Hessian times d (k * p,), to 2^-43 of the largest of d's own linear predictors. One read. Collective."""
+    """Return the Hessian times a direction, accurate to 2^-43 of its largest linear predictor.
+
+    It costs one read. Collective.
+
+    Parameters
+    ----------
+    curvature
+        The Hessian at a point.
+    d : (k * p,) float64
+        The direction.
+    factor
+        Multiplies the sums over rows.
+    """
     objective, comm = curvature.objective, curvature.comm
     X, k, c = objective.rows.X, objective.k, np.ascontiguousarray(objective.rows.c)
     z = predictors(curvature, d)
@@ -86,7 +116,7 @@ def product_along(curvature: Curvature, d: Array, factor: float) -> Array:
 
 
 def _residuals(kind: str, h: Array, c: Array, z: Array) -> Array:
-    """The change of each row's gradient by its linear predictors, along z (k, n)."""
+    """Return the derivative (k, n) of each row's gradient along z (k, n), its linear predictors."""
     if kind != "multiclass":
         return np.asarray(h * z)
     mean = np.zeros(c.size)
@@ -96,9 +126,9 @@ def _residuals(kind: str, h: Array, c: Array, z: Array) -> Array:
 
 
 def _products(kind: str, h: Array, c: Array, z: Array, t: Array) -> Array:
-    """The second derivative of each row's loss along z and t (k, n)."""
+    """Return the second derivative (n,) of each row's loss along z and t (k, n)."""
     r, found = _residuals(kind, h, c, z), np.zeros(c.size)
-    if kind == "multiclass":  # only differences between outputs count: their mean would cost digits
+    if kind == "multiclass":  # only differences between outputs matter; the mean would cost digits
         mean = np.zeros(c.size)
         for p, own in zip(h, t, strict=True):
             mean += p * own

@@ -1,12 +1,11 @@
-"""Columns whose mean is large against their deviation: how many digits of their differences there
-are, and how they are kept.
+"""Digits of columns whose mean is large against their deviation, and how training keeps them.
 
-A float64 has 53 bits. Of a column with a mean of 2**k deviations, k bits are the mean's. Three
-things then lose the rest: the storage itself, which nothing brings back; margins x.w + b, whose two
-parts cancel; gradients g_j - m_j g_b, likewise. The latter two are avoided where the mean exceeds
-FAR deviations: training subtracts the mean from the stored values first, and the intercept takes it
-up at the end. The stored coefficients belong to the columns as they are, so predictions still
-cancel: their error is about 2**-bits of the column's effect, bits as `digits` counts them.
+A float64 has 53 bits. In a column with a mean of 2**k deviations, the mean takes k of them. Three
+things then lose the rest: storage itself, which cannot be repaired; margins x.w + b, whose two
+parts cancel; and gradients g_j - m_j g_b, likewise. The latter two are avoided if the mean exceeds
+FAR deviations: training subtracts the mean from the stored values first, and the intercept absorbs
+it at the end. The stored coefficients belong to the original columns, so predictions still cancel:
+their error is about 2**-bits of the column's effect, with bits as `digits` counts them.
 """
 
 from __future__ import annotations
@@ -24,12 +23,14 @@ from mpigd.model.scaling import Statistics, measure
 from mpigd.parallel.comm import Comm
 
 Array = np.ndarray[Any, Any]
-FAR = 2.0**16  # deviations; below, the grids of the sums (2**-43) cost a gradient less than 1e-8
+# Deviations from which on a mean is subtracted. Below, the grids of the sums (2**-43) cost a
+# gradient less than 1e-8.
+FAR = 2.0**16
 # Bits. Measured with 10: rounding of the data moves a coefficient by 5e-6 of itself, and that of
 # a float64 model's coefficients and margins moves predictions by 2e-4 of the column's effect.
 FEWEST = 10.0
-SHOWN = 6  # columns named in a warning
-TINY = 2.0**-475  # a number whose square is lost in a sum (mpigd/reduction/base.py: SMALLEST)
+SHOWN = 6  # the most columns that a warning names
+TINY = 2.0**-475  # squares of smaller numbers are lost in sums (mpigd/reduction/base.py: SMALLEST)
 
 
 def centred(
@@ -39,12 +40,35 @@ def centred(
     intercept: bool,
     comm: Comm,
 ) -> tuple[Matrix, Statistics, Array | None, Statistics]:
-    """X, its statistics, and what was subtracted from its columns (d,) or None; the statistics with
-    the columns' own extremes.
+    """Subtract the means of columns that are far from zero. Two reads, or four. Collective.
 
-    Only where an intercept can take it up, and from float64: others have no digits that this would
-    save. A column of compressed rows with missing entries, which are zeros, is never that far from
-    zero. Two reads, or four. Collective.
+    This happens only if an intercept can absorb the means, and only for float64: other types have
+    no digits that it would save. A column of compressed rows with missing entries, which are zeros,
+    is never that far from zero.
+
+    Parameters
+    ----------
+    X
+        This rank's rows (m, d).
+    c : (m,) float64
+        Sample weights.
+    n
+        The number of rows over all ranks.
+    intercept
+        Whether the model has one.
+    comm
+        The communicator of these ranks.
+
+    Returns
+    -------
+    X
+        The matrix, with shifted columns if there are any.
+    statistics
+        Statistics of that matrix.
+    shift : (d,) float64 or None
+        What was subtracted.
+    own
+        The same statistics, but with the original columns' extremes and means.
     """
     statistics = measure(X, c, n, comm)
     deviation, full = statistics.deviation, statistics.count == n
@@ -58,15 +82,27 @@ def centred(
 
 
 def digits(statistics: Statistics, dtype: np.dtype[Any]) -> Array:
-    """Bits (d,) that `dtype` has for a column's differences: its deviation over the unit in the
-    last place of its mean.
+    """Return the bits that a type has for the differences between a column's values.
 
-    In the order of the data's columns. A constant column has all it needs, unless it is so large
-    that it may have become constant by rounding: whole numbers of its size are not all there.
+    They are counted by the column's deviation over the unit in the last place of its mean. A
+    constant column has all the bits that it needs, unless it is so large that rounding may have
+    made it constant: a type cannot hold all whole numbers of that size.
+
+    Parameters
+    ----------
+    statistics
+        Statistics of the columns.
+    dtype
+        The type in which the data are stored.
+
+    Returns
+    -------
+    bits : (d,) float64
+        In the data's order of the columns.
     """
     unit = np.spacing(np.abs(statistics.mean).astype(dtype)).astype(np.float64)
     constant = statistics.deviation == 0.0
-    with np.errstate(over="ignore"):  # of a mean of zero
+    with np.errstate(over="ignore"):  # for a mean of zero the unit is tiny
         bits = np.log2(np.where(constant, 1.0, statistics.deviation) / unit)
     bits[constant] = np.where(unit[constant] < 2.0, np.inf, 0.0)
     return _as_in_the_data(bits, statistics)
@@ -81,10 +117,9 @@ def _as_in_the_data(values: Array, statistics: Statistics) -> Array:
 
 
 def columns_without_digits(statistics: Statistics, dtype: np.dtype[Any]) -> Array:
-    """Numbers of the columns, as the data count them, whose differences have fewer than FEWEST
-    bits.
+    """Return the data's numbers of the columns whose differences have fewer than FEWEST bits.
 
-    None of float16: such columns are refused when they are read (mpigd/matrix/half.py).
+    For float16 there are none: such columns are rejected when they are read (mpigd/matrix/half.py).
     """
     if dtype == np.float16:
         return np.zeros(0, dtype=np.int64)
@@ -92,7 +127,17 @@ def columns_without_digits(statistics: Statistics, dtype: np.dtype[Any]) -> Arra
 
 
 def warning(of: Statistics, dtype: np.dtype[Any], names: Sequence[str] | None) -> str | None:
-    """A sentence on these columns, or on columns of tiny numbers, and what to do; None if there are none."""
+    """Return a warning about columns without digits, or columns of tiny numbers, or None.
+
+    Parameters
+    ----------
+    of
+        Statistics of the original columns.
+    dtype
+        The type in which the data are stored.
+    names
+        Names of the columns in the data's order, or None.
+    """
     found = columns_without_digits(of, dtype)
     if not found.size:
         return _of_tiny_columns(of, names)
@@ -111,7 +156,7 @@ def warning(of: Statistics, dtype: np.dtype[Any], names: Sequence[str] | None) -
 
 
 def _of_tiny_columns(of: Statistics, names: Sequence[str] | None) -> str | None:
-    """A sentence on columns that are not constant, but whose squares are lost in sums."""
+    """Return a warning about columns that vary, but whose squares are lost in sums, or None."""
     size = _as_in_the_data(np.maximum(np.abs(of.low), np.abs(of.high)).astype(np.float64), of)
     varies = _as_in_the_data(of.low != of.high, of)
     tiny = np.flatnonzero(varies & (size < TINY))
@@ -120,6 +165,7 @@ def _of_tiny_columns(of: Statistics, names: Sequence[str] | None) -> str | None:
     each = [f"column {j}" if names is None else repr(names[j]) for j in tiny[:SHOWN]]
     more = f", ... ({tiny.size})" if tiny.size > SHOWN else ""
     return (
-        f"the squares of all values of {', '.join(each)}{more} are too small for sums in float64: their coefficients may stay 0; "
+        f"the squares of all values of {', '.join(each)}{more} are too small for sums in "
+        "float64: their coefficients may stay 0; "
         f"divide the columns by {power(float(size[tiny[0]])):g} before the data are written"
     )

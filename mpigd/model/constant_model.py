@@ -1,7 +1,8 @@
-"""The best constant model of a loss with kinks: a weighted quantile, found without sorting over ranks.
+"""The best constant model of a loss with kinks: a weighted quantile, without a distributed sort.
 
-Each rank sorts its own rows' kinks and adds their weights, as integers, so sums are exact in any order. Then all
-ranks look for the same number: a bracket of floats is cut into many parts at once, by the weight below each cut.
+Each rank sorts its own rows' kinks and adds up their weights, as integers, so that sums are exact
+in any order. Then all ranks search for the same number: a bracket of floats is cut into CUTS parts
+at once, by the weight below each cut.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from mpigd.parallel.comm import Comm
 from mpigd.reduction.base import total
 
 Array = np.ndarray[Any, Any]
-CUTS = 256  # of a bracket at once: eight bits of the number
-BITS = 62  # of the sum of all integer weights
+CUTS = 256  # parts into which a bracket is cut at once: eight bits of the number
+BITS = 62  # bits of the sum of all integer weights
 
 
 def information(objective: Objective, comm: Comm) -> float:
-    """What a row says of the optimum of a loss with kinks, at most 1: little of extreme quantiles and of rare classes, and
-    where few rows have most of the weight (Kish's effective number of rows). Collective."""
+    """Return how informative a row is about the optimum, at most 1. Collective.
+
+    This is for losses with kinks. Rows are less informative for extreme quantiles and rare classes,
+    and if few rows have most of the weight (Kish's effective number of rows).
+    """
     rows, heaviest = objective.rows, objective.statistics.heaviest
     if not heaviest > 0.0:
         return 0.0
@@ -35,7 +39,10 @@ def information(objective: Objective, comm: Comm) -> float:
 
 
 class Rows(Protocol):
-    """Targets y (m,), weights c (m,) and offsets (m,) or None of this rank's rows, n of all ranks, and their loss."""
+    """Targets y (m,), weights c (m,) and offsets (m,) or None of this rank's rows, and their loss.
+
+    n is the number of rows over all ranks.
+    """
 
     @property
     def loss(self) -> Loss: ...
@@ -57,11 +64,25 @@ class Rows(Protocol):
 
 
 def best_constant(rows: Rows, comm: Comm) -> float:
-    """The intercept that minimises a hinge or quantile loss alone; the least one if there are several. Collective."""
+    """Return the intercept that minimises a hinge or quantile loss alone. Collective.
+
+    Parameters
+    ----------
+    rows
+        This rank's rows.
+    comm
+        The communicator of these ranks.
+
+    Returns
+    -------
+    intercept : float
+        The smallest one if there are several.
+    """
     offset = 0.0 if rows.offset is None else rows.offset
     if rows.loss.kind == "regression":
         return weighted_quantile(rows.y - offset, rows.c, rows.parameter, rows.n, comm)
-    # The hinge's slope is minus the weight of class 1 at the left end, and rises by c_i at s_i - offset_i.
+    # At the left end the hinge's slope is minus the weight of class 1. It rises by c_i at
+    # s_i - offset_i.
     sign = 2.0 * rows.y - 1.0
     weights = integers(rows.c, rows.n, comm)
     below = np.array([weights[sign > 0.0].sum()], dtype=np.int64)
@@ -70,7 +91,21 @@ def best_constant(rows: Rows, comm: Comm) -> float:
 
 
 def weighted_quantile(values: Array, c: Array, level: float, n: int, comm: Comm) -> float:
-    """The smallest value (of all n) up to which a share `level` of the weights c lies, for 0 < level <= 1. Collective."""
+    """Return the smallest value below or at which a share `level` of the weights lies. Collective.
+
+    Parameters
+    ----------
+    values : (m,) float64
+        Of this rank's rows.
+    c : (m,) float64
+        Weights.
+    level
+        0 < level <= 1.
+    n
+        The number of rows over all ranks.
+    comm
+        The communicator of these ranks.
+    """
     weights = integers(c, n, comm)
     whole = np.array([weights.sum()], dtype=np.int64)
     comm.allreduce(whole)
@@ -78,7 +113,22 @@ def weighted_quantile(values: Array, c: Array, level: float, n: int, comm: Comm)
 
 
 def integers(c: Array, n: int, comm: Comm) -> Array:
-    """Weights (m,) as integers whose sum over all n rows fits into 63 bits. Collective."""
+    """Return weights as integers whose sum over all rows fits into 63 bits. Collective.
+
+    Parameters
+    ----------
+    c : (m,) float64
+        Weights of this rank's rows.
+    n
+        The number of rows over all ranks.
+    comm
+        The communicator of these ranks.
+
+    Returns
+    -------
+    weights : (m,) int64
+        C times a power of two, rounded.
+    """
     top = np.array([np.max(c, initial=0.0)])
     comm.allreduce(top, "max")
     exponent = int(np.frexp(top[0])[1]) if top[0] > 0.0 else 0
@@ -88,7 +138,10 @@ def integers(c: Array, n: int, comm: Comm) -> Array:
 
 
 def _smallest(values: Array, weights: Array, target: int, comm: Comm) -> float:
-    """The smallest of all ranks' values up to which the weights add up to `target`; 0 if they do not. Collective."""
+    """Return the smallest value at which all ranks' weights add up to `target`. Collective.
+
+    It is 0 if they do not.
+    """
     order = np.argsort(values, kind="stable")
     keys = _ordered(values[order])
     sums = np.concatenate([[0], np.cumsum(weights[order])]).astype(np.int64)
@@ -96,7 +149,8 @@ def _smallest(values: Array, weights: Array, target: int, comm: Comm) -> float:
         [-keys[0], keys[-1]] if keys.size else [np.iinfo(np.int64).min] * 2, dtype=np.int64
     )
     comm.allreduce(ends, "max")
-    low, high = -int(ends[0]) - 1, int(ends[1])  # too little weight up to low, enough up to high
+    # The weights up to `low` are below the target, those up to `high` reach it.
+    low, high = -int(ends[0]) - 1, int(ends[1])
     if target < 1 or low >= high:
         return 0.0
     while high - low > 1:
@@ -110,7 +164,7 @@ def _smallest(values: Array, weights: Array, target: int, comm: Comm) -> float:
 
 
 def _ordered(values: Array) -> Array:
-    """int64 keys in the order of the floats, neighbours of neighbours."""
+    """Return int64 keys in the order of the floats; neighbouring floats have neighbouring keys."""
     bits = np.ascontiguousarray(values + 0.0, dtype=np.float64).view(np.int64)
     return np.where(bits < 0, np.int64(-(2**63)) - bits, bits)
 

@@ -1,7 +1,8 @@
-"""Cross-validation as one problem: k models over one pass of the data, model q without the rows of fold q.
+"""Cross-validation as one problem: k models in one pass over the data, model q without fold q.
 
-Parameters are W (k, p) and margins (k, n), like those of k classes; the sweep applies the loss of one output to each column.
-Folds are equal parts of a keyed permutation, a function of seed and global row number, so no row is copied or moved.
+Parameters are W (k, p) and margins (k, n), like those of k classes; the sweep applies the loss of
+one output to each column. Folds are equal parts of a keyed permutation, a function of seed and
+global row number, so no row is copied or moved.
 """
 
 from __future__ import annotations
@@ -16,11 +17,25 @@ from mpigd.parallel.comm import Comm
 from mpigd.reduction.base import total
 from mpigd_kernels import residuals, sampling
 
-FOLD_EPOCH = (1 << 32) - 3  # whose permutation no training step uses
+FOLD_EPOCH = (1 << 32) - 3  # an epoch whose permutation no training step uses
 
 
 def fold_numbers(rows: Array | RowNumbers, n: int, k: int, seed: int) -> Array:
-    """The fold (m,), as float64, of each of these global rows of n: k parts that differ by one row at most."""
+    """Return the fold (m,) float64 of each row.
+
+    The k folds differ in size by at most one row.
+
+    Parameters
+    ----------
+    rows
+        Global numbers of this rank's rows (m,).
+    n
+        The number of rows over all ranks.
+    k
+        The number of folds.
+    seed
+        The seed of the permutation.
+    """
     folds = np.empty(len(rows))
     for start in range(0, folds.size, WINDOW):
         numbers = np.asarray(rows[start : start + WINDOW])
@@ -31,10 +46,24 @@ def fold_numbers(rows: Array | RowNumbers, n: int, k: int, seed: int) -> Array:
 
 
 class FoldObjective(Objective):
-    """The objectives of k folds' training rows, on the coordinates of all rows."""
+    """The objectives of the training rows of k folds, in the coordinates of all rows."""
 
     def __init__(self, of: Objective, folds: Array, k: int, kind: str, comm: Comm) -> None:
-        """From the objective of all rows; folds (m,) of this rank's. kind: of reducer. Collective."""
+        """Make it from the objective of all rows. Collective.
+
+        Parameters
+        ----------
+        of
+            The objective of all rows.
+        folds : (m,) float64
+            Fold of each of this rank's rows.
+        k
+            The number of folds.
+        kind
+            The kind of reducer (Objective.reducer).
+        comm
+            The communicator of these ranks.
+        """
         super().__init__(
             of.rows, of.loss, of.parameter, k, of.scaling, of.statistics, of.n, of.threads
         )
@@ -42,24 +71,28 @@ class FoldObjective(Objective):
         self._folds, self._targets = folds, np.stack([of.rows.y, folds])
         self._sums = self.reducer(kind, comm)
         self._keep = np.empty((k, folds.size))
-        self.weights = of.statistics.weight - self.by_fold(of.rows.c)  # of each column's rows
+        # (k,) the weight of the rows from which each model is trained.
+        self.weights = of.statistics.weight - self.by_fold(of.rows.c)
 
     def by_fold(self, values: Array) -> Array:
-        """Sums (k,) over all rows of each fold. Collective."""
+        """Return the sums (k,) of `values` (m,) over all rows of each fold. Collective."""
         return total(
             np.where(self._folds[:, np.newaxis] == np.arange(self.k), values[:, np.newaxis], 0.0),
             self.comm,
         )
 
     def gradients(self, W: Array) -> tuple[float, Array]:
-        """About the mean of the columns' mean losses, and the gradients (k, p), at W (k, p): one read. Collective."""
+        """Return the mean loss and the gradients (k, p) of the models at W (k, p). Collective.
+
+        The loss is about the mean of the models' mean losses. This costs one read.
+        """
         coef, intercept = self.scaling.to_raw(W, self.k)
         rows = self.rows
         task = Task(
             residuals.FOLDS,
             self.kind,
             self._targets,
-            rows.c,
+            rows.weights,
             coef,
             intercept,
             rows.offset,
@@ -76,9 +109,9 @@ class FoldObjective(Objective):
         return loss / whole, G.reshape(self.k, -1) / self.weights[:, np.newaxis]
 
     def held_out(self, c: Array) -> Array:
-        """Mean losses (k,) of each fold's rows, weighted by c (m,), at the column that has not seen them. Collective.
+        """Return the mean losses (k,) of each fold's rows in the model that did not train on them.
 
-        At the parameters of the last `gradients`.
+        They are weighted by c (m,) and taken at the parameters of the last `gradients`. Collective.
         """
         m = self._folds.size
         z = np.ascontiguousarray(self._keep[self._folds.astype(np.int64), np.arange(m)])[np.newaxis]

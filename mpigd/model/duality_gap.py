@@ -1,18 +1,27 @@
-"""How far an objective is from its optimum, at most: a duality gap, without another read of X.
+"""Duality gap: an upper bound on F(w) - F*, computed without another read of X.
 
-For convex losses and a ridge penalty, every dual point t (n, k) whose weighted sums over rows are zero for each unpenalised
-intercept bounds the optimum from below. With residuals r_i = dloss/dz at w as the dual point, the gap is |g|^2 / (2 l2), g
-the gradient of the whole objective and the norm that of the inverse penalty weights. The residuals' sums are zero at
-the optimum only, so they are rescaled, t_i = s_i r_i with 0 < s_i <= 1, one factor for each class of y (softmax) or sign of
-the residual (all others): those factors for which the sums vanish are the stationary distribution of a Markov
-chain. Losses are at least zero, so that by convexity their conjugate at s r is at most (1 - s) times the loss above its tangent:
+For convex losses and a ridge penalty, every dual point t (n, k) whose weighted sums over rows are
+zero for each unpenalised intercept gives a lower bound on the optimum. With the per-sample
+gradients r_i = dloss/dz at w as the dual point, the gap is |g|^2 / (2 l2). Here g is the gradient
+of the whole objective, and the norm is that of the inverse penalty weights.
 
-    F(w) - F* <= sum_i c_i (1 - s_i) loss_i / C + (|g| + |sum_i c_i (1 - s_i) r_i x_i / C|)^2 / (2 l2),
+The sums of the r_i are zero only at the optimum, so they are rescaled: t_i = s_i r_i with 0 < s_i
+<= 1, one factor for each class of y (softmax) or sign of the residual (all other losses). The
+factors for which the sums vanish are the stationary distribution of a Markov chain. Losses are at
+least zero, so by convexity their conjugate at s r is at most (1 - s) times the loss above its
+tangent:
 
-and the last sum is at most sqrt(sum_i c_i (1 - s_i)^2 r_i^2 / C * trace of the weighted X'CX / C) by Cauchy and Schwarz.
-With l1 or bounds the penalty's own conjugate takes the place of the last term, coordinate by coordinate (`Gaps`); where
-it is infinite (no ridge, |g_j| > l1) all residuals are shrunk by one more factor until it is not.
-Rigorous up to rounding. Rockafellar, "Convex Analysis" (1970), section 31; Fercoq, Gramfort, Salmon (ICML 2015).
+    F(w) - F* <= sum_i c_i (1 - s_i) loss_i / C
+                 + (|g| + |sum_i c_i (1 - s_i) r_i x_i / C|)^2 / (2 l2),
+
+and by Cauchy and Schwarz the last sum is at most sqrt(sum_i c_i (1 - s_i)^2 r_i^2 / C * trace of
+the weighted X'CX / C).
+
+With l1 or bounds the penalty's own conjugate takes the place of the last term, coordinate by
+coordinate (`Gaps`). If it is infinite (no ridge, |g_j| > l1), all residuals are shrunk by one more
+factor until it is finite. The bound is rigorous up to rounding.
+
+References: Rockafellar, "Convex Analysis" (1970), section 31; Fercoq, Gramfort, Salmon (ICML 2015).
 """
 
 from __future__ import annotations
@@ -30,11 +39,24 @@ from mpigd.reduction.base import total
 from mpigd_kernels import linalg, vector
 
 Array = np.ndarray[Any, Any]
-MOST_OUTPUTS = 64  # the rates between k classes are k sums over rows each
+MOST_OUTPUTS = 64  # each of the k classes needs k sums over rows for its rates
 
 
 def least_gap(length: float, penalty: L2) -> float | None:
-    """What `duality_gap` is about, at least, for a gradient of this norm; None where it has no bound."""
+    """Return a rough lower bound on `duality_gap` for a gradient of this norm.
+
+    Parameters
+    ----------
+    length
+        Norm of the gradient of the whole objective.
+    penalty
+        The objective's penalty.
+
+    Returns
+    -------
+    gap : float or None
+        None if the gap has no finite bound.
+    """
     if not _confines(penalty):
         return None
     if isinstance(penalty, ElasticNet):
@@ -47,7 +69,7 @@ def least_gap(length: float, penalty: L2) -> float | None:
 
 
 def _confines(penalty: L2) -> bool:
-    """Whether the penalty is enough for a bound: a ridge, an l1, or bounds on both sides."""
+    """Whether the penalty is strong enough for a bound: a ridge, an l1, or bounds on both sides."""
     kinked = isinstance(penalty, ElasticNet) and bool(penalty.l1.any())
     box = (
         isinstance(penalty, ElasticNet)
@@ -57,10 +79,24 @@ def _confines(penalty: L2) -> bool:
 
 
 def duality_gap(w: Array, g: Array, objective: Objective, penalty: L2, comm: Comm) -> float | None:
-    """A bound on F(w) - F*, for the gradient g (k * p,) of objective plus penalty at w. Collective.
+    """Return an upper bound on F(w) - F*, or None if there is no finite one. Collective.
 
-    None if there is no finite bound: neither ridge penalty nor l1, no weight, residuals of one sign only, or too many
-    classes. Looks at each row's margin, which is remembered or costs one read.
+    There is none if the penalty has neither ridge nor l1 (nor bounds on both sides), if no row has
+    a weight, if residuals have one sign only, or if there are more than MOST_OUTPUTS classes. This
+    uses each row's margin, which is remembered or costs one read.
+
+    Parameters
+    ----------
+    w : (k * p,) float64
+        Parameters.
+    g : (k * p,) float64
+        The gradient of objective plus penalty at w.
+    objective
+        The objective of all rows, without the penalty.
+    penalty
+        The objective's penalty.
+    comm
+        The communicator of these ranks.
     """
     k, scaling, weight = objective.k, objective.scaling, objective.statistics.weight
     if weight <= 0.0 or k > MOST_OUTPUTS or not _confines(penalty):
@@ -84,13 +120,17 @@ def duality_gap(w: Array, g: Array, objective: Objective, penalty: L2, comm: Com
 def _conjugate_gap(
     w: Array, g: Array, objective: Objective, penalty: ElasticNet, comm: Comm
 ) -> float | None:
-    """The same with l1 or bounds: the better of the residuals as they are and shrunk into the conjugate's domain."""
+    """Return the bound for a penalty with l1 or bounds.
+
+    It is the better of two: the residuals as they are, or shrunk into the conjugate's domain.
+    """
     gaps, scaling = Gaps(w, penalty), objective.scaling
     v = g - penalty.strength * penalty.weights * w
     rates, losses, squares = _sums(w, objective, comm)
     levels = np.tile(scaling.levels, objective.k)
     spread = np.tile(np.append(_spread(objective), [0.0] * scaling.intercept), objective.k)
-    # Residuals rescaled so that their sum is zero; or as they are, which unbounded levels forbid.
+    # Either the residuals are rescaled so that their sum is zero, or they stay as they are. The
+    # latter is impossible if an intercept is unbounded.
     choices = [(linalg.stationary(rates), levels)] if levels.any() else []
     if not (levels & np.isinf(penalty.high) & np.isinf(penalty.low)).any():
         choices.append((np.ones(losses.size), np.zeros_like(levels)))
@@ -100,7 +140,8 @@ def _conjugate_gap(
         error = np.sqrt(shifted * np.where(free, 0.0, spread)) * (1.0 + 1e-9)
         for theta in {1.0, gaps.shrink(np.abs(v) + error, v, error, free)} if scales.all() else ():
             missing = 1.0 - theta * scales
-            # What shrinking costs: known exactly for the squared loss, of second order, so that a small l1 does no harm.
+            # The cost of shrinking. For the squared loss it is known exactly and of second order,
+            # so that a small l1 does no harm.
             cost = missing * missing if objective.loss.name == "squared" else missing
             rest = vector.dot(cost, losses) / objective.statistics.weight
             found.append(rest + gaps.at(theta * v, theta * error, free))
@@ -110,14 +151,28 @@ def _conjugate_gap(
 
 @dataclass(frozen=True)
 class Gaps:
-    """Per coordinate P(w) + P*(-v) + v w, at least 0, of a penalty P at w (p,); v (p,) known up to `error` (p,)."""
+    """The gaps P(w) + P*(-v) + v w >= 0 of a penalty P, one for each coordinate of w (p,).
+
+    v (p,) is known up to `error` (p,).
+    """
 
     w: Array
     penalty: ElasticNet
 
     def at(self, v: Array, error: Array, free: Array) -> float:
-        """Their sum, at most: the conjugate is convex, so one end of the error is the worst. free
-        (p,): v is 0 there."""
+        """Return an upper bound on the sum of the gaps.
+
+        The conjugate is convex, so it is largest at one end of the error's interval.
+
+        Parameters
+        ----------
+        v : (p,) float64
+            Dual coordinates.
+        error : (p,) float64
+            By how much v may be wrong.
+        free : (p,) bool
+            Coordinates at which v is 0.
+        """
         w, penalty = self.w, self.penalty
         worst = np.maximum(self._conjugate(-v - error), self._conjugate(-v + error))
         worst[free] = 0.0
@@ -131,7 +186,7 @@ class Gaps:
         )
 
     def _conjugate(self, u: Array) -> Array:
-        """sup over low <= x <= high of u x - P(x)."""
+        """Return the supremum over low <= x <= high of u x - P(x) for each element of u (p,)."""
         penalty = self.penalty
         bend = penalty.strength * penalty.weights
         excess = np.maximum(np.abs(u) - penalty.l1, 0.0)
@@ -141,7 +196,19 @@ class Gaps:
             return np.where(x > 0.0, x * (excess - 0.5 * np.where(bend > 0.0, bend * x, 0.0)), 0.0)
 
     def shrink(self, size: Array, v: Array, error: Array, free: Array) -> float:
-        """The largest factor <= 1 for v that makes all conjugates finite, for |v| <= size."""
+        """Return the largest factor <= 1 for v that makes all conjugates finite.
+
+        Parameters
+        ----------
+        size : (p,) float64
+            Upper bounds on |v|.
+        v : (p,) float64
+            Dual coordinates.
+        error : (p,) float64
+            By how much v may be wrong.
+        free : (p,) bool
+            Coordinates at which v is 0.
+        """
         penalty = self.penalty
         open_ended = ((v - error < 0.0) & np.isinf(penalty.high)) | (
             (v + error > 0.0) & np.isinf(penalty.low)
@@ -154,7 +221,7 @@ class Gaps:
 
 
 def _spread(objective: Objective) -> Array:
-    """The weighted mean square of each centred and scaled column (d,): 1 if standardised."""
+    """Return the weighted mean square (d,) of each centred and scaled column: 1 if standardised."""
     scaling, statistics = objective.scaling, objective.statistics
     apart = statistics.mean - scaling.center
     return np.asarray(
@@ -165,17 +232,23 @@ def _spread(objective: Objective) -> Array:
 
 
 def _trace(objective: Objective, penalty: L2) -> float:
-    """Of the weighted covariance of the penalised columns over their penalty weights: the number of columns if standardised."""
+    """Return the trace of the weighted covariance of the penalised columns over their weights.
+
+    This is the number of columns if they are standardised.
+    """
     spread = _spread(objective)
     weights = penalty.weights[: spread.size]
-    # 1 + 1e-9: a bound must not suffer from the rounding of the statistics
+    # The factor 1 + 1e-9 keeps this an upper bound although the statistics are rounded.
     return (1.0 + 1e-9) * float(
         vector.dot(spread, np.divide(1.0, weights, out=np.zeros_like(spread), where=weights > 0.0))
     )
 
 
 def _sums(w: Array, objective: Objective, comm: Comm) -> tuple[Array, Array, Array]:
-    """Over the rows of each class (softmax) or sign of the residual: rates (k, k) between them, losses, c r^2 summed (k,)."""
+    """Sum over the rows of each class (softmax), or of each sign of the residual.
+
+    Returns the rates (k, k) between the classes, the losses (k,), and c r^2 (k,).
+    """
     rows, several = objective.rows, objective.k > 1
     z = objective.margins(w)
     r, l = np.empty_like(z), np.empty(z.shape[1])
@@ -184,12 +257,12 @@ def _sums(w: Array, objective: Objective, comm: Comm) -> tuple[Array, Array, Arr
     k = objective.k if several else 2
     parts = []
     length = np.zeros_like(l)
-    for residual in r:  # not numpy's sum: for a rank with one row it adds in another order
+    for residual in r:  # not numpy's sum, whose order is another one for a rank with one row
         length += residual * residual
     squares = np.divide(length, rows.c, out=np.zeros_like(l), where=rows.c > 0.0)
     for q in range(k):
         mine = side == q
-        # Two signs are two classes: what leaves the positive one goes to the negative one, and the other way.
+        # The two signs act as two classes: the flow out of one goes to the other.
         flows = (
             r[:, mine].T
             if several

@@ -1,4 +1,8 @@
-"""The sums that Hessians are made of, sum_i h_i x_i x_i' for every pair of outputs, exact, in one visit of the rows."""
+"""Sums for Hessians, sum_i h_i x_i x_i' for pairs of outputs, exact, in one pass over the rows.
+
+`Outer` makes the rows dense, panel by panel; sparse_gram.py works on the entries of compressed
+rows.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +23,26 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 Pair = tuple[int, int]
-PANEL_BYTES = (
-    1 << 18
-)  # of dense rows at once: they stay in the core's cache while p columns pass over them
-LARGE = 1024  # columns from which dense accumulators of every thread take too much room beside those of a sweep
-MOST, MOST_OF_ALL = (
-    4_000_000,
-    16_000_000,
-)  # numbers in the accumulators of a thread's visit, and of all of a rank's threads
+# Bytes of dense rows in a panel: they stay in the core's cache while p columns pass over them.
+PANEL_BYTES = 1 << 18
+# Above this number of columns, dense accumulators of every thread take too much memory beside
+# those of a sweep.
+LARGE = 1024
+# The most numbers in the accumulators of one thread's pass, and of all threads of a rank.
+MOST, MOST_OF_ALL = 4_000_000, 16_000_000
 
 
 class Outer:
-    """Of an objective, for some `pairs` of outputs; `largest`: a power of two above all |h|."""
+    """Sum h_i x_i x_i' over the rows of an objective, for some `pairs` of outputs.
+
+    The rows are made dense, panel by panel. Columns are centred and scaled as in the optimiser's
+    coordinates. `largest` is a power of two above all |h|.
+    """
 
     def __init__(self, objective: Objective, pairs: Sequence[Pair], largest: float) -> None:
         self._objective, self.pairs, self._largest = objective, pairs, largest
-        self._unit = power_above(
-            column_reach(objective)
-        )  # powers of two: nothing is rounded by dividing
+        # Powers of two, so that division rounds nothing.
+        self._unit = power_above(column_reach(objective))
         ones = [1.0] * objective.scaling.intercept
         self._scale = np.append(objective.scaling.inverse, ones) / self._unit
 
@@ -46,9 +52,19 @@ class Outer:
         curvatures: Callable[[slice], Array],
         before: Callable[[slice], None] | None = None,
     ) -> list[Array]:
-        """This rank's sums over the rows of a share, as two-word totals (pairs, 2, p, p).
+        """Return this rank's sums over the rows of a share, as two-word totals (pairs, 2, p, p).
 
-        Panel by panel: `before` (rows) is called first, then `curvatures` (rows) for what the loss's kernel says of them.
+        The rows are visited in panels.
+
+        Parameters
+        ----------
+        share
+            The rows.
+        curvatures
+            Maps the rows of a panel to what the loss's curvature kernel returns for them, (k, m)
+            float64.
+        before
+            Called first with the rows of each panel, or None.
         """
         X, p = self._objective.rows.X, self._scale.size
         wide = -(-p // curvature.LANES) * curvature.LANES
@@ -78,7 +94,17 @@ class Outer:
             curvature.flush_outer(sums, words)
 
     def matrices(self, parts: Sequence[list[Array]], factor: float, comm: Comm) -> list[Array]:
-        """Symmetric (p, p) for every pair, centred, scaled, times `factor`, from all ranks' parts. Collective."""
+        """Return the sum of all ranks' rows for every pair: symmetric (p, p) float64. Collective.
+
+        Parameters
+        ----------
+        parts
+            What `over` returned for each share of this rank.
+        factor
+            Multiplies the sums.
+        comm
+            The communicator of these ranks.
+        """
         (words,) = added(parts, comm)
         found = []
         for T in words:
@@ -95,7 +121,21 @@ class Outer:
 def weights_of(
     objective: Objective, pairs: Sequence[Pair], h: Array, rows: slice, largest: float
 ) -> list[Array]:
-    """|d2loss / dz_q dz_s| / largest of the rows, for every pair (q, s), of what the loss's kernel says of them."""
+    """Return |d2loss / dz_q dz_s| / largest (m,) for every pair (q, s) of outputs.
+
+    Parameters
+    ----------
+    objective
+        Whose loss and weights apply.
+    pairs
+        Of outputs.
+    h : (k, m) float64
+        What the loss's curvature kernel returned: second derivatives, or for softmax probabilities.
+    rows
+        The slice of these m rows.
+    largest
+        A power of two above all |h|.
+    """
     if objective.loss.kind != "multiclass":
         return [h[q] / largest for q, _ in pairs]
     c, found = np.ascontiguousarray(objective.rows.c[rows]), list[Array]()
@@ -107,7 +147,7 @@ def weights_of(
 
 
 def added(parts: Sequence[list[Array]], comm: Comm) -> list[Array]:
-    """The sums of all threads' and ranks' totals. Collective."""
+    """Return the sums of all threads' and ranks' totals. Collective."""
     for totals, *others in zip(*parts, strict=True):
         for other in others:
             totals += other
@@ -116,7 +156,10 @@ def added(parts: Sequence[list[Array]], comm: Comm) -> list[Array]:
 
 
 def column_reach(objective: Objective) -> Array:
-    """The largest |x_j - centre_j| / scale_j of each parameter's column (p,), over all rows; 1 for the intercept."""
+    """Return the largest |x_j - centre_j| / scale_j (p,) of each column over all rows.
+
+    It is 1 for the intercept.
+    """
     scaling, statistics = objective.scaling, objective.statistics
     far = np.maximum(
         np.abs(statistics.high - scaling.center), np.abs(statistics.low - scaling.center)
@@ -125,7 +168,19 @@ def column_reach(objective: Objective) -> Array:
 
 
 def dense_rows(X: Matrix, center: Array, scale: Array, Z: Array) -> None:
-    """Z (m, p or more) = the rows, centred and times `scale` (p,), the intercept's column of ones too."""
+    """Write centred and scaled rows into a dense array, the intercept's column of ones included.
+
+    Parameters
+    ----------
+    X
+        The rows (m, d), dense or compressed.
+    center : (d,) float64
+        What is subtracted from each column.
+    scale : (p,) float64
+        By which columns (and the ones) are multiplied.
+    Z : (m, p or more) float64
+        The array to fill.
+    """
     if isinstance(X, CSR):
         curvature.csr_rows(X.indptr, X.indices, X.data, center, scale, Z)
     elif isinstance(X, Half):

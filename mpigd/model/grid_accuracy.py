@@ -1,9 +1,10 @@
-"""Is one grid enough? What rounding to it may cost a gradient, known before the first step.
+"""Decide before the first step whether sums need one grid or two.
 
-Two demands, and the second grid is for data that miss one of them. The norm of the error in the optimiser's coordinates stays
-below a tenth of what the tolerance asks for. And whatever the tolerance, no column's sum is off by more than a thousand
-millionth of the sum of its terms' sizes: outliers make a grid coarse, and where weights span many decades, all terms of light
-rows vanish in it.
+The decision compares a bound on what rounding to one grid costs a gradient with what is asked for.
+There are two demands, and a second grid is used for data that miss one of them. First, the norm of
+the error in the optimiser's coordinates stays below a tenth of what the tolerance asks for. Second,
+whatever the tolerance, no column's sum is off by more than 1e-9 of the sum of its terms' sizes:
+outliers make a grid coarse, and if weights span many decades, all terms of light rows vanish in it.
 """
 
 from __future__ import annotations
@@ -21,14 +22,30 @@ from mpigd.reduction.exact import ExactReducer, rounding
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
-FINEST = 1e-9  # the accuracy of gradients where no tolerance is given
-COARSEST = 1e-8  # of the bound over the sum of sizes: errors are a tenth of their bound at most, where terms vanish too
+FINEST = 1e-9  # the accuracy of gradients if no tolerance is given
+# The largest error bound over the sum of sizes. Errors are at most a tenth of their bound, even
+# if terms vanish.
+COARSEST = 1e-8
 
 
 def needs_fine(
     objective: Objective, y: Array, mean: float, spread: float, tol: float, comm: Comm
 ) -> bool:
-    """Whether sums need two grids, for targets y (m,) with this mean and deviation over all rows. Collective."""
+    """Return whether sums need two grids. Collective.
+
+    Parameters
+    ----------
+    objective
+        The objective of all rows.
+    y : (m,) float64
+        Targets or class codes of this rank's rows.
+    mean, spread
+        Mean and standard deviation of y over all rows.
+    tol
+        The tolerance of the run, or 0.
+    comm
+        The communicator of these ranks.
+    """
     loss, heaviest = objective.loss, objective.statistics.heaviest
     known = None if loss.residual is None else loss.residual(objective.parameter)
     distance = np.array([np.max(np.abs(y - mean), initial=0.0) if known is None else known])
@@ -40,27 +57,42 @@ def needs_fine(
     )
     if _norm(objective, half_unit) > 0.1 * (tol or FINEST) * _unit(loss, spread):
         return True
-    follows_y = (
-        loss.smooth and not loss.classifies
-    )  # its residuals are about as large as y's deviations
+    # Residuals of such a loss are about as large as y's deviations from its mean.
+    follows_y = loss.smooth and not loss.classifies
     typical = min(farthest, spread) if follows_y else farthest
     return _too_coarse(objective, half_unit / typical, comm) if typical > 0.0 else False
 
 
 def _unit(loss: Loss, spread: float) -> float:
-    """A per-sample gradient's usual size, for targets (or class codes) of this deviation."""
+    """Return the usual size of a per-sample gradient, for targets or codes of this deviation."""
     return (min(1.0, spread) if loss.classifies else spread) or 1.0
 
 
 def _norm(objective: Objective, half_unit: Array) -> float:
-    """Bound on the norm of what the grid costs a full gradient, in the optimiser's coordinates."""
+    """Return a bound on the norm of the grid's error of a full gradient.
+
+    The norm is that of the optimiser's coordinates.
+    """
     weight = objective.statistics.weight or 1.0
     scaled = half_unit * objective.n * objective.scaling.inverse / weight
     return float(np.sqrt(objective.k * vector.dot(scaled, scaled)))
 
 
 def gradient_error(objective: Objective, reducer: Reducer) -> float | None:
-    """Bound on the norm of what the grids cost the gradient that a reducer has just summed; None for sums that have no grid."""
+    """Return a bound on the norm of the grids' error of a gradient.
+
+    Parameters
+    ----------
+    objective
+        The objective of all rows.
+    reducer
+        The reducer that has just summed this gradient.
+
+    Returns
+    -------
+    error : float or None
+        In the optimiser's coordinates; None if the reducer's sums have no grid.
+    """
     if not isinstance(reducer, ExactReducer):
         return None
     scaling, weight = objective.scaling, objective.statistics.weight or 1.0
@@ -71,9 +103,10 @@ def gradient_error(objective: Objective, reducer: Reducer) -> float | None:
 
 
 def _too_coarse(objective: Objective, half_unit: Array, comm: Comm) -> bool:
-    """Whether half a unit for each term exceeds COARSEST of some column's sum of c |x|. Collective.
+    """Whether half a unit a term exceeds COARSEST of some column's sum of c |x|. Collective.
 
-    That sum costs a read, so a bound comes first: mean |x| is no less than |mean x|, nor than mean x**2 over the largest |x|.
+    That sum costs a read, so a bound is tested first: mean |x| is at least |mean x|, and at least
+    mean x**2 over the largest |x|.
     """
     of, rows = objective.statistics, objective.rows
     lost = half_unit * of.count

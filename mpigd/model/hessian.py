@@ -1,8 +1,9 @@
-"""Second derivatives of the objective at a point: products with a vector, and matrices, summed exactly.
+"""Second derivatives of the objective: products with vectors and matrices, summed exactly.
 
-The curvature of each row is made once per point from its margin, so a product is one read: margins of the vector, times the
-curvature, accumulated like residuals. Its sums need no limits that are carried along: the vector is scaled by a power of
-two so that no row can exceed 1.
+The curvature h of each row is computed once per point from its margin. A product with a vector is
+then one read: margins of the vector times the curvature are accumulated like residuals. These sums
+need no bounds carried from sweep to sweep: the vector is scaled by a power of two so that no row
+can exceed 1.
 """
 
 from __future__ import annotations
@@ -26,12 +27,18 @@ if TYPE_CHECKING:
     from mpigd.model.objective import Objective
 
 Array = np.ndarray[Any, Any]
-SMALLEST_SHARE = 256  # rows that are worth a thread
-WHOLE = 2048  # most parameters of several outputs whose whole Hessian is made, not its diagonal blocks alone
+SMALLEST_SHARE = 256  # the least number of rows for which a thread is started
+# The most parameters of several outputs for which the whole Hessian is made. Above, only its
+# diagonal blocks are.
+WHOLE = 2048
 
 
 class Curvature:
-    """Of an objective at a point: h (k, n) for this rank's rows, from their margins z (k, n). Collective."""
+    """The Hessian of an objective at a point, from the curvatures h (k, n) of this rank's rows.
+
+    The curvatures are computed from the margins z (k, n). For softmax h holds the probabilities.
+    Collective.
+    """
 
     def __init__(self, objective: Objective, z: Array, batch: Batch, reducer: Reducer) -> None:
         self.objective, self.comm, self._batch = objective, reducer.comm, batch
@@ -45,7 +52,10 @@ class Curvature:
         self._reach = column_reach(objective)
 
     def _bound(self, h: Array) -> float:
-        """A power of two above all ranks' |h|; for softmax above |c p (z_q - mean z)| / max |z|."""
+        """Return a power of two above all ranks' |h|.
+
+        For softmax it is above |c p (z_q - mean z)| / max |z|.
+        """
         if self._several:
             return float(power_above(2.0 * self.objective.statistics.heaviest))
         top = np.array([np.max(h, initial=0.0), np.count_nonzero(~np.isfinite(h))])
@@ -55,7 +65,18 @@ class Curvature:
         return float(power_above(top[0]))
 
     def times(self, v: Array, factor: float) -> Array:
-        """The Hessian times v (k * p,); sums over rows are multiplied by `factor`. One read."""
+        """Return the Hessian times a vector. One read. Collective.
+
+        Parameters
+        ----------
+        v : (k * p,) float64
+        factor
+            Multiplies the sums over rows.
+
+        Returns
+        -------
+        product : (k * p,) float64
+        """
         objective, k = self.objective, self.objective.k
         farthest = max(vector.dot(np.abs(part), self._reach) for part in v.reshape(k, -1))
         bound = float(power_above(farthest)) * self._largest
@@ -77,9 +98,11 @@ class Curvature:
         )[1]
 
     def matrices(self, factor: float) -> Array:
-        """The Hessian (1, k * p, k * p); of several outputs and more than WHOLE parameters its blocks (k, p, p).
+        """Return the Hessian (1, k * p, k * p), sums over rows multiplied by `factor`.
 
-        One read, but for the largest of several outputs, whose accumulators are too many at once.
+        For several outputs with more than WHOLE parameters, return its diagonal blocks (k, p, p).
+        This costs one read, or several if the accumulators of all pairs of outputs do not fit at
+        once.
         """
         objective, found = self.objective, list[Array]()
         for pairs in groups(objective):
@@ -95,7 +118,7 @@ class Curvature:
         return assemble(objective, found)
 
     def diagonal(self, factor: float) -> Array:
-        """The diagonal of the Hessian (k * p,). One read."""
+        """Return the diagonal of the Hessian (k * p,), sums multiplied by `factor`. One read."""
         objective, h = self.objective, self.h
         if self._several:
             p, c, h = h, np.ascontiguousarray(objective.rows.c), np.empty_like(h)
@@ -111,7 +134,10 @@ class Curvature:
 
 
 def column_squares(objective: Objective, comm: Comm) -> Array:
-    """The weighted mean square of every parameter's column (k * p,) over the objective's rows. One read. Collective."""
+    """Return the weighted mean square (k * p,) of every parameter's column.
+
+    It costs one read. Collective.
+    """
     rows, scaling = objective.rows, objective.scaling
     c, heaviest = np.ascontiguousarray(rows.c)[np.newaxis], objective.statistics.heaviest
     squares, sums = weighted_squares(
@@ -123,7 +149,19 @@ def column_squares(objective: Objective, comm: Comm) -> Array:
 
 
 def outer_of(objective: Objective, pairs: Sequence[Pair], largest: float) -> Outer | SparseOuter:
-    """What sums h x x', by entries of compressed rows or by dense ones: whichever is cheaper."""
+    """Return the object that sums h x x': by entries of compressed rows, or by dense rows.
+
+    It takes the cheaper of both.
+
+    Parameters
+    ----------
+    objective
+        The objective of the rows.
+    pairs
+        The pairs of outputs whose blocks are summed.
+    largest
+        A power of two above all |h|, equal on all ranks.
+    """
     split = Split.of(objective)
     return (
         Outer(objective, pairs, largest)
@@ -133,7 +171,7 @@ def outer_of(objective: Objective, pairs: Sequence[Pair], largest: float) -> Out
 
 
 def accumulators(objective: Objective) -> int:
-    """Numbers that a thread adds to for a pair of outputs."""
+    """Return how many accumulators a thread has for one pair of outputs."""
     split = Split.of(objective)
     return objective.scaling.p**2 if split is None else split.numbers(objective.scaling.intercept)
 
@@ -145,7 +183,21 @@ def over_ranks(
     factor: float,
     comm: Comm,
 ) -> list[Array]:
-    """The sums of all rows. Collective."""
+    """Return the blocks (p, p) of the pairs of `outer`, summed over all rows. Collective.
+
+    Parameters
+    ----------
+    outer
+        Sums h x x' over shares of this rank's rows.
+    objective
+        Whose rows are summed over.
+    curvatures
+        Maps a slice of rows to their curvatures (k, m).
+    factor
+        Multiplies the sums.
+    comm
+        The communicator of these ranks.
+    """
     n, most = objective.rows.X.n, MOST_OF_ALL // (len(outer.pairs) * accumulators(objective))
     count = max(1, min(objective.threads, most, n // SMALLEST_SHARE))
     shares = [slice(t * n // count, (t + 1) * n // count) for t in range(count)]
@@ -159,7 +211,7 @@ def over_ranks(
 
 
 def pairs_of(objective: Objective) -> list[Pair]:
-    """The pairs of outputs whose blocks the Hessian has."""
+    """Return the pairs of outputs (q, s), q <= s, for which the Hessian has blocks."""
     k, several = (
         objective.k,
         is_whole(objective.k, objective.scaling.p) and objective.loss.kind == "multiclass",
@@ -168,13 +220,25 @@ def pairs_of(objective: Objective) -> list[Pair]:
 
 
 def groups(objective: Objective) -> list[list[Pair]]:
-    """These pairs, cut into as many as one visit of the rows can sum."""
+    """Cut these pairs into groups whose accumulators fit into one pass over the rows."""
     pairs, size = pairs_of(objective), max(1, MOST // accumulators(objective))
     return [pairs[a : a + size] for a in range(0, len(pairs), size)]
 
 
 def assemble(objective: Objective, blocks: Sequence[Array]) -> Array:
-    """The Hessian, or its diagonal blocks, of the blocks of all pairs."""
+    """Return the Hessian, or its diagonal blocks, from the blocks of all pairs of outputs.
+
+    Parameters
+    ----------
+    objective
+        The objective, which determines the pairs.
+    blocks
+        One (p, p) array for each pair, in the order of `groups`.
+
+    Returns
+    -------
+    H : (1, k * p, k * p) or (k, p, p) float64
+    """
     k, p = objective.k, objective.scaling.p
     if k == 1:
         return blocks[0][np.newaxis]
@@ -188,9 +252,11 @@ def assemble(objective: Objective, blocks: Sequence[Array]) -> Array:
 
 
 class Alongside:
-    """A Hessian summed while a sweep visits the rows: its panels follow the sweep's, which leaves their margins in `keep`.
+    """Sum a Hessian while a sweep visits the rows.
 
-    For losses whose curvature has a bound: the grid must be known before the margins are.
+    The rows are cut into panels. After the sweep has visited a panel, it leaves the margins in
+    `keep`, and the same panel is added to the Hessian. This works for losses whose curvature has a
+    bound, since the grid must be known before the margins are.
     """
 
     def __init__(self, objective: Objective, keep: Array) -> None:
@@ -204,7 +270,7 @@ class Alongside:
 
     @staticmethod
     def fits(objective: Objective) -> bool:
-        """Whether each thread has room for accumulators of its own, and a grid is known."""
+        """Whether each thread has room for its own accumulators, and the grid is known before."""
         if (
             objective.loss.curvature is None
             or len(pairs_of(objective)) * accumulators(objective) > MOST
@@ -213,7 +279,11 @@ class Alongside:
         return objective.scaling.p <= LARGE or Split.of(objective) is not None
 
     def visit(self, share: slice, sweep: Callable[[slice], None]) -> None:
-        """Once a share. Where a sweep is repeated with other limits, margins and what is made of them here stay."""
+        """Visit a share of the rows, with the Hessian only the first time.
+
+        If a sweep is repeated with other bounds on its terms, the margins are the same, so the
+        Hessian's sums stay.
+        """
         if share.start in self._parts:
             sweep(share)
         else:
@@ -237,5 +307,5 @@ class Alongside:
 
 
 def is_whole(k: int, p: int) -> bool:
-    """Whether `Curvature.matrices` is the Hessian itself."""
+    """Whether `Curvature.matrices` returns the Hessian itself, not its diagonal blocks alone."""
     return k == 1 or k * p <= WHOLE

@@ -1,15 +1,19 @@
-"""Standard errors and what goes with them: from the information matrix at the optimum, summed exactly over all rows.
+"""Standard errors and related statistics, from the information matrix at the optimum.
 
-For the losses that are half deviances of exponential families (McCullagh and Nelder, "Generalized Linear Models", 1989). The
-covariance of the coefficients is dispersion * (X'WX + ridge)^-1, W the expected second derivatives times the weights.
+The matrix is summed exactly over all rows. Statistics exist for losses that are half deviances of
+exponential families (McCullagh and Nelder, "Generalized Linear Models", 1989). The covariance of
+the coefficients is dispersion * (X'WX + ridge)^-1, with W the expected second derivatives times the
+weights.
 
-With a ridge penalty that is the inverse of the penalised information, no sandwich: the covariance about
-the penalised optimum, conditional on the penalty, whose bias the intervals do not cover; degrees of freedom are those of the
-fit, trace((X'WX + ridge)^-1 X'WX) (Hastie, Tibshirani, Friedman, "The Elements of Statistical Learning", 7.6).
+With a ridge penalty this is the inverse of the penalised information, without a sandwich: the
+covariance about the penalised optimum, conditional on the penalty. The intervals do not cover the
+penalty's bias. Degrees of freedom are those of the fit, trace((X'WX + ridge)^-1 X'WX) (Hastie,
+Tibshirani, Friedman, "The Elements of Statistical Learning", 7.6).
 
-Whole weights count as repeated rows (statsmodels' freq_weights): their sum is the number of rows. Other weights are relative
-precisions (its var_weights, and what R's lm and glm make of weights): the rows are counted that have one. Where a dispersion is
-estimated, the unit of such weights then makes no difference; where it is 1, it does, as in R.
+Weights that are whole numbers count as repeated rows (statsmodels' freq_weights): their sum is the
+number of rows. Other weights are relative precisions (statsmodels' var_weights, and the weights of
+R's lm and glm): the number of rows is the number of weights above 0. If a dispersion is estimated,
+the unit of such weights makes no difference; if the dispersion is 1, it does, as in R.
 """
 
 from __future__ import annotations
@@ -36,19 +40,31 @@ from mpigd_kernels import curvature, likelihood, linalg, vector
 
 Array = np.ndarray[Any, Any]
 Errors = list[float | None]
-MOST_COLUMNS = 500  # for which statistics come unasked, and
-MOST_PRODUCTS = 2e9  # n p^2 then: half a second for one core
-MOST_PARAMETERS = 4000  # whose information matrix is factorised when asked for
-REDUCED_STEPS = 8  # of Newton's method over the columns that are kept
-# In squared standard errors: how near an optimum is enough, and how far from the first point
-# curvatures are made anew.
+# With --statistics auto, statistics are computed up to this many columns and up to this n p^2,
+# which is half a second for one core.
+MOST_COLUMNS = 500
+MOST_PRODUCTS = 2e9
+MOST_PARAMETERS = 4000  # the most whose information matrix is factorised with --statistics yes
+REDUCED_STEPS = 8  # the most steps of Newton's method over the columns that are kept
+# In squared standard errors: the distance from the optimum at which Newton's method ends, and the
+# distance from its first point above which curvatures are computed again.
 NO_FURTHER, MOVED = 1e-16, 1e-8
 
 
 @dataclass(frozen=True)
 class Family:
-    """A loss as a distribution. information: the kernel of expected second derivatives; dispersed: a dispersion is estimated, by
-    Pearson's statistic; saturated: y (m,) -> the log-likelihood of a row whose mean is y, less what the dispersion decides."""
+    """A loss as a distribution.
+
+    Parameters
+    ----------
+    information
+        The kernel of expected second derivatives.
+    dispersed
+        Whether a dispersion is estimated, by Pearson's statistic.
+    saturated
+        Y (m,) -> the log-likelihood of a row whose mean is y, without the terms that depend on the
+        dispersion; None if it is not needed.
+    """
 
     information: Callable[..., None]
     dispersed: bool = False
@@ -59,26 +75,46 @@ FAMILIES = {
     "squared": Family(curvature.squared, dispersed=True),
     "logistic": Family(curvature.logistic),
     "poisson": Family(curvature.poisson, saturated=likelihood.poisson),
-    # y / mu is what is observed, and 1 what is expected of it.
+    # The observed second derivative is y / mu; its expectation is 1.
     "gamma": Family(curvature.squared, dispersed=True, saturated=likelihood.gamma),
 }
 
 
 def why_never(config: Config) -> str | None:
-    """Why a run with these options cannot have statistics, or None."""
+    """Return why a run with these options cannot have statistics, or None if it can."""
     if config.loss not in FAMILIES:
-        return f"the {config.loss} loss has no standard errors: those that have are {', '.join(FAMILIES)}"
+        return (
+            f"the {config.loss} loss has no standard errors: those that have are "
+            f"{', '.join(FAMILIES)}"
+        )
     if config.l1:
         return (
             "an l1 penalty has no standard errors: its optimum is not a smooth function of the data"
         )
     if config.mode != "full":
-        return f"standard errors belong to the optimum, and {config.mode} mode does not reach it: use --mode full"
+        return (
+            f"standard errors belong to the optimum, and {config.mode} mode does not reach it: "
+            "use --mode full"
+        )
     return None
 
 
 def why_not(config: Config, penalty: Penalty, n: int, p: int, reason: str) -> str | None:
-    """Why this run, of n rows and p parameters, ended for `reason`, has no statistics, or None."""
+    """Return why a run has no statistics, or None if it has.
+
+    Parameters
+    ----------
+    config
+        Options of the run.
+    penalty
+        Its penalty.
+    n
+        The number of rows over all ranks.
+    p
+        The number of parameters.
+    reason
+        Why the run ended (its stop reason).
+    """
     if config.statistics == "no":
         return "the model was trained with --statistics no"
     if (never := why_never(config)) is not None:
@@ -88,20 +124,37 @@ def why_not(config: Config, penalty: Penalty, n: int, p: int, reason: str) -> st
     if reason not in ("tolerance", "flat"):
         return f"standard errors belong to the optimum, and the run ended before it ({reason})"
     if p > MOST_PARAMETERS:
-        return f"the information matrix of {p:,} parameters is too large to factorise: {MOST_PARAMETERS:,} are the most"
+        return (
+            f"the information matrix of {p:,} parameters is too large to factorise: "
+            f"{MOST_PARAMETERS:,} are the most"
+        )
     if config.statistics == "auto" and (p > MOST_COLUMNS or float(n) * p * p > MOST_PRODUCTS):
         return f"{n:,} rows of {p:,} parameters take a while: train with --statistics yes"
     return None
 
 
 def infer(w: Array, objective: Objective, penalty: L2, reducer: Reducer) -> dict[str, Any]:
-    """Statistics at the optimum w (p,), as plain values; {"refused": sentence} where they do not
-    exist. One read. Collective.
+    """Return statistics at the optimum, as plain values. One read or a few. Collective.
 
-    standard_errors (d,) and intercept_error belong to the original columns; None for a column that
-    was left out: one without a deviation beside an intercept, or, without a penalty, one that
-    depends on those before it in the data (R's NA). If there are some of the latter, `coef` (d,)
-    and `intercept` are those of the other columns alone, with the same predictions.
+    Parameters
+    ----------
+    w : (p,) float64
+        The optimum in the optimiser's coordinates.
+    objective
+        The objective of all rows, without the penalty.
+    penalty
+        The ridge penalty.
+    reducer
+        The run's reducer.
+
+    Returns
+    -------
+    statistics
+        A dictionary; {"refused": sentence} if statistics do not exist. `standard_errors` (d,) and
+        `intercept_error` belong to the original columns. They are None for a column that was left
+        out: one without a deviation beside an intercept, or, without a penalty, one that depends on
+        columns before it in the data (R's NA). If there are some of the latter, `coef` (d,) and
+        `intercept` are those of the other columns alone, with the same predictions.
     """
     comm, weight, family = reducer.comm, objective.statistics.weight, FAMILIES[objective.loss.name]
     ridge = penalty.strength * weight * penalty.weights
@@ -131,25 +184,37 @@ def infer(w: Array, objective: Objective, penalty: L2, reducer: Reducer) -> dict
         log_likelihood = likelihoods.of_relative_weights(objective, half_deviance, count, comm)
     errors, intercept_error = _original(found.U, variances, found.parameters, objective, dispersion)
     return {
-        "dispersion": dispersion, "degrees_of_freedom": degrees, "residual_degrees": rows - degrees, "weight": weight,
-        "rows": count, "repeated": repeated,
-        "deviance": 2.0 * half_deviance, "null_deviance": likelihoods.null_deviance(objective, comm), "pearson": pearson,
-        "log_likelihood": log_likelihood, "aic": None if log_likelihood is None else 2.0 * (degrees - log_likelihood),
-        "standard_errors": errors, "intercept_error": intercept_error,
+        "dispersion": dispersion,
+        "degrees_of_freedom": degrees,
+        "residual_degrees": rows - degrees,
+        "weight": weight,
+        "rows": count,
+        "repeated": repeated,
+        "deviance": 2.0 * half_deviance,
+        "null_deviance": likelihoods.null_deviance(objective, comm),
+        "pearson": pearson,
+        "log_likelihood": log_likelihood,
+        "aic": None if log_likelihood is None else 2.0 * (degrees - log_likelihood),
+        "standard_errors": errors,
+        "intercept_error": intercept_error,
         **(_reduced(w, found, errors, objective) if reduced else {}),
-    }  # fmt: skip
+    }
 
 
 def _too_few(
     rows: float, weight: float, degrees: float, family: Family, repeated: bool
 ) -> str | None:
-    """Why there are no standard errors for so many parameters, or None."""
+    """Return why there are too few rows or too little weight for these parameters, or None."""
     if not rows > degrees:
-        return f"{rows:,.0f} rows are too few for {degrees:.6g} parameters: no degrees of freedom are left"
+        return (
+            f"{rows:,.0f} rows are too few for {degrees:.6g} parameters: no degrees of freedom "
+            "are left"
+        )
     if repeated or family.dispersed or weight > degrees:
         return None
     return (
-        f"the weights sum to {weight:.6g}, which would be the number of rows: standard errors of this loss depend on the unit of "
+        f"the weights sum to {weight:.6g}, which would be the number of rows: standard errors of "
+        "this loss depend on the unit of "
         f"the weights: divide them by their mean, {weight / rows:.6g} (coefficients stay the same)"
     )
 
@@ -161,8 +226,10 @@ def _factors(
     ridge: Array,
     reducer: Reducer,
 ) -> Independent | None:
-    """Of the expected information at w: one read, or a few where columns depend on each other.
-    Collective."""
+    """Return factors of the expected information at w (p,). Collective.
+
+    It costs one read, or a few if columns depend on each other.
+    """
     expected = copy.copy(objective)
     expected.loss = dataclasses.replace(objective.loss, second=family.information)
     z, rows = objective.margins(w), objective.rows
@@ -180,11 +247,10 @@ def _without_dropped(
     family: Family,
     reducer: Reducer,
 ) -> tuple[Array, bool]:
-    """The optimum over the columns that are kept, and whether margins have moved by much on the way
-    there. Collective.
+    """Return the optimum over the kept columns, and whether margins moved much towards it.
 
-    Where dropped columns are combinations but for rounding, of the kept ones' optimum the
-    projection is that much short.
+    If dropped columns are combinations of kept ones only up to rounding, the projection is not yet
+    the optimum of the kept columns; the difference is of the size of this rounding. Collective.
     """
     w, weight, first = found.project(w), objective.statistics.weight, math.inf
     oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), reducer)
@@ -194,7 +260,7 @@ def _without_dropped(
         slope = g[found.parameters] * weight
         linalg.solve(found.U, slope, step)
         unit = 2.0 * value if family.dispersed and value > 0.0 else 1.0
-        length = vector.dot(slope, step) / unit  # squared, in standard errors
+        length = vector.dot(slope, step) / unit  # squared distance in standard errors
         first = length if math.isinf(first) else first
         if not length > NO_FURTHER:
             break
@@ -203,7 +269,7 @@ def _without_dropped(
 
 
 def _reduced(w: Array, found: Independent, errors: Errors, objective: Objective) -> dict[str, Any]:
-    """What is stored of coefficients without the columns left out, and which these are."""
+    """Return the coefficients without the columns left out, and the numbers of these columns."""
     coef, b = objective.scaling.coefficients(w, 1)
     pairs = zip(coef[0].tolist(), errors, strict=True)
     values = [None if error is None else value for value, error in pairs]
@@ -215,7 +281,7 @@ def _reduced(w: Array, found: Independent, errors: Errors, objective: Objective)
 
 
 def _variances(U: Array, directions: Array) -> Array:
-    """v' (U'U)^-1 v for each row v of `directions` (m, p)."""
+    """Return v' (U'U)^-1 v for each row v of `directions` (m, p), as (m,)."""
     out, x = np.empty(directions.shape[0]), np.empty(U.shape[0])
     for i, v in enumerate(directions):
         linalg.solve(U, v, x)
@@ -226,7 +292,10 @@ def _variances(U: Array, directions: Array) -> Array:
 def _original(
     U: Array, variances: Array, used: Array, objective: Objective, dispersion: float
 ) -> tuple[list[float | None], float | None]:
-    """Standard errors for the original columns and the intercept: coef_j = u_j / s_j, b = u_p - sum_j u_j m_j / s_j."""
+    """Return standard errors for the original columns and the intercept.
+
+    coef_j = u_j / s_j and b = u_p - sum_j u_j m_j / s_j for the parameters u.
+    """
     scaling = objective.scaling
     d = scaling.center.size
     errors: list[float | None] = [None] * d
@@ -242,7 +311,11 @@ def _original(
 
 
 def _sums(w: Array, objective: Objective, family: Family, comm: Comm) -> tuple[float, float, float]:
-    """Over all rows, weighted: half the deviance, Pearson's statistic over the dispersion, the saturated log-likelihood."""
+    """Return weighted sums over all rows. Collective.
+
+    They are half the deviance, Pearson's statistic (dispersion 1), and the saturated
+    log-likelihood.
+    """
     rows, z = objective.rows, objective.margins(w)
     r, l, s = np.empty_like(z), np.empty(z.shape[1]), np.zeros(z.shape[1])
     c = np.ascontiguousarray(rows.c)

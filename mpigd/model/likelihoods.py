@@ -1,4 +1,4 @@
-"""Likelihoods of a trained model, and of the best intercept alone; how many rows the weights stand for."""
+"""Likelihoods of a trained model and of the best intercept alone, and the meaning of weights."""
 
 from __future__ import annotations
 
@@ -14,15 +14,31 @@ from mpigd_kernels import likelihood, vector
 
 Array = np.ndarray[Any, Any]
 TWO_PI = 6.283185307179586
-NULL_STEPS, ENOUGH, HUGE = 100, 1e-8, 1e300  # of Newton's method for the intercept alone
+# Newton's method for the intercept alone: the most steps, the relative step at which it ends, and
+# the largest mean whose logarithm is taken.
+NULL_STEPS, ENOUGH, HUGE = 100, 1e-8, 1e300
 
 
 def weighting(objective: Objective, comm: Comm) -> tuple[bool, int]:
-    """Whether all weights are whole numbers, which count as repeated rows; and how many rows have a weight. Collective."""
+    """Return how weights count. Collective.
+
+    Parameters
+    ----------
+    objective
+        The objective of all rows.
+    comm
+        The communicator of these ranks.
+
+    Returns
+    -------
+    repeated : bool
+        Whether all weights are whole numbers, which count as repeated rows.
+    count : int
+        The number of rows with a weight that is not 0.
+    """
     c = objective.rows.c
-    times, some = (
-        (c.size, c[:1]) if c.strides == (0,) else (1, c)
-    )  # without weights c is one number, repeated
+    # Without weights c is one number, broadcast.
+    times, some = (c.size, c[:1]) if c.strides == (0,) else (1, c)
     counts = times * np.array(
         [np.count_nonzero(some != np.floor(some)), np.count_nonzero(some)], dtype=np.int64
     )
@@ -33,7 +49,24 @@ def weighting(objective: Objective, comm: Comm) -> tuple[bool, int]:
 def log_likelihood(
     loss: str, half_deviance: float, saturated: float, weight: float, dispersion: float
 ) -> float:
-    """Of a normal distribution at its most likely variance; of a gamma distribution at the dispersion estimated."""
+    """Return the log-likelihood of a model.
+
+    A normal distribution has its most likely variance; a gamma distribution has the estimated
+    dispersion.
+
+    Parameters
+    ----------
+    loss
+        Name of the loss.
+    half_deviance
+        Half the deviance, weighted.
+    saturated
+        The saturated log-likelihood, weighted, without terms of the dispersion.
+    weight
+        Sum of the weights, which is the number of rows.
+    dispersion
+        The estimated dispersion (for gamma).
+    """
     if loss == "squared":
         return (
             -0.5 * weight * (math.log(TWO_PI * 2.0 * half_deviance / weight) + 1.0)
@@ -53,7 +86,21 @@ def log_likelihood(
 def of_relative_weights(
     objective: Objective, half_deviance: float, count: int, comm: Comm
 ) -> float | None:
-    """The log-likelihood where row i has variance sigma^2 / c_i, at the most likely sigma (as R's logLik.lm); None for gamma."""
+    """Return the log-likelihood if weights are relative precisions; None for gamma. Collective.
+
+    Row i has variance sigma^2 / c_i, with the most likely sigma (as R's logLik.lm).
+
+    Parameters
+    ----------
+    objective
+        The objective of all rows.
+    half_deviance
+        Half the deviance, weighted.
+    count
+        The number of rows with a weight.
+    comm
+        The communicator of these ranks.
+    """
     if objective.loss.name != "squared":
         return None
     if not half_deviance > 0.0:
@@ -66,9 +113,10 @@ def of_relative_weights(
 
 
 def null_deviance(objective: Objective, comm: Comm) -> float | None:
-    """The deviance of the best model with an intercept alone, by Newton's method within a bracket; None where that overflows.
+    """Return the deviance of the best model with an intercept alone. Collective.
 
-    Looks at y, weights and offsets only.
+    It is found by Newton's method within a bracket, from y, weights and offsets only. It is None if
+    a number overflows.
     """
     rows, loss = objective.rows, objective.loss
     c = np.ascontiguousarray(rows.c)
@@ -78,10 +126,8 @@ def null_deviance(objective: Objective, comm: Comm) -> float | None:
     ends = np.array([np.max(-offset, initial=-np.inf), np.max(offset, initial=-np.inf)])
     comm.allreduce(ends, "max")
     middle = _link_of_mean(objective, comm)
-    low, high = (
-        middle - float(ends[1]),
-        middle + float(ends[0]),
-    )  # where the mean response is met by some row's offset
+    # At these intercepts the row with the largest, or smallest, offset has the mean response.
+    low, high = middle - float(ends[1]), middle + float(ends[0])
     b = 0.5 * (low + high)
     try:
         for _ in range(NULL_STEPS):
@@ -92,7 +138,8 @@ def null_deviance(objective: Objective, comm: Comm) -> float | None:
             low, high = (low, b) if slope > 0.0 else (b, high)
             before, b = b, b - slope / bend if bend > 0.0 else low
             if abs(b - before) <= ENOUGH * max(1.0, abs(before)) or not low < high:
-                return 2.0 * value  # flat there: what is left to gain is the square of that
+                # The loss is flat here: the remaining gain is of the order of the step squared.
+                return 2.0 * value
             b = b if low < b < high else 0.5 * (low + high)
     except NotFinite:
         return None
@@ -100,7 +147,7 @@ def null_deviance(objective: Objective, comm: Comm) -> float | None:
 
 
 def _link_of_mean(objective: Objective, comm: Comm) -> float:
-    """The margin of the mean response."""
+    """Return the margin of the mean response. Collective."""
     mean = float(total(objective.rows.c * objective.rows.y, comm)[0]) / objective.statistics.weight
     if objective.loss.name == "squared":
         return mean

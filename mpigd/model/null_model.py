@@ -1,6 +1,7 @@
-"""The null model: the best intercept alone. It is where training starts, and what a fit's gain is measured from.
+"""The null model: the best intercept alone.
 
-Looks at targets, weights and offsets, never at X. Every number is a function of the set of rows.
+Training starts from it, and the gain of a fit is measured from it. It depends on targets, weights
+and offsets, never on X. Every number is a function of the set of rows.
 """
 
 from __future__ import annotations
@@ -20,29 +21,38 @@ from mpigd.reduction.base import NotFinite, total
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
-SLAB = 1 << 16  # rows whose losses are made at once
-STEPS = 200  # of Newton's method for the intercept
-RTOL = 1e-15  # of the mean loss: what a step would gain less is not taken
-SURE = 1e-9  # a share of a class is taken for at least this: no intercept is infinite
-CLOSED_FORM = (
-    "squared",
-    "logistic",
-    "poisson",
-    "gamma",
-)  # losses whose best constant is the link of the mean
+SLAB = 1 << 16  # rows whose losses are computed at once
+STEPS = 200  # the most steps of Newton's method for the intercept
+RTOL = 1e-15  # a step that gains less than this share of the mean loss is the last one
+SURE = 1e-9  # the least share of a class, so that no intercept is infinite
+# Losses whose best constant is the link function of the mean.
+CLOSED_FORM = ("squared", "logistic", "poisson", "gamma")
 
 
 @dataclass(frozen=True)
 class NullModel:
-    """The best intercepts (k,), zero without an intercept; the mean loss there, infinite if it overflows; and the mean
-    second derivative of the loss, of the output where that is largest (1 where the loss has none)."""
+    """The best intercepts and the loss there.
+
+    Parameters
+    ----------
+    intercept : (k,) float64
+        Zero for a model without an intercept.
+    value
+        The mean loss at these intercepts, infinite if it overflows.
+    curvature
+        The mean second derivative of the loss, for the output for which it is largest; 1 if the
+        loss has none.
+    """
 
     intercept: Array
     value: float
     curvature: float
 
     def start(self, p: int) -> Array:
-        """Parameters (k * p,) in the optimiser's coordinates: the intercept is the last of each output."""
+        """Return parameters (k * p,) in the optimiser's coordinates.
+
+        The intercept is the last of each output's p parameters; all others are 0.
+        """
         w = np.zeros((self.intercept.size, p))
         if self.intercept.any():
             w[:, -1] = self.intercept
@@ -50,7 +60,17 @@ class NullModel:
 
 
 def fit_null(objective: Objective, mean: float, comm: Comm) -> NullModel:
-    """The null model of an objective whose targets have this weighted mean. Collective."""
+    """Return the null model of an objective. Collective.
+
+    Parameters
+    ----------
+    objective
+        The objective of all rows.
+    mean
+        The weighted mean of its targets (of class codes, for classes).
+    comm
+        The communicator of these ranks.
+    """
     rows = _targets(objective, mean, comm)
     b = np.zeros(objective.k)
     if objective.scaling.intercept and objective.statistics.weight > 0.0:
@@ -58,14 +78,17 @@ def fit_null(objective: Objective, mean: float, comm: Comm) -> NullModel:
     try:
         value = rows.mean(b, losses)
         bend = _largest_curvature(rows, b)
-    except NotFinite:  # raised on all ranks together
+    except NotFinite:  # all ranks raise it together
         return NullModel(np.zeros(objective.k), math.inf, 1.0)
     return NullModel(b, value, bend if bend > 0.0 else 1.0)
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Targets y (m,), weights c (m,) and offsets (m,) or None of this rank's rows, of n, k outputs of `loss`; weight: of all."""
+    """Targets y (m,), weights c (m,) and offsets (m,) or None of this rank's rows.
+
+    n and weight count the rows and sum the weights of all ranks; the loss has k outputs.
+    """
 
     loss: Loss
     parameter: float
@@ -78,7 +101,20 @@ class Targets:
     comm: Comm
 
     def mean(self, b: Array, what: Callable[[Targets, Array, slice], Array]) -> float:
-        """The weighted mean over all rows of a number that each has at intercepts b (k,). Collective; NotFinite on all ranks."""
+        """Return the weighted mean over all rows of a number that each row has. Collective.
+
+        Parameters
+        ----------
+        b : (k,) float64
+            Intercepts.
+        what
+            Maps these targets, b and a slice of rows to the rows' numbers times their weights (m,).
+
+        Raises
+        ------
+        NotFinite
+            On all ranks, if a number is not finite.
+        """
         numbers = np.empty(self.y.size)
         for start in range(0, numbers.size, SLAB):
             rows = slice(start, min(numbers.size, start + SLAB))
@@ -92,7 +128,20 @@ class Targets:
         return z
 
     def gradients(self, b: Array, rows: slice) -> tuple[Array, Array]:
-        """Per-sample gradients (k, m) and losses (m,) of some rows."""
+        """Return per-sample gradients and losses of some rows.
+
+        Parameters
+        ----------
+        b : (k,) float64
+            Intercepts.
+        rows
+            A slice of m of this rank's rows.
+
+        Returns
+        -------
+        r : (k, m) float64
+        l : (m,) float64
+        """
         z, y, c = self.predictors(b, rows), self.y[rows], np.ascontiguousarray(self.c[rows])
         r, l = np.empty_like(z), np.empty(y.size)
         self.loss.kernel(z, y, c, self.parameter, r, l)
@@ -108,7 +157,7 @@ def slopes(of: Targets, b: Array, rows: slice) -> Array:
 
 
 def curvatures(of: Targets, b: Array, rows: slice) -> Array:
-    """Second derivatives (m,) of the losses, of one output; 0 where the loss has none."""
+    """Return second derivatives (m,) of the losses, for one output; 0 if the loss has none."""
     if of.loss.second is None:
         return np.zeros(rows.stop - rows.start)
     z, c = of.predictors(b, rows), np.ascontiguousarray(of.c[rows])
@@ -118,7 +167,10 @@ def curvatures(of: Targets, b: Array, rows: slice) -> Array:
 
 
 def _targets(objective: Objective, mean: float, comm: Comm) -> Targets:
-    """The rows; of classes without offsets one row each, with the weight of all of theirs."""
+    """Return this rank's rows; for classes without offsets, one row for each class.
+
+    Such a row has the weight of all rows of its class.
+    """
     rows, loss, weight = objective.rows, objective.loss, objective.statistics.weight
     y, c, offset, n = rows.y, rows.c, rows.offset, objective.n
     if loss.classifies and offset is None and objective.k == 1:
@@ -132,7 +184,10 @@ def _targets(objective: Objective, mean: float, comm: Comm) -> Targets:
 
 
 def _largest_curvature(rows: Targets, b: Array) -> float:
-    """The mean second derivative of the loss at intercepts b (k,), of the output where it is largest. Collective."""
+    """Return the mean second derivative of the loss at intercepts b (k,). Collective.
+
+    Of several outputs, the largest one counts.
+    """
     if rows.loss.kind != "multiclass":
         return rows.mean(b, curvatures)
     shares = np.array([float(vector.exponential(one)) for one in b])
@@ -159,7 +214,7 @@ def _intercepts(rows: Targets, mean: float) -> Array:
 
 
 def link_of_mean(loss: str, mean: float) -> float:
-    """The linear predictor of the mean response."""
+    """Return the linear predictor at which `mean` is the mean response of the loss `loss`."""
     if loss in ("logistic", "squared_hinge", "hinge"):
         mean = min(max(mean, SURE), 1.0 - SURE)
         return (
@@ -171,15 +226,17 @@ def link_of_mean(loss: str, mean: float) -> float:
 
 
 def _minimum(rows: Targets, guess: float) -> float:
-    """The intercept of the least mean loss: Newton's method kept in a bracket, which is bisected or
-    widened where a step leaves it. Collective."""
+    """Return the intercept of the least mean loss. Collective.
+
+    Newton's method is kept in a bracket, which is bisected or widened if a step leaves it.
+    """
     low, high, b, reach = -math.inf, math.inf, guess, 0.0
     for _ in range(STEPS):
         try:
             value, slope, bend = (
                 rows.mean(np.array([b]), what) for what in (losses, slopes, curvatures)
             )
-        except NotFinite:  # raised on all ranks together: too far
+        except NotFinite:  # all ranks raise it together: the step was too long
             if not math.isfinite(low):
                 return guess
             high, b = b, 0.5 * (low + b)
@@ -189,14 +246,14 @@ def _minimum(rows: Targets, guess: float) -> float:
         low, high = (low, b) if slope > 0.0 else (b, high)
         reach = 2.0 * reach or abs(slope)
         step = -slope / bend if bend > 0.0 else math.copysign(reach, -slope)
-        if abs(slope * step) <= RTOL * value:  # twice what is left to gain
+        if abs(slope * step) <= RTOL * value:  # the left side is twice what a step still gains
             return b + step
         b = b + step if low < b + step < high else _inside(low, high, math.copysign(reach, -slope))
     return b
 
 
 def _inside(low: float, high: float, step: float) -> float:
-    """The middle of the bracket, or a step beyond its one end."""
+    """Return the middle of the bracket; if it is open, a point one step beyond its finite end."""
     if math.isfinite(low) and math.isfinite(high):
         return 0.5 * (low + high)
     return (low if math.isfinite(low) else high) + step

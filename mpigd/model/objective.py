@@ -1,7 +1,16 @@
-"""The objective over distributed rows, and the oracle through which an optimiser sees it.
+"""The objective over distributed rows, and the oracle through which an optimiser evaluates it.
 
-F(w) = sum_i c_i loss(y_i, z_i) / sum_i c_i, z = X coef + intercept + offset. A batch of m rows estimates all of it: its
-sums are multiplied by n / (m * sum of all c), never divided by the batch's own weight.
+The objective is the weighted mean loss at linear predictors ("margins") z:
+
+    F(w) = sum_i c_i loss(y_i, z_i) / sum_i c_i,    z = X coef + intercept + offset.
+
+A batch of m rows estimates this whole mean: its sums are multiplied by n / (m * sum of all c). They
+are never divided by the batch's own weight.
+
+`Objective` holds this rank's rows, the loss and the coordinates; it sums over rows. `Oracle` is an
+objective on one batch with one reducer; its methods are what optimisers call. Methods marked
+"Collective" must be called by all ranks together. The penalty is not part of either (see
+penalties.py).
 """
 
 from __future__ import annotations
@@ -34,7 +43,11 @@ SAMPLE_EPOCH = (1 << 32) - 2
 
 
 class Objective:
-    """Loss, rows and coordinates. Parameters are w (k * p,), p columns and maybe an intercept for each of k outputs."""
+    """Hold the loss, this rank's rows and the coordinates, and sum over the rows.
+
+    Parameters are w (k * p,) float64: for each of k outputs, p numbers, one a column and the
+    intercept last if there is one.
+    """
 
     def __init__(
         self,
@@ -52,25 +65,33 @@ class Objective:
         self.kind = loss.with_parameter(parameter)
         self.size = k * scaling.p
         self.threads = threads
-        self.fine = False  # sums on two grids
-        self.reads = 0.0  # visited rows over n
-        self.counter = self  # whose reads count: a sample's are those of the whole
-        self.numbers: Array | RowNumbers = np.zeros(
-            0, dtype=np.int64
-        )  # global row numbers, for samples
+        self.fine = False  # whether sums use two grids
+        self.reads = 0.0  # passes over the data: visited rows divided by n
+        self.counter = self  # the objective whose `reads` grow: a sample counts for the whole
+        # Global row numbers of this rank's rows, from which samples are drawn.
+        self.numbers: Array | RowNumbers = np.zeros(0, dtype=np.int64)
         self.seed = 0
-        self.keeps_margins = False  # for optimisers that ask for second derivatives
+        # Whether a gradient keeps its margins, for optimisers that use second derivatives.
+        self.keeps_margins = False
         self._points: list[tuple[Array, Array]] = []
         self._samples: dict[int, Objective] = {}
         self._columns: tuple[Array, Objective] | None = None
-        self.share = 1.0  # of the rows: a sample's reads are that much of the whole's
-        self.width = (
-            1.0  # of the columns, how many are read: a part's reads are that much of the whole's
-        )
+        self.share = 1.0  # share of all rows: a sample's read is this fraction of a whole read
+        self.width = 1.0  # share of all columns: a read of some columns is this fraction of one
         self._block = block_rows(rows.X)
 
     def reducer(self, kind: str, comm: Comm, replacement: bool = False) -> Reducer:
-        """A reducer for this objective's sums; `replacement`: batches may hold a row several times."""
+        """Return a reducer for this objective's sums.
+
+        Parameters
+        ----------
+        kind
+            "native" for plain float64 sums, anything else for exact ones.
+        comm
+            The communicator over which the sums go.
+        replacement
+            Whether batches may hold a row several times.
+        """
         if kind == "native":
             return NativeReducer(comm, self.k, self.rows.X.d)
         known = self.loss.residual
@@ -82,7 +103,7 @@ class Objective:
         )
 
     def on(self, batch: Batch, reducer: Reducer) -> Oracle:
-        """The objective as this batch estimates it."""
+        """Return the oracle that estimates this objective from `batch`."""
         return Oracle(self, batch, reducer)
 
     def gradient(
@@ -96,10 +117,31 @@ class Objective:
         keep: Array | None = None,
         along: Alongside | None = None,
     ) -> tuple[float, Array]:
-        """Loss and gradient (k * p,) as the sums at w times `factor`; or `what` else of a sweep (and no offset then). Collective.
+        """Return the loss and its gradient as the sums at w times `factor`. Collective.
 
-        A sweep sees `curvature` (k, n) in place of y where that is given; `keep` (k, n) takes the margins.
-        `along` sums a Hessian in the same visit of the rows.
+        Parameters
+        ----------
+        w : (k * p,) float64
+            Parameters in the optimiser's coordinates.
+        batch
+            The rows that are summed over.
+        reducer
+            Adds up over blocks, threads and ranks.
+        factor
+            Multiplies the sums; for a batch that estimates the mean, `Oracle.factor`.
+        what
+            The kind of sweep; for other kinds than residuals.LOSS the offset is left out.
+        curvature : (k, n) float64
+            Or None; if given, the sweep uses it in place of y.
+        keep : (k, n) float64
+            Or None; if given, it is filled with the margins.
+        along
+            Sums a Hessian in the same pass over the rows, or None.
+
+        Returns
+        -------
+        loss : float
+        gradient : (k * p,) float64
         """
         scaling = self.scaling
         return self.sums(
@@ -124,7 +166,15 @@ class Objective:
         keep: Array | None = None,
         along: Alongside | None = None,
     ) -> Found:
-        """What `read` makes of a sweep's totals (Reducer.sweep_for); the rest as for `gradient`. Collective."""
+        """Return what `read` makes of a sweep's totals. Collective.
+
+        Parameters
+        ----------
+        read
+            Maps the totals T, S (see Reducer.sweep_for) to the result.
+        w, batch, reducer, what, curvature, keep, along
+            As for `gradient`.
+        """
         coef, intercept = self.scaling.to_raw(w, self.k)
         rows = self.rows
         y = rows.targets if curvature is None else curvature
@@ -141,10 +191,14 @@ class Objective:
         return reducer.sweep_for(read, self._shares(batch.rows), visit, batch.size)
 
     def remember(self, w: Array, z: Array) -> None:
-        self._points[:] = [(w.copy(), z), *self._points[:1]]  # in place: smoothed copies share it
+        # In place, because smoothed copies of this objective share the list.
+        self._points[:] = [(w.copy(), z), *self._points[:1]]
 
     def margins(self, w: Array) -> Array:
-        """Margins (k, n) of this rank's rows at w; those of the last two points are remembered."""
+        """Return the margins (k, n) of this rank's rows at w (k * p,).
+
+        The margins at the last two points are remembered; at others they cost a pass over X.
+        """
         for known, z in self._points:
             if np.array_equal(known, w):
                 return z
@@ -158,7 +212,11 @@ class Objective:
         return z
 
     def sample(self, m: int) -> Objective:
-        """The same over m rows without replacement: a function of seed and global row numbers. Keeps a copy of them."""
+        """Return the same objective over m rows drawn without replacement.
+
+        The sample is a function of the seed and the global row numbers. It holds a copy of its
+        rows, and is kept for the next call with the same m.
+        """
         if m not in self._samples:
             places, rows = np.empty(self.rows.X.n, dtype=np.int64), self.rows
             sampling.positions(np.asarray(self.numbers), self.n, self.seed, SAMPLE_EPOCH, places)
@@ -176,7 +234,10 @@ class Objective:
         return self._samples[m]
 
     def columns(self, chosen: Array) -> Objective | None:
-        """The same over the columns `chosen` (s,), a copy of them; None where the rows are not in memory."""
+        """Return the same objective over the columns `chosen` (s,) int64, with a copy of them.
+
+        Returns None if the rows are not in memory.
+        """
         if self._columns is not None and np.array_equal(self._columns[0], chosen):
             return self._columns[1]
         X = column_selection.columns(self.rows.X, chosen)
@@ -193,7 +254,7 @@ class Objective:
         return part
 
     def _shares(self, rows: slice | Array) -> list[Any]:
-        """The batch cut into equal consecutive shares for the threads, of at least a block of rows."""
+        """Cut the batch into equal consecutive shares, one a thread, each at least a block."""
         if self.threads == 1:
             return [slice(0, self.rows.X.n) if isinstance(rows, slice) else rows]
         m = self.rows.X.n if isinstance(rows, slice) else rows.size
@@ -205,7 +266,10 @@ class Objective:
 
 @dataclass
 class Oracle:
-    """The objective on one batch: collective, and free of MPI to its caller. Without the penalty."""
+    """The objective on one batch, without the penalty.
+
+    Its methods are collective; the optimiser that calls them needs no MPI.
+    """
 
     objective: Objective
     batch: Batch
@@ -213,7 +277,13 @@ class Oracle:
     outputs = property(lambda self: self.objective.k)
 
     def value_and_gradient(self, w: Array) -> tuple[float, Array]:
-        """F(w) and its gradient (k * p,). Raises NumericalError on all ranks if a residual or loss is not finite."""
+        """Return F(w) and its gradient (k * p,) at w (k * p,).
+
+        Raises
+        ------
+        NumericalError
+            On all ranks, if a residual or loss is not finite.
+        """
         objective = self.objective
         keep = np.empty((objective.k, objective.rows.X.n)) if objective.keeps_margins else None
         found = objective.gradient(w, self.batch, self.reducer, self.factor, keep=keep)
@@ -222,9 +292,10 @@ class Oracle:
         return found
 
     def derivatives(self, w: Array) -> tuple[float, Array, Array]:
-        """`value_and_gradient`, and the `hessian` there; for oracles of all their objective's rows. Collective.
+        """Return F(w), its gradient (k * p,) and its `hessian` at w (k * p,). Collective.
 
-        One read where the loss's curvature has a bound and p is not large, else two.
+        The batch must be all rows of the objective. This costs one read if the loss's curvature has
+        a bound and p is not large, else two.
         """
         objective, factor = self.objective, self.factor
         if not Alongside.fits(objective):
@@ -239,32 +310,41 @@ class Oracle:
 
     @property
     def quadratic(self) -> bool:
-        """Whether second derivatives are the same everywhere."""
+        """Whether second derivatives are the same at all points."""
         return self.objective.loss.name == "squared"
 
     def squared_curvature(self, v: Array) -> Array:
-        """(X' C X / sum c) v in these coordinates: the Hessian of half the squared margins."""
+        """Return (X' C X / sum c) v in these coordinates, for v (k * p,).
+
+        This is the product of v with the Hessian of half the mean squared margin.
+        """
         return self.objective.gradient(v, self.batch, self.reducer, self.factor, residuals.SQUARES)[
             1
         ]
 
     def sample(self, m: int) -> Oracle:
-        """The same oracle over m rows, drawn as a function of seed and global row number."""
+        """Return the same oracle over m rows, drawn as a function of seed and global row number."""
         part = self.objective.sample(m)
         return Oracle(part, Batch(slice(None), m, 0, 0, True), self.own_reducer(part))
 
     def columns(self, chosen: Array) -> Oracle | None:
-        """The same oracle over some of the columns alone, the others' coefficients zero."""
+        """Return the same oracle over the columns `chosen` alone, or None if they cannot be copied.
+
+        The coefficients of all other columns are taken as zero.
+        """
         part = self.objective.columns(chosen)
         return None if part is None else Oracle(part, self.batch, self.own_reducer(part))
 
     def whole(self) -> Oracle:
-        """The oracle of all rows, with limits of its own for its sums."""
+        """Return the oracle of all rows, whose sums have their own bounds on terms."""
         batch = Batch(slice(None), self.objective.n, 0, 0, True)
         return Oracle(self.objective, batch, self.own_reducer(self.objective))
 
     def epoch(self, size: int) -> Iterator[Oracle]:
-        """The oracles of an epoch of mini-batches of `size` rows; those of streamed rows take blocks of them."""
+        """Yield the oracles of one epoch of mini-batches of `size` rows.
+
+        If rows are streamed, a mini-batch consists of blocks of consecutive rows.
+        """
         objective = self.objective
         expect = getattr(objective.rows.X, "expect", None)
         schedule = MiniBatch(
@@ -275,50 +355,72 @@ class Oracle:
             yield Oracle(objective, batch, reducer)
 
     def own_reducer(self, objective: Objective) -> Reducer:
-        """A reducer like this oracle's for other sums, of which it keeps nothing."""
+        """Return a reducer of the same kind as this oracle's, which shares no state with it."""
         return objective.reducer(
             "native" if isinstance(self.reducer, NativeReducer) else "exact", self.reducer.comm
         )
 
     def look_at(self, w: Array) -> None:
-        """Second derivatives are those at w from now on; for oracles of all their objective's rows. Collective.
+        """Fix the point w (k * p,) at which second derivatives are taken. Collective.
 
-        Costs no read where w is one of the last two points that `value_and_gradient` has seen."""
+        The batch must be all rows of the objective. This costs no read if w is one of the last two
+        points of `value_and_gradient`.
+        """
         self.curvature = Curvature(
             self.objective, self.objective.margins(w), self.batch, self.reducer
         )
 
     def hessian_vector(self, v: Array) -> Array:
-        """The Hessian at the point of `look_at` times v (k * p,): one read."""
+        """Return the Hessian at the point of `look_at` times v (k * p,). It costs one read."""
         return self.curvature.times(v, self.factor)
 
     def hessian(self) -> Array:
-        """The Hessian (1, k * p, k * p) at the point of `look_at`, or its diagonal blocks (k, p, p): a read or more."""
+        """Return the Hessian (1, k * p, k * p) at the point of `look_at`.
+
+        For many parameters of several outputs, return its diagonal blocks (k, p, p). It costs one
+        read or more (see `Curvature.matrices`).
+        """
         return self.curvature.matrices(self.factor)
 
     def hessian_diagonal(self) -> Array:
-        """The diagonal of the Hessian at the point of `look_at` (k * p,): one read. Collective."""
+        """Return the Hessian's diagonal (k * p,) at the point of `look_at`. Collective.
+
+        It costs one read.
+        """
         return self.curvature.diagonal(self.factor)
 
     def curvatures_along(self, D: Array) -> tuple[Array, Array]:
-        """d'Hd (m,) at the point of `look_at` for directions D (m, k * p), and how much of it rounding may be. One read."""
+        """Return d'Hd (m,) for directions D (m, k * p), and how much of it may be rounding (m,).
+
+        H is the Hessian at the point of `look_at`. The second array bounds how much of each number
+        may be rounding error. It costs one read.
+        """
         return cancelling_directions.curvatures_along(self.curvature, D, self.factor)
 
     def product_along(self, d: Array) -> Array:
-        """`hessian_vector` for a direction d (k * p,) in which columns nearly cancel. One read. Collective."""
+        """Return `hessian_vector` for a direction d (k * p,) in which columns nearly cancel.
+
+        It costs one read. Collective. See cancelling_directions.py.
+        """
         return cancelling_directions.product_along(self.curvature, d, self.factor)
 
     def column_squares(self) -> Array:
-        """The weighted mean square of every parameter's column (k * p,), 1 over all rows if standardised. One read."""
+        """Return the weighted mean square (k * p,) of every parameter's column. One read.
+
+        It is 1 over all rows if columns are standardised.
+        """
         return column_squares(self.objective, self.reducer.comm)
 
     def line(self, w: Array, there: Array) -> LossLine:
-        """The mean loss along the way from w to there (k * p,). A read for each end that is not remembered. Collective."""
+        """Return the mean loss along the line from w to there, both (k * p,). Collective.
+
+        Each end whose margins are not remembered costs a read.
+        """
         of = self.objective
         return LossLine(of, of.margins(w), of.margins(there), self.factor, self.reducer.comm)
 
     @property
     def factor(self) -> float:
-        """What sums over the batch's rows are multiplied by."""
+        """The number by which sums over the batch's rows are multiplied: n / (m * sum of all c)."""
         weight = self.objective.statistics.weight
         return self.objective.n / (self.batch.size * weight) if weight > 0 else 0.0

@@ -1,4 +1,7 @@
-"""The mean loss along a line of parameters: linear predictors are linear in them, so no row of X is read again."""
+"""The mean loss along a line of parameters.
+
+Linear predictors are linear in the parameters, so no row of X is read again.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,14 @@ if TYPE_CHECKING:
     from mpigd.model.objective import Objective
 
 Array = np.ndarray[Any, Any]
-SLAB = 1 << 14  # rows whose losses are made at once: their numbers stay in the cache
+SLAB = 1 << 14  # rows whose losses are computed at once: their numbers stay in the cache
 
 
 class LossLine:
-    """Between linear predictors `here` and `there` (k, n) of this rank's rows; sums over rows are multiplied by `factor`."""
+    """The mean loss between linear predictors `here` and `there` (k, n) of this rank's rows.
+
+    Sums over rows are multiplied by `factor`.
+    """
 
     def __init__(
         self, objective: Objective, here: Array, there: Array, factor: float, comm: Comm
@@ -28,13 +34,16 @@ class LossLine:
         self._parts = np.empty((here.shape[1], 2))
 
     def at(self, t: float) -> tuple[float, float]:
-        """Mean loss and its derivative by t at here + t (there - here); infinite if one is not finite. Collective."""
+        """Return the mean loss and its derivative by t at here + t (there - here). Collective.
+
+        Both are infinite if a loss or derivative is not finite.
+        """
         n = self._parts.shape[0]
         for start in range(0, n, SLAB):
             self._fill(t, slice(start, min(n, start + SLAB)))
         try:
             value, slope = total(self._parts, self._comm)
-        except NotFinite:  # raised on all ranks together
+        except NotFinite:  # all ranks raise it together
             return math.inf, math.inf
         return float(value) * self._factor, float(slope) * self._factor
 

@@ -1,4 +1,4 @@
-"""A rank's rows as an objective needs them."""
+"""This rank's rows as an objective needs them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,18 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Rows:
-    """This rank's rows as the objective needs them: X (m, d), targets y or class codes, weights c, offset or None.
+    """This rank's rows as the objective needs them.
 
-    c may be one number broadcast; kernels take contiguous copies of the rows they need.
+    Parameters
+    ----------
+    X
+        The matrix (m, d).
+    y : (m,) float64
+        Targets or class codes.
+    c : (m,) float64
+        Weights; may be one number broadcast. Kernels take contiguous copies of the rows they need.
+    offset : (m,) float64 or None
+        Added to the margins.
     """
 
     X: Matrix
@@ -32,5 +41,5 @@ class Rows:
 
     @cached_property
     def weights(self) -> Array:
-        """c as a sweep takes it: one number that is broadcast becomes an array of one."""
+        """c as a sweep takes it: a number that is broadcast becomes an array of one element."""
         return self.c if self.c.strides[0] else self.c[:1].copy()

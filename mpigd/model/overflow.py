@@ -1,4 +1,7 @@
-"""Which number of the data makes sums over the rows overflow: it is looked for once they have. For messages only."""
+"""Find the number in the data that makes sums over rows overflow, for error messages only.
+
+The search runs only after a sum has overflowed.
+"""
 
 from __future__ import annotations
 
@@ -20,32 +23,48 @@ Array = np.ndarray[Any, Any]
 MATRIX, WEIGHT, OFFSET = range(3)
 
 
-SUSPECT = 2.0**200  # smaller numbers are not what overflows
+SUSPECT = 2.0**200  # smaller numbers do not make a sum overflow
 Build = TypeVar("Build", bound=Callable[..., Any])
 
 
 def explained(build: Build) -> Build:
-    """The function (shard, config, comm) -> ..., whose sums that overflow are explained by the data's numbers."""
+    """Decorate a function (shard, config, comm) -> ... so that an overflow names its cause."""
 
     @wraps(build)
     def explaining(shard: Shard, config: Any, comm: Comm) -> Any:
         try:
-            with np.errstate(over="ignore"):  # what overflows is refused
+            with np.errstate(over="ignore"):  # an overflow raises NotFinite
                 return build(shard, config, comm)
-        except NotFinite as error:  # raised on all ranks together
+        except NotFinite as error:  # all ranks raise it together
             raise named(error, shard, comm) from error
 
     return cast(Build, explaining)
 
 
 def named(error: NumericalError, shard: Shard, comm: Comm) -> DataError | NumericalError:
-    """`error`, which all ranks met before the first step, with the place of the largest number and what to do. Collective."""
+    """Return an error that names the place of the data's largest number and the remedy. Collective.
+
+    Parameters
+    ----------
+    error
+        The error, which all ranks met before the first step.
+    shard
+        This rank's rows.
+    comm
+        The communicator of these ranks.
+
+    Returns
+    -------
+    error
+        A DataError; or `error` itself if no number is large enough to be the cause.
+    """
     every = comm.allgather(
         np.array(
             [_matrix(shard.X, shard.rows), _vector(shard.c, shard), _vector(shard.offset, shard)]
         )
     )
-    # (ranks, kinds, 4): size, global row, column, value. The largest of all, the first of equals.
+    # (ranks, kinds, 4): size, global row, column, value. The largest number is named; if there are
+    # several, the one in the first row.
     size, row, column, value = np.moveaxis(every, -1, 0)
     kind = int(np.argmax(size.max(axis=0)))
     there = np.flatnonzero(size[:, kind] == size[:, kind].max())
@@ -58,21 +77,25 @@ def named(error: NumericalError, shard: Shard, comm: Comm) -> DataError | Numeri
             DataError(f"{place}: 'offset' is {number:g}: sums of such numbers overflow: correct it")
         )
     if kind == WEIGHT:
-        told = f"{place}: 'sample_weight' is {number:g}: sums of such numbers overflow: {advice(number, 'all weights')}"
+        told = (
+            f"{place}: 'sample_weight' is {number:g}: sums of such numbers overflow: "
+            f"{advice(number, 'all weights')}"
+        )
         return agreed(DataError(told))
     j = int(column[rank, kind])
-    if isinstance(shard.X, CSR) and shard.X.number is not None:  # its columns have been arranged
+    if isinstance(shard.X, CSR) and shard.X.number is not None:  # columns have been rearranged
         j = int(shard.X.number[j])
     name = f" ({shard.feature_names[j]})" if shard.feature_names else ""
     return agreed(
         DataError(
-            f"{place}: column {j}{name} is {number:g}: sums of such numbers overflow: {advice(number, 'the column')}"
+            f"{place}: column {j}{name} is {number:g}: sums of such numbers overflow: "
+            f"{advice(number, 'the column')}"
         )
     )
 
 
 def _matrix(X: Matrix, rows: Any) -> list[float]:
-    """Size, global row, column and value of this rank's largest number."""
+    """Return size, global row, column and value of this rank's largest number."""
     if not X.n or not X.d:
         return [0.0] * 4
     columns = X.columns()

@@ -1,10 +1,14 @@
-"""Directions of recession, along which an objective without penalty falls for ever (separation.py).
+"""Directions of recession, along which an objective without penalty decreases forever.
 
-On separated data Newton's method does not end: each step multiplies the gradient by about 1/e, and
-its direction approaches one that moves every separated row by at least 1 and no other row, a vertex
-of a linear programme. Such a direction becomes a proof by projection: its part that moves the other
-rows is removed with the factorised sum of their x x', and all rows are looked at again. If no
-separation exists, Newton's method converges, and its small moves refute it.
+training/separation.py uses them. On separated data Newton's method does not converge: each step
+multiplies the gradient by about 1/e, and its direction approaches one that moves every separated
+row by at least 1 and no other row, a vertex of a linear programme. Such a direction becomes a proof
+by projection: the component that moves the other rows is removed with the factorised sum of their x
+x', and all rows are checked again. If no separation exists, Newton's method converges, and its
+small moves refute separation.
+
+The "move" of a row along a direction is the signed change of its margin; positive moves raise the
+row's likelihood.
 """
 
 from __future__ import annotations
@@ -26,20 +30,26 @@ from mpigd.reduction.base import NativeReducer, Reducer, power_above
 from mpigd_kernels import linalg, vector
 
 Array = np.ndarray[Any, Any]
-MOST_PARAMETERS = 4000  # of one output, whose Hessian is factorised
-DEEP = 1e-6  # of the largest curvature or weight: a Hessian keeps 12 digits and pivots above 1e-9
-START = 8.0  # the largest margin of the first point: curvatures there are far from rounding
-STEPS = 40  # of Newton's method, most
-HALVINGS = 12  # of one of them
-PROMISING = 0.2  # wrong moves from which on a projection is not tried
-SEPARATED = 0.5  # moves of separated rows approach 1 or more
-STILL = 0.1  # their least after a projection
-ROUNDING = 1e-7  # of the least move of a separated row: larger ones of other rows disprove
-PROJECTION = 100  # conjugate gradients of a projection, most
+MOST_PARAMETERS = 4000  # the most of one output for which the Hessian is factorised
+# Share of the largest curvature or weight below which rounding may hide curvatures: a Hessian keeps
+# 12 digits and pivots above 1e-9.
+DEEP = 1e-6
+START = 8.0  # the largest margin of the first point: curvatures there are far above rounding
+STEPS = 40  # the most steps of Newton's method
+HALVINGS = 12  # the most halvings of one step
+PROMISING = 0.2  # a projection is tried only if no move in the wrong direction is larger
+SEPARATED = 0.5  # rows that move more count as separated: their moves approach 1 or more
+STILL = 0.1  # the least move of a separated row after a projection
+# Share of the least move of a separated row: a larger move of another row disproves separation.
+ROUNDING = 1e-7
+PROJECTION = 100  # the most conjugate-gradient steps of a projection
 
 
 class Direction(NamedTuple):
-    """v (k * p,) in the coordinates of `objective`; the pairs of row and class it moves (k, n)."""
+    """A direction of recession v (k * p,) in the coordinates of `objective`.
+
+    moved (k, n) bool marks the pairs of class and row that it moves.
+    """
 
     v: Array
     moved: Array
@@ -47,7 +57,19 @@ class Direction(NamedTuple):
 
 
 def margins(coef: Array, intercept: Array, objective: Objective) -> Array:
-    """X coef' + intercept (k, n) of this rank's rows, without offsets. One read."""
+    """Return X coef' + intercept of this rank's rows, without offsets. One read.
+
+    Parameters
+    ----------
+    coef : (k, d) float64
+    intercept : (k,) float64
+    objective
+        The objective of all rows.
+
+    Returns
+    -------
+    z : (k, n) float64
+    """
     t = np.empty((objective.k, objective.rows.X.n))
     for q in range(objective.k):
         objective.rows.X.margins(coef[q], float(intercept[q]), t[q])
@@ -55,9 +77,21 @@ def margins(coef: Array, intercept: Array, objective: Objective) -> Array:
 
 
 def signed(t: Array, objective: Objective) -> Array:
-    """Moves (k, n) for changes t (k, n) of the margins: positive ones raise a row's likelihood.
+    """Return the moves of this rank's rows for changes of their margins.
 
-    Zero for rows of weight zero, and for a row's own class.
+    Positive moves raise a row's likelihood. Moves are zero for rows of weight zero, and for a row's
+    own class.
+
+    Parameters
+    ----------
+    t : (k, n) float64
+        Changes of the margins.
+    objective
+        The objective of all rows.
+
+    Returns
+    -------
+    moves : (k, n) float64
     """
     y = objective.rows.y
     if objective.loss.name == "poisson":
@@ -70,7 +104,7 @@ def signed(t: Array, objective: Objective) -> Array:
 
 
 def moves(v: Array, objective: Objective) -> Array:
-    """`signed` moves (k, n) of this rank's rows along v (k * p,). One read."""
+    """Return the `signed` moves (k, n) of this rank's rows along v (k * p,). One read."""
     return signed(margins(*objective.scaling.to_raw(v, objective.k), objective), objective)
 
 
@@ -80,7 +114,21 @@ def is_factorised(objective: Objective) -> bool:
 
 
 def newton_direction(H: Array, g: Array) -> tuple[Array, int]:
-    """-H^-1 g (k * p,) for H (1, k * p, k * p), and how many pivots were replaced."""
+    """Return the Newton direction -H^-1 g.
+
+    Parameters
+    ----------
+    H : (1, k * p, k * p) float64
+        The Hessian.
+    g : (k * p,) float64
+        The gradient.
+
+    Returns
+    -------
+    v : (k * p,) float64
+    replaced : int
+        The number of pivots that rounding had made useless, and that were replaced.
+    """
     U, step = H[0].copy(), np.empty_like(g)
     replaced = linalg.cholesky(U)
     linalg.solve(U, -g, step)
@@ -88,8 +136,19 @@ def newton_direction(H: Array, g: Array) -> tuple[Array, int]:
 
 
 def is_deep(w: Array, replaced: int, objective: Objective, comm: Comm) -> bool:
-    """Whether rounding may hide curvatures at w (k * p,): of all rows, or, if pivots of the Hessian
-    were replaced, of some. Collective.
+    """Return whether rounding may hide curvatures at w. Collective.
+
+    Parameters
+    ----------
+    w : (k * p,) float64
+        Parameters.
+    replaced
+        How many pivots of the Hessian were replaced. If there are none, rounding must hide the
+        curvatures of all rows; else it suffices that it hides some.
+    objective
+        The objective of all rows.
+    comm
+        The communicator of these ranks.
     """
     rows, kernel = objective.rows, objective.loss.second
     assert kernel is not None
@@ -107,10 +166,20 @@ def is_deep(w: Array, replaced: int, objective: Objective, comm: Comm) -> bool:
 
 
 def search(w: Array, objective: Objective, reducer: Reducer, least: float) -> Direction | None:
-    """A proven direction of recession; None: there is none, or it was not found. Collective.
+    """Return a proven direction of recession, or None. Collective.
 
-    w (k * p,) is any point. least: a Newton direction whose moves all are smaller refutes
-    separation.
+    None means that there is no such direction or that it was not found.
+
+    Parameters
+    ----------
+    w : (k * p,) float64
+        Any point.
+    objective
+        The objective of all rows, without penalty.
+    reducer
+        Tells which kind of sums to use, and the communicator.
+    least
+        If all moves along a Newton direction are smaller, separation is refuted.
     """
     comm = reducer.comm
     part, w = unweighted(objective, w, comm)
@@ -142,12 +211,12 @@ def _step(
     value: float,
     oracle: Oracle,
 ) -> tuple[Array, float, Array, Array] | None:
-    """The first point w + v / 2**i that is no worse, with its derivatives."""
+    """Return the first point w + v / 2**i that is not worse, with its derivatives."""
     for i in range(HALVINGS):
         there = w + 0.5**i * v
         try:
             new, g, H = oracle.derivatives(there)
-        except NumericalError:  # raised on all ranks together: too far
+        except NumericalError:  # all ranks raise it together: the step was too long
             continue
         if new <= value:
             return there, new, g, H
@@ -155,10 +224,19 @@ def _step(
 
 
 def unweighted(objective: Objective, w: Array, comm: Comm) -> tuple[Objective, Array]:
-    """The objective with all positive weights 1, and w (k * p,) in its coordinates. Collective.
+    """Return the objective with all positive weights 1, and w in its coordinates. Collective.
 
-    What separates does not depend on weights, and sums are more accurate without them, in
-    coordinates that ignore them.
+    Separation does not depend on weights. Sums are more accurate without them, in coordinates that
+    ignore them.
+
+    Parameters
+    ----------
+    objective
+        The objective of all rows.
+    w : (k * p,) float64
+        In its coordinates.
+    comm
+        The communicator of these ranks.
     """
     part, c, old = copy.copy(objective), objective.rows.c, objective.scaling
     part.keeps_margins, part.counter = True, part
@@ -172,17 +250,28 @@ def unweighted(objective: Objective, w: Array, comm: Comm) -> tuple[Objective, A
 
 
 def extremes(m: Array, comm: Comm) -> tuple[float, float]:
-    """The largest move against and in the right direction, of all ranks. Collective."""
+    """Return the largest move against and in the right direction over all ranks. Collective."""
     ends = np.array([np.max(-m, initial=0.0), np.max(m, initial=0.0)])
     comm.allreduce(ends, "max")
     return float(ends[0]), float(ends[1])
 
 
 def proof(v: Array, objective: Objective, comm: Comm, m: Array | None = None) -> Direction | None:
-    """A direction of recession near v (k * p,), verified on all rows, or None. Collective.
+    """Return a direction of recession near v, verified on all rows, or None. Collective.
 
-    m (k, n): the moves of v, if they are known. Verified up to rounding: other rows move by less
-    than ROUNDING times the least move of those that are separated.
+    It is verified up to rounding: other rows move by less than ROUNDING times the least move of the
+    separated rows.
+
+    Parameters
+    ----------
+    v : (k * p,) float64
+        A direction.
+    objective
+        The objective of all rows.
+    comm
+        The communicator of these ranks.
+    m : (k, n) float64 or None
+        The moves of v if they are known.
     """
     m = moves(v, objective) if m is None else m
     wrong, right = extremes(m, comm)
@@ -207,21 +296,33 @@ def proof(v: Array, objective: Objective, comm: Comm, m: Array | None = None) ->
 
 
 def _noise(v: Array, objective: Objective) -> float:
-    """Moves (of any row) that rounding may have made."""
+    """Return an upper bound on moves (of any row) that are nothing but rounding."""
     coef, intercept = objective.scaling.to_raw(v, objective.k)
     sizes = [float(vector.dot(np.abs(row), objective.statistics.largest)) for row in coef]
     return 1e-12 * max(size + abs(float(b)) for size, b in zip(sizes, intercept, strict=True))
 
 
 def _pairs(objective: Objective) -> Array:
-    """The pairs (k, n) that have a move: not those of weight zero, nor of a row's own class."""
+    """Return which pairs (k, n) have a move: not rows of weight zero, nor a row's own class."""
     rows, k = objective.rows, objective.k
     there = np.broadcast_to(rows.c > 0.0, (k, rows.y.size))
     return there if k == 1 else there & (np.arange(k)[:, np.newaxis] != rows.y)
 
 
 def projected(v: Array, fixed: Array, objective: Objective, comm: Comm) -> Array:
-    """v (k * p,) without its part that moves the pairs `fixed` (k, n). Collective."""
+    """Return v without its component that moves certain pairs of class and row. Collective.
+
+    Parameters
+    ----------
+    v : (k * p,) float64
+        A direction.
+    fixed : (k, n) bool
+        The pairs that v should not move.
+    objective
+        The objective of all rows.
+    comm
+        The communicator of these ranks.
+    """
     largest = float(power_above(float(objective.k)))
     found = []
     for some in groups(objective):
@@ -233,7 +334,7 @@ def projected(v: Array, fixed: Array, objective: Objective, comm: Comm) -> Array
     def times(u: Array) -> Array:
         return np.array([vector.dot(row, u / scale) for row in G]) / scale
 
-    # Conjugate gradients on G x = G v: a factor of G would be useless, since G is singular.
+    # Conjugate gradients on G x = G v. G is singular, so a factor of it would be useless.
     r = times(v * scale)
     x, d, square = np.zeros_like(v), r, vector.dot(r, r)
     for _ in range(min(PROJECTION, v.size)):
@@ -249,7 +350,10 @@ def projected(v: Array, fixed: Array, objective: Objective, comm: Comm) -> Array
 
 
 class _Fixed(Outer):
-    """Sums of x x' over pairs of row and class; for softmax of (e_y - e_q)(e_y - e_q)' times x x'."""
+    """Sums of x x' over pairs of row and class.
+
+    For softmax they are sums of (e_y - e_q)(e_y - e_q)' times x x'.
+    """
 
     def _weights(self, h: Array, rows: slice) -> list[Array]:
         y, found = self._objective.rows.y[rows], []

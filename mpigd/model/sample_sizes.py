@@ -1,4 +1,7 @@
-"""Sizes of the samples of rows from which Newton's method may begin: a sample that says too little is worse than none."""
+"""Sizes of the samples of rows on which Newton's method starts.
+
+A sample that carries too little information is worse than none.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,23 @@ ROWS_PER_PARAMETER = 25
 
 
 def sizes(objective: Objective, null: NullModel, comm: Comm) -> tuple[int, ...]:
-    """About a hundredth and a tenth of the rows, ascending, each at least 25 informative rows a parameter; empty where
-    that is more than half of all. Collective.
+    """Return sample sizes, ascending; empty if no size is useful. Collective.
 
-    What a row says is its weight (Kish's effective number of rows) times its curvature at the null model: of a rare
-    class, or of counts that are nearly all zero, a sample holds next to nothing.
+    They are about a hundredth and a tenth of the rows, and each has at least 25 informative rows a
+    parameter. A size above half of all rows is left out.
+
+    The information of a row is its weight (Kish's effective number of rows) times its curvature at
+    the null model. For a rare class, or for counts that are nearly all zero, a sample holds almost
+    no information.
+
+    Parameters
+    ----------
+    objective
+        The objective of all rows.
+    null
+        Its null model.
+    comm
+        The communicator of these ranks.
     """
     if objective.loss.smoothed:
         share = information(objective, comm)
@@ -29,7 +44,7 @@ def sizes(objective: Objective, null: NullModel, comm: Comm) -> tuple[int, ...]:
 
 
 def sizes_for(n: int, p: int, share: float) -> tuple[int, ...]:
-    """The sizes for n rows of p parameters, a share of which says something."""
+    """Return the sizes for n rows and p parameters if a share of the rows is informative."""
     if not share > 0.0:
         return ()
     least = int(min(2.0 * n, ROWS_PER_PARAMETER * p / share)) + 1
@@ -38,7 +53,7 @@ def sizes_for(n: int, p: int, share: float) -> tuple[int, ...]:
 
 
 def _effective_share(objective: Objective, comm: Comm) -> float:
-    """(sum c)^2 / (n sum c^2), at most 1 but for rounding. Collective."""
+    """Return (sum c)^2 / (n sum c^2), at most 1 except for rounding. Collective."""
     c, heaviest = objective.rows.c, objective.statistics.heaviest
     every = np.array([float(bool(c.size and c.strides[0]))])
     comm.allreduce(every, "max")
@@ -50,7 +65,7 @@ def _effective_share(objective: Objective, comm: Comm) -> float:
 
 
 def _information(objective: Objective, null: NullModel) -> float:
-    """The curvature at the null model over the most that it can be, at most 1; for counts over 1."""
+    """Return the curvature at the null model over its upper bound, at most 1; for counts over 1."""
     loss = objective.loss
     if loss.kind == "multiclass":
         shares = np.array([float(vector.exponential(b)) for b in null.intercept])

@@ -1,7 +1,11 @@
-"""Coordinates for the optimiser: columns centred and divided by their scale, without touching X.
+"""Coordinates for the optimiser: columns centred and divided by their scale, without changing X.
 
-Uncentred columns can make the condition number a million. With centres m and scales s, u_j = s_j w_j and
-b' = b + sum_j w_j m_j: margins are made with w and b, and gradients g'_j = (g_j - m_j g_b) / s_j after the sums.
+Uncentred columns can make the condition number a million. With centres m and scales s, the
+coordinates are u_j = s_j w_j and b' = b + sum_j w_j m_j. Margins are computed from w and b, and
+gradients g'_j = (g_j - m_j g_b) / s_j after the sums over rows.
+
+`measure` computes the statistics of the columns, `make_scaling` chooses centres and scales from
+them, and `Scaling` maps between coordinates and coefficients.
 """
 
 from __future__ import annotations
@@ -20,14 +24,30 @@ from mpigd.reduction.exact import Bounds, ExactReducer
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
-BLOCKS = 16  # of a sweep at once: each costs some calls from Python
+BLOCKS = 16  # blocks of a sweep that are visited at once: each visit costs some calls from Python
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of all `rows`: weight sum C and largest c; per column (d,) extremes, stored entries, weighted mean and deviation.
+    """Statistics of the columns over all rows.
 
-    number (d,): the number in the data of each column, where the matrix was arranged (Matrix.arrange).
+    Parameters
+    ----------
+    rows
+        Number of rows n over all ranks.
+    weight, heaviest
+        Sum and maximum of the sample weights c.
+    low, high : (d,)
+        Extremes of each column.
+    count : (d,) int64
+        Stored entries of each column.
+    mean, deviation : (d,) float64
+        Weighted mean and standard deviation (population formula).
+    entries
+        Stored entries of the whole matrix.
+    number : (d,)
+        The number in the data of each column if the matrix was arranged (Matrix.arrange), else
+        None.
     """
 
     rows: int
@@ -46,7 +66,7 @@ class Statistics:
         return np.maximum(np.abs(self.low), np.abs(self.high), dtype=np.float64)
 
     def take(self, chosen: Array) -> Statistics:
-        """Those of some columns."""
+        """Return the statistics of the columns `chosen`."""
         low, high, count, mean, deviation = (
             part[chosen] for part in (self.low, self.high, self.count, self.mean, self.deviation)
         )
@@ -64,14 +84,25 @@ class Statistics:
 
     @cached_property
     def bounds(self) -> Bounds:
-        """For all reducers of these columns, which share the arrays."""
+        """The bounds of these columns, whose arrays all reducers share."""
         return Bounds.of(self.largest, self.count, self.entries, self.rows)
 
 
 def measure(X: Matrix, c: Array, n: int, comm: Comm) -> Statistics:
-    """Statistics of the columns of all ranks' rows, in the population formula, each sum exact. Two reads. Collective.
+    """Return the statistics of all ranks' rows, each sum exact. Two reads. Collective.
 
-    Arranges the columns of X.
+    This rearranges the columns of X by their number of entries (Matrix.arrange).
+
+    Parameters
+    ----------
+    X
+        This rank's rows (m, d).
+    c : (m,) float64
+        Sample weights.
+    n
+        Number of rows over all ranks.
+    comm
+        The communicator of these ranks.
     """
     low, high, count = _extremes(X, n, comm)
     order = X.arrange(count)
@@ -98,13 +129,29 @@ def measure(X: Matrix, c: Array, n: int, comm: Comm) -> Statistics:
         squares = squares + mean * mean * np.maximum(weight - stored, 0.0)
     deviation = np.where(low == high, 0.0, np.sqrt(squares / divisor))
     number = None
-    if isinstance(X, CSR):  # of many columns; extremes are numbers of the data
+    # A sparse matrix may have many columns, so their extremes take as little memory as possible.
+    # They are numbers of the data, so its dtype holds them exactly.
+    if isinstance(X, CSR):
         low, high, number = low.astype(X.data.dtype), high.astype(X.data.dtype), X.number
     return Statistics(n, weight, top, low, high, count, mean, deviation, size, number)
 
 
 def absolute_sums(X: Matrix, c: Array, n: int, statistics: Statistics, comm: Comm) -> Array:
-    """sum_i c_i |x_ij| over all rows (d,). One read. Collective."""
+    """Return sum_i c_i |x_ij| over all rows (d,), exact. One read. Collective.
+
+    Parameters
+    ----------
+    X
+        This rank's rows (m, d).
+    c : (m,) float64
+        Sample weights.
+    n
+        Number of rows over all ranks.
+    statistics
+        Statistics of these columns.
+    comm
+        The communicator of these ranks.
+    """
 
     def view(block: Matrix) -> Matrix:
         squares = block.squared_deviation(np.zeros(X.d))
@@ -121,11 +168,30 @@ def absolute_sums(X: Matrix, c: Array, n: int, statistics: Statistics, comm: Com
 def weighted_squares(
     X: Matrix, h: Array, largest: float, statistics: Statistics, center: Array, comm: Comm
 ) -> tuple[Array, Array]:
-    """sum_i h_qi (x_ij - center_j)**2 (k, d) over all rows, and sum_i h_qi (k,), for weights h (k, n) of at most `largest`.
+    """Return sums over all rows of weighted squares of centred columns. One read. Collective.
 
-    One read. Collective.
+    Parameters
+    ----------
+    X
+        This rank's rows (n, d).
+    h : (k, n) float64
+        Weights of the rows, for each of k outputs.
+    largest
+        An upper bound on |h|, equal on all ranks.
+    statistics
+        Statistics of these columns.
+    center : (d,) float64
+    comm
+        The communicator of these ranks.
+
+    Returns
+    -------
+    squares : (k, d) float64
+        Sum_i h_qi (x_ij - center_j)**2.
+    sums : (k,) float64
+        Sum_i h_qi.
     """
-    nothing = center * center  # what a missing entry, a zero, adds
+    nothing = center * center  # the square of a missing entry, which is a zero
 
     def view(block: Matrix) -> Matrix:
         squares = block.squared_deviation(center)
@@ -145,7 +211,10 @@ def weighted_squares(
 def _weighted(
     X: Matrix, c: Array, view: Callable[[Matrix], Matrix], reducer: ExactReducer
 ) -> Array:
-    """sum_i c_qi f(x_ij) (k, d) over the stored values of all rows, for c (k, n) and f as `view` of a block says."""
+    """Return sum_i c_qi f(x_ij) (k, d) over the stored values of all rows.
+
+    c has shape (k, n); `view` applies f to the values of a block.
+    """
 
     def visit(share: list[slice], into: Into) -> None:
         for rows in share:
@@ -160,7 +229,7 @@ def _extremes(X: Matrix, n: int, comm: Comm) -> tuple[Array, Array, Array]:
     comm.allreduce(low, "min")
     comm.allreduce(high, "max")
     comm.allreduce(count)
-    holes = count < n  # a sparse column's missing entries are zeros
+    holes = count < n  # missing entries of a sparse column are zeros
     low, high = (
         np.where(holes, np.minimum(low, 0.0), low),
         np.where(holes, np.maximum(high, 0.0), high),
@@ -175,16 +244,27 @@ def blocks(X: Matrix) -> list[slice]:
 
 @dataclass(frozen=True)
 class Scaling:
-    """The map between optimiser coordinates (k, p) and coefficients: p = d, or d + 1 with the
-    intercept last.
+    """The map between optimiser coordinates (k, p) and coefficients.
 
-    center (d,), inverse (d,): 1 / scale, zero for a column whose coefficient stays 0: a constant
-    one beside an intercept, or one of zeros.
-    penalty (p,): what the square of a coordinate weighs in the ridge penalty.
-    number (d,): the number in the data of each column; `coefficients` and `from_raw` speak of
-    columns as the data number them.
-    shift (d,): what was subtracted from the data's columns (mpigd/model/column_digits.py); these two speak
-    of columns without that.
+    p = d, or d + 1 with the intercept last.
+
+    Parameters
+    ----------
+    center : (d,) float64
+        What is subtracted from each column.
+    inverse : (d,) float64
+        1 / scale; zero for a column whose coefficient stays 0: a constant column beside an
+        intercept, or a column of zeros.
+    penalty : (p,) float64
+        The weight of a coordinate's square in the ridge penalty.
+    intercept
+        Whether there is an intercept.
+    number : (d,)
+        The number in the data of each column, or None. `coefficients` and `from_raw` use the data's
+        order of the columns.
+    shift : (d,)
+        What was subtracted from the data's columns (column_digits.py), or None. `coefficients` and
+        `from_raw` are for columns without this shift.
     """
 
     center: Array
@@ -200,13 +280,15 @@ class Scaling:
 
     @cached_property
     def levels(self) -> Array:
-        """Which coordinates (p,) are the same number in all rows and unpenalised: the intercept, or
-        columns in its place."""
+        """Mask (p,) bool of the unpenalised coordinates whose column is the same in all rows.
+
+        These are the intercept, or columns in its place.
+        """
         used = np.append(self.inverse, [1.0] * self.intercept) > 0.0
         return np.asarray(used & (self.penalty == 0.0))
 
     def take(self, chosen: Array) -> Scaling:
-        """The map of some columns, and of the intercept."""
+        """Return the map of the columns `chosen`, and of the intercept."""
         rest = self.penalty[self.center.size :]
         return Scaling(
             self.center[chosen],
@@ -216,7 +298,20 @@ class Scaling:
         )
 
     def to_raw(self, w: Array, k: int) -> tuple[Array, Array]:
-        """(coef (k, d), intercept (k,)) for parameters w (k * p,) or (k, p)."""
+        """Return coefficients of the centred, arranged columns.
+
+        Parameters
+        ----------
+        w : (k * p,) or (k, p) float64
+            Parameters in the optimiser's coordinates.
+        k
+            The number of outputs.
+
+        Returns
+        -------
+        coef : (k, d) float64
+        intercept : (k,) float64
+        """
         coef, b = np.empty((k, self.center.size)), np.empty(k)
         vector.to_raw(
             w.reshape(-1) if w.ndim > 1 else w, self.center, self.inverse, self.intercept, coef, b
@@ -224,7 +319,20 @@ class Scaling:
         return coef, b
 
     def coefficients(self, w: Array, k: int) -> tuple[Array, Array]:
-        """to_raw, with the columns in the order of the data."""
+        """Return coefficients of the data's own columns: in their order, without the shift.
+
+        Parameters
+        ----------
+        w : (k * p,) or (k, p) float64
+            Parameters in the optimiser's coordinates.
+        k
+            The number of outputs.
+
+        Returns
+        -------
+        coef : (k, d) float64
+        intercept : (k,) float64
+        """
         arranged, b = self.to_raw(w, k)
         if self.shift is not None:
             b -= [vector.dot(row, self.shift) for row in arranged]
@@ -235,7 +343,20 @@ class Scaling:
         return coef, b
 
     def from_raw(self, coef: Array, intercept: Array) -> Array:
-        """The inverse of coefficients, up to columns whose coefficient is held at 0."""
+        """Return the parameters of coefficients of the data's own columns.
+
+        This inverts `coefficients`, except for columns whose coefficient is held at 0.
+
+        Parameters
+        ----------
+        coef : (k, d) float64
+        intercept : (k,) float64
+
+        Returns
+        -------
+        w : (k * p,) float64
+            Parameters in the optimiser's coordinates.
+        """
         scale = np.divide(
             1.0, self.inverse, out=np.zeros_like(self.inverse), where=self.inverse > 0
         )
@@ -249,7 +370,17 @@ class Scaling:
         return np.ascontiguousarray(W).reshape(-1)
 
     def gradient(self, T: Array, S: Array, factor: float) -> tuple[float, Array]:
-        """A sweep's totals (Reducer.sweep_for), times `factor` -> loss and gradient (k * p,) in these coordinates."""
+        """Return loss and gradient (k * p,) in these coordinates, from a sweep's totals.
+
+        Parameters
+        ----------
+        T : (1, 2 or 4, k, d) float64
+            Totals of the gradient (Reducer.sweep_for).
+        S : (1 + k, 2) float64
+            Totals of loss and residuals.
+        factor
+            Multiplies the sums.
+        """
         G = np.empty(T.shape[1] * self.p)
         return vector.to_gradient(T, S, self.center, self.inverse, self.intercept, factor, G), G
 
@@ -261,17 +392,31 @@ def make_scaling(
     ridge: float = 0.0,
     shift: Array | None = None,
 ) -> Scaling:
-    """Centre only where an intercept can take it up; without one the scale is the root mean square
-    about zero.
+    """Return centres, scales and ridge weights for columns with these statistics.
 
-    Beside an intercept a constant column says nothing, and its coefficient stays 0. Without one it
-    is a column like others that takes the intercept's place. Its standard deviation is 0, and so is
-    then its penalty if columns are standardised: a column of ones and no intercept is the same
-    model as an intercept. Penalties on the columns as they are (standardize=False) include it.
+    Columns are centred only if an intercept can take the centres up. Without an intercept the scale
+    is the root mean square about zero.
 
-    ridge: l2 over the loss's curvature. Without standardisation the penalty bends a coordinate by
-    that over its squared scale, so it belongs into the scale: a column of tiny numbers would have
-    an enormous curvature otherwise.
+    Beside an intercept a constant column carries no information, and its coefficient stays 0.
+    Without an intercept it is a column like others and takes the intercept's place. Its standard
+    deviation is 0, and so is its penalty if columns are standardised: a column of ones without an
+    intercept then gives the same model as an intercept. With standardize=False the penalty includes
+    such a column.
+
+    Parameters
+    ----------
+    statistics
+        Statistics of the columns over all rows.
+    intercept
+        Whether the model has one.
+    standardize
+        Whether the penalty applies to standardised columns.
+    ridge
+        L2 divided by the loss's curvature. Without standardisation the penalty adds this, over the
+        squared scale, to the curvature of a coordinate, so it belongs into the scale: otherwise a
+        column of tiny numbers would have an enormous curvature.
+    shift : (d,)
+        What was subtracted from the data's columns, or None.
     """
     mean, deviation = statistics.mean, statistics.deviation
     center = mean if intercept else np.zeros_like(mean)

@@ -1,15 +1,20 @@
-"""A loss with kinks, rounded off over a width, as an optimiser sees it: slopes, curvature, and how far the optimum may be.
+"""Smoothed losses: a loss with kinks, rounded off over a width, with its gradient, Hessian and gap.
 
-Hinge and pinball loss are max(0, u) - (1 - quantile) u of the distance u to the kink (hinge: 1 - s z, quantile 1;
-pinball: y - z). Their slope jumps at u = 0; smoothed with a width, it rises linearly over |u| < width / 2 instead.
-That slope q(u) is a subgradient of the true loss nowhere else but a dual point everywhere, so that by convexity
+Hinge and pinball loss are max(0, u) - (1 - quantile) u of the distance u to the kink (hinge: u = 1
+- s z, quantile 1; pinball: u = y - z). Their slope jumps at u = 0. Smoothed with a width, it rises
+linearly over |u| < width / 2 instead. That slope q(u) is a subgradient of the true loss only
+outside this interval, but it is a dual point everywhere. By convexity
 
-    F(v) >= F(w) - gap + g . (v - w) + l2 / 2 |v - w|^2   for all v,    gap = sum_i c_i (loss(u_i) - q_i u_i) / C,
+    F(v) >= F(w) - gap + g . (v - w) + l2 / 2 |v - w|^2    for all v,
+    gap = sum_i c_i (loss(u_i) - q_i u_i) / C,
 
-with g the gradient of the smoothed objective at w. Only rows near their kink, |u| < width / 2, add to the gap.
-Madsen and Nielsen, "A finite smoothing algorithm for linear l1 estimation" (SIAM J. Optim. 1993); Chen, "A finite
-smoothing algorithm for quantile regression" (JCGS 2007). To look at the rows near a kink alone is due to Portnoy
-and Koenker, "The Gaussian hare and the Laplacian tortoise" (Statistical Science 1997).
+with g the gradient of the smoothed objective at w. Only rows near their kink, |u| < width / 2 (the
+"band"), add to the gap.
+
+References: Madsen and Nielsen, "A finite smoothing algorithm for linear l1 estimation" (SIAM J.
+Optim. 1993); Chen, "A finite smoothing algorithm for quantile regression" (JCGS 2007). The idea to
+visit only the rows near a kink is due to Portnoy and Koenker, "The Gaussian hare and the Laplacian
+tortoise" (Statistical Science 1997).
 """
 
 from __future__ import annotations
@@ -36,18 +41,21 @@ from mpigd.reduction.exact import ExactReducer
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
-Band = tuple[
-    Objective, Array | slice, int
-]  # rows, which they are of this rank's, how many over all ranks
-STRAYED = 4.0  # times the limit of nearness, a change of margins
-MOST = 1 / 4  # of the rows near their kinks: more are not copied, all are looked at
+# The objective over some rows, their positions among this rank's rows, their number over all ranks.
+Band = tuple[Objective, Array | slice, int]
+# If margins have changed by more than this multiple of the distance within which rows are near
+# their kinks, other rows may have come near.
+STRAYED = 4.0
+MOST = 1 / 4  # the largest share of rows that is copied; beyond, all rows are visited
 
 
 @dataclass
 class Look:
-    """What is known of parameters w (p,): the true objective, the gradient of the smoothed one, the rows' margins.
+    """An evaluation at parameters w (p,).
 
-    For rows near their kinks alone the value is that of these rows.
+    It holds the value of the true objective, the gradient g (p,) of the smoothed one, and the
+    margins z (n,) of this rank's rows. If only rows near their kinks were visited, the value is
+    that of these rows.
     """
 
     w: Array
@@ -59,19 +67,17 @@ class Look:
 
 
 class Smoothed:
-    """The objective of an oracle's rows, smoothed, with its penalty. All methods are collective.
+    """The smoothed objective of an oracle's rows, with its penalty. All methods are collective.
 
-    factor: what sums over rows are multiplied by. linear (p,): the gradient of the rows that are not here, taken as
-    constant; None where all are.
+    factor multiplies sums over rows. linear (p,) is the gradient of the rows that are left out,
+    which is taken as constant; it is None if no row is left out.
     """
 
     def __init__(self, oracle: Oracle, penalty: Penalty, factor: float) -> None:
         self.oracle, self.penalty, self.factor = oracle, penalty, factor
         self.linear: Array | None = None
-        self._from, self._limit = (
-            np.zeros(0),
-            math.inf,
-        )  # of rows near their kinks: margins at first, and how near
+        # If only rows near their kinks are kept: their first margins, and the largest distance.
+        self._from, self._limit = np.zeros(0), math.inf
         objective = oracle.objective
         rows, hinge = objective.rows, objective.loss.classifies
         self._sign = 2.0 * rows.y - 1.0 if hinge else np.ones(1)
@@ -81,18 +87,31 @@ class Smoothed:
 
     @staticmethod
     def of(oracle: Oracle, penalty: Penalty) -> Smoothed:
-        """All rows of an oracle."""
+        """Return the smoothed objective of all rows of an oracle."""
         objective, weight = oracle.objective, oracle.objective.statistics.weight
         return Smoothed(
             oracle, penalty, objective.n / (oracle.batch.size * weight) if weight > 0.0 else 0.0
         )
 
     def distances(self, z: Array) -> Array:
-        """To each row's kink (n,), for margins z (n,)."""
+        """Return the distance (n,) of each row to its kink, for margins z (n,)."""
         return np.asarray(self._anchor - self._sign * z)
 
     def look(self, w: Array, width: float) -> Look:
-        """One read of these rows. NumericalError on all ranks if a number is not finite."""
+        """Evaluate the objective at a point. It costs one read of these rows.
+
+        Parameters
+        ----------
+        w : (p,) float64
+            Parameters in the optimiser's coordinates.
+        width
+            The width over which kinks are rounded off, in units of the margin.
+
+        Raises
+        ------
+        NumericalError
+            On all ranks, if a number is not finite.
+        """
         objective = smoothed(self.oracle.objective, self.quantile, width)
         keep = np.empty((1, objective.rows.X.n))
         value, g = objective.gradient(
@@ -105,20 +124,38 @@ class Smoothed:
         return Look(w, width, value + self.penalty.value(w), g, keep[0])
 
     def again(self, w: Array, width: float, g: Array) -> Look:
-        """What `look` has found before, but for the value; margins that are not remembered are made anew."""
+        """Return a Look at a point whose gradient is already known; its value is NaN.
+
+        Margins that are not remembered are computed again, which costs a read.
+
+        Parameters
+        ----------
+        w : (p,) float64
+            Parameters in the optimiser's coordinates.
+        width
+            The width over which kinks are rounded off.
+        g : (p,) float64
+            The gradient of the smoothed objective at w.
+        """
         return Look(w, width, math.nan, g, self.oracle.objective.margins(w)[0])
 
     def hessian(self, look: Look) -> Array:
-        """The Hessian of the smoothed objective (p, p) without the penalty: a read of the rows in the band."""
+        """Return the Hessian (p, p) of the smoothed objective without the penalty.
+
+        It costs a read of the rows in the band.
+        """
         H: Array = self._curvature(look).matrices(self.factor)[0]
         return H
 
     def diagonal(self, look: Look) -> Array:
-        """The diagonal of the Hessian (p,): a read of the rows in the band."""
+        """Return the diagonal of the Hessian (p,). It costs a read of the rows in the band."""
         return self._curvature(look).diagonal(self.factor)
 
     def product(self, look: Look) -> Callable[[Array], Array]:
-        """The Hessian's products with vectors (p,), a read of the rows in the band each."""
+        """Return a function that multiplies the Hessian by a vector (p,).
+
+        Each call costs a read of the rows in the band.
+        """
         curvature = self._curvature(look)
         return lambda v: curvature.times(v, self.factor)
 
@@ -129,7 +166,10 @@ class Smoothed:
         return Curvature(objective, z, Batch(slice(None), size, 0, 0, True), self.oracle.reducer)
 
     def drift(self, look: Look) -> Array:
-        """How the gradient changes with the width (p,): a read of the rows in the band."""
+        """Return the derivative (p,) of the gradient by the width.
+
+        It costs a read of the rows in the band.
+        """
         of, inside, size = self._band(look)
         share = (self._sign * self.distances(look.z))[inside] / look.width
         r = (of.rows.c * np.where(np.abs(share) < 0.5, share, 0.0))[np.newaxis]
@@ -148,18 +188,21 @@ class Smoothed:
         )
 
     def gap(self, look: Look) -> float:
-        """How far the true loss is above the tangent that the smoothed slopes make of it, over these rows."""
+        """Return by how much the true loss exceeds the tangent with the smoothed slopes.
+
+        This is the gap of the module's formula, over these rows.
+        """
         size = np.abs(self.distances(look.z))
         inside = np.flatnonzero(size < 0.5 * look.width)
         u, c = size[inside], self.oracle.objective.rows.c[inside]
         return self.factor * float(total(c * u * (0.5 - u / look.width), self._comm)[0])
 
     def curved(self, look: Look) -> int:
-        """How many rows are in the band."""
+        """Return the number of rows in the band, over all ranks."""
         return self._count(int(np.count_nonzero(np.abs(self.distances(look.z)) < 0.5 * look.width)))
 
     def strayed(self, look: Look) -> bool:
-        """Whether margins have changed by so much that other rows than these near ones matter."""
+        """Whether margins have changed so much that rows which were left out may matter."""
         if self.linear is None:
             return False
         most = np.array([np.max(np.abs(look.z - self._from), initial=0.0)])
@@ -167,20 +210,32 @@ class Smoothed:
         return bool(most[0] > STRAYED * self._limit)
 
     def within(self, look: Look, share: float) -> float:
-        """The distance to their kinks that so large a share of the rows does not exceed."""
+        """Return the distance to the kink that this share of the rows does not exceed."""
         size = np.abs(self.distances(look.z))
         return weighted_quantile(
             size, np.ones(size.size), share, self._count(size.size), self._comm
         )
 
     def line(self, look: Look, there: Look) -> Line:
-        """The smoothed objective on the way from one point to another, in the width of the latter."""
+        """Return the smoothed objective on the line between two points.
+
+        Its width is that of the second point.
+        """
         return Line(self, look, there)
 
     def near(self, look: Look, limit: float, fewest: int) -> tuple[Smoothed, Look]:
-        """The rows whose kinks lie within `limit`, at least about `fewest` of them, and the same look at them.
+        """Return the objective of the rows near their kinks alone, and the same look at it.
 
-        All rows, where these are too many to be copied.
+        Returns all rows if there are too many near ones to be copied.
+
+        Parameters
+        ----------
+        look
+            An evaluation of this objective.
+        limit
+            The largest distance to the kink; it is doubled until there are `fewest` rows.
+        fewest
+            The least number of rows over all ranks.
         """
         n = self._count(look.z.size)
         size = np.abs(self.distances(look.z))
@@ -205,7 +260,7 @@ class Smoothed:
         return part, here
 
     def _band(self, look: Look) -> Band:
-        """The rows with curvature, or all where these are too many to be copied."""
+        """Return the rows with curvature, or all rows if these are too many to be copied."""
         if look.band is None:
             chosen = np.flatnonzero(np.abs(self.distances(look.z)) < 0.5 * look.width)
             count, n = self._count(chosen.size), self._count(look.z.size)
@@ -223,7 +278,10 @@ class Smoothed:
 
 
 class Line:
-    """Slope and curvature of a smoothed objective along w + t s, from the margins at both ends: no read."""
+    """Slope and curvature of a smoothed objective along w + t s, from the margins at both ends.
+
+    This needs no read.
+    """
 
     def __init__(self, of: Smoothed, look: Look, there: Look) -> None:
         self._of, self._w, self._s = of, look.w, there.w - look.w
@@ -232,7 +290,7 @@ class Line:
         self._cv = of.oracle.objective.rows.c * self._v
 
     def slopes(self, t: float) -> tuple[float, float]:
-        """First and second derivative by t. Collective."""
+        """Return the first and second derivative by t. Collective."""
         of, share = self._of, (self._u + t * self._v) / self._width
         slope = self._cv * (np.clip(share + 0.5, 0.0, 1.0) - (1.0 - of.quantile))
         bend = np.where(np.abs(share) < 0.5, self._cv * self._v, 0.0)
@@ -249,7 +307,19 @@ class Line:
 
 
 def smoothed(objective: Objective, quantile: float, width: float) -> Objective:
-    """The same rows with the loss's kinks rounded off; margins are remembered for both."""
+    """Return the objective of the same rows with the loss's kinks rounded off.
+
+    Margins are remembered for both together.
+
+    Parameters
+    ----------
+    objective
+        An objective whose loss has kinks.
+    quantile
+        The quantile of the pinball loss; 1 for the hinge.
+    width
+        The width over which the kink is rounded off, in units of the margin.
+    """
     loss = objective.loss.smoothed
     assert loss is not None, "only losses with kinks are smoothed"
     part = copy.copy(objective)
@@ -259,12 +329,15 @@ def smoothed(objective: Objective, quantile: float, width: float) -> Objective:
 
 
 def _sweeping(objective: Objective, like: Reducer) -> Reducer:
-    """A reducer of the same kind for sums of its own."""
+    """Return a reducer of the same kind as `like`, which shares no state with it."""
     return objective.reducer("native" if isinstance(like, NativeReducer) else "exact", like.comm)
 
 
 def _accumulating(objective: Objective, like: Reducer) -> Reducer:
-    """A reducer for residuals of at most the largest weight that are accumulated, not swept over."""
+    """Return a reducer for residuals of at most the largest weight.
+
+    It is for residuals that are accumulated, not computed in a sweep.
+    """
     if isinstance(like, NativeReducer):
         return NativeReducer(like.comm, 1, objective.rows.X.d)
     statistics = objective.statistics
@@ -274,7 +347,7 @@ def _accumulating(objective: Objective, like: Reducer) -> Reducer:
 
 
 def _take(objective: Objective, chosen: Array) -> Objective:
-    """The same over some of this rank's rows, a copy of them where they are in memory."""
+    """Return the objective over some of this rank's rows, copied if they are in memory."""
     rows, part = objective.rows, copy.copy(objective)
     offset = None if rows.offset is None else rows.offset[chosen]
     part.rows = Rows(chosen_rows(rows.X, chosen), rows.y[chosen], rows.c[chosen], offset)

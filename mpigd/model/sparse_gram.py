@@ -1,9 +1,14 @@
-"""The sums of gram.py over compressed rows, by pairs of entries: p^2 numbers a row become half the square of its entries.
+"""Sums of gram.py over compressed rows, by pairs of entries.
 
-Columns that most rows store are taken as dense ones, centred, so that a mean far above the deviation costs no digits. Others
-are summed as they are stored, and centred in the end: with zeros in half of the rows a mean is not above the deviation, and
-weights that bring it there make dense columns as inexact. After glum's tabmat, whose sandwich products treat dense, sparse and
-one-hot columns apart.
+The cost of a row falls from p^2 to half the square of its number of entries.
+
+Columns that most rows store are treated as dense and centred first, so that a mean far above the
+deviation costs no digits. Other columns are summed as they are stored, and centred at the end: with
+zeros in half of the rows a mean is not above the deviation, and weights that bring it there make
+dense columns equally inexact.
+
+The split follows glum's tabmat, whose sandwich products treat dense, sparse and one-hot columns
+separately.
 """
 
 from __future__ import annotations
@@ -25,22 +30,30 @@ if TYPE_CHECKING:
     from mpigd.model.objective import Objective
 
 Array = np.ndarray[Any, Any]
-ROWS = 1 << 14  # at once: each costs some calls from Python
-COMMON = 0.5  # of all rows: a column that more of them store is a dense one
-# Nanoseconds: of a product of two dense columns, of a dense column with an entry, of two entries. Only their ratios count.
+ROWS = 1 << 14  # rows of one visit: each visit costs some calls from Python
+COMMON = 0.5  # a column that more than this share of all rows store is treated as dense
+# Nanoseconds for a product of two dense columns, of a dense column with an entry, and of two
+# entries. Only their ratios matter.
 DENSE, MIXED, SPARSE = 0.011, 0.17, 1.0
 
 
 @dataclass(frozen=True)
 class Split:
-    """order (d,): columns by falling number of entries; the first `dense` of them are dense ones."""
+    """The split of the columns into dense and sparse ones.
+
+    order (d,) sorts the columns by falling number of entries; the first `dense` of them are treated
+    as dense.
+    """
 
     order: Array
     dense: int
 
     @staticmethod
     def of(objective: Objective) -> Split | None:
-        """The cheapest one, a function of all rows' columns; None where all of them would be dense, or rows are."""
+        """Return the cheapest split, a function of the columns over all rows.
+
+        Returns None if the rows are dense, or if all columns would be.
+        """
         statistics = objective.statistics
         if not isinstance(objective.rows.X, CSR):
             return None
@@ -57,18 +70,18 @@ class Split:
         return None if best == share.size else Split(order, best)
 
     def numbers(self, intercept: int) -> int:
-        """Accumulators of a pair of outputs."""
+        """Return the number of accumulators for a pair of outputs."""
         rest, wide = self.order.size - self.dense, padded(self.dense + intercept)
         return int(wide * (wide + rest) + rest * (rest + 1) // 2)
 
 
 def padded(columns: Any) -> Any:
-    """Rounded up to whole vectors."""
+    """Return `columns` rounded up to whole vectors."""
     return -(-columns // curvature.LANES) * curvature.LANES
 
 
 class SparseOuter:
-    """Outer of compressed rows, whose columns are cut by `split`."""
+    """`Outer` for compressed rows, whose columns `split` divides into dense and sparse ones."""
 
     def __init__(
         self, objective: Objective, pairs: Sequence[Pair], largest: float, split: Split
@@ -99,7 +112,11 @@ class SparseOuter:
         curvatures: Callable[[slice], Array],
         before: Callable[[slice], None] | None = None,
     ) -> list[Array]:
-        """This rank's sums over the rows of a share, as `Outer.over`: two-word totals of dense columns, and integers."""
+        """Return this rank's sums over the rows of a share, with the parameters of `Outer.over`.
+
+        These are the two-word totals of the dense columns (pairs, 2, h, h), and integers for the
+        rest.
+        """
         objective, X, count = self._objective, self._objective.rows.X, len(self.pairs)
         assert isinstance(X, CSR)
         head, wide = self._scale.size, self._wide
@@ -113,28 +130,51 @@ class SparseOuter:
                 before(rows)
             H = np.array(weights_of(objective, self.pairs, curvatures(rows), rows, self._largest))
             sparse_outer.add_outer_csr(
-                X.indptr[rows.start : rows.stop + 1], X.indices, X.values, H, self._place, 1.0 / self._unit, self._center,
-                self._scale, self._center.size, self._power, A, T, B, C,
-            )  # fmt: skip
+                X.indptr[rows.start : rows.stop + 1],
+                X.indices,
+                X.values,
+                H,
+                self._place,
+                1.0 / self._unit,
+                self._center,
+                self._scale,
+                self._center.size,
+                self._power,
+                A,
+                T,
+                B,
+                C,
+            )
         return [T, whole]
 
     def _parts(self, whole: Array) -> tuple[Array, Array]:
-        """Products with dense columns (pairs, d - dense, wide), and of the others, (pairs, a packed triangle)."""
+        """Return views of the integers: products with dense columns, and of the other columns.
+
+        The shapes are (pairs, d - dense, wide), and (pairs, a packed triangle).
+        """
         count, rest = len(self.pairs), self._rest.size
         B, C = np.split(whole, [count * rest * self._wide])
         return B.reshape(count, rest, self._wide), C.reshape(count, -1)
 
     def matrices(self, parts: Sequence[list[Array]], factor: float, comm: Comm) -> list[Array]:
-        """As `Outer.matrices`. Collective."""
+        """Return the sums of all ranks' rows, as `Outer.matrices`. Collective."""
         T, whole = added(parts, comm)
         scaling, rest = self._objective.scaling, self._rest
         found = []
         for totals, *products in zip(T, *self._parts(whole), strict=True):
             H = np.empty((scaling.p, scaling.p))
             sparse_outer.join_outer(
-                totals, *products, self._center.size, self._power, self._units, self._unit, scaling.center[rest],
-                scaling.inverse[rest], self._largest * factor, H,
-            )  # fmt: skip
+                totals,
+                *products,
+                self._center.size,
+                self._power,
+                self._units,
+                self._unit,
+                scaling.center[rest],
+                scaling.inverse[rest],
+                self._largest * factor,
+                H,
+            )
             found.append(H)
         order = np.append(self._place, [scaling.p - 1] * scaling.intercept)
         return found if (order[1:] > order[:-1]).all() else [H[np.ix_(order, order)] for H in found]

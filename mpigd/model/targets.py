@@ -1,4 +1,8 @@
-"""Targets and weights: classes agreed over ranks, labels checked against the loss, class weights."""
+"""Targets and weights: classes agreed over ranks, labels checked against the loss, class weights.
+
+Functions named `check_...` raise DataError on all ranks together, whichever rank holds the row that
+is wrong.
+"""
 
 from __future__ import annotations
 
@@ -22,51 +26,75 @@ from mpigd.reduction.base import total
 
 Array = np.ndarray[Any, Any]
 MOST_CLASSES = 10_000
-SLAB = 1 << 16  # labels looked at at once
-SHOWN = 10  # classes listed in a message
+SLAB = 1 << 16  # labels that are processed at once
+SHOWN = 10  # the most classes that a message lists
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The distinct values of y, ascending (k,), and their names where the data has some."""
+    """The distinct values of y, ascending (k,), and their names if the data have names."""
 
     values: Array
     names: tuple[str, ...] | None
 
     def labels(self) -> list[Any]:
-        """What people call the classes."""
+        """Return the labels that users see: names, or else the values themselves."""
         if self.names is not None:
             return [self.names[int(value)] for value in self.values]
         return [int(value) if value == int(value) else float(value) for value in self.values]
 
     def codes(self, y: Array) -> Array:
-        """Positions of y in `values`, as float64; -1 for an unseen value."""
+        """Return positions of y (m,) in `values` as float64; -1 for an unseen value."""
         codes = np.empty(y.size)
         for start in range(0, y.size, SLAB):
             part = y[start : start + SLAB]
             at = np.minimum(np.searchsorted(self.values, part), self.values.size - 1)
             codes[start : start + SLAB] = np.where(self.values[at] == part, at, -1)
-        # Labels that are codes already need no second array.
+        # If the labels are codes already, no second array is kept.
         return y if y.dtype == codes.dtype and np.array_equal(codes, y) else codes
 
 
 def class_names(encoding: Mapping[str, Any]) -> list[str] | None:
-    """The names of a target that was text, of which y holds the positions; None for numbers."""
+    """Return the names of a text target, of which y holds the positions; None for a numeric one."""
     names = (encoding.get("target") or {}).get("classes")
     return None if names is None else [str(name) for name in names]
 
 
 def check_target(info: Info, loss: str, comm: Comm) -> None:
-    """`check_numeric` by what a file says of its target, before rows are read. Collective."""
+    """Do `check_numeric` with the metadata of a file, before rows are read. Collective.
+
+    Parameters
+    ----------
+    info
+        Metadata of the data set.
+    loss
+        Name of the loss.
+    comm
+        The communicator of these ranks.
+    """
     with together(comm):
         encoding = encoding_of(info)
     check_numeric(info.path, encoding, LOSSES[loss])
 
 
 def check_numeric(name: str, encoding: Mapping[str, Any], loss: Loss) -> None:
-    """DataError if a regression loss would fit the positions of class names as if they were measured numbers.
+    """Reject a regression loss on a text target.
 
-    name: of the data set. Every rank must have the same encoding: they all raise.
+    The loss would fit the positions of class names as if they were measured numbers.
+
+    Parameters
+    ----------
+    name
+        Name of the data set, for the message.
+    encoding
+        How the data set was encoded; the same on every rank, so that all raise together.
+    loss
+        The loss that would be fitted.
+
+    Raises
+    ------
+    DataError
+        If the target was text and the loss is for regression.
     """
     names = class_names(encoding)
     if loss.classifies or names is None:
@@ -75,14 +103,31 @@ def check_numeric(name: str, encoding: Mapping[str, Any], loss: Loss) -> None:
     losses = "logistic or softmax" if len(names) == 2 else "softmax"
     raise agreed(
         DataError(
-            f"{name}: the target {target!r} is text, with {len(names):,} classes ({_listed(names)}): the {loss.name} loss would "
+            f"{name}: the target {target!r} is text, with {len(names):,} classes "
+            f"({_listed(names)}): the {loss.name} loss would "
             f"take their positions in the alphabet for numbers: use --loss {losses}"
         )
     )
 
 
 def find_classes(shard: Shard, loss: Loss, comm: Comm) -> Classes:
-    """The classes of a classification loss over all ranks. Collective; DataError on all ranks if their number is wrong."""
+    """Return the classes of a classification loss over all ranks. Collective.
+
+    Parameters
+    ----------
+    shard
+        This rank's rows, with y.
+    loss
+        The loss, which decides how many classes there may be.
+    comm
+        The communicator of these ranks.
+
+    Raises
+    ------
+    DataError
+        On all ranks, if the number of classes is wrong for the loss, or a target has no name among
+        those of the data.
+    """
     assert shard.y is not None
     mine = np.zeros(0)
     for start in range(0, shard.y.size, SLAB):
@@ -105,7 +150,7 @@ def find_classes(shard: Shard, loss: Loss, comm: Comm) -> Classes:
 
 
 def _check_number(name: str, classes: Classes, loss: Loss) -> None:
-    """DataError, agreed, unless the loss can have so many classes."""
+    """Raise DataError (agreed) unless the loss allows this number of classes."""
     k, two = classes.values.size, loss.kind != "multiclass"
     if k == 2 or (not two and 2 < k <= MOST_CLASSES):
         return
@@ -125,9 +170,24 @@ def _check_number(name: str, classes: Classes, loss: Loss) -> None:
 
 
 def as_trained(shard: Shard, classes: Classes, comm: Comm) -> Array:
-    """y (m,) with the numbers that the names of its classes have in `classes`: each data set numbers its own.
+    """Return y (m,) with the codes that a model's classes have. Collective.
 
-    Collective; DataError on all ranks, naming the row, for a name that is not among them.
+    Each data set numbers the names of its classes in its own way, so codes are translated by name.
+
+    Parameters
+    ----------
+    shard
+        This rank's rows, with y and the names of its classes.
+    classes
+        The model's classes.
+    comm
+        The communicator of these ranks.
+
+    Raises
+    ------
+    DataError
+        On all ranks, naming the row, for a class that the model does not have; or if the target is
+        text, but the model was trained on numbers.
     """
     assert shard.y is not None
     own, known = shard.class_names, classes.names
@@ -135,7 +195,8 @@ def as_trained(shard: Shard, classes: Classes, comm: Comm) -> Array:
         return shard.y
     if known is None:
         error = DataError(
-            f"{shard.name}: the target holds texts ({_listed(own, 5)}), but the model was trained on numbers"
+            f"{shard.name}: the target holds texts ({_listed(own, 5)}), but the model was "
+            "trained on numbers"
         )
         error.agreed = True
         raise error
@@ -150,7 +211,8 @@ def as_trained(shard: Shard, classes: Classes, comm: Comm) -> Array:
             row, at = shard.rows[bad[0]], bad[0]
             name = own[numbers[at]] if within[at] else f"{shard.y[at]:g}"
             raise DataError(
-                f"{shard.where(row)}: label {name!r} is none of the model's classes ({_listed(known)})"
+                f"{shard.where(row)}: label {name!r} is none of the model's classes "
+                f"({_listed(known)})"
             )
     return y
 
@@ -158,7 +220,26 @@ def as_trained(shard: Shard, classes: Classes, comm: Comm) -> Array:
 def check_weights(
     c: Array, codes: Array, shard: Shard, classes: Classes | None, comm: Comm
 ) -> None:
-    """DataError on all ranks if no row, or no row of some class, has a weight above 0. Collective."""
+    """Check that some row, and some row of each class, has a weight above 0. Collective.
+
+    Parameters
+    ----------
+    c : (m,) float64
+        Sample weights of this rank's rows.
+    codes : (m,) float64
+        Class codes; unused without classes.
+    shard
+        This rank's rows, for the message.
+    classes
+        The classes, or None.
+    comm
+        The communicator of these ranks.
+
+    Raises
+    ------
+    DataError
+        On all ranks, if there is no such row.
+    """
     columns = np.array([np.count_nonzero(c)], dtype=np.int64)
     if classes is not None:
         columns = np.bincount(codes[c > 0.0].astype(np.int64), minlength=classes.values.size)
@@ -169,13 +250,17 @@ def check_weights(
         label = classes.labels()[int(np.argmin(columns))]
         raise agreed(
             DataError(
-                f"{shard.name}: all weights of class {label!r} are zero: leave its rows out, or give it weight"
+                f"{shard.name}: all weights of class {label!r} are zero: leave its rows out, or "
+                "give it weight"
             )
         )
 
 
 def _listed(labels: Sequence[Any], most: int = SHOWN) -> str:
-    """Some of the classes, for a message; with quotes where a name could be taken for several."""
+    """Return some of the classes as a text for a message.
+
+    Names are quoted if one of them could be read as several.
+    """
     texts = [str(label) for label in labels[:most]]
     if any(not text.isprintable() or "," in text or text != text.strip() for text in texts):
         texts = [repr(text) for text in texts]
@@ -183,7 +268,7 @@ def _listed(labels: Sequence[Any], most: int = SHOWN) -> str:
 
 
 def check_domain(shard: Shard, loss: Loss, comm: Comm) -> None:
-    """DataError on all ranks, naming the row, unless the loss accepts every y."""
+    """Raise DataError on all ranks, naming the row, unless the loss accepts every y. Collective."""
     with together(comm):
         if loss.accepts is not None and shard.y is not None:
             bad = np.flatnonzero(~loss.accepts(shard.y))
@@ -195,7 +280,10 @@ def check_domain(shard: Shard, loss: Loss, comm: Comm) -> None:
 
 
 def check_size(shard: Shard, comm: Comm) -> None:
-    """DataError on all ranks, naming the row, if the square of a target would overflow a sum of them."""
+    """Raise DataError on all ranks, naming the row, if the square of a target overflows a sum.
+
+    Collective.
+    """
     with together(comm):
         if shard.y is not None and (bad := np.flatnonzero(np.abs(shard.y) > LARGEST)).size:
             row, value = shard.rows[bad[0]], shard.y[bad[0]]
@@ -204,7 +292,21 @@ def check_size(shard: Shard, comm: Comm) -> None:
 
 
 def check_codes(codes: Array, shard: Shard, classes: Classes, comm: Comm) -> None:
-    """DataError on all ranks, naming the row, if a label is none of the model's classes."""
+    """Raise DataError on all ranks, naming the row, for a label that the model does not have.
+
+    Collective.
+
+    Parameters
+    ----------
+    codes : (m,) float64
+        Positions in the model's classes, -1 for an unseen label.
+    shard
+        This rank's rows.
+    classes
+        The model's classes.
+    comm
+        The communicator of these ranks.
+    """
     with together(comm):
         bad = np.flatnonzero(codes < 0)
         if bad.size and shard.y is not None:
@@ -221,10 +323,33 @@ def check_codes(codes: Array, shard: Shard, classes: Classes, comm: Comm) -> Non
 def row_weights(
     text: str | None, codes: Array, shard: Shard, classes: Classes | None, comm: Comm
 ) -> Array:
-    """The weight of each row (m,): of the row times that of its class. DataError on all ranks if too many are 0. Collective."""
-    c = (
-        np.broadcast_to(1.0, codes.shape) if shard.c is None else shard.c
-    )  # one number: weights of one take no memory
+    """Return the weight of each row: its sample weight times that of its class. Collective.
+
+    Parameters
+    ----------
+    text
+        The option --class-weight, or None.
+    codes : (m,) float64
+        Class codes of this rank's rows (for regression, any array of that shape).
+    shard
+        This rank's rows.
+    classes
+        The classes, or None for regression.
+    comm
+        The communicator of these ranks.
+
+    Returns
+    -------
+    c : (m,) float64
+        One number broadcast if all weights are 1.
+
+    Raises
+    ------
+    DataError
+        On all ranks, if all rows, or all rows of a class, have weight 0.
+    """
+    # One number is broadcast, so that weights of 1 take no memory.
+    c = np.broadcast_to(1.0, codes.shape) if shard.c is None else shard.c
     weights = class_weights(text, codes, c, classes, comm)
     if weights is not None:
         c = c * weights[codes.astype(np.int64)]
@@ -236,7 +361,24 @@ def row_weights(
 def class_weights(
     text: str | None, codes: Array, c: Array, classes: Classes | None, comm: Comm
 ) -> Array | None:
-    """The weight of each class (k,), or None. "balanced": sum of all weights over k times that of the class."""
+    """Return the weight of each class (k,) float64, or None without class weights. Collective.
+
+    For "balanced" the weight is the sum of all sample weights, divided by k times that of the
+    class.
+
+    Parameters
+    ----------
+    text
+        The option --class-weight, or None.
+    codes : (m,) float64
+        Class codes of this rank's rows.
+    c : (m,) float64
+        Sample weights.
+    classes
+        The classes, or None for regression.
+    comm
+        The communicator of these ranks.
+    """
     if text is None:
         return None
     if classes is None:
@@ -276,15 +418,16 @@ def _named_weights(parts: Sequence[ClassWeight], classes: Classes) -> Array:
 
 
 def _class_place(part: ClassWeight, labels: Sequence[Any], texts: Sequence[str]) -> int:
-    """Which class a part of --class-weight names, or a UsageError with the nearest one."""
-    for spelling in (
-        part.spelled,
-        part.label,
-    ):  # as it stands first: a label may have quotation marks itself
+    """Return the position of the class that a part of --class-weight names.
+
+    Raises UsageError with the most similar class if there is no such class.
+    """
+    # The unchanged spelling comes first, since a label may contain quotation marks itself.
+    for spelling in (part.spelled, part.label):
         if spelling in texts:
             return texts.index(spelling)
     try:
-        number = float(part.label)  # 1.0, 1e0 and 1 are one class of numbers
+        number = float(part.label)  # 1.0, 1e0 and 1 are the same class
     except ValueError:
         number = float("nan")
     if not isinstance(labels[0], str) and number in labels:
@@ -297,6 +440,7 @@ def _class_place(part: ClassWeight, labels: Sequence[Any], texts: Sequence[str])
     if near:
         spelled = shlex.quote(f"{quoted_label(near[0])}={part.value:g}")
         raise UsageError(
-            f"--class-weight: no class {part.label!r}: did you mean {near[0]!r}? Write --class-weight {spelled}"
+            f"--class-weight: no class {part.label!r}: did you mean {near[0]!r}? Write "
+            f"--class-weight {spelled}"
         )
     raise UsageError(f"--class-weight: no class {part.label!r}; the classes are {_listed(texts)}")

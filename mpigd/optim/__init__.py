@@ -1,1 +1,1 @@
-"""Optimisers. They call an oracle and never see MPI."""
+"""Optimisers. They call an oracle and never MPI."""

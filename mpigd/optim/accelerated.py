@@ -1,8 +1,12 @@
-"""Accelerated proximal gradients for full mode, with restart, and backtracking where the curvature has no bound.
+"""Accelerated proximal gradients for full mode, with restarts, and backtracking if needed.
 
-Without l1 and bounds the proximal operator does nothing, and this is Nesterov's method (1983). Step sequence and backtracking
-of Beck and Teboulle, "FISTA" (SIAM J. Imaging Sci. 2009); the restart by the gradient of O'Donoghue and Candes, "Adaptive
-restart for accelerated gradient schemes" (2015).
+Backtracking is for losses whose curvature has no bound. Without l1 and bounds the proximal operator
+does nothing, and this is Nesterov's method (1983).
+
+References
+----------
+Step sequence and backtracking: Beck and Teboulle, "FISTA" (SIAM J. Imaging Sci. 2009). Restart by
+the gradient: O'Donoghue and Candes, "Adaptive restart for accelerated gradient schemes" (2015).
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from mpigd.model.penalties import Penalty
 from mpigd.optim.base import Array, Dot, OracleLike, State, advance, evaluate, fresh, norm
 from mpigd_kernels import vector
 
+# Backtracking stops raising the curvature at this bound.
 LARGEST = 1e300
 
 
@@ -24,8 +29,15 @@ LARGEST = 1e300
 class Accelerated:
     """Proximal steps of 1 / curvature from a point extrapolated along the last step.
 
-    `curvature`: bound on the Hessian's largest eigenvalue. `backtrack`: take it as a first guess only, raise it
-    until the quadratic model at each point bounds the smooth part there (one more evaluation a step), and let it fall slowly.
+    Parameters
+    ----------
+    curvature : float
+        Bound on the Hessian's largest eigenvalue.
+    backtrack : bool
+        Take `curvature` only as a first guess. It is raised until the quadratic model at each point
+        bounds the smooth part there (one more evaluation per step), and falls slowly.
+    name : str
+        Value of the option --optimizer.
     """
 
     curvature: float
@@ -42,7 +54,8 @@ class Accelerated:
         self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot
     ) -> tuple[Array, State]:
         theta = float(state["theta"][0])
-        # A continued run may be told another learning rate; only a curvature that was found on the way is kept.
+        # A continued run may have another learning rate, so only a curvature that was found by
+        # backtracking is kept.
         curvature = float(state["curvature"][0]) if self.backtrack else self.curvature
         following = 0.5 * (1.0 + math.sqrt(1.0 + 4.0 * theta * theta))
         ahead = np.empty_like(w)
@@ -50,9 +63,8 @@ class Accelerated:
         value, g = evaluate(ahead, oracle, penalty)
         length = norm(penalty.subgradient(ahead, g), dot)
         moved, curvature = self._move(ahead, value, g, curvature, oracle, penalty, dot)
-        uphill = (
-            dot(ahead - moved, moved - w) > 0.0
-        )  # the momentum points against the step: begin anew
+        # If the momentum points against the step, restart.
+        uphill = dot(ahead - moved, moved - w) > 0.0
         after = advance(state, value, length)
         after["previous"][:] = moved if uphill else w
         after["theta"][0] = 1.0 if uphill else following
@@ -69,7 +81,7 @@ class Accelerated:
         penalty: Penalty,
         dot: Dot,
     ) -> tuple[Array, float]:
-        """The step from `ahead`, and the curvature that it was taken with."""
+        """Return the step from `ahead`, and the curvature with which it was taken."""
         curvature *= 0.9 if self.backtrack else 1.0
         value -= penalty.rough_value(ahead)
         while True:
@@ -81,7 +93,8 @@ class Accelerated:
             if not self.backtrack or square == 0.0 or curvature > LARGEST:
                 return moved, curvature
             reached = _smooth_value(moved, oracle, penalty)
-            # The last term forgives rounding: near the optimum the decrease drowns in the objective's own error.
+            # The last term allows for rounding: near the optimum the decrease is smaller than the
+            # error of the objective.
             if reached <= value + dot(g, step) + 0.5 * curvature * square + 1e-12 * abs(value):
                 return moved, curvature
             curvature *= 2.0
@@ -90,5 +103,5 @@ class Accelerated:
 def _smooth_value(w: Array, oracle: OracleLike, penalty: Penalty) -> float:
     try:
         return evaluate(w, oracle, penalty)[0] - penalty.rough_value(w)
-    except NumericalError:  # raised on all ranks together: too far, step back
+    except NumericalError:  # all ranks raise it together: the step is too long
         return math.inf

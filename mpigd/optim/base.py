@@ -1,4 +1,9 @@
-"""What every optimiser shares: the seam to the trainer, and the evaluation of objective plus penalty."""
+"""Interfaces of optimisers, and what all of them share.
+
+`Optimizer` is the interface to the trainer, `OracleLike` the one to the data. Optimisers never
+call MPI: they call an oracle, which sums over the rows of all ranks, so all ranks take the same
+steps.
+"""
 
 from __future__ import annotations
 
@@ -16,46 +21,103 @@ Dot = Callable[[Array, Array], float]
 
 
 class OracleLike(Protocol):
-    """The objective without its penalty, on some rows; collective, so every rank must ask it equally often."""
+    """The objective without its penalty, on some rows.
+
+    Collective: every rank must call it equally often.
+    """
 
     def value_and_gradient(self, w: Array) -> tuple[float, Array]:
-        """Value and gradient (p,) at w (p,)."""
+        """Return the value and the gradient (p,) at w (p,)."""
 
 
 class Optimizer(Protocol):
-    """One kind of parameter step. Never sees MPI.
+    """An optimisation method, which takes one step at a time. It never calls MPI.
 
-    `name`; what it needs is in mpigd/training/requirements.py. `state` is named arrays, and a step
-    returns new ones, so that it can be repeated; it always holds `step` (1,), `value` (1,) and `gradient_norm` (1,).
+    `name` is that of the option --optimizer; mpigd/training/requirements.py lists what each
+    optimiser requires. The state is a dictionary of named arrays. A step returns new arrays, so
+    that it can be repeated. The state always holds `step` (1,), `value` (1,) and `gradient_norm`
+    (1,).
     """
 
     @property
     def name(self) -> str: ...
 
     def start(self, w: Array) -> State:
-        """The state before the first step from w (p,)."""
+        """Return the state before the first step from w (p,)."""
 
     def step(
         self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot
     ) -> tuple[Array, State]:
-        """The parameters and state after one step. Collective."""
+        """Take one step. Collective.
+
+        Parameters
+        ----------
+        w : array (p,) of float64
+            Parameters.
+        state : State
+            State after the step before.
+        oracle : OracleLike
+            Objective without its penalty, on the rows of this step.
+        penalty : Penalty
+            Penalty on the parameters.
+        dot : Dot
+            Inner product of two vectors (p,), in a fixed order of summation.
+
+        Returns
+        -------
+        tuple (array, State)
+            The parameters (p,) and the state after the step.
+        """
 
 
 def evaluate(w: Array, oracle: OracleLike, penalty: Penalty) -> tuple[float, Array]:
-    """Value of objective plus penalty, gradient of their smooth part."""
+    """Return the objective with its penalty, and the gradient of the smooth part.
+
+    Parameters
+    ----------
+    w : array (p,) of float64
+        Parameters.
+    oracle : OracleLike
+        Objective without its penalty.
+    penalty : Penalty
+        Penalty on the parameters.
+
+    Returns
+    -------
+    tuple (float, array)
+        The value, with the rough part of the penalty, and the gradient (p,), without it.
+    """
     value, g = oracle.value_and_gradient(w)
     penalty.add_gradient(w, g)
     return value + penalty.value(w), g
 
 
 def fresh(*names: str, like: Array) -> State:
-    """A state of zeros: the three numbers every optimiser keeps, and the named arrays shaped like `like`."""
+    """Return a state of zeros: the three numbers of every optimiser, and the named arrays.
+
+    Parameters
+    ----------
+    *names : str
+        Names of further arrays.
+    like : array
+        Array whose shape and dtype these have.
+    """
     scalars = {name: np.zeros(1) for name in ("step", "value", "gradient_norm")}
     return scalars | {name: np.zeros_like(like) for name in names}
 
 
 def advance(state: State, value: float, norm: float) -> State:
-    """A copy of the state, one step further."""
+    """Return a copy of the state, one step further.
+
+    Parameters
+    ----------
+    state : State
+        State before the step.
+    value : float
+        Objective at the step.
+    norm : float
+        Norm of the gradient there.
+    """
     numbers = np.array((state["step"].item() + 1.0, value, norm))
     after = {"step": numbers[:1], "value": numbers[1:2], "gradient_norm": numbers[2:]}
     for name, array in state.items():
@@ -69,6 +131,16 @@ def norm(g: Array, dot: Dot) -> float:
 
 
 def clip(g: Array, length: float, longest: float | None) -> None:
-    """Shorten g, whose norm is `length`, to `longest`."""
+    """Shorten g in place if it is too long.
+
+    Parameters
+    ----------
+    g : array (p,) of float64
+        Gradient.
+    length : float
+        Its norm.
+    longest : float or None
+        The largest norm to keep; None keeps any.
+    """
     if longest is not None and length > longest:
         g *= longest / length

@@ -1,8 +1,10 @@
-"""Several objectives at once: L-BFGS for every column of parameters, all of them evaluated in one pass over the data.
+"""L-BFGS for several objectives at once, all evaluated in one pass over the data.
 
-Each column has its own pairs, direction and step length. A sweep gives the columns' losses as one sum, so steps are judged by
-slopes, which convex objectives allow. Along a path of ridge penalties the pairs go with it: y = H s gains the penalty's
-change times s. The first guess of the inverse Hessian is a preconditioner that all columns share, where there is one.
+The parameters of each objective are a row of W (k, p), called a column in the code of its caller.
+Each has its own pairs, direction and step length. A pass gives the losses of all objectives as one
+sum, so steps are judged by slopes, which convex objectives allow. Along a path of ridge penalties
+the pairs are kept: y = H s gains the change of the penalty times s. The initial inverse Hessian is
+a preconditioner that all objectives share, if there is one.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from mpigd.optim.base import Array, Dot
 from mpigd.optim.lbfgs_memory import Pairs
 
 Evaluate = Callable[[Array], tuple[float, Array]]  # W (k, p) -> mean value, gradients (k, p)
+# The most passes over the data.
 STEPS = 500
-UPHILL = 0.5  # of the slope at the beginning: a step that ends so steep was too long
+UPHILL = 0.5  # relative to the slope at the start: a step that ends steeper uphill was too long
 
 
 def minimise(
@@ -28,9 +31,31 @@ def minimise(
     tol: float,
     dot: Dot,
 ) -> tuple[Array, bool]:
-    """Parameters (k, p) whose model decrease g'Hg / 2 is at most tol times the mean value, and whether all came so far.
+    """Minimise k objectives. Collective.
 
-    A column that is there stays in the pass and does not move. `evaluate` has seen the result last. Collective.
+    An objective that is near its minimum stays in the pass, and its parameters do not move. The
+    last call of `evaluate` is at the result.
+
+    Parameters
+    ----------
+    evaluate : Evaluate
+        Returns the mean value of the objectives and their gradients (k, p) at W (k, p).
+    W : array (k, p) of float64
+        Initial parameters, changed in place.
+    pairs : list of Pairs
+        L-BFGS pairs of each objective, changed in place.
+    solve : callable or None
+        Applies the initial inverse Hessian to a vector (p,); None: a multiple of the identity.
+    tol : float
+        Tolerance on the decrease g'Hg / 2 that the model of each objective predicts, relative to
+        the mean value.
+    dot : Dot
+        Inner product.
+
+    Returns
+    -------
+    tuple (array, bool)
+        The parameters (k, p), and whether all objectives reached the tolerance.
     """
     k = W.shape[0]
     value, G = evaluate(W)
@@ -49,7 +74,7 @@ def minimise(
             there[q] += lengths[q] * D[q]
         try:
             value, new = evaluate(there)
-        except NumericalError:  # raised on all ranks together: too far
+        except NumericalError:  # all ranks raise it together: the step is too long
             lengths[moving], fresh = 0.25 * lengths[moving], [q not in moving for q in range(k)]
             continue
         for q in moving:
@@ -58,7 +83,7 @@ def minimise(
             if fresh[q]:
                 pairs[q].remember(there[q] - W[q], new[q] - G[q], dot)
                 W[q], G[q] = there[q], new[q]
-            else:  # where the secant of the slopes crosses zero
+            else:  # to where the secant of the slopes crosses zero
                 lengths[q] *= min(0.7, max(0.1, -slopes[q] / (slope - slopes[q])))
     evaluate(W)
     return W, False

@@ -1,4 +1,7 @@
-"""A change of basis in which nearly dependent columns are replaced by what the columns before them leave of them."""
+"""A change of basis that replaces nearly dependent columns by their remainders.
+
+The remainder of a column is what the columns before it do not explain of it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,17 @@ from mpigd_kernels import vector
 
 @dataclass(frozen=True)
 class Basis:
-    """Parameters `index` (m,) stand for the directions `vectors` (m, p); dependent (p,): 1 for columns without a remainder."""
+    """A basis of the parameters.
+
+    Parameters
+    ----------
+    index : array (m,) of int64
+        Parameters that stand for other directions.
+    vectors : array (m, p) of float64
+        These directions.
+    dependent : array (p,) of float64
+        1 for columns without a remainder, else 0.
+    """
 
     index: Array
     vectors: Array
@@ -24,7 +37,7 @@ class Basis:
 
     @staticmethod
     def of(state: State, p: int) -> Basis:
-        """That of a state, or none."""
+        """Return the basis in a state of p parameters, or the standard basis."""
         if "basis_index" not in state:
             return Basis.none(p)
         return Basis(
@@ -41,7 +54,7 @@ class Basis:
         }
 
     def outwards(self, x: Array) -> Array:
-        """The parameters that x (p,) in this basis stands for."""
+        """Return the parameters (p,) for which x (p,) in this basis stands."""
         s = x.copy()
         s[self.index] = 0.0
         for j, v in zip(self.index, self.vectors, strict=True):
@@ -49,7 +62,7 @@ class Basis:
         return s
 
     def inwards(self, g: Array) -> Array:
-        """A gradient (p,) in this basis."""
+        """Return a gradient (p,) in this basis."""
         y = g.copy()
         y[self.index] = [vector.dot(v, g) for v in self.vectors]
         return y

@@ -1,9 +1,11 @@
 """Cholesky factors of Hessians whose columns may depend on each other, exactly or nearly.
 
-Elements of a Hessian are known to about 1e-13 of the columns' reach squared, so a pivot far below its diagonal element
-says nothing: the column may depend on those before it, or what they leave of it may be short and yet decide. The
-remainder is then made row by row, as a linear predictor, which is accurate. Columns without one are marked, and stay
-where they are. The others are replaced by their remainder, a change of basis in which the Hessian has no such pivot.
+Elements of a Hessian are accurate to about 1e-13 of the columns' range squared. So a pivot far
+below its diagonal element says nothing: the column may depend on those before it, or its remainder
+(what they do not explain of it) may be short and yet decisive. The remainder is then computed row
+by row, as a linear predictor, which is accurate. Columns without a remainder are marked, and their
+parameters do not move. The others are replaced by their remainder, a change of basis in which the
+Hessian has no such pivot.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ from mpigd.optim.change_of_basis import Basis
 from mpigd.optim.preconditioner import Preconditioner, factors, ridge
 from mpigd_kernels import linalg, vector
 
-ROUNDS = 4  # remainders may depend on remainders
-AT_ONCE = 16  # directions whose linear predictors are held for all rows
-DEPENDENT = 1e-8  # a pivot below that share of its diagonal element is looked at
-NOISE = 100.0  # times the rounding of a remainder's square: less is none
-SHORTEST = 1e-24  # of the column's square: less is none
-REFINEMENTS = 3  # of a direction, which the Hessian knows to about a square root of its own error
-MAX_VECTORS = 16  # of nearly dependent columns: each costs a product with the Hessian
+ROUNDS = 4  # more than one, since remainders may depend on remainders
+AT_ONCE = 16  # directions whose linear predictors are held for all rows at a time
+DEPENDENT = 1e-8  # a pivot below this share of its diagonal element is examined
+NOISE = 100.0  # times the rounding of a remainder's square: less counts as none
+SHORTEST = 1e-24  # relative to the column's square: less counts as none
+# Refinements of a direction, which the Hessian gives to about the square root of its own error.
+REFINEMENTS = 3
+MAX_VECTORS = 16  # vectors of nearly dependent columns: each costs a product with the Hessian
 
 
 class Curved(Protocol):
@@ -39,10 +42,30 @@ class Curved(Protocol):
 
 
 def factorise(H: Array, w: Array, oracle: Curved, penalty: Penalty, basis: Basis) -> Preconditioner:
-    """The factors of a Hessian (1, p, p) at w, the penalty's included; blocks (k, p, p) are factorised as they are.
+    """Return the Cholesky factors of a Hessian at w as a preconditioner. Collective.
 
-    basis: that of an earlier Hessian of the same rows, to go on with. A read for AT_ONCE columns
-    that are looked at, and one for each that has a remainder. Not `trusted` where these are too many. Collective.
+    Nearly dependent columns are replaced by a change of basis. That costs one pass over the data
+    for each AT_ONCE columns that are examined, and one for each that has a remainder. Diagonal
+    blocks are factorised as they are.
+
+    Parameters
+    ----------
+    H : array (1, p, p) or (k, p / k, p / k) of float64
+        Hessian, or its diagonal blocks, the penalty's included.
+    w : array (p,) of float64
+        Parameters.
+    oracle : Curved
+        Objective of which H is the Hessian.
+    penalty : Penalty
+        Penalty on the parameters.
+    basis : Basis
+        Basis of an earlier Hessian of the same rows, to start from.
+
+    Returns
+    -------
+    Preconditioner
+        It is not `trusted` if more than MAX_VECTORS columns have a remainder, or the factor is not
+        finite.
     """
     if H.shape[0] > 1:
         return Preconditioner(factors(H))
@@ -74,7 +97,10 @@ def factorise(H: Array, w: Array, oracle: Curved, penalty: Penalty, basis: Basis
 
 
 def _short(U: Array, H: Array) -> Array:
-    """Whether the columns before it leave next to nothing of a column (p,): its pivot was replaced, or nearly so."""
+    """Return for each column (p,) whether the columns before it leave next to nothing of it.
+
+    Its pivot was replaced then, or nearly so.
+    """
     diagonal = H.diagonal()
     above = np.array(
         [vector.dot(column, column) for column in np.ascontiguousarray(np.triu(U, 1).T)]
@@ -83,8 +109,10 @@ def _short(U: Array, H: Array) -> Array:
 
 
 def _with_invariance(basis: Basis, outputs: int, penalty: Penalty) -> Basis:
-    """The basis with the last of several outputs marked as dependent where no ridge acts: a number that is added to the
-    parameters of all outputs changes nothing."""
+    """Return the basis with the last of several outputs marked as dependent if no ridge acts on it.
+
+    A number that is added to the parameters of all outputs changes nothing.
+    """
     if outputs == 1:
         return basis
     size = basis.dependent.size
@@ -97,7 +125,10 @@ def _with_invariance(basis: Basis, outputs: int, penalty: Penalty) -> Basis:
 
 
 def _renewed(basis: Basis, oracle: Curved, penalty: Penalty) -> Basis:
-    """The basis with vectors of length one at another point, without those that have none there."""
+    """Return the basis with vectors scaled to length one at another point.
+
+    Vectors without a length there are dropped.
+    """
     squares, rounding = _squares(basis.vectors, oracle, penalty)
     there = squares > NOISE * rounding
     vectors = basis.vectors[there] / np.sqrt(squares[there])[:, np.newaxis]
@@ -107,7 +138,7 @@ def _renewed(basis: Basis, oracle: Curved, penalty: Penalty) -> Basis:
 def _extended(
     basis: Basis, found: Array, U: Array, diagonal: Array, oracle: Curved, penalty: Penalty
 ) -> Basis:
-    """The basis with the remainders of the columns `found`, or with these marked as dependent."""
+    """Return the basis with the remainders of the columns `found`, or these marked as dependent."""
     kept = basis.dependent == 0.0
     kept[found] = False
     index, vectors, dependent = list(basis.index), list(basis.vectors), basis.dependent.copy()
@@ -135,7 +166,7 @@ def _extended(
 def _refined(
     d: Array, U: Array, kept: Array, basis: Basis, oracle: Curved, penalty: Penalty
 ) -> Array:
-    """The direction less what the kept columns still explain of it."""
+    """Return the direction d (p,) without what the kept columns still explain of it."""
     product = oracle.product_along(d)
     penalty.add_curvature(d, product)
     before = np.flatnonzero(kept)
@@ -147,7 +178,7 @@ def _refined(
 
 
 def _direction(U: Array, kept: Array, j: int) -> Array:
-    """Column j less what the kept ones before it explain of it (p,), by the factor U."""
+    """Return column j without what the kept columns before it explain of it, by the factor U."""
     before = np.flatnonzero(kept[:j])
     d = np.zeros(U.shape[0])
     d[j] = 1.0
@@ -159,10 +190,11 @@ def _direction(U: Array, kept: Array, j: int) -> Array:
 
 
 def _changed(H: Array, basis: Basis, oracle: Curved, penalty: Penalty) -> Array:
-    """The Hessian in the basis, whose vectors have length one in it.
+    """Return the Hessian in the basis, whose vectors have length one in it.
 
-    A product with a vector is off by 1e-13 of its largest element, so between two of them, whose elements are large, it says
-    little: that is half of what is missing to the squared length of their sum.
+    A product with a vector is off by 1e-13 of its largest element. Between two of the vectors,
+    whose elements are large, it says little. Their element is computed from the squared length of
+    their sum instead: half of it, less one.
     """
     bent, m = H.copy(), basis.index.size
     for j, v in zip(basis.index, basis.vectors, strict=True):
@@ -181,7 +213,7 @@ def _changed(H: Array, basis: Basis, oracle: Curved, penalty: Penalty) -> Array:
 
 
 def _squares(D: Array, oracle: Curved, penalty: Penalty) -> tuple[Array, Array]:
-    """d'Hd (m,) with the penalty's, for directions D (m, p), and their rounding."""
+    """Return d'Hd (m,) with the penalty's, and its rounding (m,), for directions D (m, p)."""
     bend, squares, rounding = ridge(penalty, D.shape[1]), np.empty(len(D)), np.empty(len(D))
     for start in range(0, len(D), AT_ONCE):
         some = slice(start, start + AT_ONCE)

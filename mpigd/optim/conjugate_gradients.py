@@ -1,4 +1,4 @@
-"""Preconditioned conjugate gradients on a Hessian, for Newton steps and for what they would gain."""
+"""Preconditioned conjugate gradients on a Hessian, for Newton steps and the Newton decrement."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from mpigd.optim.base import Array, Dot
 from mpigd.optim.preconditioner import Preconditioner
 from mpigd_kernels import vector
 
+# The most Hessian-vector products, unless the caller sets another limit.
 MAX_PRODUCTS = 200
 
 
 class Curved(Protocol):
     def hessian_vector(self, v: Array) -> Array:
-        """The Hessian times v (p,)."""
+        """Return the Hessian times v (p,)."""
 
 
 def conjugate_gradients(
@@ -28,11 +29,35 @@ def conjugate_gradients(
     rtol: float,
     most: int = MAX_PRODUCTS,
 ) -> tuple[Array, float, int]:
-    """-H^-1 g (p,), until the residual in the norm of M^-1 has shrunk by rtol; H is convex.
+    """Return -H^-1 g, to a relative tolerance on the residual in the norm of M^-1. Collective.
 
-    Returns the step, the least eigenvalue of M^-1 H that was seen (a Ritz value), and the number of products. Nocedal
-    and Wright, "Numerical Optimization" (2006), algorithm 5.3; the eigenvalues from the coefficients as in Golub and Van
-    Loan, "Matrix Computations" (2013), section 11.3.
+    Parameters
+    ----------
+    g : array (p,) of float64
+        Gradient.
+    M : Preconditioner
+        Approximates the Hessian.
+    oracle : Curved
+        Convex objective without its penalty, whose Hessian is H.
+    penalty : Penalty
+        Its curvature is added to H.
+    dot : Dot
+        Inner product.
+    rtol : float
+        Relative tolerance on the residual.
+    most : int
+        The most products.
+
+    Returns
+    -------
+    tuple (array, float, int)
+        The step (p,), the least eigenvalue of M^-1 H that was seen (a Ritz value), and the number
+        of products.
+
+    References
+    ----------
+    Nocedal and Wright, "Numerical Optimization" (2006), algorithm 5.3; the eigenvalues from the
+    coefficients as in Golub and Van Loan, "Matrix Computations" (2013), section 11.3.
     """
     s, r = np.zeros_like(g), -g
     y = M.solve(r)
@@ -46,15 +71,15 @@ def conjugate_gradients(
         M.learn(d, Hd)
         products += 1
         bend = dot(d, Hd)
-        if (
-            not bend > 0.0
-        ):  # no curvature along d that rounding leaves: without another step that of the preconditioner
+        # Rounding leaves no curvature along d. If there is no other step, take that of the
+        # preconditioner.
+        if not bend > 0.0:
             s = s if products > 1 else d.copy()
             break
         alpha = ry / bend
         vector.add_scaled(s, alpha, d)
         vector.add_scaled(r, -alpha, Hd)
-        del Hd  # of many columns, memory counts
+        del Hd  # frees memory, which counts with many columns
         diagonal.append(1.0 / alpha + (share / before if share else 0.0))
         y = M.solve(r)
         ry, last = dot(r, y), ry
@@ -66,7 +91,10 @@ def conjugate_gradients(
 
 
 def _least_eigenvalue(diagonal: list[float], off: list[float]) -> float:
-    """Of a symmetric tridiagonal matrix, by bisection on the signs of its pivots; 1 for an empty one."""
+    """Return the least eigenvalue of a symmetric tridiagonal matrix, or 1 if it is empty.
+
+    It is found by bisection on the signs of the pivots.
+    """
     if not diagonal:
         return 1.0
     low, high = 0.0, min(diagonal)

@@ -1,4 +1,7 @@
-"""Optimisers that take one gradient a step. Each is a Rate, a few constants, and one in-place kernel."""
+"""Optimisers that take one gradient per step.
+
+Each of them is a learning rate, a few constants, and one in-place kernel.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,21 @@ from mpigd.optim.base import Array, Dot, OracleLike, State, advance, clip, evalu
 from mpigd.optim.schedules import Rate
 from mpigd_kernels import vector
 
+# Added to the root of squared gradients, against division by zero.
 EPSILON = 1e-8
 
 
 @dataclass(frozen=True)
 class FirstOrder:
-    """The frame of the others: gradient, clipping, learning rate; `update` does the rest in place."""
+    """Base class: evaluate the gradient, clip it, and let `update` change the parameters in place.
+
+    Parameters
+    ----------
+    rate : Rate
+        Learning rate as a function of the step.
+    longest : float or None
+        Largest norm of the gradient; a longer one is clipped to it. None: no clipping.
+    """
 
     rate: Rate
     longest: float | None = None
@@ -48,7 +60,10 @@ class FirstOrder:
 
 
 class SGD(FirstOrder):
-    """w -= lr g, then the penalty's proximal operator: exact zeros where there is an l1."""
+    """Gradient descent: w -= lr g, then the penalty's proximal operator.
+
+    With an l1 penalty the operator gives exact zeros.
+    """
 
     name = "sgd"
 
@@ -59,7 +74,7 @@ class SGD(FirstOrder):
 
 @dataclass(frozen=True)
 class Momentum(FirstOrder):
-    """v = mu v + g; w -= lr v."""
+    """Gradient descent with momentum: v = mu v + g; w -= lr v."""
 
     mu: float = 0.9
     name = "momentum"
@@ -71,7 +86,7 @@ class Momentum(FirstOrder):
 
 @dataclass(frozen=True)
 class Nesterov(FirstOrder):
-    """v = mu v + g; w -= lr (g + mu v) (Sutskever et al., ICML 2013)."""
+    """Nesterov momentum: v = mu v + g; w -= lr (g + mu v) (Sutskever et al., ICML 2013)."""
 
     mu: float = 0.9
     name = "nesterov"
@@ -83,7 +98,7 @@ class Nesterov(FirstOrder):
 
 
 class Adagrad(FirstOrder):
-    """Steps divided by the root of the sum of squared gradients."""
+    """Adagrad: steps are divided by the root of the sum of squared gradients."""
 
     name = "adagrad"
     memory = ("s",)
@@ -94,7 +109,7 @@ class Adagrad(FirstOrder):
 
 @dataclass(frozen=True)
 class RMSprop(FirstOrder):
-    """Steps divided by the root of a moving average of squared gradients."""
+    """RMSprop: steps are divided by the root of a moving average of squared gradients."""
 
     decay: float = 0.9
     name = "rmsprop"
@@ -106,7 +121,7 @@ class RMSprop(FirstOrder):
 
 @dataclass(frozen=True)
 class Adam(FirstOrder):
-    """Moving averages of gradient and squared gradient, both corrected for their start at zero."""
+    """Adam: moving averages of gradient and squared gradient, corrected for their start at zero."""
 
     beta1: float = 0.9
     beta2: float = 0.999
@@ -114,7 +129,7 @@ class Adam(FirstOrder):
     memory = ("m", "s")
 
     def start(self, w: Array) -> State:
-        # Powers of the betas are carried as products: pow() differs between versions of libm.
+        # Powers of the betas are kept as products, since pow() differs between versions of libm.
         powers = fresh("power1", "power2", like=w[:1] * 0.0 + 1.0)
         powers["power1"][:] = powers["power2"][:] = 1.0
         return powers | fresh(*self.memory, like=w)
@@ -127,7 +142,7 @@ class Adam(FirstOrder):
 
 
 class AdamW(Adam):
-    """Adam with the ridge penalty taken out of the gradient: w shrinks by lr l2 w each step."""
+    """Adam with a decoupled ridge penalty: w shrinks by lr l2 w each step, outside the gradient."""
 
     name = "adamw"
 

@@ -1,8 +1,12 @@
 """L-BFGS with a strong-Wolfe line search, for smooth objectives with many parameters.
 
-Nocedal, "Updating quasi-Newton matrices with limited storage" (Math. Comp. 1980); the line search is algorithms 3.5 and 3.6
-of Nocedal and Wright, "Numerical Optimization" (2006), with cubic interpolation. Near the optimum, where differences of
-values drown in rounding, slopes decide (Hager and Zhang, SIOPT 2005).
+Near the optimum differences of values are lost to rounding, and slopes decide instead.
+
+References
+----------
+Nocedal, "Updating quasi-Newton matrices with limited storage" (Math. Comp. 1980). The line search
+is algorithms 3.5 and 3.6 of Nocedal and Wright, "Numerical Optimization" (2006), with cubic
+interpolation; slopes near the optimum: Hager and Zhang, SIOPT 2005.
 """
 
 from __future__ import annotations
@@ -18,17 +22,20 @@ from mpigd.model.penalties import Penalty
 from mpigd.optim.base import Array, Dot, OracleLike, State, advance, evaluate, fresh, norm
 from mpigd.optim.lbfgs_memory import Pairs, stored
 
-DECREASE, SLOPE = 1e-4, 0.9  # of the strong Wolfe conditions
+DECREASE, SLOPE = 1e-4, 0.9  # constants of the strong Wolfe conditions
+# The factor by which trial steps grow, and the most trials of each stage of the line search.
 EXPAND, TRIALS = 4.0, 20
-STALLED = (
-    10  # steps that lower neither value nor gradient, after which the objective is called flat
-)
-DROWNED = 1e-10  # relative to the value: smaller differences are told by the slopes
+# The objective is called flat after this many steps that lower neither value nor gradient.
+STALLED = 10
+DROWNED = 1e-10  # relative to the value: smaller differences are judged by slopes
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A point of the line: step length, value and slope there, and its gradient; beyond what is finite, infinite."""
+    """A point on the search line: step length, value and slope there, and its gradient.
+
+    Value and slope are infinite if the objective is not finite there.
+    """
 
     a: float
     value: float
@@ -38,9 +45,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class LBFGS:
-    """A step along -H g, H from the last `memory` pairs of steps and changes of the gradient.
+    """Steps along -H g, with H from the last `memory` pairs of steps and gradient changes.
 
-    first: the length of the first step over the gradient, about the inverse of the objective's curvature.
+    Parameters
+    ----------
+    memory : int
+        Number of pairs to keep.
+    first : float
+        Length of the first step over that of the gradient, about the inverse of the objective's
+        curvature.
     """
 
     memory: int = 10
@@ -59,22 +72,22 @@ class LBFGS:
             value, g = evaluate(w, oracle, penalty)
         d = pairs.direction(g, None, dot)
         slope = dot(g, d)
-        if not slope < 0.0:  # rounding: begin anew
+        if not slope < 0.0:  # caused by rounding: restart
             d, slope, pairs = -g, -dot(g, g), Pairs(self.memory)
 
         def along(a: float) -> Trial:
             try:
                 there, gradient = evaluate(w + a * d, oracle, penalty)
-            except NumericalError:  # raised on all ranks together: too far
+            except NumericalError:  # all ranks raise it together: the step is too long
                 return Trial(a, math.inf, math.inf, g)
             return Trial(a, there, dot(gradient, d), gradient)
 
         length = norm(g, dot)
         first = 1.0 if pairs.moves else self.first
         found = search(along, Trial(0.0, value, slope, g), first) if slope < 0.0 else None
-        if (
-            found is None
-        ):  # forget the pairs and try once more from the gradient, or say that the objective is flat
+        # Drop the pairs and try once more from the gradient, or report that the objective is
+        # flat.
+        if found is None:
             after = _advance(state, value, length, g, Pairs())
             after["flat"][0] = float(not pairs.moves)
             return w.copy(), after
@@ -89,7 +102,7 @@ class LBFGS:
 
 
 def _advance(state: State, value: float, length: float, g: Array, pairs: Pairs) -> State:
-    """The state one step further, with this gradient and these pairs."""
+    """Return the state one step further, with this gradient and these pairs."""
     after = advance(
         {name: state[name] for name in ("step", "stalled", "flat", "best")}, value, length
     )
@@ -97,7 +110,19 @@ def _advance(state: State, value: float, length: float, g: Array, pairs: Pairs) 
 
 
 def search(along: Callable[[float], Trial], start: Trial, first: float) -> Trial | None:
-    """A step length that meets the strong Wolfe conditions, or None. Bracket by growing steps, then zoom."""
+    """Return a point that meets the strong Wolfe conditions, or None.
+
+    Growing steps find a bracket, and zooming shrinks it.
+
+    Parameters
+    ----------
+    along : callable
+        Evaluates the objective at a step length.
+    start : Trial
+        Trial at step length 0.
+    first : float
+        Step length to try first.
+    """
     low, a = start, first
     for _ in range(TRIALS):
         here = along(a)
@@ -114,7 +139,7 @@ def search(along: Callable[[float], Trial], start: Trial, first: float) -> Trial
 
 
 def _zoom(along: Callable[[float], Trial], start: Trial, low: Trial, high: Trial) -> Trial | None:
-    """Shrink a bracket, whose best end is `low`, around a step that will do."""
+    """Shrink a bracket, whose best end is `low`, around an acceptable step."""
     for _ in range(TRIALS):
         here = along(_between(low, high))
         if _too_high(here, start) or (here.value >= low.value and not _drowned(here, start)):
@@ -133,14 +158,20 @@ def _drowned(here: Trial, start: Trial) -> bool:
 
 
 def _too_high(here: Trial, start: Trial) -> bool:
-    """Not a sufficient decrease; where the difference has no digits left, by the slopes of a quadratic."""
+    """Return whether the decrease is not sufficient.
+
+    If the difference of values is lost to rounding, the slopes of a quadratic decide.
+    """
     if _drowned(here, start):
         return not here.slope <= (2.0 * DECREASE - 1.0) * start.slope
     return not here.value <= start.value + DECREASE * here.a * start.slope
 
 
 def _between(low: Trial, high: Trial) -> float:
-    """The minimum of the cubic through both ends, kept off them; the middle where there is none."""
+    """Return the minimum of the cubic through both ends, kept off them, or the middle.
+
+    The middle is returned if the cubic has no minimum there.
+    """
     span = high.a - low.a
     if math.isfinite(high.value):
         b = low.slope + high.slope - 3.0 * (high.value - low.value) / span

@@ -1,4 +1,7 @@
-"""L-BFGS first, Newton's method if that takes too long: cheap steps where they suffice, a sure end where not."""
+"""L-BFGS first, and Newton's method if that takes too long.
+
+Cheap steps are taken if they suffice; otherwise Newton's method ends reliably.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,17 @@ from mpigd.optim.newton import Newton
 
 @dataclass(frozen=True)
 class Then:
-    """`first` for at most `budget` steps or until it finds no way down, then `last` from there."""
+    """Use `first` for at most `budget` steps or until it finds no way down, then `last` from there.
+
+    Parameters
+    ----------
+    first : LBFGS
+        The method to begin with.
+    last : Newton
+        The method that takes over.
+    budget : int
+        The most steps of `first`.
+    """
 
     first: LBFGS
     last: Newton
@@ -25,7 +38,7 @@ class Then:
     def step(
         self, w: Array, state: State, oracle: OracleLike, penalty: Penalty, dot: Dot
     ) -> tuple[Array, State]:
-        begun = "kind" in state  # a state of Newton's method
+        begun = "kind" in state  # the state is one of Newton's method
         step = state["step"][0]
         if not begun and step < self.budget and not state["flat"][0]:
             return self.first.step(w, state, oracle, penalty, dot)

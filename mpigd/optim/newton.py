@@ -1,10 +1,15 @@
 """Newton's method with a line search, preconditioned by and started from samples of the rows.
 
-The optimum of a small sample is near that of all rows, and its Hessian close to theirs: conjugate
-gradients preconditioned with it need few products, each one read of the data. Where a sample says too
-little of the rows, the Hessian of all rows takes its place. Steps are cut or lengthened by the objective
-along them, which costs no read: it is made of the linear predictors at both ends. Nocedal and Wright,
-"Numerical Optimization" (2006), chapters 5 to 7; the inner tolerance after Eisenstat and Walker (SISC 1996).
+The optimum of a small sample is near that of all rows, and its Hessian close to theirs. So
+conjugate gradients that are preconditioned with it need few Hessian-vector products, each one pass
+over the data. If a sample says too little about the rows, the Hessian of all rows replaces it.
+Steps are shortened or lengthened by the objective along them. That costs no pass over the data,
+since it is computed from the linear predictors at both ends.
+
+References
+----------
+Nocedal and Wright, "Numerical Optimization" (2006), chapters 5 to 7; the inner tolerance after
+Eisenstat and Walker (SISC 1996).
 """
 
 from __future__ import annotations
@@ -25,30 +30,43 @@ from mpigd.optim.newton_steps import Point, SecondOrderOracle, move, stand
 from mpigd.optim.preconditioner import Preconditioner, roots, with_penalty
 from mpigd.optim.sampled_newton import SampleDescent
 
-INNER = 200  # most products of a step otherwise
-LOOSEST, TIGHTEST = 0.2, 1e-3  # inner tolerances
-NEVER_CHANGED = ("factor", "basis", "move", "change")  # arrays of the state that steps share
-SETTLED = 0.05  # a relative decrease of the objective up to which the diagonal is not made anew
-FLAT = 1e-14  # a decrease that drowns in the rounding of the objective, relative to it
-# A preconditioner of which a step needs more products, of which a tenth of the curvature is left along some direction,
-# or whose step has to be cut to a quarter, is replaced by the Hessian of all rows.
+# The most products of a step if no other Hessian can replace the preconditioner.
+INNER = 200
+LOOSEST, TIGHTEST = 0.2, 1e-3  # of the residual of conjugate gradients
+NEVER_CHANGED = ("factor", "basis", "move", "change")  # prefixes of arrays that steps share
+# If the objective decreases by at most this, relative to it, the diagonal is not computed again.
+SETTLED = 0.05
+FLAT = 1e-14  # a decrease below the rounding of the objective, relative to it
+# The Hessian of all rows replaces a preconditioner if a step needs more products than this, if a
+# tenth of the curvature or less is left along some direction, or if a step has to be cut to a
+# quarter.
 MAX_PRODUCTS = 15
-SAMPLED, WHOLE, REFINED = (
-    0.0,
-    1.0,
-    2.0,
-)  # of whose Hessian steps are made; the last: with products too
+# The Hessian from which steps are computed: that of a sample, that of all rows, or the latter
+# with Hessian-vector products too.
+SAMPLED, WHOLE, REFINED = 0.0, 1.0, 2.0
 
 
 @dataclass(frozen=True)
 class Newton:
-    """Steps of conjugate gradients on the quadratic model, or of the factorised Hessian of all rows.
+    """Newton's method by conjugate gradients on the quadratic model, or by a factorised Hessian.
 
-    samples: their sizes, ascending, on which the first step descends, one from the other's optimum; the last one
-    gives the preconditioner. start_value: the objective at the starting point, which a sample's optimum has to
-    undercut; None keeps the starting point. whole: what oracles call the Hessian is all of it. direct: steps are made
-    of the Hessian of all rows from the beginning. dense: False where its p^2 numbers are too many: its diagonal then
-    preconditions, and what conjugate gradients have learned.
+    Parameters
+    ----------
+    samples : tuple of int
+        Sizes of the samples, ascending, on which the first step descends, each from the optimum of
+        the one before; the last one gives the preconditioner.
+    start_value : float or None
+        Objective at the starting point. The point found on samples must be below it. None keeps the
+        starting point.
+    whole : bool
+        Whether `hessian` of an oracle is the whole Hessian, not its diagonal blocks alone.
+    direct : bool
+        Whether all steps use the Hessian of all rows.
+    dense : bool
+        False if the p^2 numbers of a Hessian are too many. Its diagonal then preconditions, with
+        the pairs that conjugate gradients have learned.
+    name : str
+        Value of the option --optimizer.
     """
 
     samples: tuple[int, ...]
@@ -89,8 +107,11 @@ class Newton:
         slope = dot(point.g, s)
         new, length = move(point, s, second, penalty, dot, kind != SAMPLED)
         moved = new is not point
+        # The objective is flat if the step is not downhill, or cannot be taken and would gain less
+        # than rounding.
         flat = not slope < 0.0 or (not moved and -0.5 * slope <= FLAT * abs(point.value))
         after = _advanced(state, new, dot)
+        # Whether the preconditioner is to be replaced; see MAX_PRODUCTS.
         poor = (
             products > MAX_PRODUCTS
             or not moved
@@ -98,19 +119,20 @@ class Newton:
         )
         after_kind = self._next(kind, poor and not flat, moved)
         flat = flat or (not moved and after_kind == kind)
+        # The inner tolerance follows the decrease of the gradient (Eisenstat and Walker).
         shrunk = norm(new.g, dot) / (norm(point.g, dot) or 1.0)
         after["tolerance"] = np.array([min(LOOSEST, max(TIGHTEST, shrunk))])
         after["kind"], after["flat"] = np.array([after_kind]), np.array([float(flat)])
         after["spectrum"] = np.array([spectrum])
-        if (
-            not self.dense
-        ):  # where that much is left of the objective, little of the diagonal has changed
+        if not self.dense:
+            # If the objective has decreased this little, the diagonal has changed little.
             settled = abs(new.value - point.value) <= SETTLED * abs(point.value)
             kept = {"factor": M.U} if settled else {}
             kept |= M.learned.named() if M.learned else {}
         elif after_kind == SAMPLED:
             kept = M.named()
         if not self.dense or after_kind == SAMPLED:
+            # The error of the quadratic model on the decrease of a whole step.
             missed = math.inf if length != 1.0 else abs(point.value - new.value + 0.5 * slope)
             return new.w, _with_decrement(after | kept, new, M, spectrum, dot, missed)
         basis = Basis.of(state, w.size) if kind != SAMPLED else Basis.none(w.size)
@@ -134,7 +156,7 @@ class Newton:
         )
 
     def _next(self, kind: float, poor: bool, moved: bool) -> float:
-        """Of whose Hessian the next step is made."""
+        """Return the kind of Hessian from which the next step is computed."""
         if not self.dense or not poor:
             return kind
         if kind == SAMPLED:
@@ -177,7 +199,10 @@ class Newton:
         dot: Dot,
         basis: Basis,
     ) -> State:
-        """The state with the factor of the Hessian of all rows at the point; basis: of an earlier one."""
+        """Return the state with the factor of the Hessian of all rows at the point.
+
+        `basis` is that of an earlier Hessian.
+        """
         H = point.H
         if H is None:
             oracle.look_at(point.w)
@@ -189,7 +214,10 @@ class Newton:
 
 
 def polished(w: Array, state: State) -> Array | None:
-    """The parameters after the Newton step at w (p,), if the state has the factor of the Hessian there."""
+    """Return the parameters after a Newton step at w (p,), or None.
+
+    It is None if the state holds no factor of the Hessian of all rows at w.
+    """
     if "factor" not in state or state["factor"].ndim == 1 or state["kind"][0] == SAMPLED:
         return None
     return w - Preconditioner.of(state, w.size).solve(state["gradient"])
@@ -210,8 +238,11 @@ def _with_decrement(
     dot: Dot,
     unexplained: float = 0.0,
 ) -> State:
-    """The state with g'H^-1 g, twice what a quadratic would have left of the objective: where losses fall off like
-    exponentials, that is all of it. spectrum: the least eigenvalue seen of M^-1 H; unexplained: what a model of the
-    objective at another point has missed of the last step's change."""
+    """Return the state with g'H^-1 g as its `decrement`.
+
+    That is twice what a quadratic would have left of the objective; if losses fall off like
+    exponentials, it is all that is left. `spectrum` is the least eigenvalue seen of M^-1 H, and
+    `unexplained` what a quadratic model at another point has missed of the last step's change.
+    """
     left = dot(point.g, M.solve(point.g)) / min(1.0, spectrum) if M.trusted else math.inf
     return after | {"decrement": np.array([max(left, unexplained)])}

@@ -1,4 +1,4 @@
-"""The Newton decrement: a measure, in the objective's own unit, of how far the optimum is."""
+"""The Newton decrement: an estimate of the distance to the optimum, in units of the objective."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mpigd.optim.lbfgs_memory import Pairs
 from mpigd.optim.newton_steps import SecondOrderOracle
 from mpigd.optim.preconditioner import Preconditioner, roots, with_penalty
 
-MAX_PRODUCTS = 30  # before the Hessian of all rows is made
-RTOL = 0.1  # of the residual: the decrement is then known to about a hundredth
-ROWS_PER_PARAMETER = 8  # of the sample whose Hessian preconditions
+MAX_PRODUCTS = 30  # if more are needed, the Hessian of all rows is computed
+RTOL = 0.1  # on the residual: the decrement is then accurate to about a hundredth
+ROWS_PER_PARAMETER = 8  # rows per parameter of the sample whose Hessian preconditions
 
 
 def newton_decrement(
@@ -28,12 +28,40 @@ def newton_decrement(
     pairs: Pairs,
     dense: bool,
 ) -> float:
-    """g'H^-1 g for the gradient g and the Hessian H of objective plus smooth penalty at w (p,).
+    """Return g'H^-1 g, with H the Hessian of objective plus smooth penalty at w. Collective.
 
-    Half of it is what a quadratic has left to gain, all of it where losses fall off like exponentials (separated data). By
-    conjugate gradients, preconditioned by the Hessian of a sample of the n rows, or if not `dense` by the diagonal and the pairs
-    of an L-BFGS; where these do not settle, by the Hessian of all rows, or infinite. Boyd and Vandenberghe, "Convex
-    Optimization" (2004), section 9.5.1. Collective.
+    Half of it is what a quadratic has left to gain; all of it if losses fall off like exponentials
+    (separated data). It is computed by conjugate gradients, preconditioned by the Hessian of a
+    sample of the rows, or if not `dense` by the diagonal and the pairs of an L-BFGS. If these do
+    not converge, the Hessian of all rows is used.
+
+    Parameters
+    ----------
+    w : array (p,) of float64
+        Parameters.
+    g : array (p,) of float64
+        Gradient of objective plus smooth penalty at w.
+    oracle : SecondOrderOracle
+        Objective without its penalty.
+    penalty : Penalty
+        Smooth penalty.
+    dot : Dot
+        Inner product.
+    n : int
+        Number of rows.
+    pairs : Pairs
+        Pairs of an L-BFGS.
+    dense : bool
+        Whether there is room for a Hessian.
+
+    Returns
+    -------
+    float
+        The decrement, infinite if it cannot be computed.
+
+    References
+    ----------
+    Boyd and Vandenberghe, "Convex Optimization" (2004), section 9.5.1.
     """
     m = ROWS_PER_PARAMETER * w.size
     sampled = dense and 2 * m <= n

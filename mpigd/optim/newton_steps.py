@@ -1,4 +1,4 @@
-"""Points of a second-order method, and steps between them whose length the objective along them decides."""
+"""Points of a second-order method, and steps between them with a line search."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from mpigd.optim.line_search import LineOracle, best_length
 from mpigd.optim.preconditioner import with_penalty
 
 LOST_DIGITS = 1e-10  # relative decreases below this are judged by slopes, not by values
-MAX_END_SLOPE = 0.3  # of the slope at its start: a step that ends steeper was too short or too long
+# Relative to the slope at the start of a step: if it ends steeper, it was too short or too long.
+MAX_END_SLOPE = 0.3
 
 
 class SecondOrderOracle(LineOracle, Protocol):
@@ -21,39 +22,42 @@ class SecondOrderOracle(LineOracle, Protocol):
 
     @property
     def outputs(self) -> int:
-        """How many outputs the parameters are of, one after the other, that share a loss (softmax)."""
+        """The number of outputs that share a loss (softmax); their parameters are concatenated."""
 
     def derivatives(self, w: Array) -> tuple[float, Array, Array]:
-        """Value, gradient (p,) and `hessian` at w (p,)."""
+        """Return the value, the gradient (p,) and `hessian` at w (p,)."""
 
     def look_at(self, w: Array) -> None:
-        """Second derivatives are those at w (p,) from now on."""
+        """Set the point w (p,) at which second derivatives are taken from now on."""
 
     def hessian_vector(self, v: Array) -> Array:
-        """The Hessian times v."""
+        """Return the Hessian times v (p,)."""
 
     def hessian(self) -> Array:
-        """The Hessian (1, p, p), or its diagonal blocks (k, p / k, p / k)."""
+        """Return the Hessian (1, p, p), or its diagonal blocks (k, p / k, p / k)."""
 
     def hessian_diagonal(self) -> Array:
-        """The diagonal of the Hessian (p,)."""
+        """Return the diagonal of the Hessian (p,)."""
 
     def column_squares(self) -> Array:
-        """The weighted mean square of every parameter's column (p,)."""
+        """Return the weighted mean square of every parameter's column (p,)."""
 
     def curvatures_along(self, D: Array) -> tuple[Array, Array]:
-        """d'Hd (m,) for directions D (m, p), and how much of it rounding may be."""
+        """Return d'Hd (m,) for directions D (m, p), and a bound on its rounding error (m,)."""
 
     def product_along(self, d: Array) -> Array:
-        """The Hessian times d (p,), accurate where columns nearly cancel in it."""
+        """Return the Hessian times d (p,), accurate if columns nearly cancel in d."""
 
     def sample(self, m: int) -> SecondOrderOracle:
-        """The oracle of m rows drawn without replacement."""
+        """Return the oracle of m rows drawn without replacement."""
 
 
 @dataclass
 class Point:
-    """Parameters, value and gradient of the whole objective there, and the Hessian with the penalty's if it was asked for."""
+    """Parameters (p,), value and gradient (p,) of the whole objective there, and maybe its Hessian.
+
+    The Hessian includes the penalty's, and is None unless it was asked for.
+    """
 
     w: Array
     value: float
@@ -62,7 +66,19 @@ class Point:
 
 
 def stand(w: Array, oracle: SecondOrderOracle, penalty: Penalty, direct: bool) -> Point:
-    """The point at w; `direct`: with its Hessian."""
+    """Evaluate the point at w. Collective.
+
+    Parameters
+    ----------
+    w : array (p,) of float64
+        Parameters.
+    oracle : SecondOrderOracle
+        Objective without its penalty.
+    penalty : Penalty
+        Smooth penalty.
+    direct : bool
+        Whether the point gets its Hessian.
+    """
     if not direct:
         return Point(w, *evaluate(w, oracle, penalty))
     value, g, H = oracle.derivatives(w)
@@ -73,9 +89,28 @@ def stand(w: Array, oracle: SecondOrderOracle, penalty: Penalty, direct: bool) -
 def move(
     point: Point, s: Array, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot, direct: bool
 ) -> tuple[Point, float]:
-    """The point after a step along s, and its length in s: 1, unless the objective along s asks for another.
+    """Take a step along s, of length 1 unless the objective along s requires another. Collective.
 
-    Returns `point` itself where no length goes down.
+    Parameters
+    ----------
+    point : Point
+        Where the step begins.
+    s : array (p,) of float64
+        Step.
+    oracle : SecondOrderOracle
+        Objective without its penalty.
+    penalty : Penalty
+        Smooth penalty.
+    dot : Dot
+        Inner product.
+    direct : bool
+        Whether the new point gets its Hessian.
+
+    Returns
+    -------
+    tuple (Point, float)
+        The new point and the length of the step in units of s; `point` itself if no length leads
+        down.
     """
     slope = dot(point.g, s)
     if not slope < 0.0:
@@ -98,12 +133,15 @@ def move(
 def _try(w: Array, oracle: SecondOrderOracle, penalty: Penalty, direct: bool) -> Point | None:
     try:
         return stand(w, oracle, penalty, direct)
-    except NumericalError:  # raised on all ranks together: too far
+    except NumericalError:  # all ranks raise it together: the step is too long
         return None
 
 
 def _fell(point: Point, new: Point, slope: float, end: float) -> bool:
-    """Whether the objective fell; where the difference of the values has lost its digits, by the slopes of a quadratic."""
+    """Return whether the objective fell.
+
+    If the difference of the values has lost its digits, the slopes of a quadratic decide.
+    """
     if -slope <= LOST_DIGITS * abs(point.value):
         return abs(end) < -slope
     return new.value < point.value

@@ -1,4 +1,8 @@
-"""What makes conjugate gradients on a Hessian few: its Cholesky factor; above some thousand columns its diagonal and L-BFGS."""
+"""Preconditioners for conjugate gradients on a Hessian.
+
+They are a Cholesky factor of the (sampled) Hessian; above a few thousand columns, its diagonal,
+improved by L-BFGS pairs.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +16,34 @@ from mpigd.optim.change_of_basis import Basis
 from mpigd.optim.lbfgs_memory import Pairs
 from mpigd_kernels import linalg, vector
 
-TINIEST = 1e-14  # of the largest diagonal element: less curvature than that is none
+TINIEST = 1e-14  # relative to the largest diagonal element: less curvature counts as none
 
 
 class Curved(Protocol):
     def hessian_diagonal(self) -> Array:
-        """The diagonal of the Hessian (p,)."""
+        """Return the diagonal of the Hessian (p,)."""
 
 
 class Preconditioner:
-    """M = U'U in k diagonal blocks: U (k, p / k, p / k) upper triangular; or of its diagonal, the roots U (p,).
+    """A symmetric matrix M that is close to a Hessian, and whose inverse is cheap.
 
-    pairs: products of an earlier step's conjugate gradients, which improve a diagonal as they do L-BFGS; `learned` takes this
-    step's (Morales and Nocedal, SIOPT 2000). basis: of the parameters that the factor is for. trusted: no
-    curvature that is there is hidden by replaced pivots.
+    Parameters
+    ----------
+    U : array (k, p / k, p / k) or (p,) of float64
+        Upper triangular factors of k diagonal blocks, M = U'U; or the square roots of a diagonal M.
+    pairs : Pairs or None
+        Products of an earlier step's conjugate gradients. They improve a diagonal as they improve
+        L-BFGS, and `learned` collects those of this step.
+    dot : Dot
+        Inner product.
+    basis : Basis or None
+        Basis of the parameters in which M is factorised; None: the standard basis.
+    trusted : bool
+        Whether replaced pivots hide no curvature.
+
+    References
+    ----------
+    Pairs of conjugate gradients: Morales and Nocedal, SIOPT 2000.
     """
 
     def __init__(
@@ -40,7 +58,7 @@ class Preconditioner:
         self.pairs, self.learned = pairs or Pairs(), None if pairs is None else Pairs()
 
     def solve(self, g: Array) -> Array:
-        """M^-1 g."""
+        """Return M^-1 g for a vector g (p,)."""
         return (
             self.pairs.direction(-g, self._divide, self.dot)
             if self.pairs.moves
@@ -60,41 +78,59 @@ class Preconditioner:
         return y if self.basis is None else self.basis.outwards(y)
 
     def named(self) -> State:
-        """The factors, and the basis that they belong to, in a state."""
+        """Return the factors, and the basis to which they belong, as arrays of a state."""
         doubt = {} if self.trusted else {"factor_in_doubt": np.ones(1)}
         return {"factor": self.U} | doubt | ({} if self.basis is None else self.basis.named())
 
     @staticmethod
     def of(state: State, size: int) -> Preconditioner:
-        """What `named` has put into a state."""
+        """Return the preconditioner that `named` has put into a state of `size` parameters."""
         return Preconditioner(
             state["factor"], basis=Basis.of(state, size), trusted="factor_in_doubt" not in state
         )
 
 
 def ridge(penalty: Penalty, size: int) -> Array:
-    """The diagonal of the penalty's Hessian (size,)."""
+    """Return the diagonal of the penalty's Hessian (size,)."""
     diagonal = np.zeros(size)
     penalty.add_curvature(np.ones(size), diagonal)
     return diagonal
 
 
 def roots(oracle: Curved, penalty: Penalty) -> Array:
-    """The roots of the Hessian's diagonal (p,) where the oracle looks, the penalty's included; 1 where there is no curvature."""
+    """Return the square roots of the Hessian's diagonal (p,), or 1 if there is no curvature.
+
+    Parameters
+    ----------
+    oracle : Curved
+        Gives the diagonal at the point set by `look_at`.
+    penalty : Penalty
+        Its curvature is included.
+    """
     diagonal = oracle.hessian_diagonal()
     diagonal += ridge(penalty, diagonal.size)
     return np.sqrt(np.where(diagonal > TINIEST * diagonal.max(initial=0.0), diagonal, 1.0))
 
 
 def with_penalty(H: Array, penalty: Penalty, size: int) -> Array:
-    """The Hessian, or its blocks, with the penalty's added in place."""
+    """Add the penalty's Hessian in place, and return the sum.
+
+    Parameters
+    ----------
+    H : array (1, p, p) or (k, p / k, p / k) of float64
+        Hessian, or its diagonal blocks.
+    penalty : Penalty
+        Penalty on the parameters.
+    size : int
+        Number of parameters p.
+    """
     for block, diagonal in zip(H, ridge(penalty, size).reshape(H.shape[0], -1), strict=True):
         block[np.diag_indices_from(block)] += diagonal
     return H
 
 
 def factors(H: Array) -> Array:
-    """The Cholesky factors of the blocks of a Hessian."""
+    """Return the Cholesky factors of the blocks of a Hessian (k, p / k, p / k)."""
     U = H.copy()
     for block in U:
         linalg.cholesky(block)

@@ -1,7 +1,8 @@
-"""Predicted costs of the solvers of full mode, from the shape of the data alone: `auto` chooses by them.
+"""Predict the costs of the solvers of full mode from the shape of the data.
 
-Nanoseconds on one core of a machine that nobody runs: only their ratios matter, and they must not depend on the
-machine, the ranks or the threads, or the model would. Measured on made-up rows (float32); docs/performance.md.
+`auto` chooses by them. Costs are in nanoseconds on one core of an imaginary machine: only their
+ratios matter, and they must not depend on the machine, the ranks or the threads, since the model
+would then depend on these. Measured on made-up rows (float32); docs/performance.md.
 """
 
 from __future__ import annotations
@@ -9,15 +10,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-STEP_OVERHEAD = 1e5  # of an evaluation, whatever its size
-ROW, DENSE_ENTRY, SPARSE_ENTRY = 5.0, 0.17, 1.1  # of a gradient: a row, and an entry
-DENSE_ROW, DENSE_COLUMN, DENSE_PRODUCT = (
-    50.0,
-    0.18,
-    0.0105,
-)  # of a Hessian: a row, its p columns, its p^2 products
-# Of a Hessian of compressed rows: an entry, a product of two dense columns, of a dense column and an entry, of two entries,
-# and an element of the matrix.
+STEP_OVERHEAD = 1e5  # per evaluation, whatever its size
+ROW, DENSE_ENTRY, SPARSE_ENTRY = 5.0, 0.17, 1.1  # of a gradient: per row, and per entry
+# Costs of a Hessian of dense rows: per row, per column of a row, per product of two columns.
+DENSE_ROW, DENSE_COLUMN, DENSE_PRODUCT = 50.0, 0.18, 0.0105
+# Costs of a Hessian of compressed rows: per entry, per product of two dense columns, of a dense
+# column and an entry, of two entries, and per element of the matrix.
 SPARSE_READ, WIDE_PRODUCT, MIXED_PRODUCT, SPARSE_PRODUCT, SPARSE_ELEMENT = (
     2.4,
     0.011,
@@ -25,23 +23,41 @@ SPARSE_READ, WIDE_PRODUCT, MIXED_PRODUCT, SPARSE_PRODUCT, SPARSE_ELEMENT = (
     1.0,
     1.0,
 )
-FACTOR = 0.018  # of p^3 / 3, of a Cholesky factor
-DIRECT_STEPS, SAMPLED_READS, LBFGS_READS = 8.0, 12.0, 45.0  # usual numbers
-SPARSE_LBFGS_READS = 20.0  # columns that seldom meet are nearly orthogonal
-SAMPLE_HESSIANS, SAMPLE_READS = 5.0, 12.0  # of the first sample, and of the second
-# Before L-BFGS is given up: well conditioned problems need less than 25 steps, others some hundreds; with several outputs
-# Newton's method is so much dearer that those are waited for.
+FACTOR = 0.018  # of a Cholesky factor: per p^3 / 3
+# Usual numbers of steps of Newton's method, and of passes over the data with samples and of
+# L-BFGS.
+DIRECT_STEPS, SAMPLED_READS, LBFGS_READS = 8.0, 12.0, 45.0
+SPARSE_LBFGS_READS = 20.0  # columns that seldom share a row are nearly orthogonal
+SAMPLE_HESSIANS, SAMPLE_READS = 5.0, 12.0  # Hessians of the first sample, passes over the last one
+# The steps of L-BFGS before Newton's method replaces it: a fraction of the latter's cost, and a
+# least number. Well conditioned problems need less than 25 steps, others some hundreds. With
+# several outputs Newton's method is so much more expensive that these are waited for.
 PATIENCE, FEWEST_STEPS = 0.25, 25
-CHEAP = 1e8  # a tenth of a second for all Hessians: fewer reads are worth that
-WORTH = 2.0  # on dense rows, where its number of reads hangs on the conditioning, L-BFGS has to promise so much
+CHEAP = 1e8  # a tenth of a second for all Hessians: fewer passes over the data are worth that
+# The factor by which L-BFGS has to be cheaper on dense rows, since its number of passes over the
+# data depends on the conditioning.
+WORTH = 2.0
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Rows n, parameters p of each of k outputs, stored entries of a row (None: dense).
+    """The shape of the data, from which costs are predicted. All costs are in nanoseconds.
 
-    wide: how many of the columns are common enough to be taken as dense ones in a Hessian of compressed rows. samples: their
-    sizes, where they say enough.
+    Parameters
+    ----------
+    n : int
+        Rows.
+    p : int
+        Parameters of each output.
+    k : int
+        Outputs.
+    entries : float or None
+        Stored entries of a row; None for dense rows.
+    wide : int
+        Number of columns that are common enough to be treated as dense ones in a Hessian of
+        compressed rows.
+    samples : tuple of int
+        Sizes of the samples of rows that say enough about all rows, ascending.
     """
 
     n: int
@@ -73,11 +89,11 @@ class Shape:
         return FACTOR * float(self.k * self.p) ** 3 / 3.0
 
     def direct(self) -> float:
-        """Newton's method with the Hessian of all rows."""
+        """Return the cost of Newton's method with the Hessian of all rows."""
         return DIRECT_STEPS * (self.sweep(self.n) + self.hessian(self.n) + self.factor())
 
     def sampled(self) -> float:
-        """Newton's method from and with samples of the rows."""
+        """Return the cost of Newton's method started from and preconditioned by row samples."""
         if not self.samples:
             return math.inf
         first, last = self.samples[0], self.samples[-1]
@@ -93,7 +109,10 @@ class Shape:
         return (LBFGS_READS if self.entries is None else SPARSE_LBFGS_READS) * self.sweep(self.n)
 
     def lbfgs_budget(self) -> int:
-        """Steps of L-BFGS before Newton's method takes over: as many as cost a part of what that does, and a few at least."""
+        """Return the steps of L-BFGS before Newton's method takes over.
+
+        They cost a fraction of what Newton's method does, but there are at least FEWEST_STEPS.
+        """
         part = PATIENCE if self.k == 1 else 1.0
         return max(
             FEWEST_STEPS, math.ceil(part * min(self.direct(), self.sampled()) / self.sweep(self.n))
@@ -101,7 +120,7 @@ class Shape:
 
 
 def cheapest(shape: Shape) -> str:
-    """newton-cholesky, newton or lbfgs-newton: a function of the data's shape."""
+    """Return newton-cholesky, newton or lbfgs-newton, as a function of the data's shape."""
     direct, sampled, lbfgs = shape.direct(), shape.sampled(), shape.lbfgs()
     worth = WORTH if shape.entries is None else 1.0
     if direct <= max(CHEAP, sampled):

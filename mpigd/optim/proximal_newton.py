@@ -1,9 +1,14 @@
 """Proximal Newton with working sets, for l1, elastic net and bounds.
 
-Each step chooses the columns that are not zero or want not to be, minimises the objective over these alone by Newton steps
-on their own rows, X (n, s) of them, and looks at all columns once. The Hessian is that of s columns, summed exactly; its
-quadratic model with the penalty's kinks is minimised by coordinate descent (quadratic_model.py). Lee, Sun, Saunders, "Proximal
-Newton-type methods" (SIAM J. Optim. 2014); working sets after Massias, Gramfort, Salmon, "Celer" (ICML 2018).
+Each step chooses the columns whose coefficients are not zero, or are pulled away from zero. It
+minimises the objective over these alone by Newton steps on their own matrix, X (n, s), and then
+evaluates the gradient of all columns once. The Hessian is that of s columns, summed exactly. Its
+quadratic model with the penalty's kinks is minimised by coordinate descent (quadratic_model.py).
+
+References
+----------
+Lee, Sun, Saunders, "Proximal Newton-type methods" (SIAM J. Optim. 2014); working sets after
+Massias, Gramfort, Salmon, "Celer" (ICML 2018).
 """
 
 from __future__ import annotations
@@ -20,32 +25,27 @@ from mpigd.optim import quadratic_model as quadratic
 from mpigd.optim.accelerated import Accelerated
 from mpigd.optim.base import Array, Dot, OracleLike, State, advance, evaluate, fresh, norm
 
-FEWEST = 64  # columns of a working set
-INNER, ON_SAMPLE, HALVINGS = (
-    20,
-    40,
-    40,
-)  # most Newton steps in a working set, steps on a sample, cuts of a step
-BETTER = (
-    0.1  # how much smaller a working set's own subgradient is to become than that of all columns is
-)
-DECREASE = 1e-4  # of what the model promises: the least that a step must hold
-ENOUGH = 0.02  # of a sample's own error: closer to its optimum there is nothing to gain
-DROWNED, FLAT = (
-    1e-9,
-    1e-15,
-)  # decreases, relative to the objective: told by slopes, and not told at all
-# What may be left of the subgradient of a model of more than LITTLE parameters: its minimum, which then takes as long as a
-# Hessian, is not that of the objective, unless this is quadratic.
+FEWEST = 64  # the least number of columns of a working set
+# The most Newton steps in a working set, the most steps on a sample, and how often a step may be
+# cut in half.
+INNER, ON_SAMPLE, HALVINGS = 20, 40, 40
+# Steps in a working set end if its own subgradient is below this fraction of that of all columns.
+BETTER = 0.1
+DECREASE = 1e-4  # the least decrease of a step, relative to what the model predicts
+ENOUGH = 0.02  # relative to a sample's own error: being closer to its optimum gains nothing
+# Decreases relative to the objective: below the first, slopes judge them; the second is rounding.
+DROWNED, FLAT = 1e-9, 1e-15
+# For a model of more than LITTLE parameters, this share of its subgradient may be left. To find
+# its minimum would then take as long as a Hessian, and it is not the minimum of the objective,
+# unless the objective is quadratic.
 ROUGH, LITTLE = 0.02, 600
-LARGER = 3.0  # a sample than the one before
-FIRST_ORDER_STEPS = (
-    20  # of FISTA, where more coefficients are not zero than a Hessian may have columns
-)
+LARGER = 3.0  # the least ratio of a sample's size to the one before
+# Steps of FISTA, if more coefficients are not zero than a Hessian may have columns.
+FIRST_ORDER_STEPS = 20
 
 
 class ColumnOracle(OracleLike, Protocol):
-    """An oracle with second derivatives that can be had for some of the columns, or of the rows, alone."""
+    """An oracle with second derivatives, available for some of the columns or rows alone."""
 
     @property
     def quadratic(self) -> bool:
@@ -56,14 +56,20 @@ class ColumnOracle(OracleLike, Protocol):
     def hessian(self) -> Array: ...
 
     def columns(self, chosen: Array) -> ColumnOracle | None:
-        """That of the chosen columns, all others' coefficients zero; None where the rows are not in memory."""
+        """Return the oracle of the chosen columns, with all other coefficients zero.
+
+        Returns None if the rows are not in memory.
+        """
 
     def sample(self, m: int) -> ColumnOracle: ...
 
 
 @dataclass
 class Point:
-    """Parameters, value of the whole objective, gradient of its smooth part, the model's promise for the last step."""
+    """Parameters, objective, gradient of its smooth part, and decrease that the model predicted.
+
+    `flat` says that no further decrease was found.
+    """
 
     w: Array
     value: float
@@ -74,8 +80,19 @@ class Point:
 
 @dataclass(frozen=True)
 class ProximalNewton:
-    """k: outputs. intercept: the last parameter of each is one. samples: sizes, ascending, on which the first step descends.
-    largest: numbers a Hessian may have."""
+    """Proximal Newton with working sets.
+
+    Parameters
+    ----------
+    k : int
+        Number of outputs.
+    intercept : bool
+        Whether the last parameter of each output is an intercept.
+    samples : tuple of int
+        Sizes of the samples, ascending, on which the first step descends.
+    largest : int
+        The most numbers that a Hessian may have.
+    """
 
     k: int
     intercept: bool
@@ -93,7 +110,7 @@ class ProximalNewton:
         curvature = float(state["curvature"][0])
         if state["step"][0] == 0:
             w = w.copy()
-            net.prox(w, 0.0)  # into the bounds
+            net.prox(w, 0.0)  # move w into the bounds
             point = self._begin(Point(w, *evaluate(w, oracle, net)), source, net, dot)
         else:
             point, curvature = self._improve(
@@ -105,16 +122,18 @@ class ProximalNewton:
         return point.w, after
 
     def _begin(self, point: Point, oracle: ColumnOracle, net: ElasticNet, dot: Dot) -> Point:
-        """The optimum of the last sample; the starting point where the objective of all rows is not larger there.
+        """Return the optimum of the last sample, or the starting point.
 
-        A sample says nothing of rows that are few and of great weight, and what it does not determine may lie far away.
+        The starting point is kept unless the objective of all rows is smaller at the optimum of the
+        sample. A sample says nothing about rows that are few and of great weight, and what it does
+        not determine may lie far away.
         """
         w = point.w
         try:
             for m in spread(self.samples):
                 w = self._on_sample(w, oracle.sample(m), w.size / m, net, dot)
             there = Point(w, *evaluate(w, oracle, net)) if w is not point.w else point
-        except NumericalError:  # raised on all ranks together
+        except NumericalError:  # all ranks raise it together
             return point
         return there if there.value < point.value else point
 
@@ -131,7 +150,7 @@ class ProximalNewton:
     def _improve(
         self, point: Point, oracle: ColumnOracle, net: ElasticNet, dot: Dot, curvature: float
     ) -> tuple[Point, float]:
-        """One step over all columns from a point at which their gradient is known."""
+        """Take one step over all columns, from a point at which their gradient is known."""
         p = point.w.size // self.k
         chosen = self.working_set(point, net)
         if chosen is None and self.k * p * p <= self.largest:
@@ -156,8 +175,24 @@ class ProximalNewton:
         return Point(moved, value, g, promise, stuck), curvature
 
     def working_set(self, point: Point, net: ElasticNet) -> Array | None:
-        """Columns, ascending: those that are not zero and as many again, at least FEWEST, of steepest descent. None: all,
-        or so many that a Hessian has no room for new ones."""
+        """Return the columns of the working set, ascending.
+
+        They are those whose coefficients are not zero, and as many again of steepest descent, but
+        at least FEWEST in all.
+
+        Parameters
+        ----------
+        point : Point
+            Parameters (k * p,) and gradient.
+        net : ElasticNet
+            Penalty.
+
+        Returns
+        -------
+        array or None
+            Numbers of columns. None stands for all columns, or means that a Hessian has no room for
+            new ones.
+        """
         k, d = self.k, point.w.size // self.k - self.intercept
         W = point.w.reshape(k, -1)[:, :d]
         pull = np.abs(net.subgradient(point.w, point.g)).reshape(k, -1)[:, :d].max(axis=0)
@@ -171,13 +206,13 @@ class ProximalNewton:
         return np.sort(order[pull[order] > 0.0])
 
     def _places(self, chosen: Array, p: int) -> Array:
-        """The chosen columns' and the intercepts' places among the parameters (k * p,)."""
+        """Return the indices of the chosen columns and of the intercepts among the parameters."""
         one = np.append(chosen, [p - 1] * self.intercept).astype(np.int64)
         return np.concatenate([one + q * p for q in range(self.k)])
 
 
 def spread(samples: tuple[int, ...]) -> tuple[int, ...]:
-    """Sizes of samples without those that the next one hardly exceeds: its own steps cost little more."""
+    """Drop sizes of samples that the next size hardly exceeds: its own steps cost little more."""
     return tuple(
         m
         for m, after in zip(samples, (*samples[1:], math.inf), strict=False)
@@ -186,7 +221,7 @@ def spread(samples: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def with_kinks(penalty: Penalty) -> ElasticNet:
-    """The penalty as an elastic net, maybe without l1 and bounds."""
+    """Return the penalty as an elastic net, possibly without l1 and bounds."""
     if isinstance(penalty, ElasticNet):
         return penalty
     weights, strength = penalty.weights, penalty.strength  # type: ignore[attr-defined]
@@ -195,7 +230,24 @@ def with_kinks(penalty: Penalty) -> ElasticNet:
 
 
 def newton_step(point: Point, oracle: ColumnOracle, net: ElasticNet, dot: Dot) -> Point:
-    """The minimum of the quadratic model at `point`, or as far towards it as the objective falls enough."""
+    """Move to the minimum of the quadratic model, or towards it until the objective falls enough.
+
+    Parameters
+    ----------
+    point : Point
+        Parameters (k * m,), objective and gradient there.
+    oracle : ColumnOracle
+        Objective without its penalty.
+    net : ElasticNet
+        Penalty on these parameters.
+    dot : Dot
+        Inner product.
+
+    Returns
+    -------
+    Point
+        The new point; `flat` is set if no decrease is left.
+    """
     oracle.look_at(point.w)
     H = oracle.hessian()
     m = H.shape[1]
@@ -226,17 +278,20 @@ def newton_step(point: Point, oracle: ColumnOracle, net: ElasticNet, dot: Dot) -
 def _look(w: Array, oracle: OracleLike, net: ElasticNet, promise: float) -> Point | None:
     try:
         return Point(w, *evaluate(w, oracle, net), promise)
-    except NumericalError:  # raised on all ranks together: too far
+    except NumericalError:  # all ranks raise it together: the step is too long
         return None
 
 
 def _change(point: Point, there: Array, net: ElasticNet, dot: Dot) -> float:
-    """What the linear model says that the objective changes, kinks included."""
+    """Return the change of the objective by its linear model, kinks included."""
     return dot(point.g, there - point.w) + dot(net.l1, np.abs(there) - np.abs(point.w))
 
 
 def _fell(point: Point, found: Point, net: ElasticNet, dot: Dot) -> float:
-    """By how much the objective fell; where the values have lost their digits, the trapezoid of the slopes."""
+    """Return the decrease of the objective.
+
+    If the values have lost their digits, it is computed from the slopes by the trapezoidal rule.
+    """
     if found.promise > DROWNED * abs(point.value):
         return point.value - found.value
     step = found.w - point.w
@@ -250,7 +305,7 @@ def _fell(point: Point, found: Point, net: ElasticNet, dot: Dot) -> float:
 def _accelerate(
     point: Point, oracle: OracleLike, net: ElasticNet, dot: Dot, curvature: float
 ) -> tuple[Point, float]:
-    """Some steps of FISTA: too many columns for a Hessian."""
+    """Take some steps of FISTA, if there are too many columns for a Hessian."""
     w, fista = point.w, Accelerated(curvature, backtrack=True)
     state = fista.start(w)
     for _ in range(FIRST_ORDER_STEPS):

@@ -1,8 +1,13 @@
-"""The minimum of a quadratic model with l1 and bounds: coordinate descent, finished by Newton steps on its face.
+"""Minimise a quadratic model with l1 and bounds: coordinate descent, finished by Newton steps.
 
-Coordinate descent finds which coordinates are zero or at a bound; with correlated columns it is slow to place the others. On
-the face where signs and bounds stay as they are the model is a plain quadratic: its minimum, or the edge of the face on
-the way there, is one triangular solve. Both only go down. After Bertsekas, "Projected Newton methods" (SICON 1982).
+Coordinate descent finds which coordinates are zero or at a bound, but with correlated columns it
+is slow to determine the others. On the face on which signs and bounds stay as they are the model
+is a plain quadratic. Its minimum, or the edge of the face on the way there, takes one triangular
+solve. Both kinds of steps only go down.
+
+References
+----------
+After Bertsekas, "Projected Newton methods" (SICON 1982).
 """
 
 from __future__ import annotations
@@ -15,28 +20,38 @@ from mpigd.model.penalties import ElasticNet
 from mpigd.optim.base import Array, Dot, norm
 from mpigd_kernels import descent, linalg, vector
 
-ROUNDS, SWEEPS = (
-    2000,
-    5,
-)  # at most so many rounds, each of a whole sweep and sweeps over what is not zero
-FEWEST, WORK = 100, 2e10  # rounds in any case; operations that are worth a read of the data
-SOLVED = 1e-11  # of the model's shortest subgradient at its start
-ROUNDING = 2.0**-50  # of the slope: a subgradient that is no longer is none
-FAST = 0.2  # what a round leaves of the subgradient where it needs no solve
-PATIENCE, ROUGHLY = 10, 1e-6  # rounds without progress, once the subgradient has become so small
-FLATTEST, NO_CURVATURE = (
-    8,
-    1e-8,
-)  # directions of a face along which the model is linear, and less curvature than that is none
-DENSEST = 2000  # free coordinates whose matrix is factorised
+# The most rounds, and the sweeps over the nonzero coordinates that follow a whole sweep in each.
+ROUNDS, SWEEPS = 2000, 5
+# Rounds that are always allowed, and operations that cost as much as a pass over the data.
+FEWEST, WORK = 100, 2e10
+SOLVED = 1e-11  # relative to the model's shortest subgradient at its start
+ROUNDING = 2.0**-50  # relative to the slope: a shorter subgradient counts as zero
+FAST = 0.2  # a round that leaves less than this of the subgradient needs no solve
+# Stop after this many rounds without progress, once the subgradient has become this small.
+PATIENCE, ROUGHLY = 10, 1e-6
+# The most directions of a face along which the model is linear, and the relative curvature up to
+# which it counts as linear.
+FLATTEST, NO_CURVATURE = 8, 1e-8
+DENSEST = 2000  # the most free coordinates whose matrix is factorised
 
 
 def minimize(
     H: Array, g: Array, w: Array, penalty: ElasticNet, dot: Dot, tolerance: float = SOLVED
 ) -> Array:
-    """argmin_u g . (u - w) + (u - w)' H (u - w) / 2 + rough part(u), for H (p, p) symmetric, g and w (p,).
+    """Return argmin_u g . (u - w) + (u - w)' H (u - w) / 2 + rough part(u).
 
-    tolerance: of the shortest subgradient, relative to that at w.
+    Parameters
+    ----------
+    H : array (p, p) of float64
+        Symmetric matrix.
+    g, w : array (p,) of float64
+        Vectors.
+    penalty : ElasticNet
+        Its rough part is l1 and bounds.
+    dot : Dot
+        Inner product.
+    tolerance : float
+        Length of the shortest subgradient to reach, relative to that at w.
     """
     u, s, face = w.copy(), g.copy(), Face(H)
     first = left = norm(penalty.subgradient(u, s), dot)
@@ -46,7 +61,7 @@ def minimize(
     for _ in range(rounds):
         best, stalled = (left, 0) if left < best else (best, stalled + 1)
         if not left > goal or (stalled > PATIENCE and best < ROUGHLY * first):
-            break  # the second: rounding lets it come no closer
+            break  # by the second condition rounding allows no further progress
         start = u.copy()
         moved = descent.sweep_coordinates(H, penalty.l1, penalty.low, penalty.high, u, s, True)
         for _ in range(SWEEPS):
@@ -66,9 +81,10 @@ def minimize(
 
 
 class Face:
-    """The Cholesky factor of a matrix H (p, p) over the coordinates that were free last, and what depends on each other.
+    """The Cholesky factor of a matrix H (p, p) over the free coordinates, and their dependencies.
 
-    null: directions (p,) without curvature, one for each replaced pivot of the factor, FLATTEST at most.
+    The factor is kept until other coordinates are free. `null` holds directions (p,) without
+    curvature, one for each replaced pivot of the factor, at most FLATTEST.
     """
 
     def __init__(self, H: Array) -> None:
@@ -93,18 +109,16 @@ class Face:
         for i in pivots:
             linalg.dependence(self._factor, int(i), v)
             d, product = np.zeros(self.H.shape[0]), np.zeros(self.H.shape[0])
-            d[self._free] = np.where(
-                np.abs(v) > NO_CURVATURE * np.abs(v).max(), v, 0.0
-            )  # the rest is rounding
+            # The other elements are rounding.
+            d[self._free] = np.where(np.abs(v) > NO_CURVATURE * np.abs(v).max(), v, 0.0)
             descent.add_product(self.H, d, product)
-            if vector.dot(d, product) <= NO_CURVATURE * vector.dot(
-                diagonal, v * v
-            ):  # else it is orthogonal to all before
+            # Otherwise the direction is orthogonal to all before.
+            if vector.dot(d, product) <= NO_CURVATURE * vector.dot(diagonal, v * v):
                 self.null.append(d)
 
 
 def _along_face(matrix: Face, u: Array, s: Array, penalty: ElasticNet, dot: Dot) -> float:
-    """Move u, and the slope s with it, towards the minimum on the face; returns how far."""
+    """Move u, and the slope s with it, towards the minimum on the face; return the distance."""
     H = matrix.H
     face = (
         ((u != 0.0) | (penalty.l1 == 0.0))
@@ -119,7 +133,7 @@ def _along_face(matrix: Face, u: Array, s: Array, penalty: ElasticNet, dot: Dot)
     U, part = matrix.factor(free), np.empty(free.size)
     for direction in matrix.null:
         moved = _along_null(H, direction, u, s, penalty, dot)
-        if moved > 0.0:  # the face is another now
+        if moved > 0.0:  # the face has changed
             return moved
     linalg.solve(U, -slope, part)
     d, product = np.zeros_like(u), np.zeros_like(u)
@@ -130,8 +144,8 @@ def _along_face(matrix: Face, u: Array, s: Array, penalty: ElasticNet, dot: Dot)
         return 0.0
     t = downhill / bend
     safe = _onto_face(u, u + min(t, _room(u, d, penalty)) * d, penalty)
-    # Stopping at the first coordinate that meets zero is safe. Stopping all of them at zero, or none of them where l1 is
-    # small, is far faster where the model agrees.
+    # Stopping at the first coordinate that reaches zero is safe. Stopping all of them at zero, or
+    # none of them if l1 is small, is far faster if the model decreases there.
     crossing = u + t * d
     penalty.prox(crossing, 0.0)
     best, moved = 0.0, 0.0
@@ -149,10 +163,11 @@ def _along_face(matrix: Face, u: Array, s: Array, penalty: ElasticNet, dot: Dot)
 
 
 def _farther(H: Array, start: Array, u: Array, s: Array, penalty: ElasticNet, dot: Dot) -> float:
-    """Move u, and the slope s with it, on from `start` through u, down to the minimum on the way or the edge of the face.
+    """Extrapolate u, and the slope s with it, from `start` through u; return the distance.
 
-    Where columns depend on each other, as all levels of a factor do, a direction has no curvature: coordinate descent creeps
-    along it, and no solve knows how far it is to the edge.
+    The move ends at the minimum on the way, or at the edge of the face. If columns depend on each
+    other, as all levels of a factor do, a direction has no curvature: coordinate descent creeps
+    along it, and no solve can tell the distance to the edge.
     """
     d = np.where((u * start > 0.0) & (u > penalty.low) & (u < penalty.high), u - start, 0.0)
     downhill, product = -dot(s + penalty.l1 * np.sign(u), d), np.zeros_like(u)
@@ -168,9 +183,10 @@ def _farther(H: Array, start: Array, u: Array, s: Array, penalty: ElasticNet, do
 
 
 def _along_null(H: Array, v: Array, u: Array, s: Array, penalty: ElasticNet, dot: Dot) -> float:
-    """Move u, and the slope s with it, to the minimum along v (p,), which has no curvature: where a coordinate meets zero.
+    """Move u, and the slope s with it, to the minimum along v (p,); return the distance.
 
-    The model is linear between two of these, and each that is passed makes it steeper by twice its l1.
+    v has no curvature, so the minimum is where a coordinate reaches zero: the model is linear
+    between two such points, and each that is passed makes it steeper by twice the coordinate's l1.
     """
     slope = s + penalty.l1 * np.sign(u)
     downhill = dot(slope, v)
@@ -182,7 +198,8 @@ def _along_null(H: Array, v: Array, u: Array, s: Array, penalty: ElasticNet, dot
     order = np.argsort(far, kind="stable")
     steeper = np.cumsum(2.0 * penalty.l1[meets[order]] * np.abs(d[meets[order]]))
     last = int(np.searchsorted(steeper, abs(downhill)))
-    if last == order.size:  # a bound is met before, or nothing: other steps see to that
+    # A bound is reached first, or nothing is: other steps handle that.
+    if last == order.size:
         return 0.0
     there = u + far[order[last]] * d
     there[meets[order[last]]] = 0.0
@@ -191,7 +208,7 @@ def _along_null(H: Array, v: Array, u: Array, s: Array, penalty: ElasticNet, dot
 
 
 def _move(H: Array, there: Array, u: Array, s: Array, penalty: ElasticNet, dot: Dot) -> float:
-    """Move u to `there`, and the slope s with it, if the model is lower there; returns how far."""
+    """Move u to `there`, and the slope s with it, if the model falls; return the distance."""
     step, product = there - u, np.zeros_like(u)
     descent.add_product(H, step, product)
     change = dot(s, step) + 0.5 * dot(step, product) + dot(penalty.l1, np.abs(there) - np.abs(u))
@@ -202,14 +219,14 @@ def _move(H: Array, there: Array, u: Array, s: Array, penalty: ElasticNet, dot: 
 
 
 def _onto_face(u: Array, there: Array, penalty: ElasticNet) -> Array:
-    """`there`, zero where its sign is not that of u any more, within the bounds."""
+    """Return `there` with zeros where its sign differs from that of u, within the bounds."""
     far = np.where((np.sign(there) * np.sign(u) < 0.0) & (penalty.l1 > 0.0), 0.0, there)
     penalty.prox(far, 0.0)
     return far
 
 
 def _room(u: Array, d: Array, penalty: ElasticNet) -> float:
-    """How far u + t d stays on its face."""
+    """Return the largest t for which u + t d stays on its face."""
     with np.errstate(divide="ignore", invalid="ignore"):
         to_zero = np.where((u * d < 0.0) & (penalty.l1 > 0.0), -u / d, np.inf)
         to_bound = np.where(

@@ -1,7 +1,8 @@
-"""Descent on samples of the rows: a start near the optimum of all rows, and a preconditioner, for a read or two.
+"""Newton's method on samples of the rows.
 
-What a sample does not determine is pulled towards the starting point, and where the samples lead is taken only
-if it is downhill for all rows.
+It gives a starting point near the optimum of all rows, and a preconditioner, for one or two passes
+over the data. What a sample does not determine is pulled towards the starting point. The result of
+the samples is taken only if it is downhill for all rows.
 """
 
 from __future__ import annotations
@@ -22,21 +23,34 @@ from mpigd.optim.newton_steps import Point, SecondOrderOracle, move, stand
 from mpigd.optim.preconditioner import Preconditioner, factors, roots, with_penalty
 from mpigd_kernels import vector
 
-LEAST_SQUARE = (
-    0.5  # of a column's mean square over all rows: a sample with less says too little of it
-)
-
-
-PULL = 1e-4  # of a row
-MAX_STEPS = 40  # on a sample
-STEP_RTOL = 0.2  # of conjugate gradients there
-SAMPLE_RTOL = 0.02  # a sample's optimum is about p / 2m from that of all rows: closer to it, by this factor, will do
+# The share of a column's mean square over all rows that a sample must have to say enough about
+# the column.
+LEAST_SQUARE = 0.5
+PULL = 1e-4  # the curvature of the pull, in units of that of a row
+MAX_STEPS = 40  # the most Newton steps on a sample
+STEP_RTOL = 0.2  # of conjugate gradients on a sample
+# A sample's optimum is about p / 2m from that of all rows. The minimisation on the sample stops
+# once it is closer to the sample's optimum by this factor.
+SAMPLE_RTOL = 0.02
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """A penalty plus strength / 2 * (w - center)**2, summed over the parameters; strength and center (p,); columns (p,):
-    the part of the strength that columns need whose numbers are small in the sample."""
+    """A penalty plus sum(strength / 2 * (w - center)**2), which pulls parameters towards a point.
+
+    Parameters
+    ----------
+    penalty : Penalty
+        The penalty itself.
+    center : array (p,) of float64
+        Point of the pull.
+    strength : array (p,) of float64
+        Curvature of the pull.
+    columns : array (p,) of float64
+        Part of the strength for columns whose numbers are small in the sample.
+    smooth : bool
+        Always true.
+    """
 
     penalty: Penalty
     center: Array
@@ -45,7 +59,10 @@ class Pulled:
     smooth: bool = True
 
     def for_columns(self) -> Pulled:
-        """With that part alone: no small eigenvalue of dependent columns is hidden by it."""
+        """Return the penalty with the part `columns` alone.
+
+        It hides no small eigenvalue of dependent columns.
+        """
         return replace(self, strength=self.columns)
 
     def value(self, w: Array) -> float:
@@ -64,20 +81,32 @@ class Pulled:
         Hv += self.strength * v
 
     def prox(self, w: Array, step: float) -> None:
-        """There is no rough part."""
+        """Do nothing: there is no rough part."""
 
     def subgradient(self, w: Array, g: Array) -> Array:
         return g
 
 
 def pull(penalty: Penalty, w: Array, part: SecondOrderOracle, m: int) -> Pulled:
-    """The penalty for a sample of m rows, pulled towards w (p,). Two reads of the sample.
+    """Return the penalty for a sample, pulled towards w. Two passes over the sample.
 
-    The pull on every coordinate is that of a small part of a row: it decides only what no row of the sample does, like
-    the coefficient of a level whose rows there have no event, and leaves the small eigenvalues of correlated columns alone
-    (with a whole row they were drowned: 23 reads in place of 14). Where a column's numbers are far smaller in the sample
-    than in all rows (a rare level), half of the missing curvature is added. The typical curvature is the mean of the
-    Hessian's diagonal at w.
+    The pull on every coordinate is that of a small part of a row. It decides only what no row of
+    the sample does, like the coefficient of a level whose rows there have no event, and does not
+    affect the small eigenvalues of correlated columns (the pull of a whole row hid them: 23 passes
+    over the data instead of 14). If a column's numbers are far smaller in the sample than in all
+    rows (a rare level), half of the missing curvature is added. The typical curvature is the mean
+    of the Hessian's diagonal at w.
+
+    Parameters
+    ----------
+    penalty : Penalty
+        Smooth penalty.
+    w : array (p,) of float64
+        Parameters.
+    part : SecondOrderOracle
+        Oracle of the sample.
+    m : int
+        Rows of the sample.
     """
     part.look_at(w)
     diagonal, squares = part.hessian_diagonal(), part.column_squares()
@@ -88,9 +117,14 @@ def pull(penalty: Penalty, w: Array, part: SecondOrderOracle, m: int) -> Pulled:
 
 @dataclass(frozen=True)
 class SampleDescent:
-    """Newton steps on one sample after the other, each from where the last one led.
+    """Newton steps on one sample after another, each starting at the result of the one before.
 
-    sizes: of the samples, ascending. dense, whole: as Newton has them.
+    Parameters
+    ----------
+    sizes : sequence of int
+        Sizes of the samples, ascending.
+    dense, whole : bool
+        As in Newton.
     """
 
     sizes: Sequence[int]
@@ -100,9 +134,28 @@ class SampleDescent:
     def lead(
         self, w: Array, value: float, oracle: SecondOrderOracle, penalty: Penalty, dot: Dot
     ) -> tuple[Point, Preconditioner | None, bool]:
-        """The point to which the samples lead from w (p,), whose objective is `value`; the last one's Hessian, factorised, if
-        `dense`; and whether the point is downhill for all rows. If it is not, it is the best one on the way there.
-        Collective."""
+        """Return the point to which the samples lead from w. Collective.
+
+        Parameters
+        ----------
+        w : array (p,) of float64
+            Starting point.
+        value : float
+            Objective of all rows there.
+        oracle : SecondOrderOracle
+            Objective of all rows without its penalty.
+        penalty : Penalty
+            Smooth penalty.
+        dot : Dot
+            Inner product.
+
+        Returns
+        -------
+        tuple (Point, Preconditioner or None, bool)
+            The point; the factorised Hessian of the last sample, if `dense`; and whether the
+            samples' result is downhill for all rows. If it is not, the point is the best one on the
+            way there.
+        """
         there, M = w, None
         for m in self.sizes:
             there, M = self._descend(w, there, oracle.sample(m), M, m, penalty, dot)
@@ -110,7 +163,7 @@ class SampleDescent:
             point = stand(there, oracle, penalty, False)
             if point.value < value:
                 return point, M, True
-        except NumericalError:  # raised on all ranks together: too far
+        except NumericalError:  # all ranks raise it together: the point is too far away
             pass
         start = stand(w, oracle, penalty, False)
         t = best_length(start.w, there - start.w, start.g, oracle, penalty, dot)
@@ -126,10 +179,11 @@ class SampleDescent:
         penalty: Penalty,
         dot: Dot,
     ) -> tuple[Array, Preconditioner | None]:
-        """Newton steps on a sample until they gain less than its optimum's own error asks for.
+        """Take Newton steps on a sample until they gain less than its optimum's own error.
 
-        What the sample does not determine is pulled towards w0. Without an M from a smaller sample steps are made of
-        the Hessian; with one they are conjugate gradients: a Hessian of many columns costs as much as many products.
+        What the sample does not determine is pulled towards w0. Without a preconditioner M from a
+        smaller sample, steps are computed from the Hessian. With one, they use conjugate gradients,
+        since a Hessian of many columns costs as much as many products.
         """
         direct = self.dense and self.whole and M is None
         own = pull(penalty, w0, part, m)
@@ -156,7 +210,7 @@ class SampleDescent:
         part.look_at(point.w)
         H = with_penalty(part.hessian(), own.for_columns(), w.size)
         M = factorise(H, point.w, part, own.for_columns(), Basis.none(w.size))
-        # The last step is that of Newton: what it finds needs no evaluation.
+        # The last one is a Newton step whose result needs no evaluation.
         return point.w - M.solve(point.g), M
 
     def _preconditioner(self, point: Point, part: SecondOrderOracle, own: Pulled) -> Preconditioner:

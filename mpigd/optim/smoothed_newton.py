@@ -1,8 +1,10 @@
-"""Newton's method for losses with kinks: smooth, minimise, narrow the smoothing, until a bound says that it is enough.
+"""Newton's method for losses with kinks, on a smoothed objective whose smoothing is narrowed.
 
-A step begins at a minimum of the smoothed objective for one width. It looks for that of a narrower one among the rows
-near their kinks alone, while the gradient of all others stays as it was. A read of all rows then tells whether that was
-right, and how far the true objective may be above its optimum (mpigd/model/smoothing.py): `left` in the state.
+A step begins at a minimum of the objective that is smoothed over one width. It looks for the
+minimum for a narrower width on the rows near their kinks alone, while the gradient of all other
+rows is kept constant. A pass over all rows then tells whether that was right, and how far the true
+objective may be above its optimum (mpigd/model/smoothing.py): `left` in the state. The run ends
+once that bound is small enough.
 """
 
 from __future__ import annotations
@@ -22,40 +24,44 @@ from mpigd.optim.base import Array, Dot, OracleLike, State, advance, fresh, norm
 from mpigd.optim.preconditioner import ridge
 from mpigd_kernels import linalg
 
-STEP_NARROWS, STAGE_NARROWS = (
-    16.0,
-    8.0,
-)  # by how much a width shrinks in a step, and at once within a step
-INNER = 100  # most iterations of a step
-PRODUCTS, PRECISION = (
-    500,
-    0.1,
-)  # of conjugate gradients: most products, and what is left of the first residual
-ROWS_PER_PARAMETER = 5  # near their kinks, at least
-SHIFT = 1e-8  # of a Hessian's largest element, on its diagonal: a narrow band may hold fewer rows than parameters
-ACCEPTED, EXACT = (
-    0.5,
-    0.1,
-)  # of the first slope: what is left after a whole step, and after a line search
-TRIALS, EXPANSIONS = 60, 12  # of a line search, and how many of them may lead beyond a whole step
-CUTS = 10  # of a step that meets numbers that are not finite
-SOLVED, ALMOST = (
-    0.1,
-    0.01,
-)  # of the gap: what is left to gain before the width shrinks, what the gradient costs at the last one
-ENOUGH = 0.02  # a sample's optimum is no closer to that of all rows than about p / 2m: half a per cent of it will do
-WIDER = 8.0  # a width, after two steps that have not found its minimum
-STAGES = 10  # most widths on a sample
-CONCERNED = 2.0  # times the relative error of a sample's margins: the share of rows that it may carry over their kinks
+# Factors by which a width shrinks in a step, and at once within a step.
+STEP_NARROWS, STAGE_NARROWS = 16.0, 8.0
+INNER = 100  # the most iterations of a step
+# Of conjugate gradients: the most products, and the relative residual at which they end.
+PRODUCTS, PRECISION = 500, 0.1
+ROWS_PER_PARAMETER = 5  # the least number of rows near their kinks, per parameter
+# A shift of a Hessian's diagonal, relative to its largest element: a narrow band may hold fewer
+# rows than parameters.
+SHIFT = 1e-8
+# Relative to the first slope: the slopes accepted after a whole step and after a line search.
+ACCEPTED, EXACT = 0.5, 0.1
+# Trials of a line search, and how many of them may lead beyond a whole step.
+TRIALS, EXPANSIONS = 60, 12
+CUTS = 10  # the most cuts of a step that meets numbers that are not finite
+# Relative to the gap: what may be left to gain before the width shrinks, and what the gradient
+# may cost at the last width.
+SOLVED, ALMOST = 0.1, 0.01
+# A sample's optimum is no closer to that of all rows than about p / 2m. The gap on a sample has
+# to come down to this share of p / m of its objective only.
+ENOUGH = 0.02
+WIDER = 8.0  # factor on a width after two steps that have not found its minimum
+STAGES = 10  # the most widths on a sample
+# The share of rows that the error of a sample's margins may carry over their kinks, in units of
+# that relative error.
+CONCERNED = 2.0
 STALLED = 5  # steps without progress that end a run
-FLAT, ROUNDING = (
-    1e-13,
-    1e-24,
-)  # of the objective: a bound that is as good as none left, and a gain that rounding alone makes
-NARROWEST = 1e-13  # of the first width: rounding of the margins leaves no room for less
-REACH = 4.0  # times what has been moved twice over: the optimum is taken to be no farther away in any parameter
-CORNER = 4  # times as many rows in the band as parameters: at a vertex they are as many, and more where rows are repeated
-FAR = 10.0  # times the reach: longer steps are cut, since beyond the kinks there may be nothing that holds them
+# Relative to the objective: a bound that is as good as zero, and a gain that is rounding alone.
+FLAT, ROUNDING = 1e-13, 1e-24
+NARROWEST = 1e-13  # relative to the first width: rounding of the margins leaves no room for less
+# The optimum is assumed to be no farther away, in any parameter, than this times the sum of the
+# first width and twice the distance moved so far.
+REACH = 4.0
+# The corner step is tried if the band holds at most this number of rows per parameter: at a
+# vertex there is one row per parameter, or more if rows are repeated.
+CORNER = 4
+# Steps longer than this times the reach are cut, since beyond the kinks there may be nothing that
+# holds them.
+FAR = 10.0
 
 
 Solve = Callable[[Array], Array]
@@ -63,8 +69,17 @@ Solve = Callable[[Array], Array]
 
 @dataclass(frozen=True)
 class SmoothedNewton:
-    """unit: the first width, in units of the margins. samples: their sizes, ascending, on which the first step descends.
-    dense: False where a Hessian has too many elements: conjugate gradients then."""
+    """Newton's method on smoothed objectives of decreasing width.
+
+    Parameters
+    ----------
+    unit : float
+        First width, in units of the linear predictors.
+    samples : tuple of int
+        Sizes of the samples, ascending, on which the first step descends.
+    dense : bool
+        False if a Hessian has too many elements; conjugate gradients are used instead.
+    """
 
     unit: float
     samples: tuple[int, ...] = ()
@@ -87,7 +102,8 @@ class SmoothedNewton:
         width, limit, value, missed = (
             float(state[name][0]) for name in ("width", "limit", "value", "missed")
         )
-        if missed > 1.0:  # too far from the minimum to begin with so few rows in the band
+        # This is too far from the minimum to start with so few rows in the band.
+        if missed > 1.0:
             look = of.look(state["iterate"], min(self.unit, WIDER * width))
             limit = max(limit, 2.0 * look.width)
         else:
@@ -99,6 +115,7 @@ class SmoothedNewton:
         if part is not of:
             found = solver.confirm(of, look, found)
         best = replace(look, w=w, value=value)
+        # The minimum as the width goes to zero may be a vertex, which the band then determines.
         if self.dense and of.curved(found) <= CORNER * w.size:
             best = min(best, solver.corner(of, found), key=lambda point: point.value)
         return self._after(best, found, of, state, dot)
@@ -106,7 +123,10 @@ class SmoothedNewton:
     def _begin(
         self, w: Array, state: State, oracle: Oracle, of: Smoothed, dot: Dot
     ) -> tuple[Look, Look]:
-        """The start, and a minimum for the first width or, where that is better than the start, the last sample's optimum."""
+        """Return the start, and a minimum for the first width.
+
+        In place of the latter it is the last sample's optimum, if that is better than the start.
+        """
         first = of.look(w, self.unit)
         solver = self._solver(w, state, first.value, dot)
         there, width = w, self.unit
@@ -122,13 +142,17 @@ class SmoothedNewton:
     def _on_sample(
         self, w: Array, width: float, part: Smoothed, solver: Solver, error: float
     ) -> tuple[Array, float]:
-        """The minimum of a sample's smoothed objective, for a width at which smoothing costs less than sampling."""
+        """Minimise on a sample, to a width at which smoothing costs less than sampling.
+
+        Returns the parameters (p,), and the width with which to begin on all rows.
+        """
         look = solver.minimize(part, part.look(w, width), width)
         for _ in range(STAGES):
             if part.gap(look) <= ENOUGH * error * abs(look.value):
                 break
             look = solver.minimize(part, look, look.width / STAGE_NARROWS)
-        # The margins of the other rows are off by about sqrt(error) of their spread: begin with as many rows as that concerns.
+        # The margins of the other rows are off by about sqrt(error) of their spread: begin with
+        # as many rows as may be carried over their kinks by that.
         return look.w, min(
             width, max(look.width, part.within(look, min(1.0, CONCERNED * math.sqrt(error))))
         )
@@ -140,14 +164,17 @@ class SmoothedNewton:
     def _after(
         self, best: Look, look: Look, of: Smoothed, state: State, dot: Dot
     ) -> tuple[Array, State]:
-        """The better one of two points, and the state: what is known at `look`, where the next step begins."""
+        """Return the better one of two points, and the state.
+
+        The state holds what is known at `look`, where the next step begins.
+        """
         gap, cost = of.gap(look), self._solver(look.w, state, look.value, dot).cost(of, look.g)
         before, lower, missed = (
             float(state["left"][0]),
             float(state["lower"][0]),
             float(state["missed"][0]) + 1.0,
         )
-        if cost <= gap:  # else the gradient is too large for what is assumed of the reach
+        if cost <= gap:  # otherwise the gradient is too large for the assumed reach
             lower, missed = max(lower, look.value - gap - cost), 0.0
         best = look if look.value < best.value else best
         left = max(0.0, best.value - lower)
@@ -173,7 +200,19 @@ class SmoothedNewton:
 
 @dataclass(frozen=True)
 class Solver:
-    """Minimises smoothed objectives. reach: the optimum is no farther away, in any parameter; value: of the objective."""
+    """Minimise smoothed objectives.
+
+    Parameters
+    ----------
+    dot : Dot
+        Inner product.
+    dense : bool
+        Whether there is room for a Hessian.
+    reach : float
+        Assumed bound on the distance of the optimum in any parameter.
+    value : float
+        Size of the objective.
+    """
 
     dot: Dot
     dense: bool
@@ -181,11 +220,21 @@ class Solver:
     value: float
 
     def minimize(self, of: Smoothed, look: Look, width: float) -> Look:
-        """From a look at one width to about the minimum for another, narrower or the same."""
+        """Go from a point at one width to about the minimum for another or the same width.
+
+        Parameters
+        ----------
+        of : Smoothed
+            Smoothed objective.
+        look : Look
+            Point to start from, with what is known there.
+        width : float
+            Width of the minimum, at most that of `look`.
+        """
         before = math.inf
         for _ in range(INNER):
             if of.strayed(look) or (of.linear is None and look.value == 0.0):
-                break  # the second: no loss is less
+                break  # by the second condition the loss is zero, its least value
             last, gap = not look.width > width, of.gap(look)
             solve = self._inverse(of, look)
             d = self._cut(solve(-look.g))
@@ -206,7 +255,23 @@ class Solver:
         return look
 
     def confirm(self, of: Smoothed, look: Look, found: Look) -> Look:
-        """What some rows have found, looked at on all; or a point on the way there, which is always downhill."""
+        """Evaluate on all rows what was found on some.
+
+        Parameters
+        ----------
+        of : Smoothed
+            Smoothed objective of all rows.
+        look : Look
+            Point on all rows before.
+        found : Look
+            Point found on the rows near their kinks.
+
+        Returns
+        -------
+        Look
+            The point found, or if that is too far, a point on the way there, which is always
+            downhill.
+        """
         there = of.look(found.w, found.width)
         line, d = of.line(look, there), found.w - look.w
         slope, after = line.slopes(0.0)[0], self.dot(there.g, d)
@@ -215,12 +280,19 @@ class Solver:
         return of.look(look.w + _search(line, slope, after) * d, found.width)
 
     def corner(self, of: Smoothed, look: Look) -> Look:
-        """A look at where the minimum goes as the width falls to nothing, if no row enters or leaves its band."""
+        """Return the limit of the minimum as the width goes to zero, with the values there.
+
+        It assumes that no row enters or leaves its band. The values are those for the width of
+        `look`.
+        """
         solve = self._inverse(of, look)
         return of.look(look.w + solve(-look.g) + look.width * solve(of.drift(look)), look.width)
 
     def cost(self, of: Smoothed, g: Array) -> float:
-        """What a gradient g (p,) may cost: |g| times the reach, where a ridge does not bound it better."""
+        """Return what a gradient g (p,) may cost.
+
+        It is |g| times the reach, unless a ridge gives a better bound.
+        """
         bend, far = ridge(of.penalty, g.size), np.abs(g) * self.reach
         each = np.where(
             bend > 0.0, np.minimum(far, 0.5 * g * g / np.where(bend > 0.0, bend, 1.0)), far
@@ -228,7 +300,7 @@ class Solver:
         return self.dot(each, np.ones_like(each))
 
     def _inverse(self, of: Smoothed, look: Look) -> Solve:
-        """Solves systems of the Hessian, which is shifted so that it has an inverse."""
+        """Return a function that solves systems of the Hessian, shifted so as to be invertible."""
         bend = ridge(of.penalty, look.w.size)
         H = of.hessian(look) if self.dense else None
         diagonal = bend + (of.diagonal(look) if H is None else H.diagonal())
@@ -247,20 +319,20 @@ class Solver:
         return d * (FAR * self.reach / longest) if longest > FAR * self.reach else d
 
     def _narrow(self, of: Smoothed, look: Look, d: Array, solve: Solve, width: float) -> Look:
-        """A look in a narrower width at where its minimum is, if no row enters or leaves its band."""
+        """Move to the minimum for a narrower width, if no row enters or leaves its band."""
         w = look.w + d + self._cut((look.width - width) * solve(of.drift(look)))
         try:
             return of.look(w, width)
-        except NumericalError:  # raised on all ranks together: too far
+        except NumericalError:  # all ranks raise it together: the step is too long
             return of.look(look.w, width)
 
     def _advance(self, of: Smoothed, look: Look, d: Array) -> Look | None:
-        """A step along d, or as far as the minimum on the way; None where that is uphill."""
+        """Take a step along d, or to the minimum on the way; return None if that is uphill."""
         slope = self.dot(look.g, d)
         for _ in range(CUTS if slope < 0.0 else 0):
             try:
                 there = of.look(look.w + d, look.width)
-            except NumericalError:  # raised on all ranks together: too far
+            except NumericalError:  # all ranks raise it together: the step is too long
                 d = 0.01 * d
                 slope *= 0.01
                 continue
@@ -278,7 +350,7 @@ def _substituted(U: Array, b: Array) -> Array:
 
 
 def _conjugate_gradients(product: Solve, diagonal: Array, b: Array, dot: Dot) -> Array:
-    """About H^-1 b, for products with H and its diagonal, which preconditions."""
+    """Return about H^-1 b, for products with H and its diagonal, which preconditions."""
     x, r = np.zeros_like(b), b.copy()
     y = r / diagonal
     d, ry = y, dot(r, y)
@@ -297,7 +369,7 @@ def _conjugate_gradients(product: Solve, diagonal: Array, b: Array, dot: Dot) ->
 
 
 def _search(line: Line, slope: float, after: float) -> float:
-    """About where a rising slope is zero, that is `slope` < 0 at 0 and `after` at 1."""
+    """Return about where a rising slope is zero, which is `slope` < 0 at 0 and `after` at 1."""
     low, high = (0.0, 1.0) if after > 0.0 else (1.0, math.inf)
     t = slope / (slope - after) if after > 0.0 else 2.0
     for trial in range(TRIALS):

@@ -1,4 +1,4 @@
-"""How curved the objective is: the step sizes of `--lr auto`."""
+"""Bounds on the curvature of the objective, from which `--lr auto` derives the step size."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from mpigd.reduction.base import Reducer
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
+# Steps of the power iteration, one pass over the data each.
 ITERATIONS = 12
 SAFETY = 1.1  # power iteration approaches the largest eigenvalue from below
+# The golden ratio less one: its multiples modulo 1 make the fixed starting vector.
 GOLDEN = 0.6180339887498949
 
 
 def largest_eigenvalue(oracle: Oracle) -> float:
-    """Of X'CX / sum c in the optimiser's coordinates, by power iteration from a fixed vector. Collective."""
+    """Estimate the largest eigenvalue of X'CX / sum c by power iteration. Collective.
+
+    X is in the optimiser's coordinates, C the diagonal matrix of the row weights c. The iteration
+    starts from a fixed vector, and the result is raised by the factor SAFETY.
+    """
     v = 0.5 + np.arange(1, oracle.objective.size + 1) * GOLDEN % 1.0
     value = 0.0
     for _ in range(ITERATIONS):
@@ -34,7 +40,18 @@ def largest_eigenvalue(oracle: Oracle) -> float:
 
 
 def loss_curvature(objective: Objective, mean_response: float) -> float:
-    """Bound on d2loss/dz2, or for log links four times its mean at the start, a guess to be corrected."""
+    """Return a bound on d2loss/dz2, the curvature of the loss in the linear predictor.
+
+    For log links there is none, and the result is four times the mean curvature at the start, a
+    guess that backtracking corrects.
+
+    Parameters
+    ----------
+    objective : Objective
+        Mean loss over all rows.
+    mean_response : float
+        Weighted mean of y.
+    """
     bound = objective.loss.curvature
     if bound is not None:
         return bound(objective.parameter)
@@ -42,15 +59,26 @@ def loss_curvature(objective: Objective, mean_response: float) -> float:
 
 
 def heaviest_row(objective: Objective, batch: Batch, comm: Comm) -> float:
-    """max over the batch's rows of n c_i |x_i|^2 / sum c, in the optimiser's coordinates. Collective."""
+    """Return max over the batch's rows of n c_i |x_i|^2 / sum c. Collective.
+
+    x_i is a row in the optimiser's coordinates, and c_i its weight.
+
+    Parameters
+    ----------
+    objective : Objective
+        Mean loss over all n rows.
+    batch : Batch
+        Rows to look at.
+    comm : Comm
+        Communicator of all ranks.
+    """
     scaling, statistics = objective.scaling, objective.statistics
     X = objective.rows.X.rows(batch.rows)
     lengths, empty = np.zeros(X.n), np.zeros(X.n)
     weights = scaling.inverse**2
     X.squared_deviation(scaling.center).margins(weights, float(scaling.intercept), lengths)
-    X.ones().margins(
-        weights * scaling.center**2, 0.0, empty
-    )  # what the stored entries' columns have if not stored
+    # The squares that the columns of the stored entries would add if these were not stored.
+    X.ones().margins(weights * scaling.center**2, 0.0, empty)
     missing = max(0.0, vector.dot(weights, scaling.center**2))
     lengths += np.maximum(missing - empty, 0.0)
     heaviest = np.array([np.max(lengths * objective.rows.c[batch.rows], initial=0.0)])
@@ -59,7 +87,19 @@ def heaviest_row(objective: Objective, batch: Batch, comm: Comm) -> float:
 
 
 def full_curvature(objective: Objective, reducer: Reducer, bend: float, ridge: float) -> float:
-    """Bound on the curvature of the whole objective: `bend` bounds the loss's, `ridge` the penalty's. Collective."""
+    """Return a bound on the curvature of the whole objective. Collective.
+
+    Parameters
+    ----------
+    objective : Objective
+        Mean loss over all rows.
+    reducer : Reducer
+        Sums over rows and ranks.
+    bend : float
+        Bound on the curvature of the loss.
+    ridge : float
+        Bound on the curvature of the penalty.
+    """
     everything = Batch(slice(None), objective.n, 0, 0, True)
     value = bend * largest_eigenvalue(objective.on(everything, reducer)) + ridge
     return value if value > 0.0 else 1.0
@@ -68,7 +108,27 @@ def full_curvature(objective: Objective, reducer: Reducer, bend: float, ridge: f
 def batch_curvature(
     objective: Objective, reducer: Reducer, sample: Batch, size: int, bend: float, ridge: float
 ) -> float:
-    """Expected smoothness of the mean over `size` drawn rows, from a sample (Gower et al., ICML 2019). Collective."""
+    """Return the expected smoothness of the mean loss over randomly drawn rows. Collective.
+
+    Parameters
+    ----------
+    objective : Objective
+        Mean loss over all rows.
+    reducer : Reducer
+        Sums over rows and ranks.
+    sample : Batch
+        Rows from which it is estimated.
+    size : int
+        Rows of a mini-batch.
+    bend : float
+        Bound on the curvature of the loss.
+    ridge : float
+        Bound on the curvature of the penalty.
+
+    References
+    ----------
+    Gower et al., "SGD: general analysis and improved rates", ICML 2019.
+    """
     n = objective.n
     smooth = bend * largest_eigenvalue(objective.on(sample, reducer))
     rough = bend * heaviest_row(objective, sample, reducer.comm)

@@ -1,4 +1,8 @@
-"""Mini-batches for data that are too large for many passes: SVRG, and one epoch of batches before L-BFGS."""
+"""Mini-batch methods for data that are too large for many passes.
+
+SVRG reduces the variance of mini-batch gradients. Hybrid takes one epoch of mini-batches before
+L-BFGS.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +18,25 @@ from mpigd_kernels import vector
 
 
 class BatchOracle(OracleLike, Protocol):
-    """An oracle that knows the whole that its batch is of."""
+    """The oracle of a mini-batch that also gives access to all rows."""
 
     def whole(self) -> OracleLike:
-        """That of all rows."""
+        """Return the oracle of all rows."""
 
     def epoch(self, size: int) -> Iterator[OracleLike]:
-        """Those of mini-batches of so many rows, every row once."""
+        """Yield the oracles of mini-batches of `size` rows, with every row once."""
 
 
 class SVRG(FirstOrder):
-    """w = prox(w - lr (g_batch(w) - g_batch(anchor) + g(anchor))), the anchor being where the epoch began.
+    """Stochastic variance-reduced gradients with a proximal step.
 
-    The noise of the batches vanishes as both points approach the optimum, so a constant rate converges: linearly, if
-    the objective is strongly convex. Johnson and Zhang (NIPS 2013); with a proximal step Xiao and Zhang (SIAM J. Optim. 2014).
+    w = prox(w - lr (g_batch(w) - g_batch(anchor) + g(anchor))), with the anchor at the beginning of
+    the epoch. The noise of the batches vanishes as both points approach the optimum, so a constant
+    rate converges; the convergence is linear if the objective is strongly convex.
+
+    References
+    ----------
+    Johnson and Zhang (NIPS 2013); with a proximal step Xiao and Zhang (SIAM J. Optim. 2014).
     """
 
     name = "svrg"
@@ -53,7 +62,19 @@ class SVRG(FirstOrder):
 
 @dataclass(frozen=True)
 class Hybrid:
-    """L-BFGS from where one epoch of mini-batches of `size` rows led, which costs a read and saves several."""
+    """L-BFGS, started at the result of one epoch of mini-batches.
+
+    That epoch costs one pass over the data and saves several.
+
+    Parameters
+    ----------
+    first : FirstOrder
+        Optimiser on mini-batches.
+    size : int
+        Rows of a mini-batch.
+    then : LBFGS
+        Optimiser on all rows.
+    """
 
     first: FirstOrder
     size: int

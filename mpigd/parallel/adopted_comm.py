@@ -1,7 +1,8 @@
-"""Communicators of mpi4py's that a program hands in: ours beside each, so that messages never meet.
+"""Communicators for those of mpi4py that a program passes to mpigd.
 
-Ours is a copy of the communicator, kept as its attribute: made once, and freed when its owner frees it. mpi4py is not imported
-here: who hands in a communicator has done so.
+mpigd works with a duplicate of the program's communicator, so that the messages of both cannot
+meet. The duplicate is made once, is stored as an attribute of the original, and is freed together
+with it. This module does not import mpi4py: a program that passes a communicator has imported it.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from mpigd.errors import UsageError
 from mpigd.parallel.comm import Comm, MPIComm, SelfComm, duplicate
 from mpigd.parallel.flight_recorder import Recorder
 
-_key: int | None = None  # of the attribute
+_key: int | None = None  # the key of the attribute
 
 
 def known(comm: Any) -> Comm | None:
-    """Ours for a communicator; None if there is none yet, and `adopt` is to make it.
+    """Return mpigd's communicator for `comm`, or None if `adopt` has not made it yet.
 
-    Raises UsageError for what is no communicator, or none whose processes can all reach each other.
+    Raises UsageError if `comm` is no communicator, is MPI.COMM_NULL, or is an intercommunicator.
     """
     mpi: Any = sys.modules.get("mpi4py.MPI")
     if mpi is None or not isinstance(comm, mpi.Comm):
@@ -28,11 +29,13 @@ def known(comm: Any) -> Comm | None:
             return comm
         kind = type(comm).__name__
         raise UsageError(
-            f"comm is of type {kind}: pass a communicator of mpi4py, like MPI.COMM_WORLD, or None for all ranks"
+            f"comm is of type {kind}: pass a communicator of mpi4py, "
+            "like MPI.COMM_WORLD, or None for all ranks"
         )
     if comm == mpi.COMM_NULL:
         raise UsageError(
-            "comm is MPI.COMM_NULL: this process is no rank of that communicator, and is not to make the call"
+            "comm is MPI.COMM_NULL: this process is no rank of that communicator, "
+            "and is not to make the call"
         )
     if not isinstance(comm, mpi.Intracomm):
         raise UsageError(
@@ -44,19 +47,27 @@ def known(comm: Any) -> Comm | None:
 
 
 def adopt(comm: Any, recorder: Recorder) -> MPIComm:
-    """Make ours for a communicator of mpi4py's. Collective."""
+    """Create mpigd's communicator for a communicator of mpi4py. Collective.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Intracomm
+        The communicator of the program.
+    recorder : Recorder
+        The flight recorder of this rank.
+    """
     global _key
     mpi: Any = sys.modules["mpi4py.MPI"]
     if _key is None:
         _key = mpi.Comm.Create_keyval(delete_fn=_let_go)
     own = duplicate(comm, recorder)
-    own.Set_errhandler(mpi.ERRORS_RETURN)  # exceptions, as mpi4py's own communicators have them
+    own.Set_errhandler(mpi.ERRORS_RETURN)  # raise exceptions, as mpi4py does
     ours = MPIComm(mpi, own, recorder)
     comm.Set_attr(_key, ours)
     return ours
 
 
 def _let_go(comm: Any, key: int, ours: MPIComm) -> None:
-    """Its owner frees the communicator."""
-    with suppress(Exception):  # MPI is ending, and everything with it
+    """Free mpigd's communicator when the program frees its own."""
+    with suppress(Exception):  # MPI is being finalised, which frees everything
         ours.free()

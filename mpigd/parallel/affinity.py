@@ -1,4 +1,4 @@
-"""Which cores a rank may use, and how many threads that makes."""
+"""The cores to which ranks are bound, and the number of threads that follows from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mpigd.parallel.comm import Comm
 
 
 def cores() -> set[int]:
-    """The cores that this process may run on: what the launcher or the batch system bound it to."""
+    """Return the cores to which the launcher or the batch system bound this process."""
     try:
         return os.sched_getaffinity(0)
     except AttributeError:  # not on Linux
@@ -20,7 +20,11 @@ def cores() -> set[int]:
 
 
 def fair_threads(comm: Comm) -> int:
-    """This rank's cores divided by the ranks of its host that are bound to the same ones, at least 1. Collective."""
+    """Return the number of threads for this rank, at least 1. Collective.
+
+    It is the number of the rank's cores, divided by the number of ranks on its host that are bound
+    to the same cores.
+    """
     mine = sorted(cores())
     place = _place(mine)
     places = comm.allgather(np.array([place], dtype=np.int64))
@@ -28,7 +32,7 @@ def fair_threads(comm: Comm) -> int:
 
 
 def leads_host(comm: Comm) -> bool:
-    """Whether this is the lowest rank on its host. Collective."""
+    """Return whether this is the lowest rank on its host. Collective."""
     hosts = comm.allgather(np.array([zlib.crc32(socket.gethostname().encode())], dtype=np.int64))[
         :, 0
     ]
@@ -36,9 +40,17 @@ def leads_host(comm: Comm) -> bool:
 
 
 def crowded(comm: Comm, threads: int) -> str | None:
-    """A warning if a host, or the cores that some ranks are bound to, have more threads than cores (10 to 100 times slower).
+    """Return a warning if ranks run more threads than they have cores, else None. Collective.
 
-    The same on every rank. Collective.
+    Such a run is 10 to 100 times slower. Hosts are checked first, then groups of ranks that are
+    bound to the same cores. The result is the same on every rank.
+
+    Parameters
+    ----------
+    comm : Comm
+        The ranks of the run.
+    threads : int
+        The number of threads of this rank.
     """
     mine, host = sorted(cores()), zlib.crc32(socket.gethostname().encode())
     told = comm.allgather(
@@ -52,10 +64,13 @@ def crowded(comm: Comm, threads: int) -> str | None:
             here = told[told[:, column] == group]
             running, there = int(here[:, 2].sum()), int(here[0, available])
             if running > there:
-                return f"{len(here)} ranks with {running} threads on {where.format(there)}: use fewer ranks or --threads 1"
+                return (
+                    f"{len(here)} ranks with {running} threads on {where.format(there)}: "
+                    "use fewer ranks or --threads 1"
+                )
     return None
 
 
 def _place(mine: list[int]) -> int:
-    """A number for this host and these of its cores."""
+    """Return a hash of this host and of the cores `mine`."""
     return zlib.crc32(f"{socket.gethostname()} {mine}".encode())

@@ -1,7 +1,12 @@
-"""The one door to MPI: communicators that move numpy buffers, never pickles.
+"""Communicators that send numpy buffers; the only module of mpigd that imports mpi4py.
 
-``MPIComm`` and, for one process, ``SelfComm`` have the same methods, so the rest of the program does not know which it holds;
-mpigd/parallel/session.py decides, and without a launcher mpi4py is not imported at all.
+`MPIComm` wraps a communicator of mpi4py, and `SelfComm` stands for a single process. Both have the
+methods of the protocol `Comm`, and all other code depends on `Comm` alone.
+mpigd/parallel/session.py chooses between them; without a launcher it takes `SelfComm`, and mpi4py
+is not imported at all. Objects are never pickled: only buffers and byte strings are sent.
+
+`agree` and `together` are mpigd's way to handle an error that occurs on some ranks only: they raise
+the same error on all ranks, so that no rank waits in a collective that another rank never enters.
 """
 
 from __future__ import annotations
@@ -23,48 +28,89 @@ from mpigd.parallel.standard_streams import flush
 
 Array = np.ndarray[Any, Any]
 
-SLICE = 1 << 28  # elements per MPI call: counts above 2**31 - 1 fail in many MPI libraries
+# Maximal number of elements per MPI call: counts above 2**31 - 1 fail in many MPI libraries.
+SLICE = 1 << 28
 
 
 @runtime_checkable
 class Comm(Protocol):
-    """What the program asks of a communicator. Every method but send and recv is collective."""
+    """The operations that mpigd needs from a communicator.
+
+    All methods are collective, except `send`, `recv`, `abort` and `record`.
+
+    Attributes
+    ----------
+    rank : int
+        The number of this rank, from 0.
+    size : int
+        The number of ranks.
+    waited : float
+        Seconds that this rank has spent in `allreduce`.
+    epoch : int
+        The number of rank failures after which the remaining ranks continued.
+    """
 
     rank: int
     size: int
-    waited: float  # seconds this rank has spent in allreduce
-    epoch: int  # how often ranks have died, and the others gone on
+    waited: float
+    epoch: int
 
     def allreduce(self, buffer: Array, op: str = "sum") -> None:
-        """Replace `buffer` (any shape, float64 or int64, C-contiguous) by its `op` (sum, max, min) over ranks."""
+        """Replace `buffer` by its elementwise sum, maximum or minimum over all ranks.
+
+        Parameters
+        ----------
+        buffer : ndarray of float64 or int64, any shape, C-contiguous
+            The values of this rank; overwritten with the result, which is equal on all ranks.
+        op : {"sum", "max", "min"}
+            The reduction.
+        """
 
     def bcast(self, buffer: Array, root: int = 0) -> None:
-        """Overwrite `buffer` with that of `root`."""
+        """Overwrite `buffer` with that of rank `root`; shape and dtype are equal on all ranks."""
 
     def allgather(self, buffer: Array) -> Array:
-        """Stack every rank's `buffer` (equal shape and dtype): shape (size, *buffer.shape)."""
+        """Return the buffers of all ranks, stacked in rank order: shape (size, *buffer.shape).
+
+        Shape and dtype of `buffer` must be equal on all ranks.
+        """
 
     def alltoallv(self, buffer: Array, counts: Array) -> tuple[Array, Array]:
-        """Send `counts[q]` consecutive rows of `buffer` to each rank q; returns (rows received in rank order, counts)."""
+        """Send `counts[q]` consecutive rows of `buffer` to each rank q.
+
+        Parameters
+        ----------
+        buffer : ndarray of shape (sum(counts), ...)
+            The rows to send, in the order of the ranks that receive them.
+        counts : ndarray of int64, shape (size,)
+            The number of rows for each rank.
+
+        Returns
+        -------
+        received : ndarray of shape (sum(incoming), ...)
+            The rows from all ranks, in rank order; the dtype is that of `buffer`.
+        incoming : ndarray of int64, shape (size,)
+            The number of rows from each rank.
+        """
 
     def send(self, buffer: Array, dest: int) -> None:
-        """Send a buffer whose shape and dtype the receiver knows."""
+        """Send `buffer` to rank `dest`, which must call `recv` with the same shape and dtype."""
 
     def recv(self, buffer: Array, source: int) -> None:
-        """Fill `buffer` with what `source` sends."""
+        """Fill `buffer` with the values that rank `source` sends."""
 
     def split(self, color: int) -> Comm:
-        """The communicator of all ranks that give the same `color`, in rank order."""
+        """Return the communicator of all ranks that pass the same `color`, in rank order."""
 
     def abort(self, code: int) -> None:
         """End every process of the job with exit code `code`."""
 
     def record(self, step: int) -> None:
-        """What follows belongs to this step, for the flight recorder. Not collective."""
+        """Set the step number that the flight recorder stores with the next collectives."""
 
 
 class SelfComm:
-    """One process: every collective is the identity."""
+    """The communicator of a single process: every collective is the identity."""
 
     rank = 0
     size = 1
@@ -101,7 +147,7 @@ class SelfComm:
 
 
 class MPIComm:
-    """An MPI communicator. Buffers only: the lower-case methods of mpi4py would pickle."""
+    """A communicator of mpi4py. Only its upper-case methods are used: the others would pickle."""
 
     epoch = 0
 
@@ -145,7 +191,8 @@ class MPIComm:
         self.recorder.enter(b"alltoallv", buffer.nbytes)
         self._raw.Alltoall(counts, incoming)
         received = np.empty((int(incoming.sum()), *buffer.shape[1:]), buffer.dtype)
-        # One message per pair and slice, by bytes: counts of whole rows would overflow 32-bit integers first.
+        # Each pair of ranks exchanges slices of bytes. MPI_Alltoallv would need one count per pair,
+        # which can overflow a 32-bit integer.
         starts = np.concatenate([[0], np.cumsum(counts)])
         ends = np.concatenate([[0], np.cumsum(incoming)])
         requests = []
@@ -180,25 +227,25 @@ class MPIComm:
         end_world(code)
 
     def pulse(self) -> None:
-        """A sign of life: called twice a second, from a thread."""
+        """Send a sign of life; the watchdog's thread calls this twice a second."""
 
     def finish(self) -> None:
-        """End MPI for this process, unless that is done."""
+        """Finalise MPI for this process, unless it is finalised already."""
         if not self.over():
             self._mpi.Finalize()
 
     def over(self) -> bool:
-        """Whether MPI has ended for this process."""
+        """Return whether MPI is finalised for this process."""
         return bool(self._mpi.Is_finalized())
 
     def free(self) -> None:
-        """Give the communicator back. Collective."""
+        """Free the MPI communicator. Collective."""
         self.recorder.closed = True
         self._raw.Free()
 
     @property
     def library(self) -> str:
-        """The name and version of the MPI library."""
+        """The name and the version of the MPI library."""
         return str(self._mpi.Get_library_version().splitlines()[0].strip("\0 "))
 
     def _slices(self, call: Any, rows: Array, peer: int) -> list[Any]:
@@ -214,7 +261,10 @@ AnyComm = TypeVar("AnyComm", bound=MPIComm)
 
 
 def _flat(buffer: Array) -> Array:
-    """A one-dimensional view for MPI to fill: reshape would silently copy a strided buffer, and the result be lost."""
+    """Return a one-dimensional view of `buffer` that MPI can fill.
+
+    A strided buffer is refused: reshape would copy it silently, and the result would be lost.
+    """
     if not buffer.flags.c_contiguous:
         raise ValueError(
             f"a buffer of shape {buffer.shape} that is not C-contiguous cannot be filled"
@@ -223,13 +273,26 @@ def _flat(buffer: Array) -> Array:
 
 
 def world(kind: type[AnyComm], recorder: Recorder, finalize: bool = True) -> AnyComm:
-    """A communicator of all ranks; of our own, unless `finalize` is off. Only here is MPI initialised."""
+    """Initialise MPI if necessary and return a communicator of all ranks. Collective.
+
+    Parameters
+    ----------
+    kind : type
+        `MPIComm` or a subclass.
+    recorder : Recorder
+        The flight recorder of this rank.
+    finalize : bool
+        Whether MPI is finalised at exit. If it is, the communicator is a duplicate of
+        MPI_COMM_WORLD, so that messages of mpigd and of the program cannot meet; otherwise it is
+        MPI_COMM_WORLD itself.
+    """
     import mpi4py
 
-    if mpi4py.rc.finalize is None or not finalize:  # else as who uses us has it
+    if mpi4py.rc.finalize is None or not finalize:  # else keep the program's setting
         mpi4py.rc.finalize = finalize
     if "mpi4py.MPI" not in sys.modules:
-        mpi4py.rc.initialize = False  # it would not let the watch's thread run meanwhile
+        # mpi4py's own initialisation would hold the GIL, and the watchdog's thread could not run.
+        mpi4py.rc.initialize = False
     from mpi4py import MPI
 
     recorder.enter(b"MPI's start", 0)
@@ -240,7 +303,15 @@ def world(kind: type[AnyComm], recorder: Recorder, finalize: bool = True) -> Any
 
 
 def duplicate(theirs: Any, recorder: Recorder) -> Any:
-    """The same ranks, for messages of ours alone. Collective."""
+    """Return a duplicate of the communicator `theirs` for mpigd's messages alone. Collective.
+
+    Parameters
+    ----------
+    theirs : mpi4py.MPI.Intracomm
+        The communicator to duplicate.
+    recorder : Recorder
+        The flight recorder of this rank.
+    """
     recorder.enter(b"dup", 0)
     own = theirs.Dup()
     recorder.leave()
@@ -248,9 +319,21 @@ def duplicate(theirs: Any, recorder: Recorder) -> Any:
 
 
 def agree(comm: Comm, error: BaseException | None) -> None:
-    """Raise on all ranks the error of the lowest rank that has one; return on all ranks if none has.
+    """Raise the error of the lowest failed rank on all ranks; return if no rank has an error.
 
-    Collective. Any other exception than a MpigdError arrives as one with its traceback as the text.
+    Parameters
+    ----------
+    comm : Comm
+        The ranks that agree. All of them must call this function (collective).
+    error : BaseException or None
+        The error of this rank, or None if it has none.
+
+    Raises
+    ------
+    MpigdError
+        With the text of the lowest failed rank's error, the class that `BY_CODE` has for its exit
+        code, and ``agreed`` set. An exception that is no MpigdError becomes a plain MpigdError
+        whose text is the traceback.
     """
     first = np.array([comm.rank if error is not None else comm.size], dtype=np.int64)
     comm.allreduce(first, "min")
@@ -259,7 +342,8 @@ def agree(comm: Comm, error: BaseException | None) -> None:
         return
     text = b""
     if comm.rank == root and error is not None:
-        # File names that are no Unicode reach the text as lone surrogates, which a plain encode() refuses.
+        # File names that are not Unicode appear in the text as lone surrogates, which a plain
+        # encode() refuses.
         text = (str(error) if isinstance(error, MpigdError) else _trace(error, root)).encode(
             errors="surrogatepass"
         )
@@ -273,7 +357,11 @@ def agree(comm: Comm, error: BaseException | None) -> None:
 
 
 def _code(error: BaseException | None) -> int:
-    """The key of the error's kind in BY_CODE; 0 for plain and foreign ones, which must not arrive as a special kind."""
+    """Return the key of the error's class in BY_CODE.
+
+    It is 0 for a plain MpigdError and for other exceptions: their exit code is shared by a
+    subclass, which must not be raised in their place.
+    """
     return error.code if isinstance(error, MpigdError) and type(error) is not MpigdError else 0
 
 
@@ -283,9 +371,10 @@ def _trace(error: BaseException, rank: int) -> str:
 
 @contextmanager
 def together(comm: Comm) -> Iterator[None]:
-    """Work that may fail on some ranks only: ``with together(comm): ...``; all ranks leave it the same way.
+    """Run a block that may fail on some ranks only, and raise its error on all ranks. Collective.
 
-    The body must not contain a collective: a rank that failed would be missing in it.
+    The block must not contain a collective: a rank that has failed would not enter it, and the
+    other ranks would wait. See `agree` for the error that is raised.
     """
     error: Exception | None = None
     try:
@@ -296,7 +385,15 @@ def together(comm: Comm) -> Iterator[None]:
 
 
 def bcast_bytes(comm: Comm, data: bytes | None) -> bytes:
-    """Give every rank the bytes of rank 0."""
+    """Return the bytes of rank 0 on all ranks. Collective.
+
+    Parameters
+    ----------
+    comm : Comm
+        The ranks that receive the bytes.
+    data : bytes or None
+        The bytes on rank 0; ignored on the other ranks.
+    """
     length = np.array([len(data) if comm.rank == 0 and data is not None else 0], dtype=np.int64)
     comm.bcast(length)
     buffer = np.empty(int(length[0]), dtype=np.uint8)

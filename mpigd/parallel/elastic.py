@@ -1,7 +1,8 @@
-"""Ranks that may die: a communicator that goes on with those that are left. For Open MPI started with `mpirun --with-ft ulfm`.
+"""A communicator that continues after rank failures, for Open MPI with `mpirun --with-ft ulfm`.
 
-The calls are those of User Level Failure Mitigation, a chapter of MPI 5 to be: whoever meets a failure revokes the communicator,
-so that nobody waits in it for ever; the survivors shrink it, and agree.
+It uses User Level Failure Mitigation (ULFM), which is proposed for MPI 5. A rank that notices a
+failure revokes the communicator, so that no other rank waits in it for ever. The surviving ranks
+then shrink it, and agree that all of them hold the new one. Experimental; see docs/elastic.md.
 """
 
 from __future__ import annotations
@@ -19,43 +20,68 @@ from mpigd.parallel.comm import Array, Comm, MPIComm, world
 from mpigd.parallel.flight_recorder import Recorder
 from mpigd.parallel.standard_streams import flush
 
-# A rank that only stands still is given up too, after so many seconds without a sign of life. The signs are sent from within MPI
-# calls: `pulse` sees to it that there are some. Not by Open MPI's own thread for them, with which jobs are lost as they start.
+# A rank that only hangs counts as failed too, after 20 seconds without a heartbeat. Heartbeats are
+# sent within MPI calls, and `pulse` makes some of them. Open MPI's own heartbeat thread is not
+# used: jobs failed at their start with it.
 DETECTOR = {"OMPI_MCA_mpi_ft_detector": "1", "OMPI_MCA_mpi_ft_detector_timeout": "20"}
-# Not coll/han: cut off from a host, it returned wrong sums without an error (Open MPI 5.0). The other two: as Open MPI's own file
-# of parameters for ULFM has it.
+# coll/han is excluded because it returned wrong sums without an error after the connection to a
+# host was lost (Open MPI 5.0). The other two are excluded in Open MPI's own parameter file for
+# ULFM.
 COLLECTIVES = {"OMPI_MCA_coll": "^han,hcoll,portals4"}
-LOOKS = 16  # Open MPI sends what is due at every eighth call at least
+LOOKS = 16  # MPI calls per pulse; Open MPI sends pending messages at least at every eighth call
 
 
 class CutOff(Exception):
-    """Too few are left with this rank: the others may be going on without them."""
+    """Raised if too few ranks are left in this partition: the others may continue without them."""
 
 
 def enabled(env: Mapping[str, str] = os.environ) -> bool:
-    """Whether the launcher was told to let ranks die."""
+    """Return whether the job was started with fault tolerance (`mpirun --with-ft ulfm`)."""
     return env.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true", "yes")
 
 
 def join(recorder: Recorder) -> ElasticComm:
-    """The communicator of all ranks. It is never finalised: where a host is lost without a word, that would never end."""
+    """Return the communicator of all ranks. Collective.
+
+    MPI is never finalised: after the silent loss of a host this would never end.
+    """
     for name, value in (DETECTOR | COLLECTIVES).items():
         os.environ.setdefault(name, value)
     return world(ElasticComm, recorder, finalize=False)
 
 
 def quorum(left: int, of: int, lowest: bool) -> bool:
-    """Whether `left` of `of` ranks may go on: no other part of them may too. `lowest`: the lowest of all is among them."""
+    """Return whether a partition of the ranks may continue; at most one partition may.
+
+    A majority may continue, and of two halves the one with the lowest rank.
+
+    Parameters
+    ----------
+    left : int
+        The number of ranks in this partition.
+    of : int
+        The number of ranks before the failure.
+    lowest : bool
+        Whether the lowest of all ranks is in this partition.
+    """
     return 2 * left > of or (2 * left == of and lowest)
 
 
 def lost(comm: Comm, error: Exception) -> bool:
-    """Whether `error` was raised because ranks of `comm` are gone, and it can go on without them."""
+    """Return whether `error` is a rank failure after which `comm` can continue."""
     return isinstance(comm, ElasticComm) and comm.lost(error)
 
 
 def end(pid: int, rank: int) -> None:
-    """Kill the process that was this rank of this job, if that is what it still is."""
+    """Kill a process if its environment shows that it is still that rank of this job.
+
+    Parameters
+    ----------
+    pid : int
+        The process id, which another process may have by now.
+    rank : int
+        The rank in MPI_COMM_WORLD that the process had.
+    """
     marks = (f"OMPI_COMM_WORLD_RANK={rank}", f"PMIX_NAMESPACE={os.environ.get('PMIX_NAMESPACE')}")
     with suppress(OSError):
         if {mark.encode() for mark in marks} <= set(
@@ -65,11 +91,19 @@ def end(pid: int, rank: int) -> None:
 
 
 class ElasticComm(MPIComm):
-    """An MPI communicator that may lose ranks: `mend` makes it that of the others, and counts `epoch`."""
+    """An MPI communicator that may lose ranks.
+
+    After a rank failure `mend` shrinks it to the surviving ranks and increments `epoch`.
+
+    Attributes
+    ----------
+    gone : list of int
+        The failed ranks, by their numbers in MPI_COMM_WORLD.
+    """
 
     def __init__(self, mpi: Any, raw: Any, recorder: Recorder | None = None) -> None:
         super().__init__(mpi, raw, recorder)
-        self._cut, self.gone = False, list[int]()  # the latter: ranks of the world at first
+        self._cut, self.gone = False, list[int]()
         self._signs = {
             mpi.ERR_PROC_FAILED,
             mpi.ERR_PROC_FAILED_PENDING,
@@ -78,19 +112,36 @@ class ElasticComm(MPIComm):
         }
 
     def lost(self, error: Exception) -> bool:
-        """Whether MPI raised `error` because ranks are gone: what was under way is not done, on some of the others at least.
+        """Return whether MPI raised `error` because of a rank failure.
 
-        Not the signs alone: while ranks are gone a call may fail in other words too.
+        The operation is then incomplete, at least on some of the other ranks. The error class alone
+        does not decide: after a rank failure a call may fail with another class too.
         """
         if not isinstance(error, self._mpi.Exception):
             return False
         return error.Get_error_class() in self._signs or self._raw.Get_failed().Get_size() > 0
 
     def mend(self, step: int) -> int:
-        """Go on with the ranks that are left; returns the least `step` of them. Called by each of them where `lost`.
+        """Shrink the communicator to the surviving ranks. Each of them must call this after `lost`.
 
-        The first who comes here revokes, so that all do. Raises CutOff, on all that are left with this one, without a quorum of
-        the last world that was agreed on: more may die meanwhile.
+        The first rank that calls it revokes the communicator, so that the others fail and call it
+        too. Further ranks may die meanwhile; the loop ends when all survivors agree.
+
+        Parameters
+        ----------
+        step : int
+            The next optimiser step of this rank.
+
+        Returns
+        -------
+        int
+            The smallest `step` of the surviving ranks.
+
+        Raises
+        ------
+        CutOff
+            On all ranks of this partition, if it has no quorum of the last communicator that all
+            ranks agreed on.
         """
         self.recorder.leave()
         self.recorder.enter(b"mend", 0)
@@ -105,9 +156,8 @@ class ElasticComm(MPIComm):
             if not quorum(raw.Get_size(), before.Get_size(), lowest):
                 self._cut = True
                 raise CutOff(f"{raw.Get_size()} of {before.Get_size()} ranks are left here")
-            least = np.array(
-                [step, -self.recorder.count], dtype=np.int64
-            )  # some may have entered one call more
+            # The counts can differ, since some ranks may have entered one call more.
+            least = np.array([step, -self.recorder.count], dtype=np.int64)
             if self._agreed(raw, least):
                 break
         self._raw, self.rank, self.size = raw, raw.Get_rank(), raw.Get_size()
@@ -122,7 +172,10 @@ class ElasticComm(MPIComm):
         return int(least[0])
 
     def _agreed(self, raw: Any, least: Array) -> bool:
-        """The minimum of `least` in it; the same answer on all ranks: whether all of them have that."""
+        """Replace `least` by its minimum over the ranks of `raw`.
+
+        Returns, with the same result on all ranks, whether all of them have the minimum.
+        """
         try:
             raw.Allreduce(self._in_place, least, self._mpi.MIN)
             whole = 1
@@ -130,7 +183,7 @@ class ElasticComm(MPIComm):
             whole = 0
         try:
             return bool(raw.Agree(whole))
-        except self._mpi.Exception:  # one died before all had agreed: so it is told to each
+        except self._mpi.Exception:  # a rank died during the agreement, which all ranks see
             return False
 
     def pulse(self) -> None:
@@ -138,13 +191,13 @@ class ElasticComm(MPIComm):
             self._mpi.COMM_SELF.Iprobe()
 
     def finish(self) -> None:
-        pass  # Open MPI's end would wait for the dead ones' heartbeats
+        pass  # MPI_Finalize would wait for heartbeats of the dead ranks
 
     def over(self) -> bool:
         return self._cut or super().over()
 
     def abort(self, code: int) -> None:
-        if self._cut:  # the others are to go on
+        if self._cut:  # the ranks of the other partition continue
             flush()
             os._exit(code)
         super().abort(code)

@@ -1,7 +1,9 @@
-"""The flight recorder: a rank's last collectives and where it is in the code, in a small file that outlives the process.
+"""The flight recorder: a small file with the last collectives of a rank and its place in the code.
 
-A file is a header and a ring of the last RING collectives. Writing one costs about a microsecond and no system call: the file is
-mapped into memory, and the kernel keeps what is there even if the process is killed.
+The file outlives the process and shows after a failure which rank did not enter which collective
+(`mpigd postmortem`). It consists of a header and a ring of the last `RING` collectives. Writing an
+entry takes about a microsecond and no system call: the file is mapped into memory, and the kernel
+keeps its contents even if the process is killed.
 """
 
 from __future__ import annotations
@@ -22,21 +24,36 @@ from mpigd.parallel.working_directory import located
 
 RING = 256
 MAGIC = b"mpigd-f2"
-HEADER = struct.Struct(
-    "<8sqqqqqd64s160s"
-)  # magic, rank, size, pid, epoch, step, time of the beat, host, place
-RECORD = struct.Struct("<qqqdd16s")  # number, step, bytes, entered, left (0: inside), kind
+# magic, rank, size, pid, epoch, step, time of the last beat, host, place in the code
+HEADER = struct.Struct("<8sqqqqqd64s160s")
+# number, step, bytes, time of entering, time of leaving (0: still inside), kind
+RECORD = struct.Struct("<qqqdd16s")
 SIZE = HEADER.size + RING * RECORD.size
 EPOCH, EPOCH_AT = struct.Struct("<q"), struct.calcsize("<8sqqq")
 STEP, STEP_AT = struct.Struct("<q"), struct.calcsize("<8sqqqq")
 BEAT, BEAT_AT = struct.Struct("<d64s160s"), struct.calcsize("<8sqqqqq")
-LEFT, LEFT_AT = struct.Struct("<d"), struct.calcsize("<qqqd")  # within a record
+LEFT, LEFT_AT = struct.Struct("<d"), struct.calcsize("<qqqd")  # offset within a record
 NAME = re.compile(r"flight-(\d{6})\.bin")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One collective: its number in order, the step, bytes, when it was entered and left (0: not yet), and which it was."""
+    """The record of one collective.
+
+    Attributes
+    ----------
+    number : int
+        Its number in the order of all collectives, from 1.
+    step : int
+        The optimiser step.
+    size : int
+        The size of the buffer in bytes.
+    entered, left : float
+        When it was entered and left, in seconds since the epoch of Unix; `left` is 0 if the rank
+        is still inside.
+    kind : str
+        Its name, like "allreduce".
+    """
 
     number: int
     step: int
@@ -48,9 +65,24 @@ class Entry:
 
 @dataclass(frozen=True)
 class Flight:
-    """What the file of a rank says. `beat`: when `place`, where its program was, was written; entries ascend.
+    """The contents of the file of one rank.
 
-    epoch: how often others have gone on without ranks that were gone.
+    Attributes
+    ----------
+    rank, size, pid : int
+        The rank, the number of ranks, and the process id.
+    epoch : int
+        The number of rank failures after which the remaining ranks continued.
+    step : int
+        The optimiser step.
+    beat : float
+        When `place` was written, in seconds since the epoch of Unix.
+    host : str
+        The name of the host.
+    place : str
+        Where the program was: file, line and function.
+    entries : tuple of Entry
+        The last collectives, in ascending order.
     """
 
     rank: int
@@ -69,18 +101,28 @@ class Flight:
 
 
 class Recorder:
-    """Writes the flight of this rank, at first into memory alone."""
+    """Writes the record of this rank: into memory alone until `keep` gives it a file.
+
+    Attributes
+    ----------
+    count : int
+        The number of collectives so far.
+    step : int
+        The current optimiser step.
+    closed : bool
+        Whether there will be no further collective.
+    """
 
     def __init__(self, rank: int, size: int) -> None:
         self.host = socket.gethostname()
-        self.step, self.closed = 0, False  # closed: there will be no collective any more
+        self.step, self.closed = 0, False
         self.kind = b""
-        self.count, self._at, self._entered = 0, HEADER.size, 0.0  # count: collectives so far
+        self.count, self._at, self._entered = 0, HEADER.size, 0.0
         self._map = mmap.mmap(-1, SIZE)
         self.of(rank, size)
 
     def of(self, rank: int, size: int) -> None:
-        """Which rank this is, of how many: a launcher may not tell all of that before MPI has begun."""
+        """Set rank and size, which some launchers do not provide before MPI is initialised."""
         self.rank, self.size = rank, size
         HEADER.pack_into(
             self._map,
@@ -97,17 +139,17 @@ class Recorder:
         )
 
     def keep(self, folder: str) -> None:
-        """Go on in a file of `folder`. OSError if that cannot be."""
+        """Move the record into a file of `folder`. Raises OSError if it cannot be written."""
         folder = located(folder)
         path = Path(folder) / f"flight-{self.rank:06d}.bin"
-        path.unlink(
-            missing_ok=True
-        )  # that of an earlier run: another process may still have it mapped
+        # Remove the file of an earlier run, since another process may still have it mapped.
+        path.unlink(missing_ok=True)
         if self.rank == 0:
             _forget(folder, self.size)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            # Written, not only made so long: where the disk is full, a mapped page without a place would kill the process.
+            # The bytes are really written: on a full disk, a mapped page without a disk block would
+            # kill the process.
             if os.pwrite(handle, bytes(SIZE), 0) < SIZE:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(handle)
@@ -121,49 +163,65 @@ class Recorder:
         self._map = moved
 
     def mark(self, step: int) -> None:
-        """What follows belongs to this step."""
+        """Set the step of the next collectives."""
         self.step = step
         STEP.pack_into(self._map, STEP_AT, step)
 
     def go_on(self, epoch: int, count: int) -> None:
-        """Others are gone; those that are left have agreed on the number of collectives so far."""
+        """Continue the record after a rank failure.
+
+        Parameters
+        ----------
+        epoch : int
+            The number of rank failures after which the remaining ranks continued.
+        count : int
+            The number of collectives so far, on which the remaining ranks have agreed.
+        """
         self.count = count
         EPOCH.pack_into(self._map, EPOCH_AT, epoch)
 
     def enter(self, kind: bytes, size: int) -> None:
-        """A collective begins."""
+        """Record that a collective begins.
+
+        Parameters
+        ----------
+        kind : bytes
+            Its name, at most 16 bytes.
+        size : int
+            The size of its buffer in bytes.
+        """
         self._at = HEADER.size + self.count % RING * RECORD.size
         self.count, self.kind = self.count + 1, kind
         self._entered = time.time()
         RECORD.pack_into(self._map, self._at, self.count, self.step, size, self._entered, 0.0, kind)
 
     def leave(self) -> None:
-        """It is over."""
+        """Record that the collective has ended."""
         self._entered = 0.0
         LEFT.pack_into(self._map, self._at + LEFT_AT, time.time())
 
     def wait(self) -> None:
-        """This rank waits for one other: nothing that all of them count."""
+        """Note that this rank waits for a single other rank; this is not counted."""
         self._entered = time.time()
 
     def go(self) -> None:
-        """It does not wait any more."""
+        """Note that the wait for a single other rank has ended."""
         self._entered = 0.0
 
     def inside(self) -> float:
-        """Seconds since the collective was entered in which this rank is, or since it waits; 0 if in none."""
+        """Return the seconds that this rank has waited in a collective or for a rank, else 0."""
         entered = self._entered
         return time.time() - entered if entered else 0.0
 
     def beat(self, place: str) -> None:
-        """Write down where the program is."""
+        """Record the current time and where the program is."""
         BEAT.pack_into(
             self._map, BEAT_AT, time.time(), self.host.encode()[:64], place.encode()[:160]
         )
 
 
 def _forget(folder: str, size: int) -> None:
-    """Remove the flights of an earlier run's ranks `size` and more: this one has no such ranks."""
+    """Remove the files of ranks from `size` upwards, which an earlier run has left."""
     for name in os.listdir(folder):
         found = NAME.fullmatch(name)
         if found and int(found[1]) >= size:
@@ -171,7 +229,7 @@ def _forget(folder: str, size: int) -> None:
 
 
 def read(path: Path) -> Flight:
-    """The flight in a file. DataError if it is none."""
+    """Read the file of a rank. Raises DataError if it is missing, damaged or another file."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -196,33 +254,34 @@ def _entries(data: bytes) -> Iterator[Entry]:
 
 def _text(field: bytes) -> str:
     text = field.rstrip(b"\0").decode(errors="replace")
-    return "".join(
-        letter if letter.isprintable() else "?" for letter in text
-    )  # it goes to a terminal
+    # The text is shown on a terminal, so control characters are replaced.
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def flights(folder: str | Path) -> list[Flight]:
-    """All flights in a folder, by rank. DataError if it has none."""
+    """Read the files of all ranks in a folder, by rank. Raises DataError if there are none."""
     try:
         names = sorted(name for name in os.listdir(folder) if NAME.fullmatch(name))
     except OSError as error:
         raise DataError(f"{folder}: {error.strerror}") from error
     if not names:
         raise DataError(
-            f"{folder}: no flight recorder's files in this folder (a run under MPI with --checkpoint leaves them)"
+            f"{folder}: no flight recorder's files in this folder "
+            "(a run under MPI with --checkpoint leaves them)"
         )
     return [read(Path(folder) / name) for name in names]
 
 
 def _latest(known: list[Flight]) -> int:
-    """The epoch of those that are still there."""
+    """Return the highest epoch, which is that of the remaining ranks."""
     return max((flight.epoch for flight in known), default=0)
 
 
 def behind(known: list[Flight]) -> list[str]:
-    """A line for each rank that did not enter the collective in which others are; empty if all are in the same.
+    """Return a line for each rank that did not enter the latest collective of the others.
 
-    Ranks without which the others have gone on are not among them.
+    The list is empty if all ranks have entered the same collective. Failed ranks after which the
+    others continued are left out.
     """
     known = [flight for flight in known if flight.epoch == _latest(known)]
     reached = max((flight.last.number for flight in known if flight.last), default=0)
@@ -242,14 +301,18 @@ def behind(known: list[Flight]) -> list[str]:
                 else ""
             )
             lines.append(
-                f"rank {flight.rank} on {flight.host} did not enter {what}: it left number {number:,}{ago}, "
-                f"and was in {flight.place or 'its start'}"
+                f"rank {flight.rank} on {flight.host} did not enter {what}: "
+                f"it left number {number:,}{ago}, and was in {flight.place or 'its start'}"
             )
     return lines
 
 
 def report(folder: str) -> str:
-    """What the flights in a folder say, for people: where each rank was, and who did not enter what. DataError if it has none."""
+    """Return the text of `mpigd postmortem` for the files in `folder`.
+
+    It shows where each rank was, and which ranks did not enter the latest collective. Raises
+    DataError if the folder has no files of a flight recorder.
+    """
     known = flights(folder)
     latest = _latest(known)
     lines = [f"{len(known)} of {known[0].size} ranks left a record"]
@@ -263,6 +326,7 @@ def report(folder: str) -> str:
         when = time.strftime("%F %T", time.localtime(flight.beat))
         gone = "gone, " if flight.epoch < latest else ""
         lines.append(
-            f"rank {flight.rank} on {flight.host}: {gone}step {flight.step:,}, {told}; in {flight.place or 'its start'} at {when}"
+            f"rank {flight.rank} on {flight.host}: {gone}step {flight.step:,}, {told}; "
+            f"in {flight.place or 'its start'} at {when}"
         )
     return "\n".join([*lines, *(behind(known) or ["every rank had entered the same collectives"])])

@@ -1,7 +1,9 @@
-"""Where compiled kernels are kept: a private folder for this CPU, these versions and these sources.
+"""The cache of compiled kernels: a private folder for one CPU, one set of versions and of sources.
 
-Code compiled for another CPU, by another version, or placed there by somebody else is never loaded: the folder's name is a
-hash of all that, and it must belong to this user and be closed to others. Call `prepare` before numba is imported.
+The name of the folder is a hash of the CPU, of the versions of Python, numba, llvmlite and numpy,
+and of the kernel sources, so that code that was compiled for something else is never loaded. The
+folder must belong to this user, and no other user may write to it, since loading a compiled kernel
+runs its code. Call `prepare` before numba is imported.
 """
 
 from __future__ import annotations
@@ -20,16 +22,18 @@ from mpigd.errors import StorageError, UsageError
 from mpigd.parallel.working_directory import located
 
 VARIABLE = "MPIGD_CACHE_DIR"
-LINKS = 40  # one after the other, as the system follows them
+LINKS = 40  # maximal number of symbolic links in a chain; the limit of Linux
 
 
 def prepare() -> Path:
-    """Point numba to the cache folder, made if need be; a fresh temporary one if that cannot be trusted."""
+    """Create the cache folder if necessary, point numba to it and return it.
+
+    A folder that cannot be created or that others may write to is replaced by a new temporary one.
+    """
     check()
-    if (
-        "NUMBA_CPU_NAME" not in os.environ
-    ):  # first, for processes that this one starts are to take the same folder
-        host = import_module("mpigd_kernels.host")  # only now: it loads LLVM
+    # This comes first, so that child processes inherit the features and compute the same folder.
+    if "NUMBA_CPU_NAME" not in os.environ:
+        host = import_module("mpigd_kernels.host")  # imported late, since it loads LLVM
         os.environ.setdefault("NUMBA_CPU_FEATURES", host.features())
     folder = location()
     try:
@@ -51,30 +55,39 @@ def _temporary() -> Path:
 
 
 def check() -> None:
-    """UsageError where numba is told not to compile: the kernels are not Python, and use what numba alone provides."""
+    """Raise UsageError if numba is configured not to compile.
+
+    The kernels cannot run as Python code, since they use intrinsics of numba.
+    """
     if os.environ.get("NUMBA_DISABLE_JIT", "0").strip() not in ("", "0"):
         raise UsageError(
-            "NUMBA_DISABLE_JIT is set, but the kernels of mpigd have to be compiled: unset NUMBA_DISABLE_JIT"
+            "NUMBA_DISABLE_JIT is set, but the kernels of mpigd have to be compiled: "
+            "unset NUMBA_DISABLE_JIT"
         )
 
 
 def import_lean() -> None:
-    """Import numba without the scipy that it looks for: half a second and 300 modules a rank, for a BLAS never used here.
+    """Import numba while scipy is hidden from it.
 
-    For a process of our own only: numba would not find BLAS later, for a user's own compiled functions.
+    numba imports scipy for its BLAS, which mpigd never uses; this saves half a second and 300
+    modules per rank. Only mpigd's own commands may call this function: in a user's process numba
+    would not find BLAS for the user's own compiled functions.
     """
     hidden = "scipy" not in sys.modules
     if hidden:
         sys.modules["scipy"] = None  # type: ignore[assignment]
     try:
-        import_module("numba.np.arraymath")  # where it looks
+        import_module("numba.np.arraymath")  # the module that imports scipy
     finally:
         if hidden:
             del sys.modules["scipy"]
 
 
 def location() -> Path:
-    """The folder, once `prepare` was called: below $MPIGD_CACHE_DIR, or below the temporary folder, which is this host's own."""
+    """Return the cache folder; valid after a call of `prepare`.
+
+    It is below $MPIGD_CACHE_DIR, or below the temporary folder, which is local to the host.
+    """
     base = os.environ.get(VARIABLE) or os.path.join(
         tempfile.gettempdir(), f"mpigd-cache-{os.getuid()}"
     )
@@ -82,9 +95,23 @@ def location() -> Path:
 
 
 def make_private(folder: Path) -> str | None:
-    """Make the folder if need be, for this user alone; None, or what is wrong with one that is there, and what to do. OSError.
+    """Create a folder for this user alone, or check an existing one.
 
-    Symbolic links lead to it only from folders that others may not write to: they could have it lead elsewhere at any time.
+    Parameters
+    ----------
+    folder : Path
+        The folder. It may be a symbolic link, if only this user or root may write to the folder
+        that holds the link: others could redirect it at any time.
+
+    Returns
+    -------
+    str or None
+        None if the folder is private; otherwise a text that says what is wrong and what to do.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be created.
     """
     real, place = os.path.realpath(folder), folder
     for _ in range(LINKS):
@@ -92,9 +119,12 @@ def make_private(folder: Path) -> str | None:
             break
         holder = Path(os.path.realpath(place.parent))
         if not _closed(holder.stat(), {os.getuid(), 0}):
-            return f"this link lies in {holder}, where others may write: name the folder that it leads to, {real}"
+            return (
+                f"this link lies in {holder}, where others may write: "
+                f"name the folder that it leads to, {real}"
+            )
         place = holder / os.readlink(place)
-    if os.path.lexists(real) and not os.path.isdir(real):  # a file, or links that lead in a circle
+    if os.path.lexists(real) and not os.path.isdir(real):  # a file, or a circle of links
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), real)
     Path(real).mkdir(mode=0o700, parents=True, exist_ok=True)
     found = os.stat(real)
@@ -122,9 +152,10 @@ def _key() -> str:
 
 
 def _sources(folder: Path) -> bytes:
-    """A hash of all Python files in a folder and its sub-folders, with their relative paths.
+    """Return a hash of all Python files in a folder and its sub-folders, with their relative paths.
 
-    Lengths are hashed too, so that no text can pass from the end of one file to the next.
+    Their lengths are hashed too, so that moving text from the end of one file to the beginning of
+    the next changes the hash.
     """
     total = hashlib.sha256()
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.py")}
@@ -136,7 +167,7 @@ def _sources(folder: Path) -> bytes:
 
 
 def _cpu() -> str:
-    """Model and instruction sets, as the kernel tells them; what numba is told to compile for."""
+    """Return model and instruction sets by /proc/cpuinfo, and the CPU that numba is set to use."""
     told = os.environ.get("NUMBA_CPU_NAME", "") + os.environ.get("NUMBA_CPU_FEATURES", "")
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

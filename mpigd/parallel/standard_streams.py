@@ -1,6 +1,7 @@
-"""The standard streams: closed ones are opened on nothing, and every text is one that they can take.
+"""Writing to the standard streams, also if they are closed or have a limited encoding.
 
-What nobody can read, since a stream was closed, is not said, and is no error. A stream that exists and fails is one.
+Output to a stream that was closed before the start is dropped without an error. A stream that is
+open and cannot be written is an error.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from mpigd.errors import StorageError
 
 
 def prepare() -> None:
-    """Make the streams of this process ones that can be written to. For a program of our own only.
+    """Make the standard streams of this process writable. Only for mpigd's own commands.
 
-    Descriptors 0, 1 and 2 must not stay free: the next file opened would be one of them, and be written to by whoever has
-    something to say. Letters that the encoding of a stream lacks are written with escapes.
+    The descriptors 0, 1 and 2 are connected to the null device if they are closed. Otherwise the
+    next file that is opened would get such a descriptor, and messages would be written into it.
+    Characters that the encoding of a stream lacks are written as escapes.
     """
     for number in range(3):
         try:
@@ -34,7 +36,10 @@ def prepare() -> None:
 
 
 def silence(*numbers: int) -> None:
-    """Let these descriptors lead nowhere: Python would try, and fail, once more as it ends."""
+    """Connect these descriptors to the null device.
+
+    Otherwise Python would try to flush a failed stream again at its end, and fail again.
+    """
     for number in numbers:
         null = os.open(os.devnull, os.O_RDWR)
         if null != number:
@@ -44,14 +49,20 @@ def silence(*numbers: int) -> None:
 
 
 def _usable(stream: Any, number: int) -> TextIO:
-    """The stream. A new one where there is none: Python has None for a descriptor that is closed when it starts."""
+    """Return the stream, or a new one if it is missing.
+
+    Python sets a stream to None if its descriptor is closed at the start.
+    """
     if stream is None or stream.closed:
         return open(number, "w", encoding="utf-8", closefd=False)
     return stream  # type: ignore[no-any-return]
 
 
 def put(text: str) -> None:
-    """Write a line, or lines, to stdout. StorageError if that fails; BrokenPipeError if the reader has left."""
+    """Write one or more lines to stdout.
+
+    Raises StorageError if that fails, and BrokenPipeError if the reader has closed the pipe.
+    """
     try:
         print(text)
         finish()
@@ -60,7 +71,7 @@ def put(text: str) -> None:
 
 
 def finish() -> None:
-    """Pass on what has been said. Errors as in `put`."""
+    """Flush stdout and stderr. Raises the errors of `put`."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -78,14 +89,17 @@ def _failed(error: OSError) -> None:
 
 
 def flush() -> None:
-    """Pass on what is written so far, unless nobody reads it any more."""
+    """Flush stdout and stderr, and ignore errors."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()
 
 
 def end() -> None:
-    """Pass on the rest, or forget it: Python would try again at its end, and exit with 120. For a program of our own."""
+    """Flush both streams, or drop their output if that fails. Only for mpigd's own commands.
+
+    Python would otherwise flush them again at its end, and exit with code 120.
+    """
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
         try:
             stream.flush()
@@ -94,7 +108,7 @@ def end() -> None:
 
 
 def say(text: str) -> None:
-    """Write to stderr, at once; nothing where that cannot be."""
+    """Write `text` to stderr and flush it; do nothing if that fails."""
     with suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(text)
         sys.stderr.flush()

@@ -1,8 +1,10 @@
-"""A thread of each rank that ends the job when it cannot go on: a rank that is gone, a launcher that is gone, a collective that
-does not end.
+"""The watchdog: a thread that ends the job if a rank, the launcher or a collective fails.
 
-MPI waits for ever for a rank that never comes. The other ranks of this host are watched as processes, and what is stuck is told
-by the flight recorder: who did not enter the collective in which this rank waits, and where that one was in its code.
+MPI waits for ever for a rank that has died or hangs. The watchdog therefore ends the job if the
+process of another rank on this host is gone, if the launcher is gone, or if a collective takes
+longer than --hang-timeout. Its message names the ranks that did not enter the collective, and where
+in their code they were; it reads this from the files of the flight recorder
+(mpigd/parallel/flight_recorder.py).
 """
 
 from __future__ import annotations
@@ -19,24 +21,50 @@ from typing import TypeVar
 from mpigd.errors import DataError, MpigdError
 from mpigd.parallel.flight_recorder import Recorder, behind, flights
 
-POLL = 0.5  # seconds between two looks
-LENIENT = 2.0  # seconds in a collective after which a rank that is gone will not have been through it already
-ORDER, LAST = (
-    0.6,
-    5.0,
-)  # seconds by which a rank lets each lower one speak first, at most: one message is enough
-PATIENCE = 3.0  # seconds for the files that tell who is late
-PACKAGE = os.path.dirname(
-    os.path.dirname(__file__)
-)  # as frames have it: the working directory may be gone when it would be needed
+# Seconds between two checks.
+POLL = 0.5
+# Seconds in a collective after which a missing rank can no longer be one that passed the collective
+# and then exited.
+LENIENT = 2.0
+# A rank waits ORDER seconds per lower rank, at most LAST, before it reports: one message is enough.
+ORDER, LAST = (0.6, 5.0)
+# Time limit, in seconds, for reading the files that show which ranks are late.
+PATIENCE = 3.0
+# The folder of the package, as the file names of frames spell it. It is not made absolute, since
+# the working directory may be gone by the time it is needed.
+PACKAGE = os.path.dirname(os.path.dirname(__file__))
 T = TypeVar("T")
 
 
 class Watch(threading.Thread):
-    """Looks twice a second. `peers`: process ids of the other ranks of this host. `end` says a text and ends the job.
+    """A daemon thread that checks twice a second whether the job can still continue.
 
-    pulse: called at every look. tolerant: other ranks may be gone. lenient: they may, while this one does not wait for them.
-    entrance: the function that all ranks are to call, while this one waits for the others at its beginning.
+    Parameters
+    ----------
+    recorder : Recorder
+        The flight recorder of this rank, which shows whether the rank is in a collective.
+    peers : mapping of int to int
+        Process ids of the other ranks on this host, by rank.
+    limit : float
+        Seconds that a collective may take.
+    end : callable
+        Writes a text and ends the job with an exit code: ``end(text, code)``.
+    pulse : callable
+        Called at every check.
+
+    Attributes
+    ----------
+    folder : str
+        The folder with the files of the flight recorder, or "".
+    tolerant : bool
+        Whether missing ranks are no reason to end the job.
+    lenient : bool
+        Whether missing ranks are no reason as long as this rank does not wait for them.
+    entrance : str
+        The name of the function that all ranks must call, while this rank waits for the others at
+        its beginning; otherwise "".
+    code : callable
+        Returns the exit code with which the job is ended.
     """
 
     def __init__(
@@ -63,7 +91,7 @@ class Watch(threading.Thread):
 
     @property
     def peers(self) -> Mapping[int, int]:
-        """Process ids of the other ranks of this host, by rank; those that can be seen."""
+        """Process ids of the other ranks on this host, by rank, as far as they are visible."""
         return self._peers
 
     @peers.setter
@@ -71,7 +99,7 @@ class Watch(threading.Thread):
         self._peers = {rank: pid for rank, pid in found.items() if state(pid) is not None}
 
     def stop(self) -> None:
-        """From now on others may leave."""
+        """End the checks: from now on the other ranks may exit."""
         self._over.set()
 
     def run(self) -> None:
@@ -81,7 +109,10 @@ class Watch(threading.Thread):
             trouble = self._trouble()
             if trouble and not self._over.wait(min(ORDER * self.recorder.rank, LAST)):
                 where = f"rank {self.recorder.rank} on {self.recorder.host}"
-                text = f"{trouble} (seen by {where}, at step {self.recorder.step:,}, in {place(self._main)})"
+                text = (
+                    f"{trouble} (seen by {where}, at step {self.recorder.step:,}, "
+                    f"in {place(self._main)})"
+                )
                 self._end(text, within(PATIENCE, self.code, MpigdError.code))
 
     def _trouble(self) -> str:
@@ -95,12 +126,16 @@ class Watch(threading.Thread):
         if inside > self.limit:
             if self.entrance:
                 return self._alone(inside)
-            return f"a collective has not ended after {inside:.0f} s (--hang-timeout): {self._culprits()}"
+            return (
+                f"a collective has not ended after {inside:.0f} s (--hang-timeout): "
+                f"{self._culprits()}"
+            )
         return ""
 
     def _alone(self, inside: float) -> str:
         text = (
-            f"{self.entrance} has waited {inside:.0f} s (--hang-timeout) for the other ranks to call it too: "
+            f"{self.entrance} has waited {inside:.0f} s (--hang-timeout) "
+            "for the other ranks to call it too: "
             f"all {self.recorder.size} ranks must call it, not some of them alone"
         )
         return "; ".join([text, *self._stopped()])
@@ -124,11 +159,23 @@ class Watch(threading.Thread):
 
 
 def within(seconds: float, work: Callable[[], T], otherwise: T) -> T:
-    """What `work` returns, or `otherwise` if it fails or takes too long: a file system may be what the job hangs in."""
+    """Return the result of `work`, or `otherwise` if it fails or takes too long.
+
+    The time limit is necessary because the file system may be the reason why the job hangs.
+
+    Parameters
+    ----------
+    seconds : float
+        The time limit.
+    work : callable
+        The function to call, without arguments, in a thread of its own.
+    otherwise : Any
+        The result after an error or after the time limit.
+    """
     found = [otherwise]
 
     def help() -> None:
-        with suppress(Exception):  # uncaught, it would be what ends the job
+        with suppress(Exception):  # an uncaught exception would end the job by itself
             found.append(work())
 
     helper = threading.Thread(target=help, daemon=True)
@@ -138,7 +185,11 @@ def within(seconds: float, work: Callable[[], T], otherwise: T) -> T:
 
 
 def state(pid: int) -> str | None:
-    """The state letter of a process (R, S, T stopped, Z dead, ...), or None if it is gone."""
+    """Return the state letter of a process, or None if it is gone.
+
+    The letters are those of /proc/PID/stat: R running, S sleeping, T stopped, Z dead, and others;
+    "?" on a system without /proc.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
     except (OSError, IndexError):
@@ -153,7 +204,7 @@ def state(pid: int) -> str | None:
 
 
 def place(thread: int | None) -> str:
-    """Where in our code a thread is: file, line and function of its innermost frame within the package."""
+    """Return where a thread is: file, line and function of its innermost frame in mpigd's code."""
     frame = sys._current_frames().get(thread or 0)
     if frame is None:
         return "no Python code"

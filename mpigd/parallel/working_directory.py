@@ -1,7 +1,8 @@
-"""Where relative paths lead: to the working directory that a command began in, even if that is removed, or left, meanwhile.
+"""Resolve relative paths against the working directory in which a command began.
 
-A scratch folder may be cleaned under a running job. Its paths are written as the user gave them, in messages too, as long as they
-lead where they did at the start; after that they are absolute.
+A scratch folder may be removed under a running job, or the process may change its directory. Paths
+are used, and shown in messages, as the user wrote them as long as the working directory is that of
+the start; after that `located` makes them absolute.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ _depth = 0
 
 @contextmanager
 def settled() -> Iterator[None]:
-    """Within the block relative paths lead to where they lead now. UsageError if the working directory is gone already."""
+    """Resolve relative paths within the block against the current working directory.
+
+    Raises UsageError if the working directory does not exist any more.
+    """
     global _begun, _depth
     with _lock:
         if not _depth:
@@ -43,7 +47,7 @@ def _working_directory() -> str:
 
 
 def located(path: str | os.PathLike[str]) -> str:
-    """`path` as it is, or absolute if the working directory is no more the one of the start."""
+    """Return `path` unchanged, or absolute if the working directory is not that of the start."""
     text = os.fspath(path)
     if not _depth or os.path.isabs(text):
         return text

@@ -1,4 +1,8 @@
-"""Sums over blocks, threads and ranks: every reducer owns its accumulators, its words on the wire, and what it must repeat."""
+"""Reducers add up over blocks, threads and ranks; `total` adds up numbers of rows exactly.
+
+A reducer owns its accumulators, the buffer of its one Allreduce, and the decision to repeat a
+sweep. `NativeReducer` adds plain float64 numbers; `ExactReducer` (exact.py) is what training uses.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +22,22 @@ from mpigd_kernels import sums
 Array = np.ndarray[Any, Any]
 Share = TypeVar("Share")
 Found = TypeVar("Found")
-SLAB = 1 << 16  # numbers of `total` at once
-SMALLEST = 2.0**-900  # of a bound: the grid below it would leave the normal numbers
+SLAB = 1 << 16  # numbers that `total` handles at once
+SMALLEST = 2.0**-900  # the least bound: a finer grid would leave the normal numbers of float64
 
 
 class Sums(NamedTuple):
-    """Unnormalised sums over all rows of a sweep: X' r (k, d), residuals (k,), losses."""
+    """Unnormalised sums of a sweep over all rows.
+
+    Parameters
+    ----------
+    gradient : (k, d) float64
+        X' r for the per-sample gradients r of each of k outputs.
+    residual : (k,) float64
+        Sums of r.
+    loss : float
+        The sum of the losses.
+    """
 
     gradient: Array
     residual: Array
@@ -31,19 +45,41 @@ class Sums(NamedTuple):
 
 
 class Reducer(Protocol):
-    """Sums that blocks, threads and ranks share."""
+    """The interface of a reducer: sums over blocks, threads and ranks."""
 
     comm: Comm
 
     def reserve(self, count: int) -> tuple[Array, Array]:
-        """Room for words that callers add to the step's one buffer, and for their sums over ranks after each sweep."""
+        """Reserve `count` numbers of the buffer that each sweep reduces over the ranks.
+
+        Returns
+        -------
+        words : (count,) float64
+            For the callers to fill before a sweep.
+        summed : (count,) float64
+            Their sums over ranks, filled after each sweep.
+        """
 
     def sweep(
         self, shares: Sequence[Share], visit: Callable[[Share, Into], None], rows: float
     ) -> Sums:
-        """Call visit(share, accumulators) for every share, each on a thread of its own, and add up over all ranks.
+        """Call visit(share, accumulators) for every share, and add up over all ranks. Collective.
 
-        `rows`: how many the sweep visits over all ranks. Collective; raises NotFinite on all ranks together.
+        Each share is visited on its own thread.
+
+        Parameters
+        ----------
+        shares
+            What each thread visits.
+        visit
+            Adds a share's rows to a thread's accumulators.
+        rows
+            The number of rows that the sweep visits over all ranks.
+
+        Raises
+        ------
+        NotFinite
+            On all ranks together, if a sum is not finite.
         """
 
     def sweep_for(
@@ -53,24 +89,33 @@ class Reducer(Protocol):
         visit: Callable[[Share, Into], None],
         rows: float,
     ) -> Found:
-        """`sweep`, and what `read` makes of its totals T (1, 2 or 4, k, d), S (1 + k, 2) of sums.join, which are lent."""
+        """Do a `sweep`, and return what `read` makes of its totals. Collective.
+
+        Parameters
+        ----------
+        read
+            Called with the totals T (1, 2 or 4, k, d) and S (1 + k, 2) of sums.join. It may not
+            keep them: the reducer uses them again.
+        shares, visit, rows
+            As for `sweep`.
+        """
 
     def state(self) -> dict[str, Array]:
-        """What a continued run needs for the same bits."""
+        """Return the arrays that a resumed run needs to compute the same bits."""
 
     def restore(self, state: dict[str, Array]) -> None:
-        """Take up a state."""
+        """Restore a state that `state` returned."""
 
 
 def joined(T: Array, S: Array) -> Sums:
-    """What totals hold."""
+    """Return the sums that the totals T and S hold."""
     gradient, scalars = np.empty(T.shape[1:]), np.empty(S.shape[0])
     sums.join(T, S, gradient, scalars)
     return Sums(gradient, scalars[1:], scalars.item(0))
 
 
 class NotFinite(NumericalError):
-    """A loss or residual is not finite; every rank raises it at the same place."""
+    """A loss or residual is not finite. Every rank raises this at the same place."""
 
     def __init__(self, text: str = "a loss or gradient is not finite") -> None:
         super().__init__(text)
@@ -78,7 +123,10 @@ class NotFinite(NumericalError):
 
 
 class Threads:
-    """Runs shares of work on Python threads: the kernels release the GIL. One share runs on the caller's own."""
+    """Run shares of work on Python threads; the kernels release the GIL.
+
+    The first share runs on the caller's own thread.
+    """
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
@@ -96,16 +144,39 @@ class Threads:
 
 
 def power_above(x: Array | float) -> Array:
-    """The smallest power of two that is greater than x >= 0 (infinity from 2**1023 on); exact, unlike log2."""
+    """Return the smallest power of two that is greater than x >= 0.
+
+    It is exact, unlike log2, and infinite from x = 2**1023 on.
+    """
     with np.errstate(over="ignore"):
         return np.asarray(np.ldexp(1.0, np.frexp(x)[1]))
 
 
 def grid(largest: Array, terms: Array | float) -> Array:
-    """C = 1.5 * 2**52 * u for the smallest power of two u with terms * (largest + u) <= 2**51 u; `terms` powers of two."""
+    """Return the biases C whose addition rounds terms to a grid.
+
+    C = 1.5 * 2**52 * u for the smallest power of two u with terms * (largest + u) <= 2**51 u.
+
+    Parameters
+    ----------
+    largest : float64 array
+        Of any shape, upper bounds on the terms' sizes.
+    terms
+        How many terms an accumulator takes; powers of two, of a shape that broadcasts.
+
+    Returns
+    -------
+    C : float64 array
+        Of the shape of `largest`.
+
+    Raises
+    ------
+    NotFinite
+        If a sum of such terms may overflow.
+    """
     top = np.array(np.maximum(largest, SMALLEST))
     parts = top.reshape(-1), np.broadcast_to(terms, top.shape).reshape(-1)
-    for start in range(0, top.size, SLAB):  # the arrays in between are many
+    for start in range(0, top.size, SLAB):  # to keep the temporary arrays small
         part, some = (array[start : start + SLAB] for array in parts)
         part[:] = _grid(part, some)
     return np.asarray(top)
@@ -123,7 +194,10 @@ def _grid(largest: Array, terms: Array) -> Array:
 
 
 class NativeAccumulator:
-    """One thread's share of a plain float64 sweep: gradient (k, d); loss and residuals in the first column of S (1 + k, 2)."""
+    """One thread's share of a plain float64 sweep.
+
+    gradient has shape (k, d). The first column of S (1 + k, 2) holds loss and residuals.
+    """
 
     def __init__(self, k: int, d: int) -> None:
         self.words = np.zeros(k * d + 2 * (1 + k))
@@ -157,7 +231,7 @@ class NativeAccumulator:
 
 
 class NativeReducer:
-    """Plain sums: the last bits depend on ranks, threads and blocks. For comparison."""
+    """Plain float64 sums, for comparison: last bits depend on ranks, threads and blocks."""
 
     def __init__(self, comm: Comm, k: int, d: int) -> None:
         self.comm, self._shape = comm, (k, d)
@@ -202,10 +276,29 @@ class NativeReducer:
 
 
 def total(values: Array, comm: Comm) -> Array:
-    """Sums over all ranks of the columns of `values` (m, q) or (m,): (q,), a function of the set of rows. Collective.
+    """Return exact sums over all ranks' rows, a function of the set of rows. Collective.
 
-    Two grids: each value is cut into a multiple of the first and a rest on the second, so that a sum keeps 80 bits
-    below its largest term. Raises NumericalError on all ranks if a value is not finite.
+    Parameters
+    ----------
+    values : (m, q) or (m,) float64
+        This rank's rows.
+    comm
+        The communicator of these ranks.
+
+    Returns
+    -------
+    sums : (q,) float64
+        The sums of the columns.
+
+    Raises
+    ------
+    NumericalError
+        On all ranks, if a value is not finite.
+
+    Notes
+    -----
+    There are two grids. Each value is cut into a multiple of the first grid's unit and a rest on
+    the second, so that a sum keeps 80 bits below its largest term.
     """
     columns = np.atleast_2d(np.asarray(values, dtype=np.float64).T)
     slabs = [slice(a, a + SLAB) for a in range(0, max(1, columns.shape[1]), SLAB)]

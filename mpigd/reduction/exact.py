@@ -1,7 +1,10 @@
-"""The exact reducer: a sum is a function of the set of rows (mpigd_kernels/sums.py has the arithmetic).
+"""The exact reducer: a sum is a function of the set of rows.
 
-Each product r_i x_ij is rounded to a grid u_j that all ranks agree on. The grid needs bounds: of each column, known from
-loading, and of the residuals and losses, which are carried as state. When a row exceeds its bound, all ranks see the
+mpigd_kernels/sums.py has the arithmetic.
+
+Each product r_i x_ij is rounded to a grid with unit u_j, on which all ranks agree. The grid needs
+upper bounds: of each column's |x|, known from loading, and of the residuals and losses, which are
+carried from sweep to sweep as state (term_bounds.py). If a row exceeds its bound, all ranks see the
 count in the same Allreduce, agree on a larger power of two, and repeat the sweep.
 """
 
@@ -27,10 +30,24 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the grid of a column is made of: its largest |x| (d,), and how many of its terms an accumulator takes (d,).
+    """The numbers from which the grids of the columns are made.
 
-    Accumulators of the first `head` columns are flushed every `panel` rows. The others have so few entries in all the data
-    that theirs never fill up, whoever adds what: one word each, at the end, is their exact sum.
+    Accumulators of the first `head` columns are flushed every `panel` rows. The other columns have
+    so few entries in all the data that their accumulators never fill up, whichever rows are added:
+    their exact sum is one float64 word, read at the end.
+
+    Parameters
+    ----------
+    largest : (d,) float64
+        The largest |x| of each column.
+    terms : (d,) float32
+        How many terms a column's accumulator takes; powers of two.
+    panel
+        The number of rows between two flushes.
+    head
+        The number of columns that are flushed.
+    per_row
+        Entries per row, on average, at least 1.
     """
 
     largest: Array
@@ -41,9 +58,19 @@ class Bounds:
 
     @staticmethod
     def of(largest: Array, count: Array, entries: int, rows: int) -> Bounds:
-        """From each column's largest |x| and number of stored values (d,), and the entries and rows of all the data.
+        """Return the bounds for columns with these statistics.
 
-        A flush costs a pass over the head, so where that is long, more rows are taken between two of them.
+        A flush costs a pass over the first `head` columns. If there are many, more rows are taken
+        between two flushes.
+
+        Parameters
+        ----------
+        largest : (d,) float64
+            The largest |x| of each column.
+        count : (d,) int64
+            Stored values of each column.
+        entries, rows
+            Numbers of stored values and of rows of all the data.
         """
         per_row = max(1.0, entries / max(1, rows))
         panel, head = sums.PANEL, count.size
@@ -53,13 +80,15 @@ class Bounds:
             if not _grows(panel, head, per_row):
                 break
             panel *= 2
-        terms = np.minimum(power_above(count.astype(np.float64)), float(panel)).astype(
-            np.float32
-        )  # powers of two: exact
+        # Powers of two are exact in float32.
+        terms = np.minimum(power_above(count.astype(np.float64)), float(panel)).astype(np.float32)
         return Bounds(largest, terms, panel, head, per_row)
 
     def with_replacement(self) -> Bounds:
-        """The same for rows that may be drawn several times: any column may fill a whole panel."""
+        """Return the bounds for rows that may be drawn several times.
+
+        Any column may then fill a whole panel.
+        """
         panel, d = self.panel, self.terms.size
         while self.per_row < d and _grows(panel, d, self.per_row, 8):
             panel *= 2
@@ -67,13 +96,23 @@ class Bounds:
 
 
 def _grows(panel: int, head: int, per_row: float, share: int = 64) -> bool:
-    """Whether flushing `head` columns every `panel` rows would cost more than one in `share` entries."""
+    """Whether flushing `head` columns a panel costs more than 1 / `share` of the entries."""
     return panel < share * head / per_row and panel < 1 << 20
 
 
 @dataclass(frozen=True)
 class Grids:
-    """Biases C of a sweep: of the columns (d,), the same for what those cut off (None: not kept), of loss and residual."""
+    """The biases C of a sweep.
+
+    Parameters
+    ----------
+    coarse : (d,) float64
+        The biases of the columns.
+    fine : (d,) float64 or None
+        The biases of what rounding to the coarse grid cuts off; None if that is not kept.
+    scalars : (2,) float64
+        The biases of loss and residual.
+    """
 
     coarse: Array
     fine: Array | None
@@ -81,20 +120,21 @@ class Grids:
 
 
 class ExactAccumulator:
-    """One thread's share of an exact sweep, on words that can travel as they are.
+    """One thread's share of an exact sweep, in one array that can be reduced over ranks as it is.
 
-    T (2 or 4, k, h) and S (1 + k, 2): two-word totals, T of the first h columns on each grid; rest (1 or 2, k, d - h): those of
-    the others, in one word. counts (5,): values over a limit; |r| and |l| over 1/16 of theirs; over 1/4096. tops (3,): largest
-    |r| and |l| where over, and values that are not finite. `paired`: accumulators lie beside the coefficients (simd/sparse.py;
-    of several outputs: simd/multi_output.py).
+    T (2 or 4, k, h) and S (1 + k, 2) are two-word totals, T those of the first h columns on each
+    grid. `rest` (1 or 2, k, d - h) holds the totals of the other columns, one word each. counts
+    (5,) counts values over a bound, then |r| and |l| over 1/16 of their bounds, then those over
+    1/4096. tops (3,) holds the largest |r| and |l| that are over their bounds, and the number of
+    values that are not finite. If `paired`, accumulators lie beside the coefficients
+    (simd/sparse.py; for several outputs, simd/multi_output.py).
     """
 
     def __init__(self, k: int, d: int, head: int, fine: bool, paired: bool, extra: int = 0) -> None:
         kinds = 2 if fine else 1
         sizes = 2 * kinds * k * head, kinds * k * (d - head), 2 * (1 + k), 5
-        room = np.zeros(
-            8 + sum(sizes) + extra
-        )  # a cache line for the tops, so that one call clears both
+        # The tops take a cache line before the words, so that one call clears both.
+        room = np.zeros(8 + sum(sizes) + extra)
         self.tops, self.words, self._cleared = room[:3], room[8:], room[: 8 + sum(sizes)]
         T, rest, S, self.counts, self.extra = np.split(self.words, np.cumsum(sizes))
         self.head = head
@@ -115,33 +155,56 @@ class ExactAccumulator:
             parts = self.lines[..., :k].transpose(1, 2, 0)
             self.coef, self.A = parts[0], parts[1:]
         self.room = np.empty(0)
-        self._at: Grids | None = None  # of whose biases A is full
+        self._at: Grids | None = None  # the grids whose biases fill A, if any
 
     def start(self, grids: Grids, limits: Array, panel: int) -> None:
-        """Begin a sweep with these grids, made for these limits. What `finish` has left in A is their biases already."""
+        """Begin a sweep.
+
+        `finish` leaves biases in A, so they are set only if the grids have changed.
+
+        Parameters
+        ----------
+        grids
+            The biases of the sweep.
+        limits : (2,) float64
+            Bounds on |residual| and |loss|, for which the grids were made.
+        panel
+            The number of rows between two flushes.
+        """
         if self._at is not grids:
             self.grids, self.panel = grids, panel
             self.arrays = (
-                limits, grids.scalars, self.S, self.counts, self.tops, self.A, grids.coarse, grids.fine, self.T,
-            )  # fmt: skip
+                limits,
+                grids.scalars,
+                self.S,
+                self.counts,
+                self.tops,
+                self.A,
+                grids.coarse,
+                grids.fine,
+                self.T,
+            )
             for number, (A, C) in enumerate(self._kinds()):
                 if self.lines is None:
                     A[:] = C
                 else:
                     multi_output.begin(self.lines, 1 + number, C)
-        self._at = None  # until `finish`: what fails in between leaves A as it is
+        self._at = None  # until `finish`: after an error in between, A holds unknown numbers
         self.filled = 0
         self._cleared.fill(0.0)
 
     def _kinds(self) -> Iterator[tuple[Array, Array]]:
-        """Accumulators and biases of each grid."""
+        """Yield the accumulators and biases of each grid."""
         yield self.A[0], self.grids.coarse
         if self.grids.fine is not None:
             yield self.A[1], self.grids.fine
 
     @contextmanager
     def in_units(self, unit: Array, inverse: Array) -> Iterator[None]:
-        """Powers of two change no bit of a significand, so sums of columns in other units round alike."""
+        """Express the sums in other units of the columns, powers of two, within the context.
+
+        Powers of two change no bit of a significand, so the sums round in the same way.
+        """
         before, C, D = self.arrays, self.grids.coarse * inverse, self.grids.fine
         self.arrays = (*before[:6], C, None if D is None else D * inverse, before[8])
         for array in (self.A, self.T):
@@ -160,9 +223,8 @@ class ExactAccumulator:
                 multi_output.take_rest(self.lines, 1 + number, C, head, self.rest[number])
             for q in range(A.shape[0] if self.filled else 0):
                 sums.flush(A[q], C, self.T[2 * number : 2 * number + 2, q])
-        self._at = (
-            self.grids if head == size or self.lines is not None else None
-        )  # the other columns are not set back
+        # Without `lines`, columns beyond the head are not set back to their biases.
+        self._at = self.grids if head == size or self.lines is not None else None
 
     def take(
         self,
@@ -172,40 +234,59 @@ class ExactAccumulator:
         limits: Array,
         panel: int,
     ) -> None:
-        """A sweep over this thread's share."""
+        """Sweep over this thread's share."""
         self.start(grids, limits, panel)
         visit(share, self)
         self.finish()
 
     def total(self, read: Callable[[Array, Array], Found]) -> Found:
-        """What `read` makes of the words."""
+        """Return what `read` makes of the totals T and S."""
         if self.head == self.grids.coarse.size:
             return read(self.T, self.S)
         gradient = np.empty((1, *self.A.shape[1:]))
         sums.join(self.T, self.S, gradient[0], np.empty(self.S.shape[0]))
-        np.add.reduce(
-            self.rest, axis=0, out=gradient[0, :, self.head :]
-        )  # one word or two: no order among them
+        # One or two words: their sum has only one order, so numpy may add them.
+        np.add.reduce(self.rest, axis=0, out=gradient[0, :, self.head :])
         return read(gradient, self.S)
 
 
 def rounding(C: Array, n: int) -> Array:
-    """Bound on what rounding n terms to the grid of C costs a sum (d,)."""
+    """Return a bound (d,) on the error of sums of n terms each, rounded to the grid of C (d,)."""
     return np.asarray(C / (1.5 * 2.0**53) * n)
 
 
 class ExactReducer:
-    """The sum as a set function of the rows: the same bits over any ranks, threads, blocks and order.
+    """Sums as functions of the set of rows: the same bits for any ranks, threads, blocks and order.
 
-    `residual_bound` is the largest |c_i dloss/dz| where that is known beforehand, else None. `fine`: keep what rounding
-    to the grid cuts off on a second one; twice the words, for data whose outliers or weights make the first too coarse.
-    `paired`: for sweeps over compressed rows, whose coefficients and accumulators then lie together.
+    Parameters
+    ----------
+    comm
+        The communicator of these ranks.
+    bounds
+        The bounds of the columns, from which their grids are made.
+    k
+        The number of outputs.
+    n
+        The number of rows over all ranks.
+    residual_bound
+        The largest |c_i dloss/dz| if it is known beforehand, else None.
+    fine
+        Whether to keep on a second grid what rounding to the first cuts off. This takes twice the
+        words; it is for data whose outliers or weights make the first grid too coarse.
+    paired
+        Whether coefficients and accumulators lie side by side, as sweeps over compressed rows need.
     """
 
     def __init__(
-        self, comm: Comm, bounds: Bounds, k: int, n: int, residual_bound: float | None, fine: bool = False,
+        self,
+        comm: Comm,
+        bounds: Bounds,
+        k: int,
+        n: int,
+        residual_bound: float | None,
+        fine: bool = False,
         paired: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.comm, self.columns, self.n = comm, bounds, n
         self._limits = Limits(residual_bound, n)
         self._shape = k, bounds.largest.size, bounds.head, fine, paired
@@ -228,12 +309,18 @@ class ExactReducer:
         self._limits.restore(state)
 
     def error_bound(self) -> Array:
-        """Bound on the rounding of a full sweep's gradient sums (d,): each term loses at most half a grid unit."""
+        """Return a bound (d,) on the rounding error of a full sweep's gradient sums.
+
+        Each term loses at most half a grid unit.
+        """
         grids = self._grid()
         return rounding(grids.coarse if grids.fine is None else grids.fine, self.n)
 
     def residual_error(self) -> float:
-        """The same for the sum of the residuals, on a grid that is as coarse as that of the losses at most."""
+        """Return a bound on the rounding error of the sum of the residuals.
+
+        It is computed from the coarser of the grids of residuals and losses.
+        """
         return float(rounding(self._grid().scalars, self.n).max())
 
     def sweep(
@@ -260,7 +347,11 @@ class ExactReducer:
             raise
 
     def _for_threads(self, count: int) -> list[ExactAccumulator]:
-        """One accumulator each; the first has room for the extra words, and its words are the step's one buffer."""
+        """Return `count` accumulators, one a thread.
+
+        The first has room for the reserved words; its words are the buffer of the step's one
+        Allreduce.
+        """
         while len(self._accumulators) < count:
             extra = 0 if self._accumulators else self._extra.size
             self._accumulators.append(ExactAccumulator(*self._shape, extra))
@@ -273,7 +364,7 @@ class ExactReducer:
         used: Sequence[ExactAccumulator],
     ) -> None:
         grids, limits, panel = self._grid(), self._limits.values, self.columns.panel
-        if len(shares) == 1:  # without what only threads need, which a step of one row would notice
+        if len(shares) == 1:  # no thread pool, whose cost would show in a step of one row
             used[0].take(shares[0], visit, grids, limits, panel)
         else:
             self._threads.run(
@@ -283,7 +374,7 @@ class ExactReducer:
     def _grid(self) -> Grids:
         limits = self._limits.values
         if limits is not self._limits_of_grids:
-            with np.errstate(over="ignore", invalid="ignore"):  # grid() refuses what overflows
+            with np.errstate(over="ignore", invalid="ignore"):  # grid() rejects an overflow
                 largest = self.columns.largest * limits[0]
             coarse = grid(largest, self.columns.terms)
             fine = grid(coarse / (1.5 * 2.0**52), self.columns.terms) if self._fine else None
@@ -292,7 +383,11 @@ class ExactReducer:
         return self._grids
 
     def _over_ranks(self, used: Sequence[ExactAccumulator], rows: float) -> bool:
-        """One Allreduce of all words; False if the sweep must be repeated with other limits."""
+        """Reduce all words over ranks in one Allreduce, and return whether the sweep counts.
+
+        It must be repeated (False) if a bound was exceeded, or was so large that all terms were
+        rounded to zero.
+        """
         first = used[0]
         for other in used[1:]:
             first.words[: other.words.size] += other.words

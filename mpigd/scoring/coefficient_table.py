@@ -1,4 +1,7 @@
-"""`mpigd info model.h5 --summary`: coefficients with standard errors, tests and intervals, as a table or as plain values."""
+"""The coefficient table: standard errors, tests and intervals, as text or as plain values.
+
+`mpigd info model.h5 --summary` prints it.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,30 @@ from mpigd.config.units import readable
 from mpigd.errors import UsageError
 from mpigd.scoring.fitted_model import Model
 
-LEVEL = 0.95  # of the intervals
-NORMAL = 1.959963984540054  # the standard normal's quantile for that
+LEVEL = 0.95  # confidence level of the intervals
+NORMAL = 1.959963984540054  # quantile of the standard normal distribution for LEVEL
 NUMBERS = (
-    ("log-likelihood", "log_likelihood"), ("AIC", "aic"), ("deviance", "deviance"), ("null deviance", "null_deviance"),
-    ("Pearson chi2", "pearson"), ("dispersion", "dispersion"), ("degrees of freedom", "degrees_of_freedom"),
+    ("log-likelihood", "log_likelihood"),
+    ("AIC", "aic"),
+    ("deviance", "deviance"),
+    ("null deviance", "null_deviance"),
+    ("Pearson chi2", "pearson"),
+    ("dispersion", "dispersion"),
+    ("degrees of freedom", "degrees_of_freedom"),
     ("residual degrees", "residual_degrees"),
-)  # fmt: skip
+)
 
 
 def table(model: Model) -> dict[str, Any]:
-    """The model's statistics as plain values, for each coefficient too: lists over the intercept
-    (if any) and the columns.
+    """Return the model's statistics as plain values.
 
-    All are None for a column without a coefficient of its own; `dropped` names those that depend on
-    columns before them, of which the coefficients are then not those that the model stores, but
-    those of the other columns alone. Test statistics are z; for the squared loss t with its
-    residual degrees of freedom, which needs scipy: without it p-values and intervals are left out,
-    and `missing` says so.
+    Values for coefficients are lists over the intercept (if any) and the columns. They are None for
+    a column without a coefficient of its own. `dropped` names columns that depend on columns before
+    them; the coefficients are then not those that the model stores, but those of the other columns
+    alone.
+
+    Test statistics are z. For the squared loss they are t with the residual degrees of freedom,
+    which needs scipy; without scipy p-values and intervals are left out, and `missing` says so.
     """
     found = dict(
         model.statistics or {"refused": "the file has none: it was written before there were any"}
@@ -72,24 +81,26 @@ def table(model: Model) -> dict[str, Any]:
 
 
 def _normal_tail(z: float) -> float:
-    """P(|Z| > z), Z standard normal."""
+    """Return P(|Z| > z) for a standard normal Z."""
     return math.erfc(z / math.sqrt(2.0))
 
 
 def _student(degrees: float) -> tuple[Callable[[float], float], float]:
-    """P(|T| > t) of Student's t, and its quantile for LEVEL."""
+    """Return the function P(|T| > t) for Student's t, and its quantile for LEVEL."""
     from scipy.special import betainc, stdtrit
 
     def tail(t: float) -> float:
-        return float(
-            betainc(0.5 * degrees, 0.5, degrees / (degrees + t * t))
-        )  # keeps the digits that 1 - P would lose
+        # The incomplete beta function keeps the digits that 1 - P would lose.
+        return float(betainc(0.5 * degrees, 0.5, degrees / (degrees + t * t)))
 
     return tail, float(stdtrit(degrees, 0.5 + 0.5 * LEVEL))
 
 
 def text(path: str, model: Model) -> str:
-    """A screen for people. UsageError with the reason if the model has no statistics."""
+    """Return the table as text for a terminal.
+
+    Raises UsageError with the reason if the model has no statistics.
+    """
     found, config = table(model), model.config
     if "refused" in found:
         raise UsageError(f"{path}: no standard errors: {found['refused']}")
@@ -122,7 +133,10 @@ def text(path: str, model: Model) -> str:
 
 
 def _shown_number(value: float) -> str:
-    """A count with separators, as degrees of freedom are without a penalty; another number with eight digits."""
+    """Return a whole number with separators, another number with eight digits.
+
+    Degrees of freedom are whole without a penalty.
+    """
     return (
         f"{int(value):,}" if float(value).is_integer() and abs(value) < 2.0**53 else f"{value:.8g}"
     )
@@ -139,7 +153,7 @@ def _shown(value: float | None, column: int) -> str:
 
 
 def _weighting(model: Model, found: dict[str, Any]) -> str:
-    """How the weights were counted."""
+    """Return a sentence on how the weights were counted."""
     if found.get("repeated", True):
         classes = (
             "; so do class weights, as so many rows of each class"
@@ -149,19 +163,24 @@ def _weighting(model: Model, found: dict[str, Any]) -> str:
         return f"Weights count as repeated rows{classes}."
     rows, weight = found["rows"], found["weight"]
     if model.config.loss in ("squared", "gamma"):
-        return f"Weights are not whole numbers: they are the relative precisions of {rows:,} rows, in any unit."
+        return (
+            f"Weights are not whole numbers: they are the relative precisions of {rows:,} rows, "
+            "in any unit."
+        )
     return (
-        f"Weights are not whole numbers: {rows:,} rows with a sum of weights of {readable(weight)} count as so many. "
+        f"Weights are not whole numbers: {rows:,} rows with a sum of weights of "
+        f"{readable(weight)} count as so many. "
         "Standard errors depend on the unit of such weights (as in R)."
     )
 
 
 def notes(model: Model, found: dict[str, Any]) -> list[str]:
-    """What a reader must know of these numbers."""
+    """Return the sentences that explain these numbers to the reader."""
     said = [_weighting(model, found)]
     if model.config.l2:
         said.append(
-            "Ridge: the covariance is the inverse of the penalised information (no sandwich); intervals are conditional on the "
+            "Ridge: the covariance is the inverse of the penalised information (no sandwich); "
+            "intervals are conditional on the "
             "penalty and do not cover its bias; degrees of freedom are those of the fit."
         )
     if None in found["std_err"]:

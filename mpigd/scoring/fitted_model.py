@@ -1,4 +1,4 @@
-"""A trained model and its file."""
+"""A trained model, its predictions for arrays, and its file."""
 
 from __future__ import annotations
 
@@ -23,11 +23,27 @@ FORMAT = "mpigd model 1"
 
 @dataclass(frozen=True)
 class Model:
-    """Coefficients for the original columns, (k, d) and (k,), with what is needed to use and to explain them.
+    """Coefficients for the original columns, with what is needed to use and to explain them.
 
-    classes (k' ,): distinct values of y, ascending, for losses with classes, else None. summary: the numbers of the run
-    (objective, gradient_norm, gap, reads, steps, epochs, stop_reason, ...). history: a record per epoch or validation.
-    statistics: standard errors and so on (mpigd/model/inference.py), or under `refused` why there are none.
+    Parameters
+    ----------
+    coef : (k, d) float64
+        Coefficients of k outputs.
+    intercept : (k,) float64
+        Intercepts.
+    classes : (k',) float64 or None
+        Distinct values of y, ascending, for losses with classes.
+    config
+        The options of the run.
+    encoding
+        How columns and target of raw tables become numbers; {} if they were numbers.
+    summary
+        The numbers of the run (objective, gradient_norm, gap, reads, steps, epochs, stop_reason,
+        ...).
+    history
+        A record for each epoch or validation.
+    statistics
+        Standard errors and so on (mpigd/model/inference.py); under `refused`, why there are none.
     """
 
     coef: Array
@@ -41,11 +57,11 @@ class Model:
 
     @property
     def digest(self) -> str:
-        """sha256 over the bits of coefficients and intercepts."""
+        """The sha256 digest of the bits of coefficients and intercepts."""
         return digest({"coef": self.coef, "intercept": self.intercept})
 
     def labels(self) -> list[Any] | None:
-        """What people call the classes: stored names, else the values themselves."""
+        """Return the labels that users see: stored names, or else the values themselves."""
         if self.classes is None:
             return None
         names = (self.encoding.get("target") or {}).get("classes")
@@ -54,7 +70,15 @@ class Model:
         return [int(value) if value == int(value) else float(value) for value in self.classes]
 
     def predict(self, X: Any, offset: Array | None = None) -> Array:
-        """Labels, or mean responses, (m,) for X (m, d), a numpy array or scipy.sparse matrix."""
+        """Return predicted labels, or for regression mean responses, (m,).
+
+        Parameters
+        ----------
+        X : numpy array or scipy.sparse matrix (m, d)
+            The rows, with the model's d columns.
+        offset : (m,) float64 or None
+            Added to the linear predictor.
+        """
         output = self._response(X, offset)
         if self.classes is None:
             return np.asarray(output[0])
@@ -63,7 +87,20 @@ class Model:
         return np.asarray(labels[codes])
 
     def predict_proba(self, X: Any, offset: Array | None = None) -> Array:
-        """Class probabilities (m, k), k = 2 for the logistic loss. UsageError for losses without any."""
+        """Return class probabilities (m, k) float64; k = 2 for the logistic loss.
+
+        Parameters
+        ----------
+        X : numpy array or scipy.sparse matrix (m, d)
+            The rows, with the model's d columns.
+        offset : (m,) float64 or None
+            Added to the linear predictor.
+
+        Raises
+        ------
+        UsageError
+            If the loss has no probabilities.
+        """
         if self.config.loss not in ("logistic", "softmax"):
             raise UsageError(f"the {self.config.loss} loss has no probabilities")
         output = self._response(X, offset)
@@ -85,7 +122,10 @@ class Model:
         )
 
     def save(self, path: str) -> None:
-        """Write the model; it appears under `path` when it is whole. StorageError if that cannot be."""
+        """Write the model to a file, which appears under `path` only when it is complete.
+
+        Raises StorageError if it cannot be written.
+        """
         k = self.coef.shape[0]
         with hdf5.create(path) as file:
             hdf5.write_text(file, "format", FORMAT)
@@ -99,13 +139,22 @@ class Model:
 
     def _texts(self) -> dict[str, Any]:
         return {
-            "config": to_dict(self.config), "encoding": self.encoding, "summary": self.summary, "history": self.history,
+            "config": to_dict(self.config),
+            "encoding": self.encoding,
+            "summary": self.summary,
+            "history": self.history,
             "statistics": self.statistics,
-        }  # fmt: skip
+        }
 
 
 def load(path: str) -> Model:
-    """Read a model file. Raises DataError if it is none, or damaged."""
+    """Read a model file.
+
+    Raises
+    ------
+    DataError
+        If it is not a model file, or is damaged.
+    """
     with hdf5.open_read(path) as file:
         if hdf5.read_text(file, "format") != FORMAT:
             raise DataError(f"{path}: not a model of mpigd")
@@ -128,7 +177,10 @@ def _read(file: hdf5.Group) -> Model:
 
 
 def digest(arrays: Mapping[str, Array]) -> str:
-    """sha256 over named arrays: names, types, shapes and bytes, in the order of their names."""
+    """Return the sha256 over named arrays, in the order of their names.
+
+    It covers names, types, shapes and bytes.
+    """
     total = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

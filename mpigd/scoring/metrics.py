@@ -1,21 +1,28 @@
-"""How good predictions are: metrics over all ranks' rows, weighted, the same bits however the rows are spread.
+"""Metrics of predictions over all ranks' rows, weighted.
 
-Every sum is a set function of the rows (`mpigd.reduction.base.total`), every number of a row a function of that row alone,
-and every metric a quotient of sums. Names and conventions are those of sklearn.metrics, which the tests compare with.
-Sums run over all ranks' rows i with weights c_i; W = sum c_i.
+They have the same bits for any partition of the rows. Every sum is a set function of the rows
+(`mpigd.reduction.base.total`), every number of a row is a function of that row alone, and every
+metric is a quotient of sums. Names and conventions are those of sklearn.metrics, against which the
+tests compare. Sums run over all ranks' rows i with weights c_i; W = sum c_i.
 
-    log_loss   sum c_i -log q_i / W, q_i the probability given to the row's own class, clipped to [eps, 1 - eps]
-    accuracy   weight of the rows predicted right / W; class 1 is predicted for a probability > 1/2 or a decision
-               value > 0, of k classes the first one with the highest probability
-    auc, average_precision   see mpigd/scoring/ranking.py; of k classes the plain mean of each against the rest
+    log_loss   sum c_i -log q_i / W, with q_i the probability given to the row's own class,
+               clipped to [eps, 1 - eps]
+    accuracy   weight of the correctly predicted rows / W; class 1 is predicted for a
+               probability > 1/2 or a decision value > 0, of k classes the first one with the
+               highest probability
+    auc, average_precision
+               see mpigd/scoring/ranking.py; for k classes the plain mean of each against the rest
     rmse, mae  sqrt(sum c_i (y_i - f_i)**2 / W), sum c_i |y_i - f_i| / W
-    r2         1 - sum c_i (y_i - f_i)**2 / sum c_i (y_i - mean y)**2; for a constant y 1 if all are right, else 0
-    deviance   2 sum c_i loss_i / W: the mean deviance, from half deviances (McCullagh and Nelder 1989, 2.3)
-    classes    for each of k classes: class, support = TP + FN, precision = TP / (TP + FP), recall = TP / (TP + FN),
-               f1 = 2 TP / (2 TP + FP + FN) (each 0 for 0 / 0), and auc and average_precision against the rest
+    r2         1 - sum c_i (y_i - f_i)**2 / sum c_i (y_i - mean y)**2; for a constant y 1 if all
+               predictions are right, else 0
+    deviance   2 sum c_i loss_i / W: the mean deviance, from half deviances (McCullagh and
+               Nelder 1989, 2.3)
+    classes    for each of k classes: class, support = TP + FN, precision = TP / (TP + FP),
+               recall = TP / (TP + FN), f1 = 2 TP / (2 TP + FP + FN) (each 0 for 0 / 0), and auc
+               and average_precision against the rest
 
-What is undefined is NaN and its key is there: everything if no row has weight; auc where a class is missing, and
-average_precision where the positive one is.
+An undefined metric is NaN, and its key is present. All metrics are undefined if no row has weight,
+auc is if a class is missing, and average_precision is if the positive class is.
 """
 
 from __future__ import annotations
@@ -34,7 +41,7 @@ from mpigd.scoring.ranking import rank_scores
 
 Scores = dict[str, float | list[dict[str, Any]]]
 
-# metric -> which way is better
+# metric -> whether lower or higher values are better
 METRICS = {
     "log_loss": "lower",
     "accuracy": "higher",
@@ -46,8 +53,9 @@ METRICS = {
     "deviance": "lower",
 }
 
-# kind of prediction -> the metric that early stopping watches. Hinge losses: accuracy, as sklearn.linear_model's
-# SGDClassifier; the AUC would not see an intercept that drifts.
+# kind of prediction -> the metric that early stopping watches. For hinge losses this is accuracy,
+# as in sklearn.linear_model's SGDClassifier; the AUC does not depend on the intercept, so it would
+# miss a drift of it.
 PRIMARY = {
     "binary": "log_loss",
     "margin": "accuracy",
@@ -56,13 +64,15 @@ PRIMARY = {
 }
 
 SLAB = 1 << 16  # rows whose logarithms are taken at once
-EPSILON = float(
-    np.finfo(np.float64).eps
-)  # log_loss clips probabilities to [EPSILON, 1 - EPSILON], as scikit-learn
+# log_loss clips probabilities to [EPSILON, 1 - EPSILON], as scikit-learn does.
+EPSILON = float(np.finfo(np.float64).eps)
 
 
 def better(metric: str, new: float, best: float) -> bool:
-    """Whether `new` improves on `best`. A NaN (metric undefined) never does; any number improves on a NaN."""
+    """Return whether `new` improves on `best`.
+
+    A NaN (the metric is undefined) never does; any number improves on a NaN.
+    """
     if math.isnan(new) or math.isnan(best):
         return not math.isnan(new)
     return new > best if METRICS[metric] == "higher" else new < best
@@ -78,26 +88,48 @@ def score(
     loss_values: Array | None = None,
     classes: Sequence[Any] | None = None,
 ) -> Scores:
-    """The metrics of predictions over all ranks' rows. Collective; all ranks get the same bits.
+    """Return the metrics of predictions over all ranks' rows. Collective; equal bits on all ranks.
 
-    kind        y (n,)                  output                       keys
-    binary      0 or 1                  (n,) P(class 1)              log_loss accuracy auc average_precision
-    margin      0 or 1                  (n,) decision values         accuracy auc average_precision
-    multiclass  class codes 0 .. k - 1  (n, k) probabilities         log_loss accuracy auc average_precision classes
-    regression  finite numbers          (n,) mean responses          rmse mae r2
+        kind        y                       output                   keys
+        binary      0 or 1                  (n,) P(class 1)          log_loss accuracy auc
+                                                                     average_precision
+        margin      0 or 1                  (n,) decision values     accuracy auc average_precision
+        multiclass  class codes 0 .. k - 1  (n, k) probabilities     log_loss accuracy auc
+                                                                     average_precision classes
+        regression  finite numbers          (n,) mean responses      rmse mae r2
 
-    c: (n,) sample weights >= 0. All arrays float64; n may be 0 on some ranks or on all. loss_values: (n,) half
-    deviances of the rows, not multiplied by c, on all ranks or on none; they add the key deviance. classes: the k
-    labels in the list `classes`, by default the codes.
+    Parameters
+    ----------
+    kind
+        The kind of prediction, as in the table above.
+    y : (n,) float64
+        Targets of this rank's rows; n may be 0 on some ranks or on all.
+    output : (n,) or (n, k) float64
+        Predictions.
+    c : (n,) float64
+        Sample weights >= 0.
+    comm
+        The communicator of these ranks.
+    loss_values : (n,) float64 or None
+        Half deviances of the rows, not multiplied by c, on all ranks or on none; they add the key
+        deviance.
+    classes
+        The k labels in the list `classes`, by default the codes.
 
-    Raises on all ranks together: NumericalError for an output that is not finite or a sum that overflows, DataError
-    for a y or c outside the above, UsageError for an unknown kind.
+    Raises
+    ------
+    NumericalError
+        On all ranks, for an output that is not finite or a sum that overflows.
+    DataError
+        On all ranks, for y or c outside the above.
+    UsageError
+        For an unknown kind.
     """
     if kind not in SCORERS:
         raise UsageError(f"unknown kind of prediction {kind!r}: one of {', '.join(SCORERS)}")
     y, output, c = (np.asarray(array, dtype=np.float64) for array in (y, output, c))
     _check(kind, y, output, c, loss_values, comm)
-    with np.errstate(over="ignore"):  # `total` refuses what overflowed, on all ranks
+    with np.errstate(over="ignore"):  # `total` rejects an overflow, on all ranks
         scores = SCORERS[kind](y, output, c, comm)
         if kind == "multiclass":
             scores |= _per_class(
@@ -139,9 +171,8 @@ def _multiclass(y: Array, output: Array, c: Array, comm: Comm) -> Scores:
 def _per_class(y: Array, output: Array, c: Array, comm: Comm, classes: Sequence[Any]) -> Scores:
     predicted = output.argmax(axis=1)
     report: list[dict[str, Any]] = []
-    for q, label in enumerate(
-        classes
-    ):  # one class at a time: three numbers a row instead of three k
+    # One class at a time, so that temporary arrays hold three numbers a row instead of three k.
+    for q, label in enumerate(classes):
         true, chosen = y == q, predicted == q
         hit, false, missed = _sums(
             (c * (true & chosen), c * (chosen & ~true), c * (true & ~chosen)), comm
@@ -158,7 +189,7 @@ def _per_class(y: Array, output: Array, c: Array, comm: Comm, classes: Sequence[
                 "average_precision": average_precision,
             }
         )
-    # Not sum(): it rounds differently from Python 3.12 on.
+    # Not sum(), which rounds differently from Python 3.12 on.
     means = {
         name: math.fsum(row[name] for row in report) / len(report)
         for name in ("auc", "average_precision")
@@ -173,7 +204,7 @@ def _regression(y: Array, output: Array, c: Array, comm: Comm) -> Scores:
     )
     limits = np.array([-y[used].min(initial=math.inf), y[used].max(initial=-math.inf)])
     comm.allreduce(limits, "max")
-    # Within the limits, so that the mean of a constant y is that constant, to the last bit.
+    # The mean is kept within the limits, so that of a constant y it is that constant exactly.
     mean = min(max(_ratio(y_sum, weight_sum, 0.0), -limits[0]), limits[1])
     deviation = np.where(used, y - mean, 0.0)
     (spread,) = _sums((c * deviation * deviation,), comm)
@@ -209,7 +240,7 @@ def _ratio(part: float, whole: float, empty: float = math.nan) -> float:
 def _check(
     kind: str, y: Array, output: Array, c: Array, loss_values: Array | None, comm: Comm
 ) -> None:
-    """Raise on all ranks the same error if any rank has a row that no metric is defined for."""
+    """Raise the same error on all ranks if any rank has a row for which no metric is defined."""
     finite = np.isfinite(output)
     values = np.zeros(0) if loss_values is None else loss_values
     codes = {"multiclass": output.shape[-1], "regression": 0}.get(kind, 2)
@@ -235,7 +266,8 @@ def _check(
     if weights:
         _fail(
             DataError(
-                f"sample weights of {weights} rows are negative or not finite: correct sample_weight"
+                f"sample weights of {weights} rows are negative or not finite: correct "
+                "sample_weight"
             )
         )
 
@@ -246,7 +278,7 @@ def _fail(error: MpigdError) -> NoReturn:
 
 
 def score_table(scores: Mapping[str, Any]) -> str:
-    """Scores for people: a line each, and a line for each class."""
+    """Return scores as text for people: a line for each metric, and a line for each class."""
     lines = [
         f"{name:18} {_shown(value)}"
         for name, value in scores.items()
@@ -260,20 +292,21 @@ def score_table(scores: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any, digits: int = 6) -> str:
-    """Counts and other whole numbers with separators; the weight of a class is none where weights are not whole."""
+    """Return a number as text; whole numbers from 1000 on, such as counts, with separators.
+
+    The weight of a class is not a whole number if weights are not.
+    """
     if isinstance(value, str):
         return value
     return f"{value:.{digits}g}" if abs(value) < 1000 else readable(value)
 
 
-LN2_HIGH, LN2_LOW = (
-    6.93147180369123816490e-01,
-    1.90821492927058770002e-10,
-)  # n * LN2_HIGH is exact (fdlibm, e_log.c)
+# log(2) in two parts, such that n * LN2_HIGH is exact (fdlibm, e_log.c).
+LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 
 
 def _log(x: Array) -> Array:
-    """log(x) for x > 0 (n,), slab by slab: the arrays in between are many."""
+    """Return log(x) for x > 0 (n,), in slabs, to keep temporary arrays small."""
     out = np.empty_like(x)
     for start in range(0, x.size, SLAB):
         out[start : start + SLAB] = _log_slab(x[start : start + SLAB])
@@ -281,10 +314,12 @@ def _log(x: Array) -> Array:
 
 
 def _log_slab(x: Array) -> Array:
-    """log(x) for x > 0 from additions, multiplications and divisions alone, to 2 units in the last place.
+    """Return log(x) for x > 0 to 2 units in the last place.
 
-    As mpigd_kernels.elementary.log: np.log's last bit depends on the CPU and, for some strides, on the position.
-    n log 2 + 2 atanh(s) with x = m 2**n, m in [0.7, 1.42) and s = (m - 1) / (m + 1).
+    It uses additions, multiplications and divisions alone, as mpigd_kernels.elementary.log does:
+    the last bit of np.log depends on the CPU and, for some strides, on the position in the array.
+
+    log(x) = n log 2 + 2 atanh(s) with x = m 2**n, m in [0.7, 1.42) and s = (m - 1) / (m + 1).
     """
     m, n = np.frexp(x)
     low = m < math.sqrt(0.5)

@@ -1,4 +1,7 @@
-"""Using a model: scores over distributed rows, and predictions in row order, whoever holds the rows."""
+"""Evaluate a model on distributed rows, and write predictions in row order.
+
+The order of the predictions does not depend on which rank holds which rows.
+"""
 
 from __future__ import annotations
 
@@ -35,20 +38,20 @@ from mpigd.scoring.metrics import score
 from mpigd.scoring.prediction_files import Form, Slab, Targets, check_parquet, writing
 from mpigd.scoring.response import margins, mean_response, predicted_class
 
-if TYPE_CHECKING:  # which imports what training has no use for
+if TYPE_CHECKING:  # at run time this would import modules that training does not need
     from mpigd.tables.policies import Policies
 
 Array = np.ndarray[Any, Any]
 Note = Callable[[str], None]
-SLAB = 1 << 16  # rows that are scored, or travel to the writing rank, at once
+SLAB = 1 << 16  # rows that are scored, or sent to the writing rank, at once
 
 
 def silent(text: str) -> None:
-    """A note that nobody reads."""
+    """Ignore a note."""
 
 
 class Evaluator:
-    """Scores coefficients on this rank's rows of a data set."""
+    """Score coefficients on this rank's rows of a data set."""
 
     def __init__(
         self, shard: Shard, loss: Loss, parameter: float, classes: Classes | None, comm: Comm
@@ -71,28 +74,54 @@ class Evaluator:
         )
 
     def scores(self, coef: Array, intercept: Array, penalty: float = 0.0) -> dict[str, Any]:
-        """Metrics by name, and `objective`: the weighted mean loss plus `penalty`. Collective."""
+        """Return metrics by name, and `objective`, the weighted mean loss plus penalty. Collective.
+
+        Parameters
+        ----------
+        coef : (k, d) float64
+            Coefficients of the original columns.
+        intercept : (k,) float64
+        penalty
+            The penalty's value at these coefficients.
+        """
         return self.judge(margins(self._shard.X, coef, intercept, self._shard.offset), penalty)
 
     def judge(self, z: Array, penalty: float = 0.0) -> dict[str, Any]:
-        """`scores` from the margins z (k, m), which this uses up. Collective."""
+        """Return `scores` from margins. Collective.
+
+        Parameters
+        ----------
+        z : (k, m) float64
+            Margins of this rank's rows; they are overwritten.
+        penalty
+            The penalty's value.
+        """
         l = self._respond(z)
-        # A class and its half deviance are one thing for GLMs; hinge, Huber and quantile have no deviance.
+        # For generalised linear models the loss is the half deviance. Hinge, Huber and quantile
+        # losses have no deviance.
         deviance = (
             l if self._loss.name in ("squared", "logistic", "softmax", "poisson", "gamma") else None
         )
         labels = self._classes.labels() if self._classes else None
         result: dict[str, Any] = score(
-            self._loss.kind, self._y, z.T if self._loss.kind == "multiclass" else z[0], self._c, self._comm,
-            loss_values=deviance, classes=labels,
-        )  # fmt: skip
+            self._loss.kind,
+            self._y,
+            z.T if self._loss.kind == "multiclass" else z[0],
+            self._c,
+            self._comm,
+            loss_values=deviance,
+            classes=labels,
+        )
         losses, weight = total(np.column_stack([self._c * l, self._c]), self._comm)
         return result | {
             "objective": float(losses / weight) + penalty if weight > 0 else float("nan")
         }
 
     def _respond(self, z: Array) -> Array:
-        """Losses (m,) of margins z (k, m), which become mean responses, in place: arrays of all rows are few."""
+        """Return losses (m,) for margins z (k, m), and replace z by the mean responses.
+
+        This is done in place and in slabs to save memory.
+        """
         l = np.empty(z.shape[1])
         for start in range(0, l.size, SLAB):
             rows = slice(start, start + SLAB)
@@ -125,9 +154,24 @@ def encoded(
     note: Note = silent,
     allow_duplicates: bool = False,
 ) -> Iterator[list[str]]:
-    """Paths of HDF5 files for these data: raw tables are encoded, as the model's training data were, by rank 0.
+    """Yield paths of HDF5 files for these data; raw tables are encoded first. Collective.
 
-    policies: what becomes of rows that do not fit. note: takes what the user should know.
+    Rank 0 encodes raw tables as the model's training data were, into a temporary file.
+
+    Parameters
+    ----------
+    paths
+        Files of the data: raw tables (CSV, Parquet) or HDF5.
+    model
+        The model, whose encoding is used.
+    comm
+        The communicator of these ranks.
+    policies
+        What happens to rows that do not fit.
+    note
+        Called with messages for the user.
+    allow_duplicates
+        Whether a file may be given twice.
     """
     from mpigd.tables.importer import is_raw
 
@@ -149,13 +193,12 @@ def encoded(
                 _encode(paths, file, model, policies, note, allow_duplicates)
         yield [file]
     except MpigdError as error:
-        error.args = (
-            str(error).replace(file, ", ".join(paths)),
-        )  # the user knows these, not the file made of them
+        # The user has named these paths, not the temporary file made from them.
+        error.args = (str(error).replace(file, ", ".join(paths)),)
         raise
     finally:
         if comm.rank == 0:
-            with suppress(OSError):  # somebody has cleaned up already
+            with suppress(OSError):  # the files may have been removed already
                 Path(file).unlink(missing_ok=True)
                 Path(folder).rmdir()
 
@@ -171,19 +214,24 @@ def _temporary_folder() -> str:
 
 
 def _policies(command: str) -> Policies:
-    """Those of the model."""
+    """Return the default policies for a command."""
     from mpigd.tables.policies import Policies
 
     return Policies(command=command)
 
 
 def _encode(
-    paths: Sequence[str], output: str, model: Model, policies: Policies, note: Note, allow_duplicates: bool
-) -> None:  # fmt: skip
+    paths: Sequence[str],
+    output: str,
+    model: Model,
+    policies: Policies,
+    note: Note,
+    allow_duplicates: bool,
+) -> None:
     from mpigd.tables.encoding import Encoding
     from mpigd.tables.importer import encode_like
 
-    if not model.encoding.get("format"):  # only names of classes
+    if not model.encoding.get("format"):  # the encoding has the names of the classes alone
         raise DataError(
             f"{paths[0]} is a raw table, but the model was not trained on imported data"
         )
@@ -223,9 +271,27 @@ def evaluate(
     policies: Policies | None = None,
     note: Note = silent,
 ) -> dict[str, Any]:
-    """Metrics of a model on a data set. comm: also one of mpi4py's. Collective.
+    """Return the metrics of a model on a data set. Collective.
 
-    policies: what becomes of rows of raw tables that do not fit. note: takes what the user should know.
+    Parameters
+    ----------
+    model
+        The model.
+    paths
+        Files of the data.
+    config
+        Options of the run.
+    comm
+        The communicator of these ranks, mpigd's or mpi4py's.
+    policies
+        What happens to rows of raw tables that do not fit; by default that of the command.
+    note
+        Called with messages for the user.
+
+    Returns
+    -------
+    scores
+        The metrics by name, `objective`, and `rows`, the number of rows.
     """
     comm = enter(comm, "evaluate")
     policies = policies or _policies("evaluate")
@@ -260,11 +326,32 @@ def predict(
     models: Sequence[str] = (),
     policies: Policies | None = None,
 ) -> int:
-    """Write predictions for a data set in row order; returns the number of rows. comm: also one of mpi4py's. Collective.
+    """Write predictions for a data set in row order, and return the number of rows. Collective.
 
-    with_source: the file and the row, from 0, that each comes from; unasked where rows are left out, which `policies` may say of
-    those of raw tables that do not fit. Ids that the data have are written too. note: takes what the
-    user should know. models: files that are not to be replaced, beside those of the data.
+    Ids that the data have are written too. The file and the row (from 0) from which each prediction
+    comes are written if `with_source` is true, or if rows were left out, which `policies` may
+    demand for rows of raw tables that do not fit.
+
+    Parameters
+    ----------
+    model
+        The model.
+    paths
+        Files of the data.
+    targets
+        The files to write.
+    config
+        Options of the run.
+    comm
+        The communicator of these ranks, mpigd's or mpi4py's.
+    with_source
+        Whether to write file and row.
+    note
+        Called with messages for the user.
+    models
+        Files that must not be replaced, beside those of the data.
+    policies
+        What happens to rows of raw tables that do not fit; by default that of the command.
     """
     comm = enter(comm, "predict")
     if targets.parquet is not None:
@@ -294,7 +381,7 @@ def predict(
 
 
 def _write(slabs: Iterator[Array], form: Form, found: Beside, targets: Targets, note: Note) -> None:
-    """Write the predictions that come in, with what stands beside them."""
+    """Write the predictions with their ids, files and rows."""
     wild, first = 0, ""
     with found.reading() as take, writing(targets, form) as sinks:
         for values in _even(slabs):
@@ -309,12 +396,16 @@ def _write(slabs: Iterator[Array], form: Form, found: Beside, targets: Targets, 
                 wild += int(np.count_nonzero(~finite))
     if wild:
         note(
-            f"predictions of {wild:,} rows are not finite (first: {first}): their numbers are far outside the training data's"
+            f"predictions of {wild:,} rows are not finite (first: {first}): their numbers are "
+            "far outside the training data's"
         )
 
 
 def _even(slabs: Iterator[Array]) -> Iterator[Array]:
-    """The same rows in slabs of SLAB, but for the last: row groups and chunks do not depend on the number of ranks."""
+    """Regroup the rows into slabs of SLAB rows, except for the last.
+
+    Row groups and chunks of the files then do not depend on the number of ranks.
+    """
     waiting: list[Array] = []
     held = 0
     for slab in slabs:
@@ -330,7 +421,11 @@ def _even(slabs: Iterator[Array]) -> Iterator[Array]:
 
 
 def _columns(model: Model, shard: Shard, rows: slice) -> Array:
-    """Predictions of some rows (m, q): the label's code or the mean response, then probabilities or the margin."""
+    """Return predictions of some rows (m, q).
+
+    The columns are the label's code, then probabilities or the margin; for regression, the mean
+    response.
+    """
     loss = LOSSES[model.config.loss]
     offset = None if shard.offset is None else shard.offset[rows]
     z = margins(shard.X.rows(rows), model.coef, model.intercept, offset)
@@ -341,7 +436,10 @@ def _columns(model: Model, shard: Shard, rows: slice) -> Array:
 
 
 def _in_order(columns: Any, shard: Shard, model: Model, comm: Comm) -> Iterator[Array]:
-    """On rank 0 the predictions of all rows, slab by slab in their order; the other ranks send theirs meanwhile."""
+    """Yield the predictions of all rows in order, in slabs, on rank 0.
+
+    The other ranks yield nothing and send theirs to rank 0.
+    """
     classes = LOSSES[model.config.loss].kind != "regression"
     width = model.coef.shape[0] + classes
     counts = comm.allgather(np.array([shard.rows.size], dtype=np.int64))[:, 0]

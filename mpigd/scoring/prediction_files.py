@@ -1,4 +1,8 @@
-"""Files of predictions, in HDF5, CSV and Parquet: the same columns and the same numbers, written slab by slab in row order."""
+"""Files of predictions, in HDF5, CSV and Parquet.
+
+All three have the same columns and the same numbers. They are written in slabs of rows, in row
+order.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +24,34 @@ from mpigd.scoring.fitted_model import Model
 from mpigd.storage import hdf5
 
 Array = np.ndarray[Any, Any]
-SECOND = {
-    "regression": "",
-    "margin": "margin",
-}  # what stands beside a label; of other kinds a probability
+# The column beside the label, by kind of loss; for all other kinds it is the probability.
+SECOND = {"regression": "", "margin": "margin"}
 SLAB = 1 << 16  # rows of a chunk
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Where to write: an HDF5 file, and a CSV and a Parquet file or None."""
+    """The files to write: an HDF5 file, and a CSV and a Parquet file or None."""
 
     hdf5: str
     csv: str | None = None
     parquet: str | None = None
 
     def check(self, read: Sequence[str]) -> None:
-        """UsageError if a file would replace another one, or one of those that are read; StorageError if it cannot be written."""
+        """Check that the files can be written and replace nothing that is read.
+
+        Parameters
+        ----------
+        read
+            Paths, globs or folders of the files that are read.
+
+        Raises
+        ------
+        UsageError
+            If a file would replace another one of them, or one that is read.
+        StorageError
+            If a file cannot be written.
+        """
         named = [("-o", self.hdf5), ("--csv", self.csv), ("--parquet", self.parquet)]
         seen: dict[str, str] = {}
         for option, path in named:
@@ -67,7 +82,16 @@ def _is_of(path: str, data: str) -> bool:
 
 
 def targets_of(output: str, csv: str | None, parquet: str | None) -> Targets:
-    """As on the command line: "" is the name of the HDF5 file with another ending."""
+    """Return the targets that the command line gives.
+
+    Parameters
+    ----------
+    output
+        Path of the HDF5 file.
+    csv, parquet
+        Paths, or None for no such file; "" stands for the name of the HDF5 file with another
+        ending.
+    """
     stem = os.path.splitext(output)[0]
     return Targets(
         output, f"{stem}.csv" if csv == "" else csv, f"{stem}.parquet" if parquet == "" else parquet
@@ -75,14 +99,25 @@ def targets_of(output: str, csv: str | None, parquet: str | None) -> Targets:
 
 
 def check_parquet() -> None:
-    """UsageError if Parquet cannot be written here."""
+    """Raise UsageError if pyarrow, which writes Parquet, is not installed."""
     if importlib.util.find_spec("pyarrow") is None:
         raise UsageError("--parquet needs pyarrow: pip install pyarrow")
 
 
 class Slab(NamedTuple):
-    """Some rows: predictions (m, q), the label's code or the mean response and then probabilities or the margin; ids (m,) or
-    None; positions of files (m,) and rows in them (m,), or None."""
+    """Some rows of predictions.
+
+    Parameters
+    ----------
+    values : (m, q) float64
+        The label's code and then probabilities or the margin; for regression, the mean response.
+    ids : (m,) or None
+        Ids of the rows.
+    files : (m,) or None
+        Positions of the rows' files.
+    rows : (m,) or None
+        Row numbers in these files.
+    """
 
     values: Array
     ids: Array | None = None
@@ -92,11 +127,29 @@ class Slab(NamedTuple):
 
 @dataclass(frozen=True)
 class Form:
-    """What the rows of a model's predictions look like. ids: their type, or None; files: names that rows come from, or None."""
+    """The columns that a model's predictions have.
+
+    Parameters
+    ----------
+    n
+        The number of rows.
+    labels
+        The labels as CSV and Parquet have them; None for regression.
+    stored : (k,) or None
+        The labels as HDF5 has them.
+    second
+        Name of the columns after the label, "" if there are none.
+    k
+        The number of outputs.
+    ids
+        Dtype of the ids, or None.
+    files
+        Names of the files that rows come from, or None.
+    """
 
     n: int
     labels: list[Any] | None
-    stored: Array | None  # the labels as HDF5 has them
+    stored: Array | None
     second: str
     k: int
     ids: np.dtype[Any] | None = None
@@ -106,7 +159,19 @@ class Form:
     def of(
         model: Model, n: int, ids: np.dtype[Any] | None = None, files: tuple[str, ...] | None = None
     ) -> Form:
-        """For n rows."""
+        """Return the form of n rows of predictions.
+
+        Parameters
+        ----------
+        model
+            The model.
+        n
+            The number of rows over all ranks.
+        ids
+            Dtype of the rows' ids, or None.
+        files
+            Names of the files that rows come from, or None.
+        """
         second = SECOND.get(LOSSES[model.config.loss].kind, "probability")
         return Form(
             n, model.labels(), _stored_labels(model), second, model.coef.shape[0], ids, files
@@ -118,7 +183,7 @@ class Form:
         return ["id"] * (self.ids is not None) + ["file", "row"] * (self.files is not None)
 
     def names(self) -> list[str]:
-        """The columns of CSV and Parquet."""
+        """Return the names of the columns of CSV and Parquet."""
         found = [*self.beside, "prediction"]
         if self.second:
             found += (
@@ -130,7 +195,10 @@ class Form:
 
 
 def _stored_labels(model: Model) -> Array | None:
-    """The labels (k,) as an HDF5 file holds them: the values of y, or texts of fixed length in UTF-8; None for numbers."""
+    """Return the labels (k,) as an HDF5 file holds them; None for regression.
+
+    They are the values of y, or texts of fixed length in UTF-8.
+    """
     if model.classes is None:
         return None
     labels = model.labels() or []
@@ -138,14 +206,24 @@ def _stored_labels(model: Model) -> Array | None:
 
 
 class Sink(Protocol):
-    """A file that takes slab after slab."""
+    """A file to which slabs are appended."""
 
     def append(self, slab: Slab) -> None: ...
 
 
 @contextmanager
 def writing(targets: Targets, form: Form) -> Iterator[list[Sink]]:
-    """The files, open; they appear under their names when the body ends well."""
+    """Open the files, and yield a sink for each.
+
+    They appear under their names when the body ends without an error.
+
+    Parameters
+    ----------
+    targets
+        The paths.
+    form
+        The columns of the predictions.
+    """
     with ExitStack() as opened:
         sinks: list[Sink] = [opened.enter_context(_hdf5(targets.hdf5, form))]
         if targets.csv is not None:
@@ -162,7 +240,11 @@ def _hdf5(path: str, form: Form) -> Iterator[Sink]:
 
 
 class Datasets:
-    """Predictions in HDF5: `prediction` (n,), `probability` or `margin` (n,) or (n, k), and `id`, `file` and `row` (n,)."""
+    """Predictions in HDF5.
+
+    The datasets are `prediction` (n,), `probability` or `margin` (n,) or (n, k), and `id`, `file`
+    and `row` (n,).
+    """
 
     def __init__(self, file: Any, form: Form) -> None:
         self._file, self._form, self._at = file, form, 0
@@ -175,7 +257,8 @@ class Datasets:
                 "id", hdf5.text_type(form.ids.itemsize) if form.ids.kind == "S" else form.ids
             )
         if self._names is not None:
-            self._make("file", self._names.dtype, compression="gzip")  # one name after another
+            # Long runs of rows have the same file name, so it compresses well.
+            self._make("file", self._names.dtype, compression="gzip")
             self._make("row", np.dtype(np.int64))
 
     def _make(
@@ -216,7 +299,10 @@ def _csv(path: str, form: Form) -> Iterator[Sink]:
 
 
 class _Endings:
-    """Writes lines that end in a line feed, though the csv module is told of both characters: so it quotes either in a field."""
+    """A file that ends lines with a line feed, although the csv module writes both characters.
+
+    The csv module therefore quotes fields that contain either of them.
+    """
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -226,8 +312,10 @@ class _Endings:
 
 
 class Lines:
-    """Predictions in CSV, as RFC 4180 has it, but for lines that end in a line feed: quotes where they are needed, repr of
-    floats."""
+    """Predictions in CSV as in RFC 4180, except that lines end with a line feed.
+
+    Quotes are written only if they are needed; floats are written as repr.
+    """
 
     def __init__(self, file: Any, form: Form) -> None:
         self._form = form
@@ -263,7 +351,10 @@ def _parquet(path: str, form: Form) -> Iterator[Sink]:
 
 
 class Arrow:
-    """Predictions in Parquet, a row group for each slab: labels and file names as dictionaries of strings."""
+    """Predictions in Parquet, one row group a slab.
+
+    Labels and file names are dictionaries of strings.
+    """
 
     writer: Any = None
 

@@ -1,4 +1,7 @@
-"""From coefficients to what a model says of rows: margins, mean responses, classes. Each row on its own."""
+"""From coefficients to predictions: margins, mean responses, classes.
+
+Each number is a function of its own row.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,36 @@ Array = np.ndarray[Any, Any]
 
 
 def predicted_class(loss: Loss, output: Array) -> Array:
-    """Positions of the classes predicted for outputs (k, m)."""
+    """Return the predicted classes.
+
+    Parameters
+    ----------
+    loss
+        The model's loss.
+    output : (k, m) float64
+        Probabilities or decision values.
+
+    Returns
+    -------
+    codes : (m,) int64
+        Positions in the model's classes.
+    """
     if loss.kind == "multiclass":
         return np.asarray(output.argmax(axis=0))
     return np.asarray(output[0] > (0.5 if loss.kind == "binary" else 0.0), dtype=np.int64)
 
 
 def margins(X: Matrix, coef: Array, intercept: Array, offset: Array | None) -> Array:
-    """z (k, m) = coef X' + intercept + offset for coef (k, d), intercept (k,), block by block."""
+    """Return margins z (k, m) = coef X' + intercept + offset, computed block by block.
+
+    Parameters
+    ----------
+    X
+        The matrix (m, d).
+    coef : (k, d) float64
+    intercept : (k,) float64
+    offset : (m,) float64 or None
+    """
     z = np.empty((coef.shape[0], X.n))
     step = block_rows(X)
     for start in range(0, X.n, step):
@@ -32,7 +57,20 @@ def margins(X: Matrix, coef: Array, intercept: Array, offset: Array | None) -> A
 
 
 def mean_response(loss: Loss, z: Array) -> Array:
-    """Mean responses, probabilities, or for losses without either the margins themselves, (k, m)."""
+    """Return the mean responses or probabilities for margins.
+
+    Parameters
+    ----------
+    loss
+        The model's loss.
+    z : (k, m) float64
+        Margins.
+
+    Returns
+    -------
+    output : (k, m) float64
+        The margins themselves for losses that have neither.
+    """
     if loss.mean is None:
         return z
     out = np.empty_like(z)

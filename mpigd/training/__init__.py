@@ -1,1 +1,1 @@
-"""The training run, checkpoints, recovery and planning."""
+"""The training run, checkpoints, recovery from rank failures, and planning."""

@@ -1,4 +1,8 @@
-"""Checkpoints: everything a run needs to go on with the same bits, in one HDF5 file that is whole or absent."""
+"""Write and read checkpoints: one HDF5 file with all a run needs to continue with the same bits.
+
+A checkpoint file is either complete or absent: it is written under a temporary name, read back,
+and then renamed.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +25,34 @@ from mpigd.storage import hdf5
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
+# Name and version of the file format.
 FORMAT = "mpigd checkpoint 2"
+# Names of checkpoint files; they sort by step.
 NAME = re.compile(r"step-(\d{12})\.h5")
-CLAIM = "claim"  # the file in a folder that a job holds locked; it says too which world of the job that is
+# The file in a checkpoint folder that a job holds locked. It also records `Comm.epoch`, the
+# number of times that the job has continued after rank failures.
+CLAIM = "claim"
+# Temporary names of files that are being written.
 LEFT = re.compile(r"\.step-\d{12}\.h5\..*\.tmp")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A position in a run. `step`: the next one to take; `parts`: named arrays of each part that has a state.
+    """A position in a run.
 
-    `notes`: JSON values (history, the reason if the run had come to its end, the data's fingerprints).
+    Parameters
+    ----------
+    step : int
+        Number of the next step to take.
+    w : array (k * p,) of float64
+        Parameters.
+    parts : dict
+        Named arrays of each part of the run that has a state.
+    config : Config
+        Options of the run.
+    notes : dict
+        JSON values: the history, the reason if the run has come to its end, and the fingerprints of
+        the data.
     """
 
     step: int
@@ -41,7 +62,7 @@ class Checkpoint:
     notes: dict[str, Any]
 
     def copy(self) -> Checkpoint:
-        """One that nothing changes while it is written."""
+        """Return a copy that stays unchanged while it is being written."""
         parts = {
             part: {name: array.copy() for name, array in arrays.items()}
             for part, arrays in self.parts.items()
@@ -54,9 +75,24 @@ class Checkpoint:
         )
 
     def save(self, folder: str, epoch: int | None = None) -> str:
-        """Write to `folder`, and read it back. Raises StorageError; what is there stays whole then.
+        """Write the checkpoint to `folder` and read it back.
 
-        epoch: of the world that this rank is in, where others may go on without it.
+        Parameters
+        ----------
+        folder : str
+            Where checkpoints are saved; made if need be.
+        epoch : int or None
+            `Comm.epoch` if the other ranks may go on without this rank, else None.
+
+        Returns
+        -------
+        str
+            The path of the file.
+
+        Raises
+        ------
+        StorageError
+            If the file cannot be written; earlier checkpoints stay intact.
         """
         path = Path(located(folder)) / f"step-{self.step:012d}.h5"
         try:
@@ -87,12 +123,12 @@ class Checkpoint:
 
 
 def _read_back(temporary: str, path: Path) -> None:
-    """StorageError unless the disk holds what was written. Raises OSError too."""
+    """Raise StorageError unless the disk holds what was written. OSError may be raised too."""
     hdf5.fsync(temporary)
     if hasattr(os, "posix_fadvise"):
-        with open(
-            temporary, "rb"
-        ) as file:  # so that it comes from the disk, where the system can do that
+        # Drop the cached pages, so that the file is read from the disk if the system supports
+        # that.
+        with open(temporary, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     try:
         with hdf5.open_read(temporary, sealed=True):
@@ -104,7 +140,18 @@ def _read_back(temporary: str, path: Path) -> None:
 
 
 def fence(folder: str, epoch: int) -> None:
-    """StorageError where a later world than `epoch` has claimed the folder: this rank was asleep, and the others went on."""
+    """Raise StorageError if other ranks have claimed the folder after a rank failure.
+
+    This rank was then suspended, and the other ranks, whose `Comm.epoch` is larger, went on without
+    it.
+
+    Parameters
+    ----------
+    folder : str
+        Where checkpoints are saved.
+    epoch : int
+        `Comm.epoch` of this rank.
+    """
     with suppress(OSError):
         later = re.search(
             r", world (\d+)", Path(located(folder), CLAIM).read_text(errors="replace")
@@ -116,7 +163,20 @@ def fence(folder: str, epoch: int) -> None:
 
 
 def prune(folder: str, first: int) -> None:
-    """Remove the checkpoints of steps before `first`. Raises StorageError."""
+    """Remove the checkpoints of steps before `first`.
+
+    Parameters
+    ----------
+    folder : str
+        Where checkpoints are saved.
+    first : int
+        The earliest step whose checkpoint is kept.
+
+    Raises
+    ------
+    StorageError
+        If a file cannot be removed.
+    """
     for path in found(folder):
         if path.name < f"step-{first:012d}.h5":
             try:
@@ -128,7 +188,10 @@ def prune(folder: str, first: int) -> None:
 
 
 def tidy(folder: str) -> None:
-    """Remove what a process left that was killed as it wrote; for the job alone that saves in this folder."""
+    """Remove temporary files of a process that was killed while it wrote.
+
+    Only the job that saves in this folder may call this.
+    """
     with suppress(OSError):
         for name in os.listdir(located(folder)):
             if LEFT.fullmatch(name):
@@ -136,7 +199,7 @@ def tidy(folder: str) -> None:
 
 
 def found(folder: str) -> list[Path]:
-    """Checkpoint files in a folder, newest first."""
+    """Return the paths of the checkpoint files in a folder, newest first."""
     try:
         names = [name for name in os.listdir(located(folder)) if NAME.fullmatch(name)]
     except FileNotFoundError:
@@ -147,7 +210,7 @@ def found(folder: str) -> list[Path]:
 
 
 def read(path: str | Path) -> Checkpoint:
-    """Read one file. Raises DataError if it is no checkpoint, or damaged."""
+    """Read one checkpoint file. Raise DataError if it is damaged or not a checkpoint."""
     with hdf5.open_read(path, sealed=True) as file:
         if hdf5.read_text(file, "format") != FORMAT:
             raise DataError(f"{path}: not a checkpoint of mpigd, or one of another version")
@@ -168,11 +231,28 @@ def read(path: str | Path) -> Checkpoint:
 def resume(
     config: Config, fingerprint: str, comm: Comm, warn: Callable[[str], None], validation: str = ""
 ) -> Checkpoint | None:
-    """The checkpoint to go on from, the same on every rank, or None to begin. Collective.
+    """Return the checkpoint to continue from, the same on every rank, or None to begin. Collective.
 
-    fingerprint, validation: of the data to train on and to score. With --resume auto files that are damaged, or of a run with
-    other data or another configuration, are passed over with a message. Raises UsageError if only such are there: what this run
-    saves would take their place.
+    With --resume auto, files that are damaged, or that belong to a run with other data or another
+    configuration, are skipped with a warning.
+
+    Parameters
+    ----------
+    config : Config
+        Options of this run.
+    fingerprint : str
+        Identifies the training data.
+    comm : Comm
+        Communicator of all ranks of the run.
+    warn : callable
+        Shows a warning.
+    validation : str
+        Fingerprint of the validation data, "" if there are none.
+
+    Raises
+    ------
+    UsageError
+        If there are only checkpoints of other runs: those that this run saves would replace them.
     """
     if config.resume == "never" or (config.resume == "auto" and config.checkpoint is None):
         return None
@@ -221,7 +301,7 @@ def _newest(
 def _same_run(
     checkpoint: Checkpoint, config: Config, fingerprint: str, validation: str, path: str | Path
 ) -> None:
-    """UsageError unless data and every option that must stay are those of the checkpoint."""
+    """Raise UsageError unless data and fixed options are those of the checkpoint."""
     if checkpoint.notes["fingerprint"] != fingerprint:
         raise UsageError(
             f"{path} was made from other data: use another --checkpoint folder, or --resume never"
@@ -235,5 +315,6 @@ def _same_run(
         if field.metadata["fixed"] and before != now:
             option = name.replace("_", "-")
             raise UsageError(
-                f"{path} was made with --{option} {before}, not {now}: that may not change on the way"
+                f"{path} was made with --{option} {before}, not {now}: that may not change on "
+                "the way"
             )

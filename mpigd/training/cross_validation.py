@@ -1,7 +1,9 @@
-"""`mpigd cv`: ridge penalties compared by cross-validation, all folds in one pass, from the largest penalty to the smallest.
+"""Compare ridge penalties by cross-validation (`mpigd cv`), all folds in one pass over the data.
 
-Columns are standardised once, over all rows: penalties act on these; centring makes no difference, for every fold has an
-intercept of its own. The chosen penalty's model is then trained on all rows, as `mpigd train` with it would.
+The penalties are visited from the largest to the smallest. Columns are standardised once, over all
+rows, and the penalties act on the standardised columns; centring makes no difference, since every
+fold has an intercept of its own. The model of the chosen penalty is then trained on all rows, as
+`mpigd train` with that penalty would train it.
 """
 
 from __future__ import annotations
@@ -32,11 +34,14 @@ from mpigd.training.callbacks.progress import Progress
 from mpigd_kernels import linalg, vector
 
 Array = np.ndarray[Any, Any]
-MOST_COLUMNS = 1000  # whose sample's Hessian is factorised for every penalty
-ROWS_PER_PARAMETER = 25  # of that sample
-SHARPER = 0.1  # times tol: the decrease that the model of an objective promises is no bound
+# The most columns for which a sample's Hessian is factorised for every penalty.
+MOST_COLUMNS = 1000
+ROWS_PER_PARAMETER = 25  # rows of that sample per parameter
+# Factor on tol: the decrease that the quadratic model of an objective predicts is no bound.
+SHARPER = 0.1
+# The least tolerance of the minimisations: rounding hides smaller decreases.
 TINIEST = 1e-13
-# loss -> the score of evaluate's kind that is a function of the mean loss
+# For each loss the score, among those of `mpigd evaluate`, that is a function of the mean loss.
 SCORES: dict[str, tuple[str, Callable[[float], float]]] = {
     "squared": ("rmse", lambda loss: math.sqrt(2.0 * loss)),
     "logistic": ("log_loss", lambda loss: loss),
@@ -48,8 +53,31 @@ OTHERS: tuple[str, Callable[[float], float]] = ("mean_loss", lambda loss: loss)
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """Scores (smaller is better) of penalties l2 (m,), descending, on k held-out folds: scores (m, k), mean and its standard
-    error (m,). best: the place of the least mean; one_se: of the largest penalty within a standard error of it."""
+    """Scores of penalties on held-out folds; a smaller score is better.
+
+    Parameters
+    ----------
+    l2 : list of float
+        Penalties (m,), descending.
+    metric : str
+        Name of the score.
+    scores : list of list of float
+        Scores (m, k) for each penalty and fold.
+    mean : list of float
+        Means of the scores (m,).
+    error : list of float
+        Standard errors of the means (m,).
+    best : int
+        Index of the least mean.
+    one_se : int
+        Index of the largest penalty whose mean is within a standard error of the least mean.
+    chosen : int
+        Index of the penalty with which the model is trained.
+    reads : float
+        Passes over the data for the comparison.
+    model : Model
+        Model with the chosen penalty, trained on all rows.
+    """
 
     l2: list[float]
     metric: str
@@ -63,7 +91,7 @@ class CrossValidation:
     model: Model
 
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the values for JSON."""
         names = ("l2", "metric", "scores", "mean", "error", "reads")
         places = {name: self.l2[getattr(self, name)] for name in ("best", "one_se", "chosen")}
         return {
@@ -74,7 +102,11 @@ class CrossValidation:
 
 
 def penalties_of(text: str) -> list[float]:
-    """Penalties, descending: LOW:HIGH:COUNT on a logarithmic scale, or NUMBER,NUMBER,... UsageError for anything else."""
+    """Parse penalties and return them in descending order.
+
+    The text is LOW:HIGH:COUNT on a logarithmic scale, or NUMBER,NUMBER,...; anything else raises
+    UsageError.
+    """
     try:
         if ":" in text:
             low, high, count = text.split(":")
@@ -97,7 +129,17 @@ def penalties_of(text: str) -> list[float]:
 
 
 def check(config: Config, folds: int, choose: str) -> None:
-    """UsageError, before any work, unless cross-validation can be carried out so."""
+    """Raise UsageError, before any work, unless cross-validation is possible with these options.
+
+    Parameters
+    ----------
+    config : Config
+        Options of the run.
+    folds : int
+        Number of folds.
+    choose : str
+        "best" or "one-se".
+    """
     loss = LOSSES[config.loss]
     if not loss.smooth or loss.kind == "multiclass":
         able = ", ".join(
@@ -127,7 +169,31 @@ def cross_validate(
     comm: Comm,
     progress: Progress,
 ) -> CrossValidation:
-    """Compare the penalties l2, descending, and train the chosen one on all rows. Collective; MpigdError on all ranks."""
+    """Compare penalties, and train with the chosen one on all rows. Collective.
+
+    Parameters
+    ----------
+    data : str or sequence of str or Shard
+        Path or paths of the HDF5 files, or this rank's rows as a `Shard`.
+    config : Config
+        Options of the run; its l2 is not used.
+    l2 : sequence of float
+        Penalties, descending.
+    folds : int
+        Number of folds.
+    choose : str
+        "best" takes the penalty of the least mean score; "one-se" takes the largest penalty within
+        a standard error of it.
+    comm : Comm
+        Communicator of all ranks of the run.
+    progress : Progress
+        Shows messages.
+
+    Raises
+    ------
+    MpigdError
+        On all ranks, if the data, the options or the numbers cannot be used.
+    """
     check(config, folds, choose)
     comm = adopt(comm)
     config = config.replace(l2=float(l2[len(l2) // 2]))
@@ -166,7 +232,31 @@ def _deviation(values: Sequence[float]) -> float:
 def path(
     problem: build.Problem, config: Config, l2: Sequence[float], k: int, comm: Comm
 ) -> list[Array]:
-    """Mean losses (k,) of the held-out rows for each penalty: the next one starts from where optima go. Collective."""
+    """Return the mean losses (k,) of the held-out rows for each penalty. Collective.
+
+    Each penalty after the first two starts from an extrapolation of the optima of the two before
+    it.
+
+    Parameters
+    ----------
+    problem : Problem
+        The problem on all rows.
+    config : Config
+        Options of the run.
+    l2 : sequence of float
+        Penalties, descending.
+    k : int
+        Number of folds.
+    comm : Comm
+        Communicator of all ranks of the run.
+
+    Raises
+    ------
+    DataError
+        If all weight lies in one fold.
+    NumericalError
+        If no optimum is found for a penalty.
+    """
     objective, shard = problem.objective, problem.shard
     goal = FoldObjective(
         objective, fold_numbers(shard.rows, shard.n, k, config.seed), k, config.reduce, comm
@@ -196,11 +286,14 @@ def path(
         tol = max(TINIEST, SHARPER * config.tol)
         try:
             there, reached = minimise(evaluate, ahead.copy(), pairs, solve, tol, vector.dot)
-        except NumericalError:  # raised on all ranks together: the path bends
+        # All ranks raise it together. The path of the optima bends here: start from the last
+        # optimum.
+        except NumericalError:
             there, reached = minimise(evaluate, W.copy(), pairs, solve, tol, vector.dot)
         if not reached:
             raise NumericalError(
-                f"cv: no optimum was found for l2 {strength:g}: try larger penalties, or a larger --tol"
+                f"cv: no optimum was found for l2 {strength:g}: try larger penalties, or a "
+                "larger --tol"
             )
         found.append(goal.held_out(c))
         ahead = there + _step(l2, place) * (there - W)
@@ -209,9 +302,10 @@ def path(
 
 
 def _step(l2: Sequence[float], place: int) -> float:
-    """To the next penalty over the step to this one, on a logarithmic scale: optima move about evenly along it.
+    """Return the step to the next penalty over the step to this one, on a logarithmic scale.
 
-    Starting ahead in place of at the last optimum takes a third of the reads.
+    Optima move about evenly along that scale. Starting at the extrapolated point instead of the
+    last optimum takes a third of the passes over the data.
     """
     if not 0 < place < len(l2) - 1 or not l2[place + 1] > 0.0:
         return 0.0
@@ -221,12 +315,15 @@ def _step(l2: Sequence[float], place: int) -> float:
 def _preconditioner(
     objective: Objective, W: Array, diagonal: Array, problem: build.Problem
 ) -> Callable[[Array], Array] | None:
-    """The inverse Hessian of a sample of rows at the mean of the columns; None where it is too large. Collective."""
+    """Return the inverse Hessian of a sample of rows at the mean of the columns. Collective.
+
+    Returns None if it is too large.
+    """
     p = objective.scaling.p
     if p > MOST_COLUMNS:
         return None
     middle = np.zeros(p)
-    for w in W:  # not numpy's mean: a fixed order
+    for w in W:  # not numpy's mean: the order of the sum is fixed
         middle += w / W.shape[0]
     m = min(objective.n, ROWS_PER_PARAMETER * p)
     oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), problem.reducer)
@@ -240,7 +337,7 @@ def _preconditioner(
 
 
 def table(found: CrossValidation) -> str:
-    """For people: a line per penalty, the chosen ones named."""
+    """Return a table for people: a line per penalty, with the chosen ones marked."""
     lines = [f"{'l2':>12}  {found.metric:>12}  {'std. error':>12}"]
     for i, values in enumerate(zip(found.l2, found.mean, found.error, strict=True)):
         names = [
@@ -256,7 +353,7 @@ def table(found: CrossValidation) -> str:
 
 
 def chart(found: CrossValidation, path: str) -> None:
-    """The scores over the penalties as a picture, by matplotlib."""
+    """Draw the scores over the penalties with matplotlib, and save the picture to `path`."""
     from matplotlib.figure import Figure
 
     axes = Figure(figsize=(6, 4), layout="tight").subplots()

@@ -1,4 +1,8 @@
-"""Which rows made a sum that is not finite: they are visited once more, at the parameters where it was met. For messages only."""
+"""Find the rows that made a sum non-finite, for error messages only.
+
+The rows of the failed step are evaluated once more, at the parameters at which the sum was not
+finite.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,9 @@ from mpigd.training.problem import Problem
 
 Array = np.ndarray[Any, Any]
 NAMED = 3  # rows in a message
+# Rows that are evaluated at a time.
 BLOCK = 1024
+# Columns of the table of rows, and their number.
 NUMBER, MARGIN, OFFSET, TARGET, LOSS, COLUMNS = range(6)
 
 
@@ -29,7 +35,29 @@ def explained(
     comm: Comm,
     saver: Saver | None,
 ) -> NumericalError:
-    """What is told where all ranks met `error` after so many steps, once the parameters there are saved. Collective."""
+    """Return the error to raise after all ranks met `error`; save the parameters. Collective.
+
+    Parameters
+    ----------
+    error : NumericalError
+        The error that all ranks met.
+    step : int
+        Number of steps completed before it.
+    w : array (k * p,) of float64
+        Parameters at which it was met.
+    schedule : Schedule
+        Yields the batch of the failed step.
+    problem, config, comm : Problem, Config, Comm
+        Those of the run.
+    saver : Saver or None
+        Saves the parameters; None if the run has no checkpoints.
+
+    Returns
+    -------
+    NumericalError
+        An error with the text of `error`, the rows that caused it, and where the parameters are
+        saved.
+    """
     named = culprits(problem, w, next(iter(schedule.batches(step))).rows, config, comm)
     saved = f"; {saver.rescue(step)}" if saver else ""
     told = NumericalError(f"after step {step:,}: {error}" + (f": {named}" if named else "") + saved)
@@ -38,12 +66,30 @@ def explained(
 
 
 def culprits(problem: Problem, w: Array, rows: slice | Array, config: Config, comm: Comm) -> str:
-    """Names the first of a step's `rows` (this rank's, as a Batch has them) whose margin, residual or loss at w is not finite.
+    """Name the first rows of a step whose linear predictor, residual or loss at w is not finite.
 
-    Where every row alone is finite and their sum is not: those of the largest losses. Collective; the same text on all ranks.
+    If every row alone is finite and only their sum is not, name the rows of the largest losses.
+    Collective.
+
+    Parameters
+    ----------
+    problem : Problem
+        The problem of the run.
+    w : array (k * p,) of float64
+        Parameters.
+    rows : slice or array
+        This rank's rows of the step, as in a Batch.
+    config, comm : Config, Comm
+        Those of the run.
+
+    Returns
+    -------
+    str
+        The same text on all ranks, "" if there is nothing to name.
     """
     mine = np.arange(problem.shard.X.n)[rows]
-    # (count, NAMED rows): those that are not finite, and those of the largest losses
+    # `bad` and `large` have at most NAMED rows: those that are not finite, and those of the
+    # largest losses.
     count, bad, large = 0, np.zeros((0, COLUMNS)), np.zeros((0, COLUMNS))
     for start in range(0, mine.size, BLOCK):
         seen, finite = _visit(problem, w, mine[start : start + BLOCK])
@@ -61,11 +107,17 @@ def culprits(problem: Problem, w: Array, rows: slice | Array, config: Config, co
     named = "; ".join(_name(row, problem, config) for row in np.unique(chosen, axis=0))
     if not counts[0]:
         return f"every row alone is finite, the largest losses have: {named}" if named else ""
-    return f"{counts[0]:,} {'row is' if counts[0] == 1 else 'rows are'} not finite: {named}{', ...' if counts[0] > NAMED else ''}"
+    return (
+        f"{counts[0]:,} {'row is' if counts[0] == 1 else 'rows are'} not finite: "
+        f"{named}{', ...' if counts[0] > NAMED else ''}"
+    )
 
 
 def _visit(problem: Problem, w: Array, some: Array) -> tuple[Array, Array]:
-    """What is told of some local rows (m, COLUMNS), of the outputs' margins the largest, and which rows are finite (m,)."""
+    """Return the numbers (m, COLUMNS) of some local rows, and which of the rows are finite (m,).
+
+    Of several outputs, the linear predictor is the largest in absolute value.
+    """
     objective, data = problem.objective, problem.objective.rows
     coef, intercept = objective.scaling.to_raw(w, objective.k)
     X, y = data.X.rows(some), np.ascontiguousarray(data.y[some])
@@ -81,7 +133,7 @@ def _visit(problem: Problem, w: Array, some: Array) -> tuple[Array, Array]:
         z += offset
         margin = z[
             np.argmax(np.abs(z), axis=0), np.arange(some.size)
-        ]  # of NaN and infinity the NaN
+        ]  # argmax prefers NaN to infinity
         objective.loss.kernel(
             z.copy(), y, np.ascontiguousarray(data.c[some]), objective.parameter, r, l
         )
@@ -91,7 +143,7 @@ def _visit(problem: Problem, w: Array, some: Array) -> tuple[Array, Array]:
 
 
 def _first(rows: Array, key: int) -> Array:
-    """The NAMED rows of the lowest numbers, or of the largest losses and then the lowest numbers."""
+    """Return the NAMED rows of the lowest numbers; for LOSS, of the largest losses first."""
     order = (
         np.lexsort((rows[:, NUMBER], -rows[:, LOSS]))
         if key == LOSS
@@ -101,14 +153,18 @@ def _first(rows: Array, key: int) -> Array:
 
 
 def _name(row: Array, problem: Problem, config: Config) -> str:
-    """File, row and dataset, and what was met there."""
+    """Return the file, the row, the dataset and the values of one row."""
     number, (margin, offset, target, loss) = int(row[NUMBER]), row[MARGIN:]
     here = problem.shard.where(number)
     place = f"{here} (row {number} of all)" if len(problem.shard.files) > 1 else here
     regression = problem.loss.kind == "regression"
     told = f", {config.y} {target:.6g}" if regression else ""
-    # What is largest makes the loss: the target, the offset, or what X and the parameters give.
+    # The largest of three numbers makes the loss: the target, the offset, or what X and the
+    # parameters give.
     largest = np.argmax(
         np.nan_to_num(np.abs([margin - offset, offset, target * regression]), nan=np.inf)
     )
-    return f"{place}, dataset {(config.x, 'offset', config.y)[largest]}: margin {margin:.6g}{told}, loss {loss:.6g}"
+    return (
+        f"{place}, dataset {(config.x, 'offset', config.y)[largest]}: margin "
+        f"{margin:.6g}{told}, loss {loss:.6g}"
+    )

@@ -1,8 +1,9 @@
-"""The distance of a run from its optimum, at most or about, and whether that is near enough.
+"""Estimate how far a run is from its optimum, and whether that is near enough.
 
-The measure has no unit: what is left of the objective, over what there is to gain, the null model's
-objective minus the current one. What is left is bounded by a duality gap where the penalty allows one; an
-optimiser may know a bound of its own; else it is the Newton decrement.
+The measure has no unit: what is left of the objective, over what there is to gain (the null
+model's objective minus the current one). What is left is bounded by a duality gap if the penalty
+allows one. Otherwise an optimiser may have a bound of its own; else the Newton decrement estimates
+it.
 """
 
 from __future__ import annotations
@@ -33,27 +34,33 @@ from mpigd.training.requirements import LARGEST_FACTOR, SELF_PACED
 from mpigd_kernels import vector
 
 Array = np.ndarray[Any, Any]
-CHECK = 10  # steps between certificates that cost a read each and that no gradient announces
-LEAST_GAIN = (
-    1e-8  # of the null objective: where less than that can be gained, nothing is to be learned
-)
-ROUNDING = 1e-13  # of the objective: a smaller distance cannot be seen
-STANDARD_ERRORS = (
-    1e-6  # of a log-likelihood: half the square of the coefficients' distance in standard errors
-)
-NOISE = 0.5  # the same of batches: what they draw may leave a run somewhat above the start, which is warned of
-USUAL = float(FIELDS["tol"].default)  # type: ignore[arg-type]  # a looser tolerance is somebody's wish
-HARMLESS = (
-    1e-9  # relative to the objective: an end that lies higher than the start by less is rounding
-)
+# Steps between certificates that cost a pass over the data each and that no gradient announces.
+CHECK = 10
+# Relative to the null objective: if less than that can be gained, there is nothing to learn.
+LEAST_GAIN = 1e-8
+ROUNDING = 1e-13  # relative to the objective: a smaller distance cannot be seen
+# In units of the log-likelihood: half the square of the coefficients' distance in standard
+# errors.
+STANDARD_ERRORS = 1e-6
+# Like HARMLESS, for mini-batches: their random draws may leave a run somewhat above its start,
+# about which the run warns.
+NOISE = 0.5
+USUAL = float(FIELDS["tol"].default)  # type: ignore[arg-type]  # looser: the user's choice
+# Relative to the objective: an end that is above the start by less than this is rounding.
+HARMLESS = 1e-9
 
 
 @dataclass
 class Optimality:
-    """Of one run, in full mode or another.
+    """Measure the optimality of one run, in full or another mode.
 
-    checked: the squared gradient norm, and the step, from which on the Newton decrement is worth its reads again; and
-    what it was the last time.
+    Parameters
+    ----------
+    problem, config, comm : Problem, Config, Comm
+        Those of the run.
+    checked : tuple of 3 float
+        The squared gradient norm below which, and the step from which, another Newton decrement is
+        worth its passes over the data; and the last decrement.
     """
 
     problem: Problem
@@ -63,7 +70,10 @@ class Optimality:
     _counted: float = 0.0
 
     def goal(self, value: float) -> float:
-        """The most that may be left of the objective at this value: where standard errors come, a thousandth of them."""
+        """Return the most that may be left of the objective at this value.
+
+        If standard errors are computed, the coefficients' distance must be a thousandth of them.
+        """
         tolerance = self._tolerance(value)
         if (
             not self.with_statistics
@@ -75,10 +85,12 @@ class Optimality:
         return min(tolerance, STANDARD_ERRORS * dispersion / self._rows())
 
     def _rows(self) -> float:
-        """By how many rows standard errors are made smaller (inference.py). Collective the first time."""
-        if (
-            self._counted == 0.0
-        ):  # no cached_property: its lock would keep the ranks of threads from meeting
+        """Return the number of rows by which standard errors are made smaller (inference.py).
+
+        Collective the first time.
+        """
+        # Not a cached_property: its lock would keep ranks that are threads from meeting.
+        if self._counted == 0.0:
             objective = self.problem.objective
             repeated, count = weighting(objective, self.comm)
             relative = FAMILIES[self.config.loss].dispersed and not repeated
@@ -96,14 +108,17 @@ class Optimality:
         return why_not(self.config, penalty, objective.n, objective.size, "tolerance") is None
 
     def reached(self, step: Step) -> bool:
-        """Whether no more than the tolerance is left after a step of full mode. Collective."""
-        if 0.0 <= step.value <= self.goal(step.value):  # no loss, and no penalty, is below zero
+        """Return whether at most the tolerance is left after a step of full mode. Collective."""
+        if 0.0 <= step.value <= self.goal(step.value):  # losses and penalties are never negative
             return True
         left = self._left(step)
         return left is not None and left <= self.goal(step.value)
 
     def _left(self, step: Step) -> float | None:
-        """The distance left, at most or about; infinite, and cheap, while it is clearly too much; None if nothing is known."""
+        """Return a bound or an estimate of the distance left, or None if nothing is known.
+
+        While the distance is clearly too large, the result is infinite and costs nothing.
+        """
         penalty, state, goal = self.problem.penalty, step.state, self.goal(step.value)
         if "left" in state:
             return float(state["left"][0])
@@ -115,12 +130,16 @@ class Optimality:
             return self._without_bound(step, goal)
         if least > goal:
             return math.inf
-        if g is None:  # what the optimiser saw is not the gradient of where it went
+        # The optimiser evaluated the gradient at another point than the one it moved to.
+        if g is None:
             g = self.evaluate(step.w)[1]
         return duality_gap(step.w, g, self.problem.objective, penalty, self.comm)
 
     def _without_bound(self, step: Step, goal: float) -> float | None:
-        """The distance left where no penalty bounds it: the Newton decrement, which optimisers with a Hessian know."""
+        """Return an estimate of the distance left if no penalty bounds it.
+
+        It is the Newton decrement, which optimisers with a Hessian keep in their state.
+        """
         if "decrement" in step.state:
             return float(step.state["decrement"][0])
         square = step.gradient_norm * step.gradient_norm
@@ -139,12 +158,27 @@ class Optimality:
 
     @cached_property
     def _dense(self) -> bool:
-        """Whether the whole Hessian has room."""
+        """Whether there is room for the whole Hessian."""
         k, p = self.problem.k, self.problem.objective.scaling.p
         return is_whole(k, p) and k * p * k * p <= LARGEST_FACTOR
 
     def decrement(self, w: Array, g: Array, state: State) -> float:
-        """About what is left at w (k * p,), where loss and penalty are smooth. Collective."""
+        """Estimate what is left of the objective, for a smooth loss and penalty. Collective.
+
+        Parameters
+        ----------
+        w : array (k * p,) of float64
+            Parameters.
+        g : array (k * p,) of float64
+            Gradient of the whole objective there.
+        state : State
+            State of the optimiser; L-BFGS pairs in it precondition.
+
+        Returns
+        -------
+        float
+            The Newton decrement, infinite if it cannot be computed.
+        """
         objective = self.problem.objective
         oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), self._reducer())
         try:
@@ -158,11 +192,14 @@ class Optimality:
                 stored(state),
                 self._dense,
             )
-        except NumericalError:  # raised on all ranks together
+        except NumericalError:  # all ranks raise it together
             return math.inf
 
     def evaluate(self, w: Array) -> tuple[float, Array]:
-        """Objective and gradient at w: a read that is not counted as one of training. Collective."""
+        """Return objective and gradient at w (k * p,). Collective.
+
+        This costs one pass over the data, which is not counted as one of training.
+        """
         objective = self.problem.objective
         reads = objective.reads
         oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), self._reducer())
@@ -174,29 +211,66 @@ class Optimality:
         return self.problem.objective.reducer(self.config.reduce, self.comm)
 
     def finish(self, w: Array, state: State) -> tuple[Array, float, Array]:
-        """The last parameters, their objective and gradient: one read, which is not one of training. Collective.
+        """Return the last parameters (k * p,), their objective and gradient. Collective.
 
-        Where the last step has left a factorised Hessian, its Newton step is taken if the gradient is smaller there: it costs
-        nothing.
+        This costs one pass over the data, which is not counted as one of training. If the last step
+        has left a factorised Hessian, its Newton step is tried, which costs nothing, and taken if
+        the gradient is smaller there.
+
+        Parameters
+        ----------
+        w : array (k * p,) of float64
+            Parameters after the last step.
+        state : State
+            State of the optimiser after it.
         """
         polished = newton.polished(w, state)
         if polished is not None:
             before, length = float(state["value"][0]), float(state["gradient_norm"][0])
-            with contextlib.suppress(NumericalError):  # raised on all ranks together
+            with contextlib.suppress(NumericalError):  # all ranks raise it together
                 value, g = self.evaluate(polished)
                 if value <= before + HARMLESS * abs(before) and norm(g, vector.dot) <= length:
                     return polished, value, g
         return w, *self.evaluate(w)
 
     def gap(self, w: Array, g: Array) -> float | None:
-        """A proven bound on what is left at w, where the gradient is g (k * p,), or None. Collective."""
+        """Return a proven bound on what is left at w, or None. Collective.
+
+        Parameters
+        ----------
+        w : array (k * p,) of float64
+            Parameters.
+        g : array (k * p,) of float64
+            Gradient there.
+        """
         return duality_gap(w, g, self.problem.objective, self.problem.penalty, self.comm)
 
     def verdict(
         self, w: Array, value: float, g: Array, gap: float | None, reason: str, state: State
     ) -> tuple[bool, float | None]:
-        """Whether a run that ended for `reason` is at its optimum, to its tolerance or to rounding, and about how much of the
-        objective is left, where that is known. Collective."""
+        """Decide whether a run has ended at its optimum, and estimate what is left. Collective.
+
+        Parameters
+        ----------
+        w : array (k * p,) of float64
+            Last parameters.
+        value : float
+            Objective there.
+        g : array (k * p,) of float64
+            Gradient there.
+        gap : float or None
+            Duality gap there, or None.
+        reason : str
+            Why the run ended.
+        state : State
+            State of the optimiser; empty if w are not its parameters.
+
+        Returns
+        -------
+        tuple (bool, float or None)
+            Whether the run is at its optimum, to its tolerance or to rounding; and about how much
+            of the objective is left, None if that is not known.
+        """
         left = gap if gap is not None else self._known(w, g, state, reason)
         if "left" in state and left is not None:
             left = min(left, float(state["left"][0]))
@@ -216,13 +290,24 @@ class Optimality:
         ):
             return None
         if reason == "epochs" and not self._dense:
-            return None  # it was not near when it was cut off, and vectors of so many columns are large
+            # The run was not near its optimum when it was cut off, and vectors of so many columns
+            # are large.
+            return None
         left = self.checked[2] if reason == "tolerance" else self.decrement(w, g, state)
         return left if math.isfinite(left) else None
 
     def refuse_worse(self, first: Array, value: float) -> None:
-        """WorseError on all ranks if a run ends above where it began, `first` (k * p,); in other modes than full, far above it.
-        Collective."""
+        """Raise WorseError on all ranks if a run ends above where it began. Collective.
+
+        In modes other than full, only an end far above the start raises it: batches are random.
+
+        Parameters
+        ----------
+        first : array (k * p,) of float64
+            Parameters at which the run began.
+        value : float
+            Objective at which it ended.
+        """
         null, full = self.problem.null.value, self.config.mode == "full"
         began = null
         if self.config.start is not None:
@@ -230,8 +315,8 @@ class Optimality:
             began = began if full else max(began, null)
         if not value <= began + (HARMLESS if full else NOISE) * abs(began):
             error = WorseError(
-                f"the run ended at an objective of {value:.9g}, above the {began:.9g} it began with: there is no "
-                f"model. {_advice(self.config)}"
+                f"the run ended at an objective of {value:.9g}, above the {began:.9g} it began "
+                f"with: there is no model. {_advice(self.config)}"
             )
             error.agreed = True
             raise error

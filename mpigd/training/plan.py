@@ -1,8 +1,10 @@
-"""`mpigd plan`: what a run will need, from the data's metadata and a profile of the machine, given or measured here. No MPI.
+"""Predict what a run will need (`mpigd plan`). MPI is not needed.
 
-A step's time is the time of a rank's rows plus one Allreduce. The first comes from the profile, or is measured on made-up
-rows of the same width and layout, with the run's own options (a tolerance may ask for two grids), and with as many threads
-as ranks share a host's memory; the second is alpha + beta * bytes for each of the log2(ranks) rounds.
+The prediction uses the data's metadata and a profile of a machine, which is given or measured on
+this machine. A step's time is the time of a rank's rows plus one Allreduce. The first comes from
+the profile, or is measured on made-up rows of the same width and layout, with the run's own
+options (a tolerance may require two grids), and with as many threads as ranks share a host's
+memory. The second is alpha + beta * bytes for each of the log2(ranks) rounds.
 """
 
 from __future__ import annotations
@@ -30,17 +32,37 @@ from mpigd.training import problem, requirements
 from mpigd.training.throughput import Profile, cores_of, row_seconds, told_seconds
 from mpigd_kernels.simd import multi_output
 
-PROGRAM = 180e6  # bytes of a rank beside what grows with the data: Python, numpy, numba, the kernels, h5py, MPI, slabs
-PER_ROW = 24  # bytes a row takes beside X: target, weight, number
-PER_PARAMETER = 64  # bytes of a parameter: vectors of the optimiser, accumulators, totals
-LOOKED_AT = 1 << 16  # targets that show how many classes there are
-OVERHEAD = 60e-6  # seconds of a step that has nothing to compute
-NETWORK = (2e-6, 1e-10)  # seconds a message, and a byte: 10 GB/s
+# Bytes of a rank that do not grow with the data: Python, numpy, numba, the kernels, h5py, MPI,
+# read buffers.
+PROGRAM = 180e6
+PER_ROW = 24  # bytes of a row beside X: target, weight, number
+PER_PARAMETER = 64  # bytes per parameter: vectors of the optimiser, accumulators, totals
+LOOKED_AT = 1 << 16  # number of targets that are read to count the classes
+OVERHEAD = 60e-6  # seconds of a step without any computation
+NETWORK = (2e-6, 1e-10)  # seconds per message, and per byte: 10 GB/s
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of a run. memory_bytes: of a rank; seconds of a step and an epoch; share of communication in a step."""
+    """The predicted numbers of a run.
+
+    Parameters
+    ----------
+    rows, columns, ranks : int
+        Size of the data and number of ranks.
+    memory_bytes : float
+        Memory of one rank.
+    steps_per_epoch : int
+        Optimiser steps in one epoch.
+    step_seconds, epoch_seconds : float
+        Duration of a step and of an epoch.
+    epochs : int
+        The most epochs.
+    allreduce_bytes : int
+        Bytes of the Allreduce of one step.
+    communication_share : float
+        Share of communication in a step's time.
+    """
 
     rows: int
     columns: int
@@ -61,9 +83,25 @@ def plan(
     network: tuple[float, float] | None = None,
     profile: Profile | None = None,
 ) -> Plan:
-    """Predict a run on `ranks` ranks, as many on each host as it has cores. UsageError if it cannot fit there.
+    """Predict a run on `ranks` ranks, with as many on each host as it has cores.
 
-    network: seconds a message and a byte; without it those of the profile. Without a profile this machine is measured.
+    Parameters
+    ----------
+    infos : list of Info
+        Metadata of the files.
+    config : Config
+        Options of the run.
+    ranks : int
+        Number of ranks.
+    network : tuple of 2 float or None
+        Seconds per message and per byte; by default those of the profile.
+    profile : Profile or None
+        Numbers of a machine (throughput.py); by default this machine is measured.
+
+    Raises
+    ------
+    UsageError
+        If the run does not fit into the memory of a host.
     """
     requirements.check(config)
     n, d, known = sum(info.n for info in infos), infos[0].d, profile or {}
@@ -74,12 +112,11 @@ def plan(
     steps = 1 if config.batch_size is None else -(-n // config.batch_size)
     here = min(ranks, cores_of(known))
     share = -(-n // ranks)
-    threads = (
-        1 if config.max_memory is None else 2
-    )  # the one that reads ahead has memory of its own
+    # The thread that reads ahead has memory of its own.
+    threads = 1 if config.max_memory is None else 2
     memory = _memory(share, row_bytes, k, d, config) + threads * max(info.reading for info in infos)
     if infos[0].layout != "dense" and k > 1:
-        # Outputs lie side by side, with room for whole vectors.
+        # Coefficients and sums of the outputs lie side by side, padded to whole vectors.
         memory += 16 * (multi_output.width(k) - k) * d
     _check_memory(memory * here, known.get("memory") or _available())
     words = 8 * (2 * k * d + 2 * (k + 1) + 16)
@@ -100,7 +137,10 @@ def plan(
 
 
 def _shape(infos: list[Info], config: Config, k: int) -> Shape:
-    """What `auto` chooses by, as far as metadata know it: samples are taken for possible where the rows suffice."""
+    """Return the shape from which `auto` chooses, as far as the metadata determine it.
+
+    Samples are assumed to be possible if there are enough rows.
+    """
     n, p = sum(info.n for info in infos), infos[0].d + config.intercept
     entries = (
         None
@@ -111,7 +151,10 @@ def _shape(infos: list[Info], config: Config, k: int) -> Shape:
 
 
 def _outputs(infos: list[Info], config: Config) -> int:
-    """Columns of the parameters: the classes of a softmax, as the encoding names them or the first targets show them."""
+    """Return the number of outputs: the classes of a softmax, 1 for other losses.
+
+    Classes are counted from the encoding, or from the first targets.
+    """
     if config.loss != "softmax":
         return 1
     if infos[0].classes:
@@ -127,7 +170,7 @@ def _outputs(infos: list[Info], config: Config) -> int:
 
 
 def _memory(share: int, row_bytes: float, k: int, d: int, config: Config) -> float:
-    """Bytes of a rank: the program, its rows or what of them it may hold, and what a run keeps for a row and a parameter."""
+    """Return the bytes of a rank: the program, rows in memory, vectors of rows and parameters."""
     rows = share * row_bytes
     if config.max_memory is not None:
         rows = min(rows, size_of(config.max_memory))
@@ -143,7 +186,7 @@ def _row_bytes(infos: list[Info], dtype: str) -> float:
 
 
 def _available() -> float:
-    """Bytes of memory this machine has to spare; infinity where nobody tells."""
+    """Return the bytes of free memory of this machine, infinity if they are unknown."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             return (
@@ -157,21 +200,24 @@ def _available() -> float:
 def _check_memory(needed: float, available: float) -> None:
     if needed > available:
         raise UsageError(
-            f"the ranks of a host like this one would need {needed / 1e9:.1f} GB, and it has {available / 1e9:.1f} GB: "
-            "use more hosts, or fewer ranks on each"
+            f"the ranks of a host like this one would need {needed / 1e9:.1f} GB, and it has "
+            f"{available / 1e9:.1f} GB: use more hosts, or fewer ranks on each"
         )
 
 
 def text(predicted: Plan) -> str:
-    """The plan for people."""
+    """Return the plan as text for people."""
     p = predicted
     return "\n".join(
         (
             f"{p.rows:,} rows x {p.columns:,} columns on {p.ranks:,} rank(s)",
             f"  memory       {p.memory_bytes / 1e9:.2f} GB a rank",
-            f"  steps        {p.steps_per_epoch:,} an epoch, at most {p.steps_per_epoch * p.epochs:,}",
-            f"  step         {p.step_seconds * 1e3:.3g} ms, {100 * p.communication_share:.1f} % of it communication",
-            f"  epoch        {p.epoch_seconds:.3g} s; all {p.epochs:,} epochs {p.epoch_seconds * p.epochs:.3g} s",
+            f"  steps        {p.steps_per_epoch:,} an epoch, at most "
+            f"{p.steps_per_epoch * p.epochs:,}",
+            f"  step         {p.step_seconds * 1e3:.3g} ms, {100 * p.communication_share:.1f} % "
+            "of it communication",
+            f"  epoch        {p.epoch_seconds:.3g} s; all {p.epochs:,} epochs "
+            f"{p.epoch_seconds * p.epochs:.3g} s",
             f"  Allreduce    {p.allreduce_bytes:,} bytes a step",
         )
     )
@@ -182,13 +228,38 @@ def to_dict(predicted: Plan) -> dict[str, Any]:
 
 
 def surveyed(data: Sequence[str], config: Config, comm: Comm) -> list[Info]:
-    """What lies in the files of the data set. Collective."""
+    """Return the metadata of the files of the data set. Collective.
+
+    Parameters
+    ----------
+    data : sequence of str
+        Paths of the HDF5 files.
+    config : Config
+        Options of the run.
+    comm : Comm
+        Communicator of all ranks.
+    """
     paths = expand(data, comm, config.allow_duplicates)
     return inspect(paths, config.x, config.y, comm, config.allow_links, config.allow_unwritten)
 
 
 def plan_only(data: Sequence[str], config: Config, comm: Comm) -> int:
-    """Say what a run would do, from the files' metadata and the options alone. Collective; returns the exit code."""
+    """Print what a run would do, from the files' metadata and the options alone. Collective.
+
+    Parameters
+    ----------
+    data : sequence of str
+        Paths of the HDF5 files.
+    config : Config
+        Options of the run.
+    comm : Comm
+        Communicator of all ranks.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
     requirements.check(config)
     infos = surveyed(data, config, comm)
     check_target(infos[0], config.loss, comm)
@@ -204,7 +275,8 @@ def plan_only(data: Sequence[str], config: Config, comm: Comm) -> int:
             1 if config.batch_size is None else -(-n // config.batch_size)
         )
         put(
-            f"{n:,} rows x {infos[0].d:,} columns ({infos[0].layout}) in {len(infos)} file(s), {comm.size} rank(s)"
+            f"{n:,} rows x {infos[0].d:,} columns ({infos[0].layout}) in {len(infos)} file(s), "
+            f"{comm.size} rank(s)"
         )
         put(
             f"up to {steps:,} steps; "

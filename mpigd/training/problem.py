@@ -1,4 +1,8 @@
-"""The one place where names become objects."""
+"""Build the objects of a run from the names and numbers in its configuration.
+
+This is the one place where option values become objects: the objective, the penalty, the batch
+schedule and the optimiser.
+"""
 
 from __future__ import annotations
 
@@ -51,15 +55,21 @@ from mpigd.parallel.comm import Comm, together
 from mpigd.reduction.base import Reducer, total
 from mpigd.scoring import fitted_model
 from mpigd.training.requirements import BATCH_SIZE, LARGEST_FACTOR, check, is_rough, limits
+
+# Other modules import `choice` and `complete` from here too.
 from mpigd.training.requirements import (
-    choice as choice,  # build and choices are one door to the others
+    choice as choice,
 )
 from mpigd.training.requirements import complete as complete
 
 Array = np.ndarray[Any, Any]
+# The usual learning rates of optimisers that scale their steps by past gradients.
 ADAPTIVE = {"adagrad": 0.3, "rmsprop": 0.01, "adam": 0.01, "adamw": 0.01}
-FASTEST = 0.1  # an adaptive rate for runs of few steps
-FAR = 10.0  # how far adaptive steps of that size must be able to carry a coordinate
+# The largest adaptive learning rate, for runs of few steps.
+FASTEST = 0.1
+# The distance over which adaptive steps of that size must be able to carry a coordinate.
+FAR = 10.0
+# Optimisers that `_second_order` builds.
 SECOND_ORDER = (
     "newton",
     "newton-cholesky",
@@ -69,16 +79,42 @@ SECOND_ORDER = (
     "smoothed-newton",
     "proximal-newton",
 )
-SAMPLE = 4096  # rows that tell the curvature of batches
-SAMPLE_EPOCH = (1 << 32) - 1  # whose draws no training step uses
+# Rows from which the curvature of mini-batches is estimated.
+SAMPLE = 4096
+# The epoch number whose random draws no training step uses.
+SAMPLE_EPOCH = (1 << 32) - 1
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be minimised, ready on this rank.
+    """The minimisation problem of a run, ready on this rank.
 
-    null: the model without columns, where training starts.
-    samples: sizes of the samples of rows that Newton's method may begin on.
+    Parameters
+    ----------
+    objective : Objective
+        Mean loss over all rows, without the penalty.
+    penalty : L2
+        Ridge or elastic net, with bounds if there are any.
+    reducer : Reducer
+        Sums over rows and ranks.
+    loss : Loss
+        Record of the loss function.
+    classes : Classes or None
+        Labels and their codes, None for regression.
+    shard : Shard
+        This rank's rows.
+    fingerprint : str
+        Identifies the training data.
+    mean_response : float
+        Weighted mean of y (of the class codes, if there are classes).
+    spread : float
+        Weighted standard deviation of y.
+    null : NullModel
+        Model without columns, at which training starts.
+    samples : tuple of int
+        Sizes of the row samples on which Newton's method may begin, ascending.
+    warning : str or None
+        A warning about the data, or None.
     """
 
     objective: Objective
@@ -92,11 +128,11 @@ class Problem:
     spread: float
     null: NullModel
     samples: tuple[int, ...]
-    warning: str | None = None  # on the data
+    warning: str | None = None  # about the data
 
     @property
     def shape(self) -> Shape:
-        """What `auto` chooses by."""
+        """The shape of the data, from which `auto` chooses the optimiser."""
         objective = self.objective
         sparse = objective.statistics.number is not None
         entries = objective.statistics.entries / max(1, objective.n) if sparse else None
@@ -106,7 +142,7 @@ class Problem:
 
     @property
     def unit(self) -> float:
-        """Of the margins' distances to the kinks of the loss, in the null model."""
+        """The unit of the distances between linear predictors and kinks, in the null model."""
         if self.classes or not self.null.value > 0.0:
             return 1.0
         quantile = self.objective.parameter
@@ -121,7 +157,10 @@ def layout(config: Config, need_y: bool = True) -> Layout:
     blocks = config.mode == "minibatch" and config.shuffle == "blocks"
     why = "stochastic mode draws from all rows" if config.mode == "stochastic" else ""
     if config.mode == "minibatch" and not blocks:
-        why = "mini-batches of rows from everywhere would read all of them at every step (try --shuffle blocks)"
+        why = (
+            "mini-batches of rows from everywhere would read all of them at every step (try "
+            "--shuffle blocks)"
+        )
     if config.partition == "hash":
         why = "a hash partition moves rows between ranks"
     limit = None if config.max_memory is None else size_of(config.max_memory)
@@ -134,7 +173,22 @@ def layout(config: Config, need_y: bool = True) -> Layout:
 
 @explained
 def problem(shard: Shard, config: Config, comm: Comm) -> Problem:
-    """Check the target, agree on classes and weights, measure the columns. Collective; DataError on all ranks together."""
+    """Check the target, agree on classes and weights, and measure the columns. Collective.
+
+    Parameters
+    ----------
+    shard : Shard
+        This rank's rows; y must be present.
+    config : Config
+        Options of the run.
+    comm : Comm
+        Communicator of all ranks of the run.
+
+    Raises
+    ------
+    DataError
+        On all ranks together, if the target does not suit the loss.
+    """
     loss = LOSSES[config.loss]
     assert shard.y is not None
     check_numeric(shard.name, shard.encoding, loss)
@@ -174,7 +228,19 @@ def problem(shard: Shard, config: Config, comm: Comm) -> Problem:
 
 
 def penalty(config: Config, scaling: Scaling, k: int) -> L2:
-    """Of k outputs' parameters; what l1 weighs in a coordinate is the root of what l2 does."""
+    """Return the penalty on the parameters of k outputs.
+
+    The weight of l1 in a coordinate is the square root of the weight of l2.
+
+    Parameters
+    ----------
+    config : Config
+        l1, l2 and bounds.
+    scaling : Scaling
+        Penalty weights (p,) and scales of the columns.
+    k : int
+        Number of outputs.
+    """
     weights = np.tile(scaling.penalty, k) if k > 1 else scaling.penalty
     if not is_rough(config):
         return L2(config.l2, weights)
@@ -187,12 +253,20 @@ def penalty(config: Config, scaling: Scaling, k: int) -> L2:
 
 
 def start(problem: Problem) -> Array:
-    """The first parameters (k * p,): those of the null model."""
+    """Return the initial parameters (k * p,): those of the null model."""
     return problem.null.start(problem.objective.scaling.p)
 
 
 def first(problem: Problem, config: Config, comm: Comm) -> Array:
-    """The parameters (k * p,) to begin with: those of --start, or of `start`. Collective."""
+    """Return the parameters (k * p,) at which the run begins. Collective.
+
+    They are those of the model given by --start, or else those of `start`.
+
+    Raises
+    ------
+    UsageError
+        On all ranks, if the model of --start does not fit this problem.
+    """
     if config.start is None:
         return start(problem)
     with together(comm):
@@ -220,7 +294,24 @@ def schedule(problem: Problem, config: Config) -> Schedule:
 
 
 def optimizer(problem: Problem, config: Config, steps_per_epoch: int) -> Optimizer:
-    """The optimiser of a complete configuration. Collective, for the curvature that an automatic rate needs."""
+    """Return the optimiser of a complete configuration. Collective.
+
+    It is collective because an automatic learning rate needs a bound on the curvature.
+
+    Parameters
+    ----------
+    problem : Problem
+        The problem to minimise.
+    config : Config
+        Complete configuration (`requirements.complete`).
+    steps_per_epoch : int
+        Optimiser steps in one epoch.
+
+    Raises
+    ------
+    UsageError
+        If the options do not go together, or the Hessian has too many parameters to factorise.
+    """
     check(config)
     full, smooth = config.mode == "full", problem.loss.smooth
     plain = full and smooth and config.clip is None and config.lr_schedule == "constant"
@@ -259,7 +350,8 @@ def _second_order(problem: Problem, config: Config) -> Optimizer:
     dense = k * p * p <= LARGEST_FACTOR
     if config.optimizer in ("newton-cholesky", "lbfgs-newton") and not (whole and dense):
         raise UsageError(
-            f"--optimizer {config.optimizer}: {k * p:,} parameters are too many to factorise: try newton, or lbfgs"
+            f"--optimizer {config.optimizer}: {k * p:,} parameters are too many to factorise: "
+            "try newton, or lbfgs"
         )
     if config.optimizer == "newton":
         began = problem.null.value if config.start is None else None
@@ -277,7 +369,7 @@ def _second_order(problem: Problem, config: Config) -> Optimizer:
 
 
 def _hybrid(problem: Problem, config: Config) -> Hybrid:
-    """One epoch of Adam's steps on mini-batches, down to a rate of zero, and L-BFGS from there."""
+    """Return one epoch of Adam on mini-batches, its rate falling to zero, followed by L-BFGS."""
     size = min(problem.objective.n, BATCH_SIZE["minibatch"])
     steps = -(-problem.objective.n // size)
     base = _adaptive_rate(problem, config.replace(optimizer="adam"), steps)
@@ -295,14 +387,21 @@ def _automatic_rate(problem: Problem, config: Config, steps: int) -> float:
 
 
 def _adaptive_rate(problem: Problem, config: Config, steps: int) -> float:
-    """The usual rate, raised where so few steps of it could not reach the optimum, in the unit of y where there is one."""
+    """Return the usual rate, raised if the steps are too few to reach the optimum with it.
+
+    With an identity link the rate is in the unit of y.
+    """
     rate = max(ADAPTIVE[config.optimizer], min(FASTEST, FAR / steps))
     identity_link = problem.loss.kind == "regression" and problem.loss.mean is None
     return rate * (problem.spread or 1.0) if identity_link else rate
 
 
 def _kinked_rate(problem: Problem) -> float:
-    """How far the optimum may be (the spread of y; 1 for classes) over a bound on the subgradient's root mean square."""
+    """Return the learning rate for a loss with kinks: a distance over a bound on the subgradient.
+
+    The distance to the optimum is taken to be the spread of y (1 for classes); the bound is on the
+    root mean square of the subgradient.
+    """
     bound = problem.loss.residual(problem.objective.parameter) if problem.loss.residual else 1.0
     far = 1.0 if problem.classes else problem.spread or 1.0
     return far / (bound * float(np.sqrt(problem.objective.scaling.p)))
@@ -327,7 +426,7 @@ def _curvature(problem: Problem, config: Config) -> float:
 
 
 def _sample(problem: Problem, config: Config) -> Batch:
-    """Rows that every number of ranks draws alike, and no training step does."""
+    """Return the same batch of rows for every number of ranks; no training step draws it."""
     n = problem.objective.n
     size = min(n, SAMPLE)
     if size == n:

@@ -1,8 +1,9 @@
-"""--on-failure shrink: ranks die, and the run goes on with the others, to the same bits.
+"""Recover from rank failures (--on-failure shrink): the survivors continue to the same bits.
 
-The model does not depend on the number of ranks, and a run can be continued after any step. So what is left to do after a
-failure is what a new job would do with a checkpoint, in memory and in the same processes: read the rows for the new number of
-ranks, restore the state after the last step that all survivors have completed, and go on.
+The model does not depend on the number of ranks, and a run can be continued after any step. So
+recovery does what a new job would do with a checkpoint, but in memory and in the same processes:
+read the rows for the new number of ranks, restore the state after the last step that all survivors
+have completed, and continue.
 """
 
 from __future__ import annotations
@@ -25,14 +26,17 @@ T = TypeVar("T")
 
 
 class Memory(Callback):
-    """The positions after the last two steps. Two: a rank may have left the Allreduce of a step in which another one died."""
+    """Keep the positions after the last two steps in memory.
+
+    Two are needed: a rank may have left the Allreduce of a step in which another rank failed.
+    """
 
     def __init__(self) -> None:
         self.kept: list[Checkpoint] = []
         self._now: Callable[[], Checkpoint]
 
     def of(self, now: Callable[[], Checkpoint]) -> Memory:
-        """Keep what `now` returns. Not collective."""
+        """Set the function that returns the current position, and return self. Not collective."""
         self._now = now
         return self
 
@@ -42,25 +46,44 @@ class Memory(Callback):
 
     @property
     def last(self) -> int:
-        """How many steps are done; -1 if nothing is kept."""
+        """The number of completed steps, -1 if no position is kept."""
         return self.kept[-1].step if self.kept else -1
 
     def back(self, step: int) -> None:
-        """Forget what came later than `step`."""
+        """Drop the positions after `step`."""
         self.kept = [position for position in self.kept if position.step <= step]
 
 
 def check(config: Config, data: object, comm: Comm) -> None:
-    """LaunchError, on all ranks, where --on-failure shrink is asked of a launch that cannot do it."""
+    """Raise an error on all ranks if --on-failure shrink is not possible in this launch.
+
+    Parameters
+    ----------
+    config : Config
+        Options of the run.
+    data : object
+        What the run trains on, files or a Shard.
+    comm : Comm
+        Communicator of all ranks of the run.
+
+    Raises
+    ------
+    UsageError
+        If the data are not in files: the rows of a failed rank must be read again.
+    LaunchError
+        If the launch does not support recovery from rank failures.
+    """
     if config.on_failure != "shrink" or comm.size == 1:
         return
     if isinstance(data, Shard):
         raise UsageError(
-            "--on-failure shrink goes with data in files: the rows of a rank that is gone are read again"
+            "--on-failure shrink goes with data in files: the rows of a rank that is gone are "
+            "read again"
         )
     if not isinstance(comm, ElasticComm):
         error = LaunchError(
-            "--on-failure shrink needs Open MPI, started as: mpirun --with-ft ulfm ... (not so here)"
+            "--on-failure shrink needs Open MPI, started as: mpirun --with-ft ulfm ... (not so "
+            "here)"
         )
         error.agreed = True
         raise error
@@ -69,7 +92,29 @@ def check(config: Config, data: object, comm: Comm) -> None:
 def survive(
     once: Callable[[Memory | None], T], config: Config, comm: Comm, progress: Progress
 ) -> T:
-    """What `once` returns; where ranks die, what it returns on the others after another try, from what they remember."""
+    """Call `once`. After rank failures, retry on the survivors from the latest position in memory.
+
+    Parameters
+    ----------
+    once : callable
+        Trains, from the positions in a Memory (None: no recovery is wanted).
+    config : Config
+        Options of the run.
+    comm : Comm
+        Communicator of all ranks of the run. It shrinks to the survivors.
+    progress : Progress
+        Shows messages. It moves to the new rank 0.
+
+    Returns
+    -------
+    T
+        The result of `once`.
+
+    Raises
+    ------
+    MpigdError
+        If too few ranks are left, or this rank is cut off from the others.
+    """
     if config.on_failure != "shrink":
         return once(None)
     memory = Memory()
@@ -79,17 +124,22 @@ def survive(
         except Exception as error:
             if not lost(comm, error):
                 raise
-        # Not within the except: the rows and all else that the error still refers to are to go first.
+        # Not within the except clause: the rows, and all else that the error refers to, must be
+        # freed first.
         _go_on(memory, config, comm, progress)
 
 
 def _go_on(memory: Memory, config: Config, comm: Comm, progress: Progress) -> None:
-    """Make `comm` and `memory` those of the ranks that are left. Raises MpigdError where the run is not to go on."""
+    """Shrink `comm` to the survivors and `memory` to their last common step.
+
+    Raises MpigdError if the run must not continue.
+    """
     assert isinstance(comm, ElasticComm)
     before = comm.size
     try:
         memory.back(comm.mend(memory.last))
-    except CutOff as error:  # what others know of it, this rank cannot know: it ends alone
+    # This rank cannot find out what the others have decided, so it ends alone.
+    except CutOff as error:
         raise _stopped(f"{error}: no more than half, and others may go on", config) from error
     if comm.size == before:
         none = _stopped("MPI says that ranks are gone, and all are here", config)

@@ -1,6 +1,8 @@
-"""What goes with what: the needs of each optimiser, and what the configuration leaves to mode and data.
+"""Check which options go together, and fill in defaults that depend on the data.
 
-A wrong pair is one sentence, before a row is read: needs are told by options alone.
+Incompatible options are rejected with one message before any data are read, so the requirements
+of an optimiser depend on options alone. `complete` fills in what the configuration leaves to the
+mode and the data.
 """
 
 from __future__ import annotations
@@ -16,18 +18,29 @@ from mpigd.model.losses import LOSSES
 from mpigd.model.targets import NO_CLASSES
 from mpigd.optim.predicted_costs import Shape, cheapest
 
+# Default epochs and rows per step of each mode.
 EPOCHS = {"full": 1000, "minibatch": 5, "stochastic": 1}
 BATCH_SIZE = {"minibatch": 1024, "stochastic": 1}
-LARGEST_FACTOR = (
-    16_000_000  # numbers in the Cholesky factors that precondition Newton's method: 4,000 columns
-)
+# The most numbers in the Cholesky factors that precondition Newton's method: 4,000 columns.
+LARGEST_FACTOR = 16_000_000
 MODES = tuple(EPOCHS)
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Of an optimiser: modes it works in; smooth: a loss without kinks; prox: it has one, for l1 and bounds; kinked: a loss
-    with kinks."""
+    """The requirements of an optimiser.
+
+    Parameters
+    ----------
+    modes : tuple of str
+        Modes in which it works.
+    smooth : bool
+        Whether it needs a loss without kinks.
+    prox : bool
+        Whether it has a proximal operator, which l1 and bounds need.
+    kinked : bool
+        Whether it needs a loss with kinks.
+    """
 
     modes: tuple[str, ...] = MODES
     smooth: bool = False
@@ -35,10 +48,11 @@ class Needs:
     kinked: bool = False
 
     def suits(self, loss: str) -> bool:
-        """Whether the loss is one for it."""
+        """Return whether the optimiser can minimise the loss of that name."""
         return not (self.kinked if LOSSES[loss].smooth else self.smooth)
 
 
+# The requirements of every optimiser, by its name.
 NEEDS = {
     "newton": Needs(("full",), smooth=True),
     "newton-cholesky": Needs(("full",), smooth=True),
@@ -54,13 +68,21 @@ NEEDS = {
 }
 
 
+# These optimisers choose their own step size.
 SELF_PACED = (
-    "newton", "newton-cholesky", "lbfgs", "lbfgs-newton", "hybrid", "smoothed-newton", "proximal-newton", "fista",
-)  # fmt: skip
+    "newton",
+    "newton-cholesky",
+    "lbfgs",
+    "lbfgs-newton",
+    "hybrid",
+    "smoothed-newton",
+    "proximal-newton",
+    "fista",
+)
 
 
 def check(config: Config) -> None:
-    """Raise UsageError, one sentence, if optimiser, mode, loss and penalty do not go together."""
+    """Raise UsageError, one sentence, if optimiser, mode, loss and penalty are incompatible."""
     if config.class_weight is not None and not LOSSES[config.loss].classifies:
         raise UsageError(NO_CLASSES)
     name = (
@@ -80,14 +102,16 @@ def check(config: Config) -> None:
             else ""
         )
         raise UsageError(
-            f"--optimizer {name} goes with --mode {' or '.join(needs.modes)}{loss}: try {', '.join(fitting(config))}"
+            f"--optimizer {name} goes with --mode {' or '.join(needs.modes)}{loss}: try "
+            f"{', '.join(fitting(config))}"
         )
     if is_rough(config) and not needs.prox:
         penalty = (
             "bounds need" if not config.l1 else "elastic net needs" if config.l2 else "l1 needs"
         )
         raise UsageError(
-            f"{penalty} an optimiser with prox: {', '.join(fitting(config))}; --optimizer {name} has none"
+            f"{penalty} an optimiser with prox: {', '.join(fitting(config))}; --optimizer {name} "
+            "has none"
         )
     if (fixed_steps := _tells_steps(config)) and name in SELF_PACED and fixed_steps != "--lr":
         raise UsageError(
@@ -96,7 +120,7 @@ def check(config: Config) -> None:
 
 
 def fitting(config: Config) -> list[str]:
-    """The optimisers that go with mode, loss and penalty."""
+    """Return the names of the optimisers that go with the mode, the loss and the penalty."""
     rough = is_rough(config)
     return [
         name
@@ -106,19 +130,31 @@ def fitting(config: Config) -> list[str]:
 
 
 def limits(config: Config) -> tuple[float, float]:
-    """The bounds of the coefficients."""
+    """Return the lower and the upper bound of the coefficients; infinite if there is none."""
     if config.nonnegative:
         return 0.0, math.inf
     return limits_of(config.bounds) if config.bounds is not None else (-math.inf, math.inf)
 
 
 def is_rough(config: Config) -> bool:
-    """Whether the penalty has kinks or bounds."""
+    """Return whether the penalty has kinks (l1) or bounds."""
     return config.l1 > 0.0 or limits(config) != (-math.inf, math.inf)
 
 
 def complete(config: Config, n: int, d: int = 0, shape: Shape | None = None) -> Config:
-    """The configuration with everything that mode and data (n rows of d columns, or `shape`) decide filled in."""
+    """Return the configuration with everything filled in that the mode and the data decide.
+
+    Parameters
+    ----------
+    config : Config
+        Options as given.
+    n : int
+        Rows of the data.
+    d : int
+        Columns of the data.
+    shape : Shape or None
+        Shape of the data; by default n dense rows of d columns and, if there is one, an intercept.
+    """
     shape = shape or Shape(n, d + config.intercept)
     mode = config.mode
     size = n if mode == "full" else min(n, config.batch_size or BATCH_SIZE[mode])
@@ -143,7 +179,15 @@ def complete(config: Config, n: int, d: int = 0, shape: Shape | None = None) -> 
 
 
 def automatic_optimizer(config: Config, shape: Shape) -> tuple[str, str]:
-    """What `auto` stands for, and why."""
+    """Return the optimiser that `auto` stands for, and the reason for the choice.
+
+    Parameters
+    ----------
+    config : Config
+        Options as given.
+    shape : Shape
+        Shape of the data, from which costs are predicted.
+    """
     smooth = LOSSES[config.loss].smooth
     asked = config.learning_rate is not None or config.lr_schedule != "auto" or _tells_steps(config)
     if is_rough(config):
@@ -178,7 +222,7 @@ def automatic_optimizer(config: Config, shape: Shape) -> tuple[str, str]:
 
 
 def _tells_steps(config: Config) -> str:
-    """The option, if any, that shapes steps beyond their length."""
+    """Return the option, if there is one, that shapes steps beyond their length; else ""."""
     if config.clip is not None:
         return "--clip"
     if config.warmup:
@@ -187,7 +231,15 @@ def _tells_steps(config: Config) -> str:
 
 
 def choice(config: Config, shape: Shape) -> str | None:
-    """A sentence on what `auto` chose, or None where the user did."""
+    """Return a sentence on what `auto` chose, or None if the user chose the optimiser.
+
+    Parameters
+    ----------
+    config : Config
+        Options as given.
+    shape : Shape
+        Shape of the data, from which costs are predicted.
+    """
     if config.optimizer != "auto":
         return None
     name, reason = automatic_optimizer(config, shape)

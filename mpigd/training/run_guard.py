@@ -1,4 +1,7 @@
-"""What holds for the length of a run: ranks that agree, one job for a checkpoint folder, and a watch that ends what hangs."""
+"""Guards for the length of a run: equal options, a locked checkpoint folder, a watchdog.
+
+The lock keeps two jobs from saving in one folder. The watchdog ends a run that hangs.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,23 @@ from mpigd.training.checkpoint import CLAIM, found
 from mpigd.version import __version__
 
 OF_A_RANK = ("quiet", "log", "threads", "hang_timeout")  # options that may differ between ranks
-PATIENCE = 30.0  # seconds to wait for a dying job's claim: its launcher may still be ending it
+# Seconds to wait for the claim of a job that is ending: its launcher may still be stopping it.
+PATIENCE = 30.0
 
 
 @contextmanager
 def supervise(config: Config, comm: Comm, warn: Callable[[str], None]) -> Iterator[None]:
-    """Check that the ranks agree, claim the checkpoint folder, and watch for hangs. Collective."""
+    """Check that the ranks agree, claim the checkpoint folder, and watch for hangs. Collective.
+
+    Parameters
+    ----------
+    config : Config
+        Options of the run.
+    comm : Comm
+        Communicator of all ranks of the run.
+    warn : callable
+        Shows a warning.
+    """
     same_everywhere(config, comm)
     held: list[int] = []
     with together(comm):
@@ -41,7 +55,7 @@ def supervise(config: Config, comm: Comm, warn: Callable[[str], None]) -> Iterat
                 config.checkpoint, warn, strict=config.on_save_error == "stop", epoch=comm.epoch
             )
     try:
-        if comm.size > 1:  # no rehearsal of a run
+        if comm.size > 1:  # a run on one rank may be the warm-up of another run
             tolerant = config.on_failure == "shrink"
             code = functools.partial(code_of_a_hang, config.checkpoint)
             session.watch(comm, config.hang_timeout, code, config.checkpoint, tolerant)
@@ -52,12 +66,16 @@ def supervise(config: Config, comm: Comm, warn: Callable[[str], None]) -> Iterat
 
 
 def code_of_a_hang(folder: str | None) -> int:
-    """75, run me again, only where something has been saved: a run that never gets so far would be started for ever."""
+    """Return the exit code of a run that hangs.
+
+    It is 75 ("run again") only if a checkpoint has been saved. Otherwise a run that never gets that
+    far would be restarted for ever.
+    """
     return Unfinished.code if folder is not None and found(folder) else MpigdError.code
 
 
 def newest(config: Config) -> str:
-    """The name of the last checkpoint in the folder of a run, "" if there is none."""
+    """Return the name of the latest checkpoint in the folder of a run, or "" if there is none."""
     with suppress(DataError):
         return (
             next((path.name for path in found(config.checkpoint)), "")
@@ -68,8 +86,27 @@ def newest(config: Config) -> str:
 
 
 def save(write: Callable[[str], None], path: str, config: Config, before: str) -> None:
-    """Write a trained model. StorageError; Unfinished where the run has saved more than `before`, the newest checkpoint at its
-    start: then its work is not lost. A job that gets no further than this is not one to be started again and again.
+    """Write a trained model.
+
+    Parameters
+    ----------
+    write : callable
+        Writes the model to a path.
+    path : str
+        Where to write.
+    config : Config
+        Options of the run.
+    before : str
+        Name of the newest checkpoint when the run started.
+
+    Raises
+    ------
+    Unfinished
+        If the model cannot be written, but the run has saved a checkpoint newer than `before`: its
+        work is not lost.
+    StorageError
+        If nothing newer has been saved. A job that gets no further than this must not be restarted
+        again and again.
     """
     try:
         write(path)
@@ -82,7 +119,17 @@ def save(write: Callable[[str], None], path: str, config: Config, before: str) -
 
 
 def same_everywhere(config: Config, comm: Comm) -> None:
-    """LaunchError on all ranks, naming one that differs, unless all run the same versions with the same options. Collective."""
+    """Raise LaunchError on all ranks unless all have the same versions and options. Collective.
+
+    The message names one rank that differs.
+
+    Parameters
+    ----------
+    config : Config
+        Options of this rank; those of OF_A_RANK are not compared.
+    comm : Comm
+        Communicator of all ranks of the run.
+    """
     versions = {name: metadata.version(name) for name in ("numpy", "numba")} | {
         "mpigd": __version__
     }
@@ -93,9 +140,11 @@ def same_everywhere(config: Config, comm: Comm) -> None:
         others = np.flatnonzero(np.any(told != told[0], axis=1))
         if others.size:
             error = LaunchError(
-                f"rank {others[0]} has other {what} of mpigd, numpy or numba than rank 0: start all ranks from one environment"
+                f"rank {others[0]} has other {what} of mpigd, numpy or numba than rank 0: start "
+                "all ranks from one environment"
                 if what == "versions"
-                else f"rank {others[0]} was given other options than rank 0 (its command line, MPIGD_ variables or --config file)"
+                else f"rank {others[0]} was given other options than rank 0 (its command line, "
+                "MPIGD_ variables or --config file)"
             )
             error.agreed = True
             raise error
@@ -108,12 +157,37 @@ def claim(
     strict: bool = True,
     epoch: int = 0,
 ) -> list[int]:
-    """Make the folder if need be, and lock it for this process: [file descriptor], or [] where that cannot be.
+    """Make the folder if need be, and lock it for this process.
 
-    The lock is the kernel's: it ends with the process, however that ends, so a dead job never blocks a restart. Raises
-    LaunchError if another job still holds it after `patience` seconds (default: PATIENCE), StorageError if others may write to
-    the folder. One that cannot be used at all is one too if `strict`, else a warning: the run is worth more than its checkpoint.
-    epoch: above 0 the claim is that of ranks of this job that are gone or only stand still: a new file takes its place.
+    The lock belongs to the operating system. It ends with the process, however that ends, so a job
+    that crashed never blocks a restart.
+
+    Parameters
+    ----------
+    folder : str
+        Where checkpoints are saved.
+    warn : callable
+        Shows a warning.
+    patience : float or None
+        Seconds to wait for another job's lock; by default PATIENCE.
+    strict : bool
+        Raise if the folder cannot be used at all. Otherwise warn, since the run is worth more than
+        its checkpoints.
+    epoch : int
+        `Comm.epoch`. Above 0 the existing claim is held by ranks of this job that are
+        gone or suspended, and a new file replaces it.
+
+    Returns
+    -------
+    list of int
+        [file descriptor], or [] if the folder cannot be locked.
+
+    Raises
+    ------
+    LaunchError
+        If another job still holds the lock after `patience` seconds.
+    StorageError
+        If others may write to the folder; if `strict`, also if it cannot be used at all.
     """
     path, deadline = (
         Path(located(folder)),
@@ -137,7 +211,7 @@ def claim(
 def _lock(
     handle: int, folder: str, warn: Callable[[str], None], deadline: float, epoch: int
 ) -> list[int]:
-    """Take the lock, and say in the file who has it; closes the handle if that fails."""
+    """Take the lock and write its holder into the file; close the handle if that fails."""
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,7 +219,8 @@ def _lock(
         except OSError as error:
             if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 warn(
-                    f"{folder} is on a file system without locks: see to it that no other job saves there"
+                    f"{folder} is on a file system without locks: see to it that no other job "
+                    "saves there"
                 )
                 os.close(handle)
                 return []
@@ -153,10 +228,11 @@ def _lock(
                 holder = os.pread(handle, 200, 0).decode(errors="replace").strip()
                 os.close(handle)
                 raise LaunchError(
-                    f"--checkpoint {folder}: another job saves there ({holder}): end it, or use another folder"
+                    f"--checkpoint {folder}: another job saves there ({holder}): end it, or use "
+                    "another folder"
                 ) from error
         time.sleep(0.2)
-    with suppress(OSError):  # a full disk: the lock holds all the same
+    with suppress(OSError):  # the disk may be full; the lock holds all the same
         os.ftruncate(handle, 0)
         since = f"since {time.strftime('%F %T')}, world {epoch}"
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}, {since}\n".encode(), 0)

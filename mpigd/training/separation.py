@@ -1,10 +1,11 @@
-"""Separation: data whose likelihood has no optimum without a penalty, and the columns that cause it.
+"""Detect separation: data whose likelihood has no optimum without a penalty.
 
-With the signed moves m_i of a direction v (logistic: x_i.v for y = 1 and -x_i.v for y = 0; softmax:
-x_i.(v_y - v_q) for every other class q; Poisson: -x_i.v for y = 0 and -|x_i.v| for y > 0), an
-optimum does not exist if and only if some v has m >= 0 for all rows and m > 0 for one of them: the
-objective falls along v for ever (Albert and Anderson, Biometrika 1984; Haberman, "The Analysis of
-Frequency Data", 1974). Rows of weight zero do not count, and offsets change nothing.
+The signed moves m_i of a direction v are x_i.v for y = 1 and -x_i.v for y = 0 (logistic);
+x_i.(v_y - v_q) for every other class q (softmax); -x_i.v for y = 0 and -|x_i.v| for y > 0
+(Poisson). An optimum does not exist if and only if some v has m >= 0 for all rows and m > 0 for
+one of them: the objective falls along v for ever (Albert and Anderson, Biometrika 1984; Haberman,
+"The Analysis of Frequency Data", 1974). Rows of weight zero do not count, and offsets change
+nothing.
 
 The search has three stages. `is_possible` refutes separation with a Newton direction: the equation
 H v = -g, multiplied by a direction of recession, shows that some move of v is at least 1 (softmax:
@@ -34,25 +35,39 @@ if TYPE_CHECKING:
     from mpigd.training.problem import Problem
 
 Array = np.ndarray[Any, Any]
+# Losses whose likelihood may have no optimum.
 LOSSES = ("logistic", "softmax", "poisson")
-FEW_PRODUCTS = 5e7  # in a Hessian: some 20 milliseconds
-MOST_PRODUCTS = 4e9  # in one that has to be computed for this; else single columns alone
-CONFIDENT = (
-    0.01  # a loss; rows that a combination of columns separates come below it before the run ends
-)
+FEW_PRODUCTS = 5e7  # products in a Hessian: some 20 milliseconds
+# Products in a Hessian that has to be computed for this purpose. Above it, only single columns
+# are tested.
+MOST_PRODUCTS = 4e9
+# A loss per row. The losses of rows that a combination of columns separates fall below it before
+# the run ends.
+CONFIDENT = 0.01
 MOST_EXTREMES = 4_000_000  # classes times columns
-SHOWN = 5  # columns and classes named in a message
-LEAST_MOVE = 0.45  # of a Newton direction on separated data; 1/2 but for rounding
-COUNTED = 1e-9  # a move that is more than rounding, where each column's range is 1
+SHOWN = 5  # columns or classes named in a message
+# The largest move of a Newton direction on separated data is at least this: 1/2, less rounding.
+LEAST_MOVE = 0.45
+# A larger move is more than rounding, if each column's range is 1.
+COUNTED = 1e-9
 
 
 @dataclass(frozen=True)
 class Separation:
-    """What separates the data.
+    """A description of what separates the data.
 
-    columns: their numbers in the data; alone: each of them separates by itself, else they do so in
-    a combination, the most important first. rows: how many rows are separated; complete: all of
-    them. outputs: the classes of a softmax that single columns separate from the others.
+    Parameters
+    ----------
+    columns : tuple of int
+        Numbers of the columns in the data. If not `alone`, the most important come first.
+    rows : int
+        Number of rows that are separated.
+    complete : bool
+        Whether all rows are separated.
+    alone : bool
+        Whether each of the columns separates by itself; otherwise they do so in a combination.
+    outputs : tuple of int
+        Classes of a softmax that single columns separate from the others.
     """
 
     columns: tuple[int, ...]
@@ -63,9 +78,22 @@ class Separation:
 
 
 def explain(w: Array, g: Array, problem: Problem, config: Config) -> dict[str, Any] | None:
-    """`find` for a run that has ended at w (k * p,), as plain values for its summary. Collective.
+    """Return `find` for a run that has ended, as plain values for its summary. Collective.
 
-    None for other modes and losses, and if a penalty or bounds confine the coefficients.
+    Parameters
+    ----------
+    w : array (k * p,) of float64
+        Last parameters.
+    g : array (k * p,) of float64
+        Gradient there.
+    problem, config : Problem, Config
+        Those of the run.
+
+    Returns
+    -------
+    dict or None
+        The values of `as_values`. None if nothing separates the data, for other modes and losses,
+        and if a penalty or bounds confine the coefficients.
     """
     penalty, loss, objective = problem.penalty, problem.loss.name, problem.objective
     if config.mode != "full" or loss not in LOSSES or not penalty.smooth or penalty.strength > 0.0:
@@ -79,16 +107,32 @@ def explain(w: Array, g: Array, problem: Problem, config: Config) -> dict[str, A
 def find(
     w: Array, g: Array, objective: Objective, reducer: Reducer, step: Array | None = None
 ) -> Separation | None:
-    """What separates the data, or None. Collective; its reads are not counted.
+    """Find what separates the data. Collective; its passes over the data are not counted.
 
-    w: where a run without penalty has ended; g: the gradient there; step: the Newton direction
-    -H^-1 g, if the caller has it, otherwise it is computed where that is cheap; (k * p,) each. One
-    more read refutes separation in the ordinary case.
+    In the ordinary case one pass over the data refutes separation.
+
+    Parameters
+    ----------
+    w : array (k * p,) of float64
+        Parameters at which a run without penalty has ended.
+    g : array (k * p,) of float64
+        Gradient there.
+    objective : Objective
+        Mean loss over all rows.
+    reducer : Reducer
+        Sums over rows and ranks.
+    step : array (k * p,) of float64 or None
+        Newton direction -H^-1 g, if the caller has it. Otherwise it is computed if that is cheap.
+
+    Returns
+    -------
+    Separation or None
+        What separates the data, or None.
     """
     reads = objective.counter.reads
     try:
         return _find(w, g, objective, reducer, step)
-    except NotFinite:  # raised on all ranks together: numbers of this size are nothing to decide by
+    except NotFinite:  # all ranks raise it together; such numbers decide nothing
         return None
     finally:
         objective.counter.reads = reads
@@ -102,11 +146,12 @@ def _find(
     if not recession.is_factorised(objective) or (not known and products > MOST_PRODUCTS):
         return single_columns(objective, comm)
     found, looked = None, False
-    if not known and products > FEW_PRODUCTS:  # three reads are cheaper than a Hessian
+    # Three passes over the data are cheaper than a Hessian.
+    if not known and products > FEW_PRODUCTS:
         found, looked = single_columns(objective, comm), True
         if found is not None or not _is_confident(w, objective, comm):
             return found
-    replaced = 1  # pivots of a step from elsewhere may have been replaced
+    replaced = 1  # pivots of a step from the caller may have been replaced
     if step is None:
         oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), reducer)
         oracle.look_at(w)
@@ -122,8 +167,10 @@ def _find(
 
 
 def _is_confident(w: Array, objective: Objective, comm: Comm) -> bool:
-    """Whether some row's loss at w (k * p,) is small, as those of separated rows become; of several classes, whether some
-    class is as good as excluded for a row."""
+    """Return whether some row's loss at w (k * p,) is small, as it becomes on separated rows.
+
+    With several classes: whether some class is as good as excluded for some row.
+    """
     rows, z = objective.rows, objective.margins(w)
     r, l, c = np.empty_like(z), np.empty(z.shape[1]), np.ascontiguousarray(rows.c)
     if objective.k > 1:
@@ -132,23 +179,48 @@ def _is_confident(w: Array, objective: Objective, comm: Comm) -> bool:
         return _count((r < CONFIDENT).any(axis=0) & (c > 0.0), comm) > 0
     objective.loss.kernel(z, rows.y, c, objective.parameter, r, l)
     small, counted = CONFIDENT, c > 0.0
-    if objective.loss.name == "poisson":  # whose losses are small of events that are expected, too
+    # Losses of expected events are small too, so only rows without events count.
+    if objective.loss.name == "poisson":
         mean = float(total(rows.c * rows.y, comm)[0]) / (objective.statistics.weight or 1.0)
         small, counted = CONFIDENT * min(1.0, mean), counted & (rows.y == 0.0)
     return _count((l < small * c) & counted, comm) > 0
 
 
 def is_possible(step: Array, objective: Objective, comm: Comm) -> bool:
-    """Whether a Newton direction (k * p,) leaves separation possible. One read. Collective."""
+    """Return whether a Newton direction leaves separation possible. Collective.
+
+    This costs one pass over the data.
+
+    Parameters
+    ----------
+    step : array (k * p,) of float64
+        Newton direction.
+    objective : Objective
+        Mean loss over all rows.
+    comm : Comm
+        Communicator of all ranks.
+    """
     farthest = np.array([np.max(np.abs(moves(step, objective)), initial=0.0)])
     comm.allreduce(farthest, "max")
     return not float(farthest[0]) < LEAST_MOVE
 
 
 def single_columns(objective: Objective, comm: Comm) -> Separation | None:
-    """All columns that separate alone: those with a threshold between the classes. Collective.
+    """Find all columns that separate alone: those with a threshold between the classes. Collective.
 
-    Exact; about three reads.
+    The result is exact. It costs about three passes over the data.
+
+    Parameters
+    ----------
+    objective : Objective
+        Mean loss over all rows.
+    comm : Comm
+        Communicator of all ranks.
+
+    Returns
+    -------
+    Separation or None
+        The columns that separate, or None.
     """
     loss, k, d = objective.loss.name, objective.k, objective.rows.X.d
     groups = max(2, k)
@@ -157,7 +229,7 @@ def single_columns(objective: Objective, comm: Comm) -> Separation | None:
     y = objective.rows.y > 0.0 if loss == "poisson" else objective.rows.y
     sizes, low, high = _extremes(objective, y.astype(np.int64), groups, comm)
     if loss == "poisson" and not sizes[1]:
-        return Separation((), int(sizes[0]), True, True)  # no event at all
+        return Separation((), int(sizes[0]), True, True)  # no events at all
     if not sizes.all():
         return None
     width = high.max(axis=0) - low.min(axis=0)
@@ -181,10 +253,10 @@ def single_columns(objective: Objective, comm: Comm) -> Separation | None:
 
 
 def _thresholds(ends: Sequence[Array], is_count: bool, intercept: bool) -> tuple[Array, Array]:
-    """Signs (d,) of the coefficients that separate, 0 for columns that do not, and thresholds (d,).
+    """Return the signs (d,) of the coefficients that separate, and the thresholds (d,).
 
-    ends: low and high of the class of its own (of counts: of the rows with events), low and high of
-    the others.
+    A sign is 0 for a column that does not separate. `ends`: the low and high ends (d,) of the class
+    itself (for counts: of the rows with events), then those of the others.
     """
     low, high, other_low, other_high = ends
     if is_count:
@@ -193,7 +265,7 @@ def _thresholds(ends: Sequence[Array], is_count: bool, intercept: bool) -> tuple
     else:
         up, down = other_high <= low, high <= other_low
         at = np.where(up, 0.5 * other_high + 0.5 * low, 0.5 * high + 0.5 * other_low)
-    if not intercept:  # the threshold is zero
+    if not intercept:  # without an intercept the threshold is zero
         zero = np.zeros_like(at)
         up &= (other_high <= zero) & (low >= zero)
         down &= (high <= zero) & (other_low >= zero)
@@ -209,9 +281,9 @@ def _extremes(
     groups: int,
     comm: Comm,
 ) -> tuple[Array, Array, Array]:
-    """Rows of positive weight in each group (groups,), and the columns' extremes (groups, d) there.
+    """Count the rows of positive weight in each group, and find the columns' extremes there.
 
-    Collective.
+    Returns sizes (groups,), low and high (groups, d). Collective.
     """
     X, heavy = objective.rows.X, objective.rows.c > 0.0
     low, high = np.full((groups, X.d), np.inf), np.full((groups, X.d), -np.inf)
@@ -268,7 +340,19 @@ def as_values(
     names: Sequence[str] | None,
     labels: Sequence[Any] | None,
 ) -> dict[str, Any]:
-    """Plain values for a run's summary: the first columns by name, and `text` for people."""
+    """Return plain values for a run's summary: the first columns by name, and `text` for people.
+
+    Parameters
+    ----------
+    found : Separation
+        What separates the data.
+    loss : str
+        Name of the loss.
+    names : sequence of str or None
+        Names of the columns, if the data have any.
+    labels : sequence of Any or None
+        Labels of the classes, if there are any.
+    """
     shown = [names[j] if names else f"column {j}" for j in found.columns[:SHOWN]]
     return {
         "columns": shown,
@@ -282,7 +366,7 @@ def as_values(
 
 
 def _what(found: Separation, loss: str, shown: Sequence[str], labels: Sequence[Any] | None) -> str:
-    """What separates what, in words."""
+    """Say what separates what."""
     if not found.columns:
         return "y is 0 in all rows" if loss == "poisson" else "the columns separate the classes"
     subject = _some(shown, len(found.columns))

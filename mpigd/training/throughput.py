@@ -1,7 +1,8 @@
-"""How fast ranks of one machine are: told by a profile that the benchmark wrote, or measured on made-up rows.
+"""Determine how fast the ranks of a machine are, from a profile or by measuring made-up rows.
 
-A profile is a JSON file (results/profile.json of scripts/bench/run.py): alpha and beta of an Allreduce, bytes a second that 1, 2,
-... ranks read, what fraction of that a gradient of d columns reaches, and the memory. What it does not know is measured here.
+A profile is a JSON file (results/profile.json of scripts/bench/run.py): alpha and beta of an
+Allreduce, bytes per second that 1, 2, ... ranks read, what fraction of that a gradient of d
+columns reaches, and the memory. What it does not contain is measured on this machine.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from mpigd.parallel.affinity import cores
 from mpigd.parallel.comm import SelfComm
 from mpigd.training import problem as build
 
-SAMPLE = 64e6  # bytes of made-up rows a thread measures on: more than a cache holds
-TURNS = 5  # measurements, of which the first compiles
+SAMPLE = 64e6  # bytes of made-up rows per thread: more than a cache holds
+TURNS = 5  # measurements; the first one compiles and is dropped
 Profile = Mapping[str, float]
 
 
 def read_profile(path: str) -> Profile:
-    """The numbers of a profile; UsageError if it has none."""
+    """Read the numbers of a profile. Raise UsageError if it has none."""
     try:
         told = json.loads(Path(path).read_text(encoding="utf-8"))
         return {
@@ -46,7 +47,10 @@ def read_profile(path: str) -> Profile:
 
 
 def cores_of(profile: Profile) -> int:
-    """How many ranks one host has cores for: as many as the profile saw read together, or those of this machine."""
+    """Return the number of ranks for which one host has cores.
+
+    It is the largest number of ranks in the profile, or else the number of cores of this machine.
+    """
     return max(_numbers(profile, "read_"), default=len(cores()))
 
 
@@ -60,7 +64,24 @@ def _numbers(profile: Profile, prefix: str) -> dict[int, float]:
 
 
 def told_seconds(profile: Profile, d: int, row_bytes: float, ranks: int) -> float | None:
-    """Seconds of a dense row in a full gradient, `ranks` of them on one host; None where the profile cannot tell."""
+    """Return the seconds of a dense row in a full gradient, according to the profile.
+
+    Parameters
+    ----------
+    profile : Profile
+        Numbers of a machine.
+    d : int
+        Columns.
+    row_bytes : float
+        Bytes of a row.
+    ranks : int
+        Ranks on one host.
+
+    Returns
+    -------
+    float or None
+        Seconds, None if the profile lacks the numbers.
+    """
     read, fraction = _numbers(profile, "read_"), _numbers(profile, "fraction_")
     if not read or not fraction:
         return None
@@ -73,9 +94,25 @@ def told_seconds(profile: Profile, d: int, row_bytes: float, ranks: int) -> floa
 def row_seconds(
     layout: str, d: int, row_bytes: float, config: Config, ranks: int, k: int = 1
 ) -> float:
-    """Seconds a rank needs for a row of a gradient of k outputs while `ranks` of them share this machine's cores and memory.
+    """Measure the seconds that a rank needs per row of a gradient.
 
-    In mini-batch and stochastic mode the rows of a step lie anywhere, but for blocks that are kept together.
+    In mini-batch and stochastic mode the rows of a step lie anywhere, unless blocks of rows are
+    kept together.
+
+    Parameters
+    ----------
+    layout : str
+        "dense", or the layout of sparse rows.
+    d : int
+        Columns.
+    row_bytes : float
+        Bytes of a row.
+    config : Config
+        Options of the run.
+    ranks : int
+        Ranks that share this machine's cores and memory.
+    k : int
+        Outputs.
     """
     threads = (config.threads or max(1, len(cores()) // ranks)) * ranks
     X = _made_up(layout, d, row_bytes, threads)
@@ -105,7 +142,10 @@ def row_seconds(
 
 
 def _made_up(layout: str, d: int, row_bytes: float, threads: int) -> Matrix:
-    """Rows of this width; of a sparse matrix with columns as frequent as Zipf's words, and numbered at random."""
+    """Return made-up rows of this width.
+
+    The columns of a sparse matrix are as frequent as words by Zipf's law, and numbered at random.
+    """
     rng = np.random.default_rng(0)
     n = max(64 * threads, int(SAMPLE * threads / row_bytes))
     if layout == "dense":

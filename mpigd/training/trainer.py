@@ -1,4 +1,9 @@
-"""The training run: load, build, step until somebody says stop, certify, return the model."""
+"""Run a training: load the data, build the problem, take steps, certify the result.
+
+`train` is the entry point. `Run` holds the state of one run: the problem, the optimiser, the
+callbacks and the current parameters. Every method that is marked as collective must be called by
+all ranks in the same order.
+"""
 
 from __future__ import annotations
 
@@ -44,18 +49,37 @@ Array = np.ndarray[Any, Any]
 def train(
     data: str | Sequence[str] | Shard, config: Config, comm: Comm, progress: Progress
 ) -> Model:
-    """Train on files, or on this rank's rows, as `config` says. Collective; every rank returns the same model.
+    """Train a model on files, or on the rows that this rank holds. Collective.
 
-    Raises MpigdError (on all ranks) for data, options or numbers that cannot be used.
+    Parameters
+    ----------
+    data : str or sequence of str or Shard
+        Path or paths of the HDF5 files, or this rank's rows as a `Shard`.
+    config : Config
+        Options of the run; they must be equal on all ranks, but for those of `run_guard.OF_A_RANK`.
+    comm : Comm
+        Communicator of all ranks of the run.
+    progress : Progress
+        Shows messages and progress lines.
+
+    Returns
+    -------
+    Model
+        The same model on every rank.
+
+    Raises
+    ------
+    MpigdError
+        On all ranks, if the data, the options or the numbers cannot be used.
     """
     comm = adopt(comm)
     clock, interruption = Clock(comm), Interruption(comm, config)
 
     def once(memory: Memory | None) -> Model:
         with supervise(config, comm, progress.warn):
-            requirements.check(
-                config
-            )  # once all ranks are known to have the same options: all refuse them, or none
+            # `supervise` has checked that all ranks have the same options: all refuse them, or
+            # none.
+            requirements.check(config)
             survivors(config, data, comm)
             if config.statistics == "yes" and (why := inference.why_never(config)):
                 raise UsageError(f"--statistics yes: {why}")
@@ -88,7 +112,20 @@ def train(
 
 
 def load_rows(data: Sequence[str], config: Config, comm: Comm) -> Shard:
-    """Read the files, after one rank of each host has compiled what the run needs, if it has not yet. Collective."""
+    """Read the files into a shard. Collective.
+
+    If the kernels that the run needs are not yet in the cache, one rank of each host compiles them
+    first.
+
+    Parameters
+    ----------
+    data : sequence of str
+        Paths of the HDF5 files.
+    config : Config
+        Options of the run.
+    comm : Comm
+        Communicator of all ranks of the run.
+    """
     layout = build.layout(config)
     infos = survey(data, layout, comm)
     check_target(infos[0], config.loss, comm)
@@ -106,7 +143,23 @@ def load_rows(data: Sequence[str], config: Config, comm: Comm) -> Shard:
 
 @dataclass
 class Run:
-    """One run from its first or a saved step to its end."""
+    """The state of one run, from its first step or a saved step to its end.
+
+    Parameters
+    ----------
+    problem : Problem
+        Objective, penalty and data of this rank.
+    config : Config
+        Complete configuration (`requirements.complete`).
+    comm : Comm
+        Communicator of all ranks of the run.
+    report : Report
+        Receives messages, records and the summary.
+    interruption : Interruption or None
+        Stops the run at a signal or a time limit; made here if None.
+    memory : Memory or None
+        Latest positions in memory, from which the survivors of a rank failure continue.
+    """
 
     problem: build.Problem
     config: Config
@@ -121,10 +174,8 @@ class Run:
             self.problem, self.config, self.schedule.steps_per_epoch
         )
         self.steps = (self.config.epochs or 1) * self.schedule.steps_per_epoch
-        self.history, self.held_out = (
-            History(),
-            "",
-        )  # the latter: fingerprint of the validation data
+        # `held_out` is the fingerprint of the validation data.
+        self.history, self.held_out = History(), ""
         self.early: EarlyStop | None = None
         if self.config.validation:
             from mpigd.training.callbacks.validation import early_stop
@@ -147,7 +198,8 @@ class Run:
         if self.problem.warning:
             self.report.warn(self.problem.warning)
         self.report.begin(self.problem, self.optimizer, self.steps, self.history.records)
-        # The saver comes last: what it saves must hold what the others learned from the same step.
+        # The saver comes last: a checkpoint must hold what the other callbacks recorded for the
+        # same step.
         self.replicas = Replicas(self.comm, self.config.check_replicas)
         self.callbacks: list[Callback] = [
             self.replicas,
@@ -169,17 +221,26 @@ class Run:
         self._resume()
 
     def train(self) -> None:
-        """Step until the last epoch, or until a callback gives a reason to stop."""
+        """Take steps until the last epoch, or until a callback gives a reason to stop. Collective.
+
+        Raises
+        ------
+        Unfinished
+            On all ranks, if a signal or a time limit stopped the run and a checkpoint is saved;
+            StorageError if nothing could be saved.
+        """
+        # Whatever ends the run, the checkpoint that is being written is completed.
         try:
             self._steps()
-        finally:  # whatever ends the run: what is being written is soon a checkpoint
+        finally:
             if self.saver:
                 self.saver.writer.wait()
         self.reason = self.reason or "epochs"
         if self.saver:
             self._between(self.saver.finish)
         else:
-            self._check()  # the model is about to be made from them, and written by rank 0 alone
+            # The model is about to be made from these parameters, and rank 0 alone writes it.
+            self._check()
         if self.saver and self.reason in REASONS:
             raise self.saver.unfinished(
                 {"signal": "a signal", "time": "the end of its time"}[self.reason], self.first
@@ -195,9 +256,8 @@ class Run:
         self.replicas.watch(self.w, self.first)
         speaking = [(callback, mine) for callback, mine, _ in words if mine.size]
         steps = 0 if self.reason else max(0, self.steps - self.first)
-        for batch in islice(
-            self.schedule.batches(self.first), steps
-        ):  # no batch more is asked for: it may begin an epoch
+        # Ask for no further batch: it could begin an epoch.
+        for batch in islice(self.schedule.batches(self.first), steps):
             for callback, mine in speaking:
                 callback.before(mine)
             oracle = objective.on(batch, reducer)
@@ -210,13 +270,13 @@ class Run:
                 break
 
     def _between(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Do what is no part of a step, on the account `other` of the closing summary."""
+        """Call `work` and book its time, except waiting, under `other` in the closing summary."""
         begin, waited = time.perf_counter(), self.comm.waited
         work(*arguments)
         self.other += time.perf_counter() - begin - (self.comm.waited - waited)
 
     def _words(self) -> list[tuple[Callback, Array, Array]]:
-        """Each callback's words in the step's one buffer: this rank's, and their sums."""
+        """Split the callbacks' part of the step's buffer: (callback, this rank's values, sums)."""
         ends = np.cumsum([callback.words for callback in self.callbacks])
         mine, summed = self.problem.reducer.reserve(int(ends[-1]))
         return list(
@@ -226,9 +286,9 @@ class Run:
     def _after(self, step: Step, words: Sequence[tuple[Callback, Array, Array]]) -> None:
         for callback, _, summed in words:
             if (found := callback.after(step, summed)) and not self.reason:
-                self.reason = (
-                    found  # the first: a run at its end is not one that a signal has stopped
-                )
+                # Keep the first reason: if a run reaches its end, a later signal must not count
+                # as the reason.
+                self.reason = found
 
     def _parts(self) -> dict[str, checkpoint.Arrays]:
         callbacks = {
@@ -240,14 +300,17 @@ class Run:
         return {name: arrays for name, arrays in parts.items() if arrays}
 
     def _check(self) -> None:
-        """ReplicaError on all ranks unless all hold the same bits, those of the states too: from a damaged state of rank 0
-        a continued run would give the same wrong parameters to all. Collective."""
+        """Raise ReplicaError on all ranks unless all ranks hold the same bits. Collective.
+
+        The states are compared too: a damaged state of rank 0 in a checkpoint would give the same
+        wrong parameters to all ranks of the continued run.
+        """
         self.replicas.check(
             self.w, *(array for arrays in self._parts().values() for array in arrays.values())
         )
 
     def _checkpoint(self) -> checkpoint.Checkpoint:
-        """The run as it is now, the same on all ranks. Collective."""
+        """Return the run as it is now, checked to be the same on all ranks. Collective."""
         self._check()
         return self._now()
 
@@ -283,9 +346,8 @@ class Run:
         self.report.skip()
         self.problem.objective.reads = saved.notes["reads"]
         reason = saved.notes["reason"]
-        ended_by = {"epochs": "epochs", "tolerance": "tol"}.get(
-            reason
-        )  # with another value of that, the run goes on
+        # If the option that ended the run has another value now, the run goes on.
+        ended_by = {"epochs": "epochs", "tolerance": "tol"}.get(reason)
         self.reason = (
             ""
             if ended_by and getattr(saved.config, ended_by) != getattr(self.config, ended_by)
@@ -295,7 +357,8 @@ class Run:
             before, now = getattr(saved.config, name), getattr(self.config, name)
             if field.metadata["model"] and before != now:
                 self.report.say(
-                    f"note: --{name.replace('_', '-')} was {before} until here, from now on it is {now}"
+                    f"note: --{name.replace('_', '-')} was {before} until here, from now on it "
+                    f"is {now}"
                 )
         self.report.say(
             f"continuing after step {saved.step}"
@@ -304,14 +367,17 @@ class Run:
         )
 
     def _last(self) -> tuple[Array, float, Array]:
-        """The parameters of the model, their objective and gradient. Collective."""
+        """Return the parameters of the model, their objective and gradient. Collective."""
         best = self.early.best(self.w) if self.early else self.w
         if best is not self.w or self.config.mode != "full":
             return best, *self.optimality.evaluate(best)
         return self.optimality.finish(best, self.state)
 
     def _statistics(self, w: Array, separated: dict[str, Any] | None) -> dict[str, Any]:
-        """Standard errors and so on, or why there are none. One read, which is not one of training. Collective."""
+        """Return standard errors and related statistics, or why there are none. Collective.
+
+        This costs one pass over the data, which is not counted as one of training.
+        """
         if separated:
             return {"refused": separated["text"]}
         objective, penalty = self.problem.objective, self.problem.penalty
@@ -323,15 +389,35 @@ class Run:
             return inference.infer(
                 w, objective, penalty, objective.reducer(self.config.reduce, self.comm)
             )
-        except NumericalError as error:  # raised on all ranks together: the model stands
+        except NumericalError as error:  # all ranks raise it together; the model stays valid
             return {"refused": f"{error}"}
         finally:
             objective.reads = reads
 
     def model(self, clock: Clock) -> Model:
-        """The model with its certificate: objective and gradient at the last parameters, one more read. Collective."""
+        """Return the model with its certificate. Collective.
+
+        The certificate holds the objective and the gradient at the last parameters. They cost one
+        more pass over the data.
+
+        Parameters
+        ----------
+        clock : Clock
+            Measures the parts of the run's time for the summary.
+
+        Returns
+        -------
+        Model
+            The model, the same on all ranks but for the times in its summary.
+
+        Raises
+        ------
+        WorseError
+            On all ranks, if the run ended above the objective with which it began.
+        """
         objective = self.problem.objective
-        self.problem.reducer.reserve(0)  # lets its accumulators go: another takes the last gradient
+        # Release the accumulators of this reducer: another one sums the last gradient.
+        self.problem.reducer.reserve(0)
         reads = objective.reads
         w, value, g = self._last()
         self.optimality.refuse_worse(build.first(self.problem, self.config, self.comm), value)

@@ -1,7 +1,8 @@
-"""One rank of each host compiles the kernels before the others need them.
+"""Compile the kernels on one rank of each host before the other ranks need them.
 
-The leader trains on a few rows by itself, with the options of the run to come: all that run will compile is then in the
-cache, and the other ranks load it. N ranks that compile at once would cost N times the work and race for the cache's files.
+The leader of a host trains on a few rows by itself, with the options of the run to come. After
+that all kernels that the run will compile are in the cache, and the other ranks load them. N ranks
+that compile at once would cost N times the work and race for the cache's files.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from mpigd.training.callbacks.progress import Progress
 from mpigd.training.requirements import automatic_optimizer
 from mpigd_kernels import csr, half
 
+# Options of the warm-up run that replace those of the run to come.
 ALONE = dict(
     checkpoint=None,
     validation=(),
@@ -41,12 +43,12 @@ ALONE = dict(
     on_failure="stop",
 )
 
-MANY, STEPS = (
-    400,
-    3,
-)  # rows of which second-order optimisers take samples, and steps in which they come to their products
+# Rows from which second-order optimisers can take samples, and steps within which they reach
+# their Hessian-vector products.
+MANY, STEPS = 400, 3
 
-# What `auto` chooses depends on the rows; Newton's method from samples runs all kernels of these.
+# What `auto` chooses depends on the number of rows. Newton's method with samples runs all kernels
+# of these optimisers.
 COMPILED_BY_NEWTON = ("newton", "newton-cholesky", "lbfgs-newton", "lbfgs")
 
 Train = Callable[[Shard, Config, Comm, Progress], Any]
@@ -55,7 +57,23 @@ Train = Callable[[Shard, Config, Comm, Progress], Any]
 def rehearse(
     train: Train, config: Config, layout: str, dtype: str, offset: bool, comm: Comm
 ) -> None:
-    """Compile, or load from the cache, what `train` with `config` on such a matrix needs. Collective."""
+    """Compile, or load from the cache, what `train` with `config` needs. Collective.
+
+    Parameters
+    ----------
+    train : Train
+        The training function.
+    config : Config
+        Options of the run to come.
+    layout : str
+        "dense", or the layout of sparse rows.
+    dtype : str
+        Name of the type of the matrix in memory.
+    offset : bool
+        Whether the data have an offset.
+    comm : Comm
+        Communicator of all ranks of the run.
+    """
     leads = leads_host(comm)
     with together(comm):
         if leads:
@@ -63,7 +81,7 @@ def rehearse(
                 _alone(train, config, layout, dtype, offset)
             except MpigdError:
                 raise
-            except Exception:  # a damaged cache file can raise anything: compile afresh
+            except Exception:  # a damaged cache file can raise anything: compile again
                 for entry in kernel_cache.location().glob("*"):
                     shutil.rmtree(entry, ignore_errors=True)
                 _alone(train, config, layout, dtype, offset)
@@ -72,7 +90,7 @@ def rehearse(
 def _alone(train: Train, config: Config, layout: str, dtype: str, offset: bool) -> None:
     full = config.mode == "full"
     n = MANY if full else 4
-    y = np.tile([1.0, 2.0, 1.0, 2.0], n // 4)  # labels, counts and positive numbers alike
+    y = np.tile([1.0, 2.0, 1.0, 2.0], n // 4)  # valid as labels, counts and positive numbers
     shard = Shard(
         n, np.arange(n), _rows(layout, dtype, n // 4), y, offset=np.zeros(n) if offset else None
     )
@@ -89,12 +107,12 @@ def _alone(train: Train, config: Config, layout: str, dtype: str, offset: bool) 
         and automatic_optimizer(short, Shape(n, 3))[0] in COMPILED_BY_NEWTON
     ):
         short = short.replace(optimizer="newton")
-    with contextlib.suppress(WorseError):  # somebody's learning rate need not fit these rows
+    with contextlib.suppress(WorseError):  # the user's learning rate need not suit these rows
         train(shard, short, SelfComm(), Progress(io.StringIO(), quiet=True))
 
 
 def _rows(layout: str, dtype: str, copies: int) -> Matrix:
-    """Four rows by two columns, so many times, through the kernels that loading uses."""
+    """Return `copies` times four rows of two columns, made by the kernels that loading uses."""
     values = np.array([[1.0, 0.5], [2.0, 0.5], [3.0, 1.0], [4.0, 1.0]] * copies, dtype)
     if dtype == "float16":
         half.all_finite(values.view(np.uint16))

@@ -17,7 +17,7 @@ FULL = bool(os.environ.get("TEST_FULL"))
 SEED = int(os.environ.get("TEST_SEED", "3"))  # scripts/faults.sh takes another each time
 RANKS = 3
 LIMIT = CEILING  # seconds for a job that should end by itself
-HANG = 3  # seconds, as --hang-timeout
+HANG = 6  # seconds, as --hang-timeout: two jobs share the cores while a rank loads its kernels
 SOON = {
     "OMPI_MCA_mpi_ft_detector_period": "1",
     "OMPI_MCA_mpi_ft_detector_timeout": "4",

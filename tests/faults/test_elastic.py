@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.jobs import FULL, LIMIT, RANKS, SOON, Place, Schedule
+from tests.faults.jobs import FULL, HANG, LIMIT, RANKS, SOON, Place, Schedule
 from tests.launch import mpiexec, needs_openmpi, python
 
 TURNS = 20 if FULL else 1
@@ -170,7 +170,9 @@ def test_too_few_are_left(
 def test_another_rank_is_late(when: str, turn: int, place: Place) -> None:
     """As the others meet, or after they have gone on: they do not wait for ever, and say for whom they have waited."""
     name = f"late {when} {turn}"
-    ended = place.elastic(name, {"7": [(1, "kill")], when: [(2, "loop")]}, "--hang-timeout", "4")
+    ended = place.elastic(
+        name, {"7": [(1, "kill")], when: [(2, "loop")]}, "--hang-timeout", str(HANG)
+    )
     assert ended.code == 75, ended.said
     assert "has not ended after" in ended.said
     assert "rank 2 on" in ended.said

@@ -45,12 +45,16 @@ def test_a_package_that_the_index_lacks_is_no_end(tmp_path: Path) -> None:
 def test_a_copy_of_the_project_is_noticed(copied: bool, tmp_path: Path) -> None:
     """`pip install .` in the environment would leave a copy there, which no later change of the sources reaches."""
     for name in ("mpigd", "mpigd_kernels"):
-        place = tmp_path / ("site" if copied and name == "mpigd_kernels" else "root") / name
+        place = (
+            tmp_path
+            / ("root/.venv/lib/site-packages" if copied and name == "mpigd_kernels" else "root")
+            / name
+        )
         place.mkdir(parents=True)
         (place / "__init__.py").touch()
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin" / "python"
-    paths = f"{tmp_path}/site:{tmp_path}/root"
+    paths = f"{tmp_path}/root/.venv/lib/site-packages:{tmp_path}/root"
     python.write_text(f'#!/bin/sh\nshift\nPYTHONPATH={paths} exec {sys.executable} -P -S "$@"\n')
     python.chmod(0o755)
     done = shell('root="$folder/root"; is_editable "$folder" && echo yes || echo no', tmp_path)

@@ -1,7 +1,8 @@
-"""What happens after a step besides the step: each callback may watch, stop the run, or save.
+"""Callbacks run after every optimiser step; they can observe it, stop the run or save a checkpoint.
 
-A decision must be the same on all ranks. Where it starts from something local (a clock, a signal), the callback puts words
-into the step's one buffer and decides on their sum.
+A decision must be the same on all ranks. If it starts from something local (a clock, a signal),
+the callback puts numbers into the step's buffer, which is summed over the ranks, and decides on
+their sums.
 """
 
 from __future__ import annotations
@@ -20,7 +21,17 @@ Array = np.ndarray[Any, Any]
 
 
 class Step(NamedTuple):
-    """What a step left behind: its batch, the parameters and state after it, and the buffer words' sums over ranks."""
+    """The result of a step.
+
+    Parameters
+    ----------
+    batch : Batch
+        Rows of the step, its number and its epoch.
+    w : array (k * p,) of float64
+        Parameters after it.
+    state : State
+        State of the optimiser after it.
+    """
 
     batch: Batch
     w: Array
@@ -36,7 +47,7 @@ class Step(NamedTuple):
 
 
 class Measure(Protocol):
-    """Tells how far a run is from its optimum."""
+    """An object that measures how far a run is from its optimum."""
 
     checked: tuple[float, float, float]
 
@@ -44,22 +55,36 @@ class Measure(Protocol):
 
 
 class Callback:
-    """Does nothing; the others override what they need."""
+    """Base class: each method does nothing, and subclasses override what they need."""
 
-    words = 0  # how many this one adds to the step's buffer
+    words = 0  # numbers that this callback adds to the step's buffer
     # The group of `state` in a checkpoint. It is part of the file format, so it stays the same if
-    # the class is renamed or moved. Empty: this callback has no state, and `state` is not called.
+    # the class is renamed or moved. If it is empty, this callback has no state, and `state` is
+    # not called.
     state_name = ""
 
     def before(self, words: Array) -> None:
-        """Fill this rank's words before a step; not called where there are none."""
+        """Fill in this rank's numbers before a step; not called if `words` is 0."""
 
     def after(self, step: Step, words: Array) -> str | None:
-        """Called on all ranks after a step with the words' sums. A text stops the run: the reason."""
+        """Handle the end of a step; called on all ranks.
+
+        Parameters
+        ----------
+        step : Step
+            Result of the step.
+        words : array (words,) of float64
+            Sums over ranks of the callback's numbers.
+
+        Returns
+        -------
+        str or None
+            None, or a text that stops the run: the reason.
+        """
         return None
 
     def state(self) -> dict[str, Array]:
-        """Named arrays that `restore` continues from; only called if `state_name` is set."""
+        """Return named arrays for `restore`; called only if `state_name` is set."""
         return {}
 
     def restore(self, state: dict[str, Array]) -> None:
@@ -67,10 +92,16 @@ class Callback:
 
 
 class Tolerance(Callback):
-    """Stops full mode once no more than the tolerance is left of the objective, relative to what there is to gain.
+    """Stop full mode once at most the tolerance is left, relative to what there is to gain.
 
-    optimality: what measures that (mpigd/training/optimality.py). "flat": the optimiser found no way down that rounding leaves
-    visible.
+    The reason "flat" means that the optimiser found no way down that rounding leaves visible.
+
+    Parameters
+    ----------
+    tol : float
+        Tolerance; 0 never stops.
+    optimality : Measure
+        Measures what is left of the objective (mpigd/training/optimality.py).
     """
 
     state_name = "tolerance"
@@ -93,7 +124,7 @@ class Tolerance(Callback):
 
 @dataclass
 class History(Callback):
-    """A record per epoch: the mean of its steps' objectives and the last gradient's norm."""
+    """Record every epoch: the mean of its steps' objectives and the last gradient's norm."""
 
     state_name = "history"
 
@@ -124,18 +155,39 @@ class History(Callback):
 
 
 class EarlyStop(Callback):
-    """Scores parameters every so many steps; keeps the best, and stops after `patience` scores without improvement.
+    """Score the parameters every `every` steps; stop after `patience` scores without improvement.
 
-    A tie is no improvement, as in Keras and scikit-learn: of equal scores the first is the best, and each later one counts
-    towards `patience`. Neither is NaN one (a score that is not defined).
+    A tie is no improvement, as in Keras and scikit-learn: of equal scores the first is the best,
+    and each later one counts towards `patience`. A score of NaN (undefined) is no improvement
+    either.
+
+    Parameters
+    ----------
+    score : callable
+        Returns the scores of parameters w (k * p,). Collective.
+    metric : str
+        The score that decides.
+    higher : bool
+        Whether a higher score is better.
+    every : int
+        Steps between two scores.
+    patience : int or None
+        Scores without improvement that stop the run; None never stops.
+    history : list of dict
+        Records of the run, to which the scores are appended.
     """
 
     state_name = "earlystop"
 
     def __init__(
-        self, score: Callable[[Array], dict[str, Any]], metric: str, higher: bool, every: int, patience: int | None,
+        self,
+        score: Callable[[Array], dict[str, Any]],
+        metric: str,
+        higher: bool,
+        every: int,
+        patience: int | None,
         history: list[dict[str, Any]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._score, self._metric, self._sign = score, metric, 1.0 if higher else -1.0
         self._every, self._patience, self._history = every, patience, history
         self._best: Array | None = None
@@ -160,7 +212,7 @@ class EarlyStop(Callback):
         )
 
     def best(self, w: Array) -> Array:
-        """The parameters to keep: with --patience those of the best score, else the last."""
+        """Return the parameters to keep: with --patience those of the best score, else the last."""
         return w if self._best is None or self._patience is None else self._best
 
     def state(self) -> dict[str, Array]:

@@ -1,4 +1,7 @@
-"""Saving beside the training: rank 0 copies what a checkpoint holds, and a thread writes it while the steps go on."""
+"""Save checkpoints while the training goes on.
+
+Rank 0 copies what a checkpoint holds, and a thread writes the copy while the next steps run.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +22,30 @@ SECONDS = 60.0  # between two saves, unless --checkpoint-every counts steps
 
 
 class Writer:
-    """Writes the checkpoints of a run, one at a time, on a thread of its own, which knows nothing of MPI.
+    """Write the checkpoints of a run, one at a time, on a thread that never calls MPI.
 
-    `step`: that of the last whole one in the folder, -1 if there is none of this run.
+    `step` is that of the last complete checkpoint in the folder, -1 if there is none of this run.
+
+    Parameters
+    ----------
+    folder : str
+        Where checkpoints are saved.
+    epoch : int or None
+        `Comm.epoch` if the other ranks may go on without this rank, else None.
     """
 
     def __init__(self, folder: str, epoch: int | None = None) -> None:
-        self.step, self._before = -1, -1  # the last two that are whole: what is older may go
+        self.step, self._before = -1, -1  # of the last two complete files; older ones are removed
         self._folder, self._epoch = folder, epoch
         self._thread: threading.Thread | None = None
         self._failures: list[Exception] = []
 
     def free(self) -> bool:
-        """Whether no file is being written."""
+        """Return whether no file is being written."""
         return self._thread is None or not self._thread.is_alive()
 
     def start(self, copied: Checkpoint) -> None:
-        """Begin to write one that nobody changes any more; only if `free`."""
+        """Begin to write a copy that does not change any more; only if `free`."""
         self.wait()
         self._thread = threading.Thread(
             target=self._write, args=(copied,), name="mpigd-save", daemon=True
@@ -43,7 +53,7 @@ class Writer:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until nothing is being written."""
+        """Wait until nothing is being written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -53,7 +63,10 @@ class Writer:
         return bool(self._failures)
 
     def failures(self) -> list[Exception]:
-        """Why checkpoints were not written, told once: two, where the next one was due before the run heard of the first."""
+        """Return and clear pending write errors.
+
+        There can be two if a second save failed before the first error was reported.
+        """
         told, self._failures = self._failures, []
         return told
 
@@ -65,17 +78,28 @@ class Writer:
             checkpoint.prune(self._folder, self._before)
         except DataError as error:  # the folder cannot be listed
             self._failures.append(StorageError(str(error)))
-        except Exception as error:  # the run hears of it after its next step
+        except Exception as error:  # reported by the run after its next step
             self._failures.append(error)
 
 
 class Saver(Callback):
-    """Saves every so many steps, or when rank 0's clock says that a minute has passed; not while the last save is being written.
+    """Save every `--checkpoint-every` steps, or when a minute has passed on rank 0's clock.
 
-    `collect`: what to save, once all ranks are known to have the same. Collective.
+    Nothing is saved while the last save is still being written.
+
+    Parameters
+    ----------
+    collect : callable
+        Returns what to save, after a check that it is the same on all ranks. Collective.
+    config : Config
+        Options of the run.
+    comm : Comm
+        Communicator of all ranks of the run.
+    warn : callable
+        Shows a warning.
     """
 
-    words = 2  # whether the clock says so, and whether a save has failed
+    words = 2  # whether a save is due by the clock, and whether a save has failed
 
     def __init__(
         self,
@@ -107,13 +131,17 @@ class Saver(Callback):
         return None
 
     def _save(self) -> None:
-        """Rank 0 copies, and the thread writes. Collective."""
+        """Let rank 0 copy the state and its thread write it. Collective."""
         saved = self._collect()
         if self._comm.rank == 0 and self.writer.free():
             self.writer.start(saved.copy())
 
     def _tell(self) -> None:
-        """What went wrong is a warning, since the last good checkpoint is there, or StorageError on all ranks. Collective."""
+        """Report pending write errors. Collective.
+
+        An error is a warning, since the last good checkpoint is there, or with --on-save-error stop
+        a StorageError on all ranks.
+        """
         ends = None
         for error in self.writer.failures():
             if isinstance(error, StorageError) and not self._strict:
@@ -123,7 +151,7 @@ class Saver(Callback):
         agree(self._comm, ends)
 
     def finish(self) -> None:
-        """Save once more, and see it through. Collective."""
+        """Save once more, and wait until the file is written. Collective."""
         self.writer.wait()
         self._tell()
         self._save()
@@ -131,15 +159,29 @@ class Saver(Callback):
         self._tell()
 
     def unfinished(self, why: str, step: int) -> MpigdError:
-        """What is raised, on all ranks, where `why` stopped the run after so many steps, and `finish` is done. Collective.
+        """Return the error to raise on all ranks after an interruption. Collective.
 
-        Without any checkpoint the same command would begin, and be stopped, for ever: then it is StorageError.
+        `finish` must have been called before.
+
+        Parameters
+        ----------
+        why : str
+            What stopped the run.
+        step : int
+            Number of steps completed.
+
+        Returns
+        -------
+        MpigdError
+            Unfinished, or StorageError if there is no checkpoint: the same command would then
+            begin, and be stopped, for ever.
         """
         saved = self._whole()
         error: MpigdError
         if saved < 0:
             error = StorageError(
-                f"stopped by {why} after step {step:,}, and nothing could be saved in {self._folder}"
+                f"stopped by {why} after step {step:,}, and nothing could be saved in "
+                f"{self._folder}"
             )
         else:
             where = (
@@ -154,16 +196,16 @@ class Saver(Callback):
         return error
 
     def rescue(self, step: int) -> str:
-        """Save the parameters with which the run cannot go on, and say what became of that. Collective."""
+        """Save the parameters with which the run cannot go on; return a note on it. Collective."""
         try:
             self.finish()
-        except StorageError as error:  # what it is told beside is the worse
+        except StorageError as error:  # the note accompanies a worse error
             return str(error)
         what = f"the parameters before it are {'saved' if self._whole() == step else 'not saved'}"
         return f"{what} in {self._folder}"
 
     def _whole(self) -> int:
-        """The step of the last whole checkpoint, -1 if there is none. Collective."""
+        """Return the step of the last complete checkpoint, -1 if there is none. Collective."""
         step = np.array([self.writer.step], dtype=np.int64)
         self._comm.bcast(step)
         return int(step[0])

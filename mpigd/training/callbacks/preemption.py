@@ -1,6 +1,7 @@
-"""Stopping in time: a signal, a budget of wall time, or the end of the batch job. Saved, and to be continued by the same command.
+"""Stop a run in time: at a signal, at a wall-time limit, or before the end of the batch job.
 
-What one rank has seen becomes a word in the step's one buffer, so that all ranks stop after the same step.
+The run is saved, and the same command continues it. What one rank has seen becomes a number in the
+step's buffer, which is summed over the ranks, so that all ranks stop after the same step.
 """
 
 from __future__ import annotations
@@ -22,19 +23,28 @@ from mpigd.parallel.comm import Comm
 from mpigd.training.callbacks.base import Callback, Step
 
 Array = np.ndarray[Any, Any]
-SIGNALS = (
-    signal.SIGUSR1,
-    signal.SIGTERM,
-)  # and HUP. USR1 reaches the ranks through every launcher; after TERM there may be no time
-REASONS = ("signal", "time")  # why a run was stopped that is not at its end
-MARGIN = 5.0  # seconds kept for saving, beside the longest step so far
-END_TIMES = ("SLURM_JOB_END_TIME",)  # seconds since 1970, as batch systems tell it
+# HUP is handled too, unless it is ignored. USR1 reaches the ranks through every launcher; after
+# TERM there may be no time left.
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+REASONS = ("signal", "time")  # reasons to stop a run that is not at its end
+MARGIN = 5.0  # seconds reserved for saving, beyond the longest step so far
+END_TIMES = ("SLURM_JOB_END_TIME",)  # seconds since 1970, set by batch systems
 
 
 class Interruption(Callback):
-    """Stops the run after a step during which a rank met a signal, or that no other step would fit behind.
+    """Stop the run after a step if a rank met a signal, or if no time is left for another step.
 
-    Made when the run begins, for --max-time counts from there. Without --checkpoint nothing could be saved: then it does nothing.
+    It is made when the run begins, since --max-time counts from there. Without --checkpoint it does
+    nothing, since nothing could be saved.
+
+    Parameters
+    ----------
+    comm : Comm
+        Communicator of all ranks of the run.
+    config : Config
+        Options of the run.
+    env : mapping
+        Environment variables, among which END_TIMES are looked up.
     """
 
     def __init__(self, comm: Comm, config: Config, env: Mapping[str, str] = os.environ) -> None:
@@ -44,9 +54,8 @@ class Interruption(Callback):
             0,
             0.0,
         )
-        self.words = (
-            2 if self._saves else 0
-        )  # a step of one row takes some 20 microseconds: nothing that is not needed
+        # A step of one row takes some 20 microseconds, so nothing is added that is not needed.
+        self.words = 2 if self._saves else 0
         now = self._last = time.monotonic()
         ends = [now + seconds_of(config.max_time)] if config.max_time is not None else []
         ends += [
@@ -58,10 +67,10 @@ class Interruption(Callback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take notice of signals within the block. Outside the main thread no handler can be set."""
+        """Handle signals within the block. Outside the main thread no handler can be set."""
         before: dict[signal.Signals, Any] = {}
         if self._saves and threading.current_thread() is threading.main_thread():
-            ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
+            ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as nohup sets it
             heard = SIGNALS if ignored else (*SIGNALS, signal.SIGHUP)
             before = {number: signal.signal(number, self._catch) for number in heard}
         try:
@@ -71,7 +80,7 @@ class Interruption(Callback):
                 signal.signal(number, handler)
 
     def _catch(self, number: int, frame: Any) -> None:
-        self._caught = number  # nothing else: a step is under way
+        self._caught = number  # nothing else, since a step may be running
 
     def before(self, words: Array) -> None:
         now = time.monotonic()

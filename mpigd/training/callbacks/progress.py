@@ -1,6 +1,7 @@
-"""How people see a run while it goes: one line that rewrites itself on a terminal, plain lines now and then in a batch log.
+"""Show the progress of a run: a live line on a terminal, plain lines now and then in a batch log.
 
-Rank 0 only. It is given numbers and shows them; it reads no communicator, so what it shows cannot change what is trained.
+Rank 0 only. Progress receives numbers and shows them. It reads no communicator, so what it shows
+cannot change what is trained.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
-TERMINAL_SECONDS = 0.1  # between two states of the live line
+TERMINAL_SECONDS = 0.1  # between two updates of the live line
+# Moves to the beginning of the line and erases it (ANSI escape sequence).
 ERASE = "\r\x1b[K"
-WAITING = 0.3  # a share of waiting from which the summary says what to do about it
+WAITING = 0.3  # share of waiting above which the summary gives advice
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 3.2 ms, 4.51 s, 3m 20s, 5h 07m, 2d 03h."""
+    """Format seconds for people: 3.2 ms, 4.51 s, 3m 20s, 5h 07m, 2d 03h."""
     if not math.isfinite(seconds):
         return "?"
     if seconds < 60:
@@ -31,7 +33,7 @@ def duration(seconds: float) -> str:
 
 
 def quantity(number: float) -> str:
-    """A number of rows for people: 950, 1.2k, 1.2M, 34G."""
+    """Format a number of rows for people: 950, 1.2k, 1.2M, 34G."""
     if not math.isfinite(number):
         return "?"
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -42,9 +44,20 @@ def quantity(number: float) -> str:
 
 
 class Progress:
-    """Shows a run on `stream`; nothing but warnings if `quiet`. sys.stderr may be None, or closed: then nothing is shown.
+    """Show a run on a stream; only warnings if `quiet`.
 
-    stream: text, usually stderr. every: seconds between two lines where the stream is no terminal. clock: seconds, monotonic.
+    sys.stderr may be None or closed: then nothing is shown.
+
+    Parameters
+    ----------
+    stream : TextIO or None
+        Text stream, usually stderr.
+    quiet : bool
+        Show only warnings.
+    every : float
+        Seconds between two lines if the stream is no terminal.
+    clock : callable
+        Returns monotonic seconds.
     """
 
     def __init__(
@@ -58,20 +71,43 @@ class Progress:
         self._stream, self.quiet, self._clock = stream or io.StringIO(), quiet, clock
         self._live = not quiet and self._stream.isatty()
         self._every = min(every, TERMINAL_SECONDS) if self._live else every
-        self._first: tuple[float, int] | None = (
-            None  # when the first step was seen, and which one it was
-        )
+        # The time of the first step that was seen, and its number.
+        self._first: tuple[float, int] | None = None
         self._shown_at = -math.inf
         self._losses, self._count = 0.0, 0  # since the last line
 
     def update(
-        self, *, epoch: int, epochs: int, step: int, steps: int, loss: float, gradient_norm: float,
-        rows_per_second: float, force: bool = False,
-    ) -> None:  # fmt: skip
-        """The state after step `step` of `steps`, counted from 1; `force`: an epoch ends, show it soon.
+        self,
+        *,
+        epoch: int,
+        epochs: int,
+        step: int,
+        steps: int,
+        loss: float,
+        gradient_norm: float,
+        rows_per_second: float,
+        force: bool = False,
+    ) -> None:
+        """Show the state after a step.
 
-        Where a step sees only some rows, what is shown is the mean loss since the last line: that of one step says little.
-        Called after every step, a hundred thousand times a second with small ones: it must return quickly.
+        If a step sees only some of the rows, the mean loss since the last line is shown, since the
+        loss of one step says little. This is called after every step, a hundred thousand times per
+        second with small ones, so it must return quickly.
+
+        Parameters
+        ----------
+        epoch, epochs : int
+            Number of the epoch, counted from 1, and of all epochs.
+        step, steps : int
+            Number of the step, counted from 1, and of all steps.
+        loss : float
+            Objective at the step.
+        gradient_norm : float
+            Norm of its gradient.
+        rows_per_second : float
+            Rows seen by all ranks per second.
+        force : bool
+            An epoch ends: show it soon.
         """
         if self.quiet:
             return
@@ -81,36 +117,43 @@ class Progress:
         )
         if self._first is None:
             self._first = now, step
-        # Even forced lines keep a distance: a thousand short epochs must not flood the log.
+        # Forced lines keep a distance too: a thousand short epochs must not flood the log.
         if now - self._shown_at < (self._every / 10 if force else self._every) and not last:
             return
         done = step - self._first[1]
-        # At most, since a tolerance or a validation may stop the run earlier.
+        # "At most", since a tolerance or a validation may stop the run earlier.
         left = (
             f"  at most {duration((now - self._first[0]) / done * (steps - step))} left"
             if done and not last
             else ""
         )
-        place = f"epoch {epoch}/{epochs}  step {step:,}/{steps:,}  loss {self._losses / self._count:.6g}"
+        place = (
+            f"epoch {epoch}/{epochs}  step {step:,}/{steps:,}  loss "
+            f"{self._losses / self._count:.6g}"
+        )
         self._line(
             f"{place}  gradient {gradient_norm:.2e}  {quantity(rows_per_second)} rows/s{left}"
         )
         self._shown_at, self._losses, self._count = now, 0.0, 0
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Show a line that stays."""
         if not self.quiet:
             self._write((ERASE if self._live else "") + text + "\n")
 
     def warn(self, text: str) -> None:
-        """A line that even the quiet see."""
+        """Show a warning, even if `quiet`."""
         self._write((ERASE if self._live else "") + f"mpigd: warning: {text}\n")
 
     def close(self, summary: Mapping[str, Any]) -> None:
-        """The end of a run: its result, and where the time went.
+        """Show the end of a run: its result, and the parts of its time.
 
-        summary: `objective gradient_norm stop_reason epochs steps reads seconds rows_per_second`, `time` (mean seconds per
-        part: load, compute, wait, ...) and `ranks` (a list with each rank's seconds per part); what is missing is not shown.
+        Parameters
+        ----------
+        summary : mapping
+            Mapping with `objective`, `gradient_norm`, `stop_reason`, `epochs`, `steps`, `reads`,
+            `seconds`, `rows_per_second`, `time` (mean seconds per part: load, compute, wait, ...)
+            and `ranks` (a list with each rank's seconds per part). Missing values are not shown.
         """
         for line in closing(summary):
             self.note(line)
@@ -124,10 +167,9 @@ class Progress:
         try:
             self._stream.write(text)
             self._stream.flush()  # a launcher's pipe shows only what has left this process
-        except (
-            OSError,
-            ValueError,
-        ):  # the reader is gone, or the disk of the log is full: the run is worth more
+        # The reader is gone, or the disk of the log is full: the run is worth more than its
+        # progress.
+        except (OSError, ValueError):
             self.quiet = True
 
 
@@ -151,7 +193,7 @@ RESULTS: dict[str, Callable[[Any], str]] = {
 
 
 def closing(summary: Mapping[str, Any]) -> list[str]:
-    """The lines at the end of a run; see Progress.close."""
+    """Return the lines at the end of a run; see Progress.close."""
     words = [show(summary[name]) for name, show in RESULTS.items() if summary.get(name) is not None]
     return [
         "done: " + "  ".join(words),
@@ -161,25 +203,29 @@ def closing(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _proof(summary: Mapping[str, Any]) -> list[str]:
-    """How near the optimum is, or what is known instead."""
+    """Say how near the optimum is, or what is known instead."""
     if said := left_to_gain(summary):
         return [f"  {said}" if summary.get("converged") else f"  not converged: {said}"]
     if (lost := summary.get("gradient_error")) is None:
         return []
     norm = summary["gradient_norm"]
     return [
-        f"  no finite bound on the distance from the optimum: gradient {norm:.2e}, of that rounding at most {lost:.1e}"
+        f"  no finite bound on the distance from the optimum: gradient {norm:.2e}, of that "
+        f"rounding at most {lost:.1e}"
     ]
 
 
 def left_to_gain(summary: Mapping[str, Any]) -> str:
-    """How far the optimum is, relative to the gain over the null model; "" where nothing is known."""
+    """Say how far the optimum is, relative to the gain over the null model; "" if not known."""
     left, null, value = summary.get("left"), summary.get("null_objective"), summary.get("objective")
     if left is None or null is None or value is None:
         return ""
     gain = null - value
     if not 0.0 < gain < math.inf:
-        return f"at most {left:.1e} above the optimum, nothing was gained over the model without columns"
+        return (
+            f"at most {left:.1e} above the optimum, nothing was gained over the model without "
+            "columns"
+        )
     how = "proven: at most" if summary.get("gap") == left else "about"
     return (
         f"{how} {left / gain:.1e} of what there is to gain over the model without columns is left"
@@ -187,7 +233,7 @@ def left_to_gain(summary: Mapping[str, Any]) -> str:
 
 
 def _where(time: Mapping[str, float], ranks: Sequence[Mapping[str, float]]) -> list[str]:
-    """A line per part of the time, with the ranks that spent least and most in it, and a hint."""
+    """Return a line per part of the time, with the ranks that spent least and most, and advice."""
     total, lines = sum(time.values()), list[str]()
     for part, seconds in time.items() if total > 0 else ():
         each = [rank[part] for rank in ranks if part in rank]
@@ -204,15 +250,17 @@ def _where(time: Mapping[str, float], ranks: Sequence[Mapping[str, float]]) -> l
 
 
 def _hint(waiting: float, compute: Sequence[float]) -> list[str]:
-    """What to do where ranks spent much of their time waiting for each other."""
+    """Return advice if ranks spent much of their time waiting for each other."""
     if len(compute) < 2 or waiting < WAITING:
         return []
     slowest, mean = max(compute), sum(compute) / len(compute)
     if slowest > 1.2 * mean:
         who, times = compute.index(slowest), slowest / mean
         return [
-            f"  rank {who} computes {times:.1f} times as long as the mean: mpigd doctor shows the ranks' cores"
+            f"  rank {who} computes {times:.1f} times as long as the mean: mpigd doctor shows "
+            "the ranks' cores"
         ]
     return [
-        f"  {waiting:.0%} of the time is waiting: steps too small for {len(compute)} ranks, or cores that others use too"
+        f"  {waiting:.0%} of the time is waiting: steps too small for {len(compute)} ranks, or "
+        "cores that others use too"
     ]

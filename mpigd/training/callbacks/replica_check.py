@@ -1,7 +1,8 @@
-"""Are the parameters still the same on every rank? A hash of them rides in the step's one buffer.
+"""Check that the parameters are still the same on every rank.
 
-Every rank must take the same branch on sums alone. Sixteen-bit words v of the hash and their squares are summed
-exactly; all ranks hold the same word if and only if size * sum(v**2) == sum(v)**2 (Cauchy-Schwarz).
+A hash of the parameters travels in the step's buffer. Every rank must take the same branch, so the
+test uses sums alone: sixteen-bit words v of the hash and their squares are summed exactly. All
+ranks hold the same word if and only if size * sum(v**2) == sum(v)**2 (Cauchy-Schwarz).
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from mpigd.parallel.comm import Comm
 from mpigd.training.callbacks.base import Callback, Step
 
 Array = np.ndarray[Any, Any]
-WORDS = 4  # of 16 bits
+WORDS = 4  # words of 16 bits in a hash
 
 
 def words_of(*arrays: Array) -> Array:
-    """The hash of the arrays' bits as WORDS numbers below 2**16."""
+    """Return the hash of the arrays' bits as WORDS numbers below 2**16."""
     total = hashlib.blake2b(digest_size=2 * WORDS)
     for array in arrays:
         total.update(np.ascontiguousarray(array).data)  # `tobytes` would be a copy
@@ -28,7 +29,17 @@ def words_of(*arrays: Array) -> Array:
 
 
 class Replicas(Callback):
-    """Compares the parameters of all ranks every `every` steps. `check` does at once, before something is saved."""
+    """Compare the parameters of all ranks every `every` steps.
+
+    `check` compares at once, before something is saved.
+
+    Parameters
+    ----------
+    comm : Comm
+        Communicator of all ranks of the run.
+    every : int
+        Steps between two comparisons.
+    """
 
     words = 2 * WORDS
 
@@ -38,7 +49,15 @@ class Replicas(Callback):
         self._due = False
 
     def watch(self, w: Array, first: int) -> None:
-        """Begin with these parameters before step `first`: all ranks have them from the same file, or from sums."""
+        """Begin with these parameters: all ranks have them from the same file, or from sums.
+
+        Parameters
+        ----------
+        w : array (k * p,) of float64
+            Parameters.
+        first : int
+            Number of the next step.
+        """
         self._w, self._next, self._equal_at = w, first, first
 
     def before(self, words: Array) -> None:
@@ -56,7 +75,10 @@ class Replicas(Callback):
         return None
 
     def check(self, *arrays: Array) -> None:
-        """Raise ReplicaError on all ranks, naming those that differ, unless all hold the same bits. Collective."""
+        """Raise ReplicaError on all ranks unless all ranks hold the same bits. Collective.
+
+        The message names the ranks that differ from the majority.
+        """
         hashes = self._comm.allgather(words_of(*arrays))
         kinds, counts = np.unique(hashes, axis=0, return_counts=True)
         if len(kinds) == 1:
@@ -65,8 +87,9 @@ class Replicas(Callback):
         usual = kinds[int(np.argmax(counts))]
         ranks = ", ".join(str(rank) for rank in np.flatnonzero(np.any(hashes != usual, axis=1)))
         error = ReplicaError(
-            f"the parameters of rank(s) {ranks} differ from the others'; they were the same before step {self._equal_at + 1}: "
-            "suspect that host's memory or software, and continue from the last checkpoint"
+            f"the parameters of rank(s) {ranks} differ from the others'; they were the same "
+            f"before step {self._equal_at + 1}: suspect that host's memory or software, "
+            "and continue from the last checkpoint"
         )
         error.agreed = True
         raise error

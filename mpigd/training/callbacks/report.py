@@ -1,4 +1,4 @@
-"""What people see of a run: lines while it goes, the log, the closing summary. Rank 0 only."""
+"""Report a run to people: progress lines, the log and the closing summary. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -21,20 +21,18 @@ if TYPE_CHECKING:
     from mpigd.training.problem import Problem
 
 Array = np.ndarray[Any, Any]
-UNPROVEN = {
-    "epochs": "--epochs {} ended",
-    "flat": "rounding left no way down",
-}  # reasons to stop full mode that prove nothing
-
-
+# Reasons to stop full mode that prove nothing.
+UNPROVEN = {"epochs": "--epochs {} ended", "flat": "rounding left no way down"}
+# Advice for each of these reasons.
 ADVICE = {
     "epochs": "Raise --epochs, or leave --optimizer to auto",
-    "flat": "Add a ridge penalty (--l2 1e-6), use --dtype float64, or accept it with a larger --tol",
+    "flat": "Add a ridge penalty (--l2 1e-6), use --dtype float64, or accept it with a larger "
+    "--tol",
 }
 
 
 class Clock:
-    """Where this rank's time went: loading, waiting for others, computing, and other things between the steps."""
+    """Measure this rank's time: loading, waiting, computing, and other work between the steps."""
 
     def __init__(self, comm: Comm) -> None:
         self._comm, self._begin, self._waited = comm, time.perf_counter(), comm.waited
@@ -45,9 +43,21 @@ class Clock:
         self._waited = self._comm.waited
 
     def summary(self, rows: float, other: float = 0.0) -> dict[str, Any]:
-        """Seconds of training and their parts, averaged over ranks, and each rank's computing and waiting. Collective.
+        """Return the seconds of training and their parts. Collective.
 
-        other: this rank's seconds between the steps (validation, checkpoints, lines and the log) that were no waiting.
+        Parameters
+        ----------
+        rows : float
+            Rows that were processed, for the rows per second.
+        other : float
+            This rank's seconds between the steps (validation, checkpoints, lines and the log),
+            without waiting.
+
+        Returns
+        -------
+        dict
+            `seconds`, `rows_per_second`, `time` (parts averaged over ranks) and `ranks` (each
+            rank's seconds of computing and waiting).
         """
         training = time.perf_counter() - self._begin - self._load
         waited = self._comm.waited - self._waited
@@ -72,7 +82,17 @@ def _open_log(path: str) -> IO[str]:
 
 
 class Report(Callback):
-    """Progress lines and the log of a run."""
+    """Show progress lines and write the log of a run.
+
+    Parameters
+    ----------
+    progress : Progress
+        Shows lines and warnings.
+    config : Config
+        Options of the run.
+    comm : Comm
+        Communicator of all ranks of the run.
+    """
 
     def __init__(self, progress: Progress, config: Config, comm: Comm) -> None:
         self._progress, self._config, self._first = progress, config, comm.rank == 0
@@ -92,20 +112,30 @@ class Report(Callback):
     def begin(
         self, problem: Problem, optimizer: Optimizer, steps: int, records: list[dict[str, Any]]
     ) -> None:
-        """Say what is about to run, and follow its `records`, to which others append."""
+        """Say what is about to run.
+
+        Parameters
+        ----------
+        problem, optimizer : Problem, Optimizer
+            Those of the run.
+        steps : int
+            Steps of all epochs.
+        records : list of dict
+            Records of the run, to which other callbacks append; they are logged.
+        """
         self._rows, self._steps = problem.objective.n, steps
         self._records, self._logged = records, 0
         self._begin, self._seen = time.perf_counter(), 0.0
         d, config = problem.objective.rows.X.d, self._config
         penalty = (f"l1 {config.l1:g}, " if config.l1 else "") + f"l2 {config.l2:g}"
         self.say(
-            f"{problem.loss.name} loss on {self._rows:,} rows x {d:,} columns, {penalty}, {config.mode} mode, "
-            f"optimizer {optimizer.name}, seed {config.seed}"
+            f"{problem.loss.name} loss on {self._rows:,} rows x {d:,} columns, {penalty}, "
+            f"{config.mode} mode, optimizer {optimizer.name}, seed {config.seed}"
         )
         self._write("start", rows=self._rows, columns=d, config=to_dict(config))
 
     def skip(self) -> None:
-        """What has been recorded so far is in the log already: the run is being continued."""
+        """Mark the records so far as logged: the run is being continued."""
         self._logged = len(self._records)
 
     def after(self, step: Step, words: Array) -> str | None:
@@ -116,16 +146,21 @@ class Report(Callback):
         if not self._progress.quiet:
             elapsed = time.perf_counter() - self._begin
             self._progress.update(
-                epoch=batch.epoch + 1, epochs=self._config.epochs or 1, step=batch.step + 1, steps=self._steps,
-                loss=step.value, gradient_norm=step.gradient_norm, rows_per_second=self._seen / max(elapsed, 1e-9),
+                epoch=batch.epoch + 1,
+                epochs=self._config.epochs or 1,
+                step=batch.step + 1,
+                steps=self._steps,
+                loss=step.value,
+                gradient_norm=step.gradient_norm,
+                rows_per_second=self._seen / max(elapsed, 1e-9),
                 force=batch.ends_epoch and self._config.mode != "full",
-            )  # fmt: skip
+            )
         if len(self._records) > self._logged:
             self._record()
         return None
 
     def _record(self) -> None:
-        """Log what others have appended to the records."""
+        """Log the records that other callbacks have appended."""
         elapsed = time.perf_counter() - self._begin
         for record in self._records[self._logged :]:
             self._write(
@@ -156,12 +191,13 @@ class Report(Callback):
             self._log.close()
 
     def _unproven(self, summary: dict[str, Any]) -> str | None:
-        """What to know of a full run that ended before its tolerance."""
+        """Return a warning if a run is worse than the null model or ended before its tolerance."""
         config, reason = self._config, summary["stop_reason"]
         if config.mode != "full" and summary["objective"] > summary["null_objective"]:
             return (
-                f"the model is worse than none: its objective {summary['objective']:.6g} is above that of the best constant, "
-                f"{summary['null_objective']:.6g}. Try --mode full, more --epochs or a larger --batch-size"
+                f"the model is worse than none: its objective {summary['objective']:.6g} is "
+                f"above that of the best constant, {summary['null_objective']:.6g}. "
+                "Try --mode full, more --epochs or a larger --batch-size"
             )
         if (
             config.mode != "full"

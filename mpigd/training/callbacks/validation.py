@@ -1,4 +1,4 @@
-"""Data that are scored while a run goes on, and what stops it when they get no better."""
+"""Score validation data during a run, and stop it when the scores no longer improve."""
 
 from __future__ import annotations
 
@@ -18,7 +18,22 @@ from mpigd.training.callbacks.base import Array, EarlyStop, History
 def early_stop(
     problem: build.Problem, config: Config, comm: Comm, epoch: int, history: History
 ) -> tuple[EarlyStop, str]:
-    """Read and score the --validation data; also their fingerprint. `epoch`: its steps. Collective."""
+    """Read the --validation data and return the callback that scores them. Collective.
+
+    Parameters
+    ----------
+    problem, config, comm : Problem, Config, Comm
+        Those of the run.
+    epoch : int
+        Steps in one epoch.
+    history : History
+        Records of the run, to which the scores are appended.
+
+    Returns
+    -------
+    tuple (EarlyStop, str)
+        The callback, and the fingerprint of the validation data.
+    """
     shard = load(config.validation, build.layout(config), comm)
     told = check_columns(shard, problem.shard.X.d, problem.shard.feature_names)
     tell(

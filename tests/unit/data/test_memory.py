@@ -116,6 +116,11 @@ def peak(data: str, **options: Any) -> float:
     return min(peak_of_one(data, **options) for _ in range(2))
 
 
+def stays_below(most: float, data: str, **options: Any) -> bool:
+    """Whether one of two runs does: there is no second one where the first did."""
+    return any(peak_of_one(data, **options) < most for _ in range(2))
+
+
 def peak_of_one(data: str, **options: Any) -> float:
     words = [
         f"{name}={value}"
@@ -139,16 +144,13 @@ def peak_of_one(data: str, **options: Any) -> float:
 )
 def test_a_share_and_300_megabytes(mode: dict[str, Any], data: str) -> None:
     """A second copy of the rows alone would not pass: the program itself takes 200 MB."""
-    assert peak(data, **mode) < 1.1 * N * D * 4 + 300e6
+    assert stays_below(1.1 * N * D * 4 + 300e6, data, **mode)
 
 
 def test_halves_take_half_and_streamed_rows_next_to_nothing(data: str) -> None:
-    whole, halves, streamed = (
-        peak(data, optimizer="nesterov", **options)
-        for options in ({}, dict(dtype="float16"), dict(max_memory="32MB"))
-    )
-    assert halves < whole - 0.35 * N * D * 4
-    assert streamed < whole - 0.5 * N * D * 4
+    whole = peak(data, optimizer="nesterov")
+    assert stays_below(whole - 0.35 * N * D * 4, data, optimizer="nesterov", dtype="float16")
+    assert stays_below(whole - 0.5 * N * D * 4, data, optimizer="nesterov", max_memory="32MB")
 
 
 @pytest.mark.parametrize(

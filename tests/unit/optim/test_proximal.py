@@ -153,6 +153,10 @@ def close(model: Model, table: Table, tol: float = 1e-8) -> None:
     assert (model.coef >= low).all() and (model.coef <= high).all()
 
 
+@pytest.mark.full(
+    why="CSR rows reach a loss through the same margins and columns as dense rows",
+    when=lambda loss, as_csr: as_csr and loss not in ("poisson", "softmax"),
+)
 @pytest.mark.parametrize("as_csr", [False, True])
 @pytest.mark.parametrize("case", range(len(CASES)))
 @pytest.mark.parametrize("name", PROXIMAL)

@@ -14,6 +14,7 @@ import pytest
 from mpigd.parallel import watchdog
 from mpigd.parallel.flight_recorder import Recorder
 from mpigd.parallel.watchdog import Watch, place, state, within
+from tests.launch import CEILING
 
 
 @pytest.fixture
@@ -84,7 +85,9 @@ def test_the_place_is_in_our_package() -> None:
 
     thread = threading.Thread(target=ours, daemon=True)
     thread.start()
-    time.sleep(0.1)
+    until = time.monotonic() + CEILING
+    while not place(thread.ident).endswith(" within") and time.monotonic() < until:
+        time.sleep(0.01)
     told = place(thread.ident)
     inside.set()
     thread.join()

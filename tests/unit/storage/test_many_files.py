@@ -20,7 +20,7 @@ from mpigd.errors import DataError
 from mpigd.parallel.comm import SelfComm
 from mpigd.storage import file_order
 from mpigd.storage.open_files import Recent
-from tests.launch import python
+from tests.launch import command, python
 from tests.scenarios import fit
 from tests.threadcomm import run
 
@@ -106,29 +106,24 @@ def test_a_file_that_is_named_twice(how: str, tmp_path: Path) -> None:
     assert rows == (20 if how == "globs" else 10)
 
 
-def test_the_advice_is_what_the_commands_understand(tmp_path: Path) -> None:
+def test_the_advice_is_what_the_commands_understand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = twice(tmp_path, "hard")
     model = tmp_path / "model.h5"
     fit([data[0]]).save(str(model))
-    for command, more in {
+    for name, more in {
         "train": ["-o", str(tmp_path / "other.h5"), "--quiet"],
         "evaluate": [],
         "predict": ["-o", str(tmp_path / "predicted.h5")],
         "plan": [],
         "cv": ["--l2", "1,10", "--folds", "2", "--quiet"],
     }.items():
-        words = [
-            "-m",
-            "mpigd",
-            command,
-            *([str(model)] if command in ("evaluate", "predict") else []),
-            *data,
-            *more,
-        ]
-        refused = python(*words)
+        words = [name, *([str(model)] if name in ("evaluate", "predict") else []), *data, *more]
+        refused = command(capsys, *words)
         assert (refused.returncode, len(refused.stderr.splitlines())) == (65, 1), refused.stderr
-        done = python(*words, *re.findall(r"--[a-z-]+", refused.stderr))
-        assert done.returncode == 0, (command, done.stderr)
+        done = command(capsys, *words, *re.findall(r"--[a-z-]+", refused.stderr))
+        assert done.returncode == 0, (name, done.stderr)
     assert describe(str(tmp_path / "other.h5"))["digest"] == fit(data, allow_duplicates=True).digest
 
 

@@ -17,7 +17,7 @@ from mpigd.data.convert import convert
 from mpigd.data.loading import Layout, load
 from mpigd.errors import DataError
 from mpigd.parallel.comm import SelfComm
-from tests.launch import python
+from tests.launch import command
 from tests.scenarios import fit
 from tests.threadcomm import run
 
@@ -293,7 +293,9 @@ def advised(message: str) -> list[str]:
     return re.findall(r"--[a-z][a-z-]+", message)
 
 
-def test_the_advice_is_what_the_commands_understand(tmp_path: Path) -> None:
+def test_the_advice_is_what_the_commands_understand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With the option that the message names every command does what it does with zeros in the file."""
     gone, zeros = write(tmp_path / "gone.h5", "X"), write(tmp_path / "zeros.h5", "X")
     with h5py.File(zeros, "r+") as file:
@@ -309,26 +311,19 @@ def test_the_advice_is_what_the_commands_understand(tmp_path: Path) -> None:
         "plan": (),
         "cv": ("--l2", "1,10", "--folds", "2", "--quiet"),
     }
-    for command, more in commands.items():
-        words = [
-            "-m",
-            "mpigd",
-            command,
-            *([model] if command in ("evaluate", "predict") else []),
-            gone,
-            *more,
-        ]
-        refused = python(*words)
+    for name, more in commands.items():
+        words = [name, *([model] if name in ("evaluate", "predict") else []), gone, *more]
+        refused = command(capsys, *words)
         assert (refused.returncode, len(refused.stderr.splitlines())) == (65, 1), (
-            command,
+            name,
             refused.stderr,
         )
         options = advised(refused.stderr)
         assert options == ["--allow-unwritten"]
-        done = python(*words, *options)
-        assert done.returncode == 0, (command, done.stderr)
-        expected = python(*(zeros if word is gone else word for word in words))
-        if command in ("evaluate", "cv"):
+        done = command(capsys, *words, *options)
+        assert done.returncode == 0, (name, done.stderr)
+        expected = command(capsys, *(zeros if word is gone else word for word in words))
+        if name in ("evaluate", "cv"):
             assert done.stdout == expected.stdout
     fit([str(gone)], allow_unwritten=True).save(str(tmp_path / "other.h5"))
     assert describe(str(tmp_path / "other.h5"))["digest"] == digest

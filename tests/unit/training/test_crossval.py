@@ -14,6 +14,7 @@ import mpigd
 from mpigd.__main__ import main
 from mpigd.config.schema import from_mapping
 from mpigd.errors import UsageError
+from mpigd.model import cv_objective as folds
 from mpigd.model.cv_objective import fold_numbers
 from mpigd.parallel.comm import Comm, SelfComm
 from mpigd.training import cross_validation
@@ -112,6 +113,16 @@ def test_columns_reach_the_optima_of_fits_one_by_one(
                 cross_validation.SCORES.get(loss, cross_validation.OTHERS)[1](mean),
                 rtol=1e-4,
             )
+
+
+def test_one_weight_for_all_rows_is_what_the_kernels_of_other_runs_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise the first cross-validation on a machine would compile the passes again."""
+    seen, usual = [], folds.Task
+    monkeypatch.setattr(folds, "Task", lambda *given: seen.append(given[3]) or usual(*given))
+    cv(generate("logistic", n=80), loss="logistic")
+    assert seen and all(c.flags.c_contiguous and c.flags.writeable for c in seen)
 
 
 @pytest.mark.parametrize("loss", ["logistic", "poisson"])
