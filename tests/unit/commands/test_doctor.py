@@ -1,4 +1,7 @@
-"""The doctor finds what is wrong and names it, from the facts of ranks and hosts that a test makes up, and in real jobs."""
+"""`mpigd doctor` finds and names faults.
+
+Facts of ranks and hosts are made up by the tests; other tests run real jobs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Half precision: what is kept is IEEE's nearest half, and training on it is training on those values, bit for bit."""
+"""Half precision: stored values are IEEE's nearest halves.
+
+Training on them has the same bits as training on those values.
+"""
 
 from __future__ import annotations
 
@@ -168,7 +171,10 @@ def test_the_gradient_is_close_to_that_of_float32() -> None:
 
 @pytest.mark.parametrize("partition", ["range", "hash", "file"])
 def test_files(partition: str, tmp_path: Path) -> None:
-    """Two files on one, two and five ranks, float64 and float32 mixed; the units are those of all rows."""
+    """Two files, one float64 and one float32, are read on one, two and five ranks.
+
+    The units of the columns are those of all rows.
+    """
     table = generate("logistic", n=90)
     X = table.X * SIZES
     paths = [

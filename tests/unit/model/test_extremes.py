@@ -1,4 +1,7 @@
-"""Numbers near the largest: refused with their place, and what is advised is enough, word for word."""
+"""Numbers near the largest float64 are refused with their place.
+
+Whoever follows the advice of a message, word for word, gets a model.
+"""
 
 from __future__ import annotations
 
@@ -187,7 +190,10 @@ def test_the_unit_of_a_column_makes_no_difference(value: float) -> None:
 def test_a_column_of_tiny_numbers_is_warned_of(
     as_csr: bool, value: float, tmp_path: Path, capsys: Any
 ) -> None:
-    """Its variance is 0 in float64, so that it would be taken for a constant, silently. The advice is enough."""
+    """Squares of tiny values underflow to a variance of 0, which would silently mean a constant.
+
+    Following the advice of the warning is enough.
+    """
     X, y = table("squared", 0.3 if as_csr else 0.0)
     truth = fit(stored(tmp_path, X, y, as_csr), tol=1e-10)
     X[:, 2] *= value

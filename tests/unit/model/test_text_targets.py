@@ -1,4 +1,4 @@
-"""Targets that are text: which losses fit them, what messages call their classes, and weights for any class."""
+"""Text targets: the losses that fit them, class names in messages, and weights of any class."""
 
 from __future__ import annotations
 
@@ -150,7 +150,11 @@ def test_messages_name_classes(tmp_path: Path) -> None:
 
 
 def test_each_data_set_numbers_its_own_names(tmp_path: Path) -> None:
-    """Imported on its own, a file without the first class counts the others from 0: scores would be wrong, silently."""
+    """Scores use the names of classes, not the positions in each data set.
+
+    A file without the first class that is imported on its own counts its classes from 0; by
+    position, scores would be silently wrong.
+    """
     model = mpigd.train(imported(tmp_path, ("a", "b", "c")), loss="softmax", l2=1e-3)
     other = imported(tmp_path, ("b", "d", "c"), name="other")
     words = r"other\.h5 row 1: label 'd' is none of the model's classes \(a, b, c\)"
@@ -176,7 +180,10 @@ def test_each_data_set_numbers_its_own_names(tmp_path: Path) -> None:
 
 
 def test_class_weights_of_odd_names(tmp_path: Path) -> None:
-    """Every class by name, in Python, on the command line and in TOML: the weights of rows by hand, to the bit."""
+    """Class weights of every name equal row weights made by hand, to the bit.
+
+    The names are given in Python, on the command line and in TOML.
+    """
     path = imported(tmp_path, ODD, n=400)
     with h5py.File(path) as file:
         X, y = file["X"][...], file["y"][...]

@@ -1,4 +1,7 @@
-"""The scenarios of every communicator on one process and on virtual ranks, and how the world is found."""
+"""The scenarios of every communicator, on one process and on virtual ranks.
+
+Other tests check how the world communicator is found.
+"""
 
 from __future__ import annotations
 

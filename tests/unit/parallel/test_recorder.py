@@ -1,4 +1,4 @@
-"""The flight recorder: what is kept of the last collectives, and what its files tell after the end."""
+"""The flight recorder: its record of the last collectives, and what its files show afterwards."""
 
 from __future__ import annotations
 

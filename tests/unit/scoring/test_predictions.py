@@ -1,4 +1,7 @@
-"""Files of predictions: HDF5, CSV and Parquet say the same, whatever the classes are called and whoever holds the rows."""
+"""Predictions in HDF5, CSV and Parquet files have the same contents.
+
+This holds for any class names and any distribution of rows over ranks.
+"""
 
 from __future__ import annotations
 

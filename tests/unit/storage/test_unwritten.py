@@ -39,7 +39,10 @@ def sparse_parts(file: h5py.File) -> dict[str, Any]:
 def write(
     path: Path, gone: str = "", csr: bool = False, libver: Any = "earliest", **how: Any
 ) -> Path:
-    """All kinds of datasets in chunks; of `gone` the last 4 of 10 chunks are not written, as by a job that died."""
+    """Write all kinds of chunked datasets; return the path of the file.
+
+    In those of `gone` the last 4 of 10 chunks are not written, as after a job that died.
+    """
     with h5py.File(path, "w", libver=libver) as file:
         parts = (
             {f"X/{name}": part for name, part in sparse_parts(file).items()} if csr else {"X": X}
@@ -136,7 +139,10 @@ def test_contiguous_data_that_were_never_allocated(name: str, tmp_path: Path) ->
 
 
 def test_nothing_is_missing_where_there_is_nothing(tmp_path: Path) -> None:
-    """A sparse matrix without entries, and small data that lie in the header (which HDF5 calls compact)."""
+    """Nothing is missing in a sparse matrix without entries, nor in small data in the header.
+
+    HDF5 calls the layout of the latter compact.
+    """
     with h5py.File(tmp_path / "data.h5", "w") as file:
         parts = sparse_parts(file)
         for name, values in parts.items():
@@ -199,7 +205,10 @@ def test_what_is_mapped_to_nothing(tmp_path: Path) -> None:
 
 
 def test_sources_that_take_turns(tmp_path: Path) -> None:
-    """Every third row, and the columns of two files: nothing is missing. Without one of them it is."""
+    """Sources of every third row, or of some of the columns, leave nothing unmapped.
+
+    Without one of them, rows or columns are missing.
+    """
     write(tmp_path / "part.h5")
     turns = [(np.s_[k::3, :], "part.h5", np.s_[k::3, :]) for k in range(3)]
     sides = [(np.s_[:, :1], "part.h5", np.s_[:, :1]), (np.s_[:, 1:], "part.h5", np.s_[:, 1:])]
@@ -296,7 +305,10 @@ def advised(message: str) -> list[str]:
 def test_the_advice_is_what_the_commands_understand(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the option that the message names every command does what it does with zeros in the file."""
+    """With the option that the message names, missing chunks act like zeros in the file.
+
+    This holds for every command.
+    """
     gone, zeros = write(tmp_path / "gone.h5", "X"), write(tmp_path / "zeros.h5", "X")
     with h5py.File(zeros, "r+") as file:
         file["X"][600:] = 0.0

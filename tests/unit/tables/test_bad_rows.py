@@ -1,4 +1,8 @@
-"""Rows that do not fit an encoding: policies for levels and gaps, rows left out by name, ids, and where rows come from."""
+"""Rows that do not fit an encoding.
+
+Policies for unseen levels and missing values, names of rows that are left out, ids, and the origins
+of rows.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Values of raw columns, the stored encoding and the written layout, against Fractions, hashlib and scipy."""
+"""Values of raw columns, the stored encoding and the written layout.
+
+They are compared with Fractions, hashlib and scipy.
+"""
 
 from __future__ import annotations
 

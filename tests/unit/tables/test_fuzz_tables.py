@@ -1,4 +1,4 @@
-"""Damaged raw files of every kind: whatever is in them, import ends with one line, or without an error.
+"""Damaged raw files of every kind: import ends with a one-line message, or without an error.
 
 `python -m tests.unit.tables.test_fuzz_tables FOLDER FIRST COUNT` goes through other seeds.
 """
@@ -80,7 +80,10 @@ def attempt(path, out):
 
 
 def damage(raw, draw):
-    """Cut short, bits flipped, bytes changed, or pieces cut out, zeroed or doubled; the end is where formats keep their index."""
+    """Cut the bytes short, flip bits, change bytes, or remove, zero or double pieces.
+
+    Changes near the end are likely, since formats keep their index there.
+    """
     raw, kind = bytearray(raw), draw.randrange(6)
     if kind == 0:
         return bytes(raw[: draw.randrange(len(raw))])

@@ -1,5 +1,7 @@
-"""The messiest files: each is imported right, or refused in one sentence whose advice is followed word
-for word. What comes out is compared with the table that the file was made from.
+"""The messiest files are imported correctly, or refused with one sentence.
+
+The advice in that sentence is followed word for word. The result is compared with the table that
+the file was made from.
 """
 
 from __future__ import annotations

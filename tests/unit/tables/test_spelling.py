@@ -1,4 +1,7 @@
-"""The same table as CSV and as Parquet, by other programs: a category is one value however it is written."""
+"""The same table as CSV and as Parquet, written by other programs.
+
+A category is one value however it is written.
+"""
 
 from __future__ import annotations
 

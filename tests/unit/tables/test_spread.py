@@ -1,4 +1,7 @@
-"""Columns of Parquet, Arrow and ORC files of every type, against the Python values they were made of."""
+"""Columns of every type in Parquet, Arrow and ORC files.
+
+They are compared with the Python values that they were made of.
+"""
 
 from __future__ import annotations
 

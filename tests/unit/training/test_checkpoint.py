@@ -1,4 +1,7 @@
-"""Checkpoints: a run that was cut off anywhere ends with the bits of one that was not; what does not fit is refused."""
+"""Checkpoints: a run that was interrupted anywhere ends with the bits of an uninterrupted one.
+
+A checkpoint that does not fit is refused.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,11 @@ def test_cut_off_after_any_step(mode: str, optimizer: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("loss", ALL_LOSSES)
 def test_cut_off_twice(loss: str, tmp_path: Path) -> None:
-    """Also where the reducer has learned limits that the data did not tell (losses without a bound on residuals)."""
+    """A run that is interrupted twice ends with the same bits.
+
+    This includes losses without a bound on residuals, whose reducer learns its limits during the
+    run.
+    """
     table, options = generate(loss, n=40, weights=True), dict(loss=loss, epochs=9, tol=0)
     options |= (
         dict(optimizer="lbfgs") if LOSSES[loss].smooth else {}
@@ -140,7 +147,10 @@ def test_two_are_kept_and_nothing_else_is_touched(tmp_path: Path) -> None:
 def test_a_signal_in_the_last_step_does_not_prolong_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tolerance was reached in the same step: continued later, the run would have other bits."""
+    """A run that reached its tolerance in the step of the signal ends there.
+
+    If it were continued later, it would have other bits.
+    """
     options = dict(loss="softmax", l2=1e-2, tol=1e-3)
     truth = fit(TABLE, **options)
     steps = iter(range(1000))

@@ -1,4 +1,7 @@
-"""Checkpoint files that do not fit, or are damaged: refused or passed over, the same on all ranks."""
+"""Checkpoint files that do not fit, or are damaged.
+
+They are refused or skipped, the same on all ranks.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A loss or gradient that is not finite stops all ranks at the same step: the message names rows, the parameters are saved."""
+"""A loss or gradient that is not finite stops all ranks at the same step.
+
+The message names rows, and the parameters are saved.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +121,10 @@ def test_of_a_batch_its_rows_alone() -> None:
 def test_of_a_batch_of_streamed_rows(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its rows lie in pieces of which most are not in memory any more: divergence in a late step names the same ones."""
+    """Divergence in a late step names the same rows if they are streamed.
+
+    Most pieces with rows of the batch are not in memory any more.
+    """
     monkeypatch.setattr(reader, "SLAB_BYTES", 1 << 9)
     monkeypatch.setattr(batches, "BLOCK", 16)
     monkeypatch.setattr("mpigd.training.problem.BLOCK", 16)

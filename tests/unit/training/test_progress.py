@@ -1,4 +1,7 @@
-"""What people see of a run: seldom enough for a log, often enough for a terminal, true in its numbers, never fatal."""
+"""The progress output of a run.
+
+It has few lines in a log and enough on a terminal, its numbers are right, and it never ends a run.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +116,10 @@ def test_a_line_shows_everything_asked_for() -> None:
 
 @pytest.mark.parametrize(("epochs", "shown"), [(5, "2.5"), (8, "4")])
 def test_the_loss_of_a_line(epochs: int, shown: str) -> None:
-    """The mean since the last line, of steps 1 to 4 here, since the loss of one row is noise; in full mode the newest."""
+    """A line shows the mean loss since the last line, here of steps 1 to 4.
+
+    The loss of one batch is noise. Full mode shows the newest loss.
+    """
     stream, clock = io.StringIO(), Clock()
     progress = Progress(stream, clock=clock)
     for step in range(5):
@@ -247,7 +253,10 @@ def test_the_closing_summary_takes_what_there_is() -> None:
 
 
 def test_showing_costs_little() -> None:
-    """175,000 steps a second are possible: a step that is not shown may cost a few microseconds at most."""
+    """A step that is not shown may cost a few microseconds at most.
+
+    A run can do 175,000 steps a second.
+    """
     import time
 
     progress = Progress(io.StringIO(), every=1e9)

@@ -1,4 +1,4 @@
-"""What holds for the length of a run: one job for a folder, ranks that agree, and a stop in time."""
+"""Guards of a run: one job for each folder, ranks that agree, and a stop in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Training as a whole: the same bits on virtual ranks, where the steps of every mode lead, and when they stop."""
+"""Training as a whole.
+
+Tests check bits on virtual ranks, the optima of every mode, and when runs stop.
+"""
 
 from __future__ import annotations
 
