@@ -264,7 +264,8 @@ LITTLE = """
 import resource, sys
 from mpigd.__main__ import main
 import mpigd.training.trainer, mpigd.parallel.comm
-now = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
+now = int(next(line for line in open("/proc/self/status") \
+if line.startswith("VmSize")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 28), now + (1 << 28)))
 """
 INFO = (

@@ -146,7 +146,8 @@ import os, sys
 from mpigd.parallel.comm import SelfComm
 from mpigd.data.loading import Layout, load
 limit = int(sys.argv[2])
-X = load([sys.argv[1]], Layout(max_memory=limit or None, links=(os.path.dirname(sys.argv[1]),)), SelfComm()).X
+X = load([sys.argv[1]], Layout(max_memory=limit or None, links=(os.path.dirname(sys.argv[1]),)), \
+SelfComm()).X
 z = __import__("numpy").empty(X.n)
 X.margins(z[:4] * 0, 0.0, z)
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
@@ -189,7 +190,8 @@ LITTLE = """
 import resource, sys
 from mpigd.__main__ import main
 import mpigd.training.trainer, mpigd.parallel.comm, mpigd.training.plan
-now = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
+now = int(next(line for line in open("/proc/self/status") \
+if line.startswith("VmSize")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (now + int(sys.argv[1]), now + int(sys.argv[1])))
 sys.exit(main(sys.argv[2:]))
 """
@@ -201,7 +203,8 @@ def test_tiny_chunks_where_there_is_little_memory(tiny: dict[str, Path]) -> None
     assert done.returncode == 0, done.stderr
     code = LITTLE.replace(
         "sys.exit(main(sys.argv[2:]))",
-        "from mpigd.data.loading import Layout, load\nprint(load([sys.argv[2]], Layout(), mpigd.parallel.comm.SelfComm()).n)",
+        "from mpigd.data.loading import Layout, load\nprint(load([sys.argv[2]], Layout(), "
+        "mpigd.parallel.comm.SelfComm()).n)",
     )
     done = python("-c", code, str(300 << 20), tiny["tiny"])
     assert done.stdout == f"{N}\n", done.stderr

@@ -92,7 +92,8 @@ def test_whole_files_are_read(libver: str, how: dict[str, Any], tmp_path: Path) 
 def test_chunks_that_a_job_did_not_write(name: str, libver: str, tmp_path: Path) -> None:
     message = refusal(write(tmp_path / "data.h5", name, libver=libver))
     assert message.startswith(
-        f"{tmp_path / 'data.h5'}: {name!r}: 4 of 10 chunks were never written, the first at row 600: "
+        f"{tmp_path / 'data.h5'}: {name!r}: 4 of 10 chunks were never written, "
+        "the first at row 600: "
     )
     assert "zeros" not in message and "--allow-unwritten" in message
 
@@ -102,8 +103,8 @@ def test_parts_of_a_sparse_matrix(name: str, tmp_path: Path) -> None:
     """The row of an entry is told, not its place among the entries."""
     message = refusal(write(tmp_path / "data.h5", f"X/{name}", csr=True))
     assert (
-        f"'X/{name}': 4 of 10 chunks were never written, the first at row {606 if name == 'indptr' else 600}"
-        in message
+        f"'X/{name}': 4 of 10 chunks were never written, "
+        f"the first at row {606 if name == 'indptr' else 600}" in message
     )
 
 
@@ -250,8 +251,8 @@ def test_chunks_of_sources(tmp_path: Path) -> None:
     whole = virtual(tmp_path / "data.h5", (ALL, "part.h5", ALL))
     message = refusal(whole, links=(str(tmp_path),))
     assert (
-        f"'X' is made of {tmp_path / 'part.h5'}: 'X': 4 of 10 chunks were never written, the first at row 600"
-        in message
+        f"'X' is made of {tmp_path / 'part.h5'}: 'X': 4 of 10 chunks were never written, "
+        "the first at row 600" in message
     )
     used = virtual(tmp_path / "used.h5", (ALL, "part.h5", np.s_[:600, :]), n=600)
     assert load([str(used)], Layout(links=(str(tmp_path),)), SelfComm()).n == 600

@@ -208,7 +208,10 @@ def test_unseen_categories_and_classes_and_negative_weights_are_named():
     encoder = Encoder(ENCODING, ["y", "sample_weight"])
     with pytest.raises(
         DataError,
-        match=r"new.csv row 2: column 'b' is 'ZZ', which the training data did not have \(it had u, v\)",
+        match=(
+            r"new.csv row 2: column 'b' is 'ZZ', which the training data did not have "
+            r"\(it had u, v\)"
+        ),
     ):
         encoder.encode(block(**good | {"b": ["u", "ZZ"]}))
     with pytest.raises(

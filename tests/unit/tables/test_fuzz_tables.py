@@ -35,8 +35,10 @@ def table():
     numbers = rng.integers(0, 99, ROWS).tolist()
     return pa.table(
         {
-            "y": rng.normal(size=ROWS), "f": rng.normal(size=ROWS), "i": pa.array([i if i > 3 else None for i in numbers]),
-            "s": [f"k{i % 9}" for i in numbers], "c": pa.array([f"k{i % 7}" for i in numbers]).dictionary_encode(),
+            "y": rng.normal(size=ROWS), "f": rng.normal(size=ROWS),
+            "i": pa.array([i if i > 3 else None for i in numbers]),
+            "s": [f"k{i % 9}" for i in numbers],
+            "c": pa.array([f"k{i % 7}" for i in numbers]).dictionary_encode(),
             "b": [i % 2 == 0 for i in numbers], "v": [[1.0, float(i)] for i in numbers],
             "q": [{"p": i, "t": "a"} for i in numbers],
             "d": pa.array([Decimal(i) / 4 for i in numbers], pa.decimal128(9, 2)),
