@@ -30,8 +30,9 @@ TINY = Size(megabytes=0.5, repeats=5)
 @pytest.mark.parametrize(
     ("value", "target", "met"),
     [
-        (0.9, ">= 0.9", True), (0.8999, ">= 0.9", False), (1.5, "<= 1.5", True), (1.6, "<= 1.5", False),
-        (math.nan, ">= 0", False), (math.nan, "<= 1", False), (60_000.0, ">= 50000", True),
+        (0.9, ">= 0.9", True), (0.8999, ">= 0.9", False), (1.5, "<= 1.5", True),
+        (1.6, "<= 1.5", False), (math.nan, ">= 0", False),
+        (math.nan, "<= 1", False), (60_000.0, ">= 50000", True),
     ],
 )  # fmt: skip
 def test_targets(value: float, target: str, met: bool) -> None:

@@ -26,7 +26,10 @@ def test_one_resolution_covers_what_all_scripts_need(tmp_path: Path) -> None:
 
     pip respects the version bounds of packages in the same call, and of no others.
     """
-    code = 'for extras in mpich,test mpich,peers,demo ""; do install_project "$folder" "$extras" $extras; done'
+    code = (
+        'for extras in mpich,test mpich,peers,demo ""; '
+        'do install_project "$folder" "$extras" $extras; done'
+    )
     done = shell(code, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     root = SCRIPTS.parent

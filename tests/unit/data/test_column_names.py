@@ -98,7 +98,8 @@ def test_names_are_found_kept_and_compared(way: str, tmp_path: Path) -> None:
     assert model.digest == fit([str(write(tmp_path / "none.h5"))]).digest
     message = refusal([path, turned])
     assert message == (
-        f"{turned}: column 1 is 'c', but in {path} it is 'größe' (the same columns in another order)"
+        f"{turned}: column 1 is 'c', but in {path} it is 'größe' "
+        "(the same columns in another order)"
     )
     for use in (
         lambda: evaluate(model, [str(turned)], Config(), SelfComm()),
@@ -169,9 +170,8 @@ def test_files_that_were_imported_otherwise(tmp_path: Path) -> None:
         imported(tmp_path, "b", "v,u,y", numbers),
     )
     message = refusal([Path(first), Path(turned)])
-    assert (
-        message
-        == f"{turned}: column 0 is 'v', but in {first} it is 'u' (the same columns in another order)"
+    assert message == (
+        f"{turned}: column 0 is 'v', but in {first} it is 'u' (the same columns in another order)"
     )
     gaps = imported(tmp_path, "c", "u,v,y", numbers + ",,1\n", missing="zero")
     message = refusal([Path(first), Path(gaps)])

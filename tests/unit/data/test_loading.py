@@ -209,10 +209,11 @@ def test_whole_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stored", "asked", "kept"),
     [
-        ("float64", None, "float64"), ("float32", None, "float32"), ("float64", "float32", "float32"),
-        ("float32", "float64", "float64"), ("int8", None, "float32"), ("uint16", None, "float32"),
-        ("int32", None, "float64"), ("int64", None, "float64"), ("bool", None, "float32"), ("float16", None, "float32"),
-        (">f8", None, "float64"), (">f4", None, "float32"),
+        ("float64", None, "float64"), ("float32", None, "float32"),
+        ("float64", "float32", "float32"), ("float32", "float64", "float64"),
+        ("int8", None, "float32"), ("uint16", None, "float32"), ("int32", None, "float64"),
+        ("int64", None, "float64"), ("bool", None, "float32"),
+        ("float16", None, "float32"), (">f8", None, "float64"), (">f4", None, "float32"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("as_csr", [False, True])
@@ -289,7 +290,8 @@ def test_compressed_by_filters_beyond_hdf5s_own(name: str, tmp_path: Path) -> No
     for kind in ("plain", "packed"):
         model = tmp_path / f"{kind}-model.h5"
         done = python(
-            "-m", "mpigd", "train", tmp_path / f"{kind}.h5", "-o", model, "--loss", "logistic", "--epochs", "2", "--quiet"
+            "-m", "mpigd", "train", tmp_path / f"{kind}.h5", "-o", model, "--loss", "logistic",
+            "--epochs", "2", "--quiet"
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         digests.add(load_model(str(model)).digest)

@@ -32,7 +32,8 @@ from mpigd.training.trainer import train
 options = dict(word.split("=") for word in sys.argv[2:])
 train([sys.argv[1]], from_mapping(options), SelfComm(), Progress(io.StringIO(), quiet=True))
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-print(int(status["VmHWM"].split()[0]) * 1024)  # ru_maxrss would count the process that started this one
+print(int(status["VmHWM"].split()[0]) * 1024)  \
+# ru_maxrss would count the process that started this one
 """
 
 

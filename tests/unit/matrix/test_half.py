@@ -127,7 +127,10 @@ def test_every_answer_is_that_of_the_widened_values(d: int) -> None:
 
 
 @pytest.mark.full(
-    why="the code of a loss sees margins, not halves: bounded and unbounded gradients, one output and several",
+    why=(
+        "the code of a loss sees margins, not halves: bounded and unbounded gradients, "
+        "one output and several"
+    ),
     when=lambda loss: loss not in ("logistic", "softmax", "poisson"),
 )
 @pytest.mark.parametrize("loss", ALL_LOSSES)

@@ -176,7 +176,10 @@ def test_a_run_that_stops_for_another_reason_warns_even_the_quiet(
     summary, err = said(capsys, table, **options, epochs=2)
     left = summary["gap"] / (summary["null_objective"] - summary["objective"])
     early = "mpigd: warning: not converged: --epochs 2 ended before --tol 1e-06 was reached: "
-    rest = "of what there is to gain over the model without columns is left. Raise --epochs, or leave --optimizer to auto\n"
+    rest = (
+        "of what there is to gain over the model without columns is left. Raise --epochs, "
+        "or leave --optimizer to auto\n"
+    )
     assert err == f"{early}proven: at most {left:.1e} {rest}"
     assert not summary["converged"]
     summary, err = said(capsys, table, **options | dict(l2=0.0), epochs=2)
@@ -197,8 +200,8 @@ def test_what_is_said_of_the_distance(capsys: pytest.CaptureFixture[str]) -> Non
     summary, err = said(capsys, table, loss="logistic", l2=1e-3, quiet=False)
     left = summary["left"] / (summary["null_objective"] - summary["objective"])
     assert (
-        f"proven: at most {left:.1e} of what there is to gain over the model without columns is left"
-        in err
+        f"proven: at most {left:.1e} of what there is to gain over the model "
+        "without columns is left" in err
     )
     assert summary["gap"] == summary["left"]
     assert "optimizer auto: newton" in err

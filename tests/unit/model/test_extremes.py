@@ -99,7 +99,8 @@ def test_asking_for_float64_is_not_advised_where_it_does_not_help(
     paths = stored(tmp_path, X, y)
     message = refused(paths, dtype="float32")
     assert message.startswith(
-        f"{paths[1]}: 'X' row 7 column 2 is {value:g}: sums of such numbers overflow, in float64 too: "
+        f"{paths[1]}: 'X' row 7 column 2 is {value:g}: sums of such numbers overflow, "
+        "in float64 too: "
     )
     X[:, 2] /= divisor(message, "the column")
     assert np.all(np.isfinite(fit(stored(tmp_path, X, y), dtype="float32").coef))
@@ -154,9 +155,9 @@ def test_offsets(value: float, tmp_path: Path) -> None:
     offset = np.zeros(100)
     offset[57] = value
     message = refused(stored(tmp_path, X, y, offset=offset), 2)
-    assert (
-        message
-        == f"{tmp_path}/part1.h5 row 7: 'offset' is {value:g}: sums of such numbers overflow: correct it"
+    assert message == (
+        f"{tmp_path}/part1.h5 row 7: 'offset' is {value:g}: sums of such numbers overflow: "
+        "correct it"
     )
 
 
@@ -173,7 +174,8 @@ def test_arrays_of_ranks() -> None:
 
     for size in (1, 3):
         assert set(run(size, attempt)) == {
-            f"row 31: column 1 is {LARGEST:g}: sums of such numbers overflow: correct it if it stands for a missing value, "
+            f"row 31: column 1 is {LARGEST:g}: sums of such numbers overflow: "
+            "correct it if it stands for a missing value, "
             "or divide the column by 1e+308"
         }
 
@@ -201,8 +203,8 @@ def test_a_column_of_tiny_numbers_is_warned_of(
     assert main(["train", *stored(tmp_path, X, y, as_csr), "-o", out]) == 0
     said = capsys.readouterr().err
     assert (
-        "the squares of all values of column 2 are too small for sums in float64: their coefficients may stay 0; "
-        in said
+        "the squares of all values of column 2 are too small for sums in float64: "
+        "their coefficients may stay 0; " in said
     )
     X[:, 2] /= float(said.partition("divide the columns by ")[2].split()[0])
     assert main(["train", *stored(tmp_path, X, y, as_csr), "-o", out, "--tol", "1e-10"]) == 0

@@ -56,7 +56,8 @@ def walk(
     return path, state
 
 
-# References: (gradient of objective and penalty) -> the path. Each is written from the paper, not from mpigd.
+# References: each takes the gradient of objective and penalty and returns the path of the iterates.
+# They are written from the papers, not from mpigd.
 
 Gradient = Callable[[Array], Array]
 

@@ -383,7 +383,8 @@ def test_one_sentence_before_any_work() -> None:
     pairs: list[tuple[dict[str, Any], str]] = [
         (
             dict(l1=0.1, optimizer="lbfgs"),
-            "l1 needs an optimiser with prox: proximal-newton, fista, sgd; --optimizer lbfgs has none",
+            "l1 needs an optimiser with prox: proximal-newton, fista, sgd; "
+            "--optimizer lbfgs has none",
         ),
         (
             dict(l1=0.1, l2=0.1, optimizer="adam", mode="minibatch"),

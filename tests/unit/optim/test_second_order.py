@@ -241,10 +241,12 @@ def test_what_does_not_go_together() -> None:
 
 def test_what_auto_chooses() -> None:
     chosen = {
-        (loss, d, *more.items()): build.complete(from_mapping(dict(loss=loss, **more)), 1000, d).optimizer
+        (loss, d, *more.items()): build.complete(
+            from_mapping(dict(loss=loss, **more)), 1000, d
+        ).optimizer
         for loss, d, more in (
-            ("logistic", 10, {}), ("logistic", 5000, {}), ("hinge", 10, {}), ("poisson", 10, dict(lr=0.1)),
-            ("poisson", 10, dict(mode="minibatch")),
+            ("logistic", 10, {}), ("logistic", 5000, {}), ("hinge", 10, {}),
+            ("poisson", 10, dict(lr=0.1)), ("poisson", 10, dict(mode="minibatch")),
         )
     }  # fmt: skip
     assert list(chosen.values()) == [

@@ -270,7 +270,8 @@ def limited(
 def test_compiled_code_that_cannot_be_kept(tmp_path: Path) -> None:
     """A full disk, a quota: the run takes longer, and gives the same model."""
     (path,) = write(generate("logistic", n=60, d=3), tmp_path)
-    few = "--loss logistic --mode stochastic --optimizer sgd --batch-size 20 --no-standardize"  # kernels: all are compiled here
+    # All kernels are compiled here, so options with few kernels are used.
+    few = "--loss logistic --mode stochastic --optimizer sgd --batch-size 20 --no-standardize"
     fine = limited(10_000, f"train {path} {few} --quiet -o fine.h5", tmp_path)
     assert fine.returncode == 0, fine.stderr
     none = limited(

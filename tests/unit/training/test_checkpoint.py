@@ -93,8 +93,8 @@ def test_a_run_that_stopped_early_stays_stopped(reason: str, tmp_path: Path) -> 
     else:
         held_out = write(generate("logistic", n=30, seed=7), tmp_path)
         options = dict(
-            loss="logistic", mode="minibatch", batch_size=8, lr=2.0, lr_schedule="constant", optimizer="sgd",
-            validation=held_out, patience=1, epochs=50,
+            loss="logistic", mode="minibatch", batch_size=8, lr=2.0, lr_schedule="constant",
+            optimizer="sgd", validation=held_out, patience=1, epochs=50,
         )  # fmt: skip
     table, options = generate("logistic"), options | dict(checkpoint=str(tmp_path / "saved"))
     first = fit(table, **options)
@@ -106,8 +106,8 @@ def test_early_stopping_remembers_its_scores(tmp_path: Path) -> None:
     """The best parameters and the count of disappointments are part of a checkpoint."""
     held_out, table = write(generate("logistic", n=30, seed=7), tmp_path), generate("logistic")
     options = dict(
-        loss="logistic", mode="minibatch", batch_size=8, lr=2.0, lr_schedule="constant", optimizer="sgd",
-        validation=held_out, validate_every=2, patience=3, epochs=9,
+        loss="logistic", mode="minibatch", batch_size=8, lr=2.0, lr_schedule="constant",
+        optimizer="sgd", validation=held_out, validate_every=2, patience=3, epochs=9,
     )  # fmt: skip
     truth = fit(table, **options)
     for step in range(0, truth.summary["steps"] - 1, 3):

@@ -174,8 +174,9 @@ def test_penalties() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(loss="hinge"), "not hinge"), (dict(loss="softmax"), "not softmax"), (dict(mode="minibatch"), "--mode full"),
-        (dict(folds=1), "at least 2"), (dict(choose="worst"), "best, or one-se"), (dict(checkpoint="c"), "neither"),
+        (dict(loss="hinge"), "not hinge"), (dict(loss="softmax"), "not softmax"),
+        (dict(mode="minibatch"), "--mode full"), (dict(folds=1), "at least 2"),
+        (dict(choose="worst"), "best, or one-se"), (dict(checkpoint="c"), "neither"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together(options: dict[str, Any], words: str) -> None:

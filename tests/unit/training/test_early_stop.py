@@ -1,4 +1,7 @@
-"""Early stopping: which score is the best, what counts towards the patience, and that a continued run knows both."""
+"""Early stopping: the best score, and the steps that count towards the patience.
+
+A continued run keeps both.
+"""
 
 from __future__ import annotations
 
@@ -74,8 +77,8 @@ def test_the_best_is_the_best_of_its_metric(loss: str, tmp_path: Path) -> None:
     test = generate(loss, n=60, seed=7)
     held_out = tuple(write(test, tmp_path))
     options: dict[str, Any] = dict(
-        loss=loss, mode="minibatch", batch_size=8, lr=2.0 if loss != "squared" else 0.3, lr_schedule="constant",
-        optimizer="sgd", validation=held_out,
+        loss=loss, mode="minibatch", batch_size=8, lr=2.0 if loss != "squared" else 0.3,
+        lr_schedule="constant", optimizer="sgd", validation=held_out,
     )  # fmt: skip
     metric = PRIMARY[{"hinge": "margin", "logistic": "binary", "squared": "regression"}[loss]]
     longest = fit(generate(loss), epochs=12, **options)

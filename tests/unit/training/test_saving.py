@@ -145,8 +145,8 @@ def test_a_file_that_cannot_be_written_is_a_warning(
     for step, line in zip((6, 8), warnings, strict=True):
         assert line.startswith(f"mpigd: warning: {tmp_path}/")
         assert (
-            f"step-{step:012d}.h5: cannot be written: {os.strerror(code)}; going on without this checkpoint"
-            in line
+            f"step-{step:012d}.h5: cannot be written: {os.strerror(code)}; "
+            "going on without this checkpoint" in line
         )
     assert steps(tmp_path) == [4, 10]
     assert sorted(os.listdir(tmp_path)) == ["claim", "step-000000000004.h5", "step-000000000010.h5"]
