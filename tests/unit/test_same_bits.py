@@ -1,4 +1,7 @@
-"""The first promise as a property: whatever data and configuration are drawn, no way to run them gives another digest."""
+"""The first promise as a property: all ways to run give the same digest.
+
+This holds for any data and any configuration.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,11 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run: how many ranks and threads, which rank holds which row (by seed), how large the blocks are."""
+    """One way to run.
+
+    It has a number of ranks and threads, an assignment of rows to ranks (by seed), and a size of
+    blocks.
+    """
 
     ranks: int
     threads: int
@@ -77,7 +84,11 @@ ways = st.builds(
 
 @st.composite
 def problems(draw: Any) -> tuple[Table, dict[str, Any], str]:
-    """(rows, options, how X is held): tie-rich or wide numbers, weights over many decades, all losses, modes, optimisers."""
+    """Draw (rows, options, how X is held).
+
+    Numbers are rich in ties or wide, weights extend over many decades, and all losses, modes and
+    optimisers occur.
+    """
     loss = draw(st.sampled_from(ALL_LOSSES))
     table = generate(
         loss, n=draw(st.integers(12, 90)), d=draw(st.integers(1, 20)), seed=draw(st.integers(0, 50))
@@ -98,8 +109,8 @@ def problems(draw: Any) -> tuple[Table, dict[str, Any], str]:
     options: dict[str, Any] = dict(
         loss=loss, mode=mode, epochs=draw(st.integers(2, 4)),
         optimizer=draw(st.sampled_from(("auto", *OPTIMIZERS, *second_order))),
-        l2=draw(st.sampled_from((0.0, 1e-3))), intercept=draw(st.booleans()), standardize=draw(st.booleans()),
-        seed=draw(st.integers(0, 3)), tol=0.0,
+        l2=draw(st.sampled_from((0.0, 1e-3))), intercept=draw(st.booleans()),
+        standardize=draw(st.booleans()), seed=draw(st.integers(0, 3)), tol=0.0,
     )  # fmt: skip
     if mode != "full":
         options["batch_size"] = draw(st.integers(1, 40))
@@ -206,7 +217,10 @@ def test_native_sums_do_differ() -> None:
 
 
 def flip(rank: int, what: str, folder: str | None, **options: Any) -> None:
-    """Train on three ranks; on one of them a bit of the parameters or of the optimiser's state flips in step 12."""
+    """Train on three ranks, with a flipped bit on one of them.
+
+    The bit belongs to the parameters or to the optimiser's state, and flips in step 12.
+    """
     honest = Accelerated.step
 
     def on_rank(comm: Comm) -> str:
@@ -228,7 +242,10 @@ def flip(rank: int, what: str, folder: str | None, **options: Any) -> None:
 def test_a_rank_that_differs_is_named_and_nothing_is_saved(
     rank: int, what: str, tmp_path: Path
 ) -> None:
-    """A flipped bit is found at the next comparison, on all ranks. A checkpoint of the step with the damage is refused."""
+    """All ranks find a flipped bit at the next comparison.
+
+    A checkpoint of a step with the damage is refused.
+    """
     with pytest.raises(ReplicaError, match=rf"rank\(s\) {rank} differ .* the same before step 10:"):
         flip(rank, what, str(tmp_path), checkpoint_every=3, check_replicas=100)
     assert sorted(int(name[5:17]) for name in os.listdir(tmp_path)) == [6, 9]
@@ -262,7 +279,10 @@ def build_and_train(comm: Comm, step: Any, folder: str | None, **options: Any) -
 
 
 def test_a_continued_step_may_end_without_a_finite_sum(tmp_path: Path) -> None:
-    """As when a second-order method's trial points all are too far: the step is refused, and there are no sums of words."""
+    """A step may end without a finite sum, for example if all trial points are too far.
+
+    The step is refused, and no sums of the callbacks' values exist.
+    """
 
     def refused(self: Any, w: Any, state: Any, oracle: Any, *rest: Any) -> Any:
         with pytest.raises(NumericalError):
@@ -283,7 +303,10 @@ def test_one_process_is_the_world() -> None:
 
 
 def test_outliers_and_weights_switch_all_ranks_to_the_second_grid() -> None:
-    """Decided from data and tolerance alone; and the gradient is then right to 1e-9 of the sum of its terms' sizes."""
+    """The choice depends on data and tolerance alone.
+
+    The error of the gradient is then at most 1e-9 of the sum of the absolute terms.
+    """
     ordinary, wild = generate("squared", n=400), generate("squared", n=400)
     rng = np.random.default_rng(1)
     wild.X[rng.integers(0, 400, 4), np.arange(4)] *= 1e6

@@ -1,4 +1,7 @@
-"""The doctor finds what is wrong and names it, from the facts of ranks and hosts that a test makes up, and in real jobs."""
+"""`mpigd doctor` finds and names faults.
+
+Facts of ranks and hosts are made up by the tests; other tests run real jobs.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,8 @@ from tests import threadcomm
 from tests.launch import FLAVOURS, mpiexec, python
 
 SOUND = Facts(
-    host="n1", versions="mpigd 1", cores=[0, 1, 2, 3], threads=1, library="MPICH 5", cpu="Z80", fma=True,
-    filters=["gzip", "lzf"], cache="/c", compiled=3,
+    host="n1", versions="mpigd 1", cores=[0, 1, 2, 3], threads=1, library="MPICH 5", cpu="Z80",
+    fma=True, filters=["gzip", "lzf"], cache="/c", compiled=3,
 )  # fmt: skip
 
 
@@ -150,7 +153,8 @@ def reads(name):
         return False
 
 told = doctor.probe(1).filters
-print(json.dumps([told, [name for name in ("gzip", "lzf", "blosc", "lz4", "zstd", "blosc2") if reads(name)]]))
+print(json.dumps([told, [name for name in ("gzip", "lzf", "blosc", "lz4", "zstd", "blosc2") \
+if reads(name)]]))
 """
 
 
@@ -393,7 +397,10 @@ def test_a_problem_is_exit_code_69(
 
 
 def test_one_process_does_not_import_mpi() -> None:
-    code = "import sys; from mpigd.__main__ import main; print(main(['doctor']), 'mpi4py' in sys.modules)"
+    code = (
+        "import sys; from mpigd.__main__ import main; print(main(['doctor']), "
+        "'mpi4py' in sys.modules)"
+    )
     done = python("-c", code)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr

@@ -76,7 +76,11 @@ def test_spellings(key: str) -> None:
 
 
 def test_switches_have_the_spelling_of_the_command_line_everywhere(tmp_path: Path) -> None:
-    """--no-intercept is no_intercept = true in a file and MPIGD_NO_INTERCEPT=1: one spelling, one place in the precedence."""
+    """A switch has one spelling and one place in the precedence.
+
+    The option --no-intercept is `no_intercept = true` in a file and MPIGD_NO_INTERCEPT=1 in the
+    environment.
+    """
     assert not from_mapping({"no_intercept": True}).intercept
     assert not resolve({}, "no-standardize = true", {}, tmp_path).standardize
     assert not resolve({}, "intercept = true", {"MPIGD_NO_INTERCEPT": "1"}, tmp_path).intercept
@@ -201,7 +205,7 @@ def test_a_config_made_in_python_is_checked_alike() -> None:
 
 
 def test_every_range_is_enforced_at_its_edge() -> None:
-    """The table speaks for itself: whatever limit a field declares, a value beyond it is refused."""
+    """A value beyond any limit that a field declares is refused."""
     extra: dict[str, Any] = {"mode": "minibatch", "validation": "v.h5"}
     for name, field in FIELDS.items():
         limits = field.metadata
@@ -228,7 +232,10 @@ def test_every_field_has_help_and_a_type_that_convert_knows() -> None:
 
 
 def test_toml(tmp_path: Path) -> None:
-    text = 'data = ["a.h5", "b.h5"]\noutput = "model.h5"\nloss = "logistic"\nmode = "minibatch"\nbatch-size = 8\nlr = 1\n'
+    text = (
+        'data = ["a.h5", "b.h5"]\noutput = "model.h5"\nloss = "logistic"\nmode = "minibatch"\n'
+        "batch-size = 8\nlr = 1\n"
+    )
     (tmp_path / "run.toml").write_text(text)
     found, places = schema.resolve({}, str(tmp_path / "run.toml"), {})
     assert places == {"data": ["a.h5", "b.h5"], "output": "model.h5"}
@@ -275,7 +282,7 @@ OPTIONS = st.fixed_dictionaries(
 
 @given(OPTIONS)
 def test_round_trip(options: dict[str, Any]) -> None:
-    """A model stores the configuration as JSON: it must come back as it was, floats to the last bit."""
+    """A configuration that a model stores as JSON is read back unchanged, to the last bit."""
     before = Config(**options)
     assert from_dict(json.loads(json.dumps(to_dict(before)))) == before
 
@@ -304,7 +311,11 @@ def test_any_class_can_be_named(weights: dict[str, float]) -> None:
 
 
 def test_class_weights_in_four_spellings(tmp_path: Path) -> None:
-    """A text, a mapping in Python, a table in TOML, the option once or more often: the same configuration."""
+    """Class weights give the same configuration however they are written.
+
+    They can be a text, a mapping in Python, a table in TOML, or an option that is given once or
+    more often.
+    """
     wanted = Config(class_weight='"a,b"=2.0,c=1.5')
     assert from_mapping({"class_weight": {"a,b": 2, "c": 1.5}}) == wanted
     path = tmp_path / "run.toml"

@@ -1,4 +1,7 @@
-"""Batches on virtual partitions: every row once an epoch, and the same rows in a step wherever they lie."""
+"""Batches on virtual partitions.
+
+An epoch has every row once, and a step has the same rows whichever ranks hold them.
+"""
 
 import itertools
 
@@ -14,7 +17,10 @@ SHAPES = [(1, 1), (10, 3), (10, 10), (97, 32), (100, 25), (64, 1), (7, 50)]  # n
 
 
 def partitions(n):
-    """Ascending global rows of each rank: by range, dealt out, by chance, and with ranks that hold none."""
+    """Ascending global rows of each rank.
+
+    The partitions are ranges, rows dealt out in turn, and random ones; some ranks hold no rows.
+    """
     rows, owner = np.arange(n), np.random.default_rng(n).integers(0, 3, n)
     return [
         [rows],
@@ -30,7 +36,10 @@ def take(schedule, first, count):
 
 
 def steps_of(kind, partition, n, size, first, count, seed=5):
-    """Per step the sorted global rows of all ranks; what the batches say of the step must be equal on all."""
+    """The sorted global rows of all ranks, for each step.
+
+    What the batches say about a step must be equal on all ranks.
+    """
     ranks = [take(kind(rows, n, size, seed), first, count) for rows in partition]
     for together in zip(*ranks, strict=True):
         assert len({(b.size, b.epoch, b.step, b.ends_epoch) for b in together}) == 1

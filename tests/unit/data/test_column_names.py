@@ -1,4 +1,7 @@
-"""Columns are compared by name wherever a file has names; otherwise a note says that their order is trusted."""
+"""Columns are compared by name if a file has names.
+
+Otherwise a note says that their order is trusted.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +98,8 @@ def test_names_are_found_kept_and_compared(way: str, tmp_path: Path) -> None:
     assert model.digest == fit([str(write(tmp_path / "none.h5"))]).digest
     message = refusal([path, turned])
     assert message == (
-        f"{turned}: column 1 is 'c', but in {path} it is 'größe' (the same columns in another order)"
+        f"{turned}: column 1 is 'c', but in {path} it is 'größe' "
+        "(the same columns in another order)"
     )
     for use in (
         lambda: evaluate(model, [str(turned)], Config(), SelfComm()),
@@ -156,16 +160,18 @@ def imported(folder: Path, name: str, header: str, rows: str, **options: Any) ->
 
 
 def test_files_that_were_imported_otherwise(tmp_path: Path) -> None:
-    """The first column that differs is named, not two hashes; and where all are there, what else is different."""
+    """The message names the first column that differs, not two hashes.
+
+    If all columns are there, it names what else is different.
+    """
     numbers = "".join(f"{k},{k * k % 7},{k % 3}\n" for k in range(20))
     first, turned = (
         imported(tmp_path, "a", "u,v,y", numbers),
         imported(tmp_path, "b", "v,u,y", numbers),
     )
     message = refusal([Path(first), Path(turned)])
-    assert (
-        message
-        == f"{turned}: column 0 is 'v', but in {first} it is 'u' (the same columns in another order)"
+    assert message == (
+        f"{turned}: column 0 is 'v', but in {first} it is 'u' (the same columns in another order)"
     )
     gaps = imported(tmp_path, "c", "u,v,y", numbers + ",,1\n", missing="zero")
     message = refusal([Path(first), Path(gaps)])
@@ -254,7 +260,10 @@ def test_raw_tables_need_a_model_of_imported_data(tmp_path: Path) -> None:
 def test_attributes_are_read_from_the_header(
     libver: str, others: int, userblock: int, tmp_path: Path
 ) -> None:
-    """In every version of it, in its later blocks too. New files put many attributes elsewhere: these are not read."""
+    """Attributes are read from every version of the header, and from its later blocks too.
+
+    New files store many attributes outside the header; these are not read.
+    """
     path, columns = tmp_path / "a.h5", ["age", "größe", "", "a longer name " * 20]
     with h5py.File(path, "w", libver=libver, userblock_size=userblock) as file:
         file["X"] = np.ones((3, 4))
@@ -277,7 +286,10 @@ def test_attributes_are_read_from_the_header(
 
 
 def test_damage_of_a_heap_is_an_error_and_no_loop(tmp_path: Path) -> None:
-    """Every bit of the heap and of the header: names, another error of ours, or nothing. HDF5 itself would not come back."""
+    """Each bit of heap and header is flipped: the result is names, mpigd's error, or nothing.
+
+    HDF5 itself would loop for ever on some of these files.
+    """
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         file["X"], file.attrs["feature_names"] = np.ones((5, 3)), ["a", "bb", "ccc"]

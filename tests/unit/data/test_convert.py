@@ -44,7 +44,10 @@ def read(path: Path) -> tuple[Shard, Array]:
 def test_sparse_matrices(
     form: str, transpose: bool, held: int, drawn: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Any matrix, empty rows and columns too, however many entries are held at once: scipy's transpose is the truth."""
+    """Conversion of sparse matrices agrees with scipy's transpose.
+
+    The matrices have empty rows and columns too, and the number of entries held at once varies.
+    """
     n, d = drawn.draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
     rng = np.random.default_rng(drawn.draw(st.integers(0, 99)))
     X = np.where(

@@ -1,4 +1,7 @@
-"""HDF5 as other programs write it: read as it is meant, or refused in one sentence with a way out that works."""
+"""HDF5 files as other programs write them.
+
+They are read as they are meant, or refused with one sentence whose advice works.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,10 @@ def truth_of(path: Path, **options: Any) -> Model:
 
 
 def trained(path: Path | list[str], **options: Any) -> Model:
-    """The model of a file: the same on 1 and 3 ranks (--full: 2 too), and streamed on 2 if it is dense."""
+    """The model of a file, which must be the same on 1 and 3 ranks (with --full on 2 too).
+
+    Dense data are also streamed, on 2 ranks.
+    """
     paths = path if isinstance(path, list) else [str(path)]
     ways: list[tuple[int, dict[str, Any]]] = [(1, {}), *([(2, {})] if FULL else []), (3, {})]
     dense = (
@@ -621,7 +627,7 @@ def test_texts_and_numbers_in_one_data_set(tmp_path: Path) -> None:
 @settings(max_examples=150, deadline=None)
 @given(drawn=st.data())
 def test_damaged_texts(drawn: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """One byte changed anywhere in heap or dataset: texts or one sentence, never an endless loop or a crash."""
+    """One damaged byte in heap or dataset gives texts or one sentence, no endless loop or crash."""
     path = tmp_path_factory.getbasetemp() / "damaged.h5"
     with h5py.File(path, "w") as file:
         words = [f"word {i % 7}" for i in range(300)]
@@ -682,7 +688,10 @@ PANDAS: dict[str, dict[str, Any]] = {"fixed": {"format": "fixed"}, "table": {"fo
 
 @pytest.mark.parametrize("form", PANDAS)
 def test_data_frames_of_pandas(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written and read by pandas itself where it has its HDF5 library; the message is tested without it below."""
+    """Data frames are written and read by pandas itself if its HDF5 library is installed.
+
+    A test below checks the message without that library.
+    """
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("tables")
     pytest.importorskip("pyarrow")

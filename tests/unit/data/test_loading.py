@@ -1,4 +1,7 @@
-"""Reading data sets: every row on exactly one rank whatever the files and the partition, and each fault by its place."""
+"""Reading data sets: every row is on exactly one rank, and each fault is reported with its place.
+
+This holds for any files and any partition.
+"""
 
 from __future__ import annotations
 
@@ -206,10 +209,11 @@ def test_whole_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stored", "asked", "kept"),
     [
-        ("float64", None, "float64"), ("float32", None, "float32"), ("float64", "float32", "float32"),
-        ("float32", "float64", "float64"), ("int8", None, "float32"), ("uint16", None, "float32"),
-        ("int32", None, "float64"), ("int64", None, "float64"), ("bool", None, "float32"), ("float16", None, "float32"),
-        (">f8", None, "float64"), (">f4", None, "float32"),
+        ("float64", None, "float64"), ("float32", None, "float32"),
+        ("float64", "float32", "float32"), ("float32", "float64", "float64"),
+        ("int8", None, "float32"), ("uint16", None, "float32"), ("int32", None, "float64"),
+        ("int64", None, "float64"), ("bool", None, "float32"),
+        ("float16", None, "float32"), (">f8", None, "float64"), (">f4", None, "float32"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("as_csr", [False, True])
@@ -269,7 +273,10 @@ def test_a_target_is_not_needed_for_predictions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["Blosc", "LZ4", "Zstd"])
 def test_compressed_by_filters_beyond_hdf5s_own(name: str, tmp_path: Path) -> None:
-    """hdf5plugin's filters are found when a file needs them, in a fresh process that has not imported it."""
+    """The filters of hdf5plugin are found when a file needs them.
+
+    The process is a new one that has not imported hdf5plugin.
+    """
     hdf5plugin = pytest.importorskip("hdf5plugin", reason="the extra [filters] is not installed")
     table = generate("logistic", n=300)
     with (
@@ -283,7 +290,8 @@ def test_compressed_by_filters_beyond_hdf5s_own(name: str, tmp_path: Path) -> No
     for kind in ("plain", "packed"):
         model = tmp_path / f"{kind}-model.h5"
         done = python(
-            "-m", "mpigd", "train", tmp_path / f"{kind}.h5", "-o", model, "--loss", "logistic", "--epochs", "2", "--quiet"
+            "-m", "mpigd", "train", tmp_path / f"{kind}.h5", "-o", model, "--loss", "logistic",
+            "--epochs", "2", "--quiet"
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         digests.add(load_model(str(model)).digest)
@@ -299,7 +307,10 @@ def test_compressed_by_filters_beyond_hdf5s_own(name: str, tmp_path: Path) -> No
 def test_every_number_is_read_once(
     how: dict[str, Any], size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ranks end where chunks do and slabs too, so over all ranks no chunk, and no byte of contiguous data, is touched twice."""
+    """No chunk, and no byte of contiguous data, is read twice over all ranks.
+
+    The rows of a rank, and slabs too, end at the borders of chunks.
+    """
     monkeypatch.setattr("mpigd.data.reader.SLAB_BYTES", 1 << 9)
     monkeypatch.setattr("mpigd.data.contiguous.PIECE", 200)
     path, values = tmp_path / "data.h5", np.random.default_rng(0).standard_normal((500, 4))

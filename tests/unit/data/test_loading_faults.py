@@ -1,4 +1,7 @@
-"""Files that cannot be used: each fault by file, dataset and row, the same one line on every rank."""
+"""Files that cannot be used.
+
+Every rank reports the fault with the same line, which names file, dataset and row.
+"""
 
 from __future__ import annotations
 

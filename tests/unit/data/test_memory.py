@@ -32,7 +32,8 @@ from mpigd.training.trainer import train
 options = dict(word.split("=") for word in sys.argv[2:])
 train([sys.argv[1]], from_mapping(options), SelfComm(), Progress(io.StringIO(), quiet=True))
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-print(int(status["VmHWM"].split()[0]) * 1024)  # ru_maxrss would count the process that started this one
+print(int(status["VmHWM"].split()[0]) * 1024)  \
+# ru_maxrss would count the process that started this one
 """
 
 
@@ -48,7 +49,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_what_a_column_takes(tmp_path: Path) -> None:
-    """Sparse data may have more columns than a rank has rows: two steps of L-BFGS hold 24 numbers of each."""
+    """Two steps of L-BFGS hold at most 24 numbers for each column.
+
+    Sparse data may have more columns than a rank has rows.
+    """
     took = {}
     for d in (1_000, 1_000_000):
         path, n = str(tmp_path / f"{d}.h5"), 10_000
@@ -182,7 +186,10 @@ def test_row_numbers_answer_like_an_array(ranges: list[tuple[int, int]]) -> None
 def test_the_exchange_in_rounds(
     as_csr: bool, round_bytes: int, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every row once, with all that belongs to it, in the order of the numbers; some ranks have no more to send."""
+    """Every row arrives once, with all that belongs to it, in the order of the row numbers.
+
+    Some ranks have nothing more to send while others still do.
+    """
     monkeypatch.setattr("mpigd.data.redistribute.ROUND_BYTES", round_bytes)
     table = generate("squared", n=70, weights=True)
     paths = write(table, tmp_path, files=2, as_csr=as_csr)

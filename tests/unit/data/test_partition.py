@@ -1,4 +1,4 @@
-"""Partitions as arithmetic: every row on exactly one rank, for any files, chunks and number of ranks."""
+"""Arithmetic of partitions: every row is on exactly one rank, for any files, chunks and ranks."""
 
 import itertools
 
@@ -22,7 +22,10 @@ def starts(extents):
 
 
 def rows_of(segments, extents):
-    """Global rows of segments, each of which must lie in its file and know its first row's number."""
+    """Global rows of segments.
+
+    Each segment must lie in its file and know the number of its first row.
+    """
     base, rows = starts(extents), []
     for segment in segments:
         assert 0 <= segment.start < segment.stop <= extents[segment.file].rows
@@ -116,7 +119,10 @@ def test_sizes_beyond_32_bits_stay_exact():
 
 
 def sparse(lengths):
-    """Extents of CSR files with so many entries per row, and the search that a rank does in a file's indptr."""
+    """Extents of CSR files with the given numbers of entries per row, and a search in their indptr.
+
+    A rank does this search in the indptr of a file.
+    """
     indptr = [np.cumsum([0, *rows]) for rows in lengths]
     extents = [Extent(len(rows), 8, int(sum(rows))) for rows in lengths]
     return extents, indptr, lambda file, wanted: int(np.searchsorted(indptr[file], wanted))

@@ -1,4 +1,7 @@
-"""Rows read again at every pass: the same model as in memory, whoever reads them and however little fits."""
+"""Streamed rows, read again in every pass, give the same model as rows in memory.
+
+This holds whichever rank reads them and however little memory there is.
+"""
 
 from __future__ import annotations
 

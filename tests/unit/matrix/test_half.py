@@ -1,4 +1,7 @@
-"""Half precision: what is kept is IEEE's nearest half, and training on it is training on those values, bit for bit."""
+"""Half precision: stored values are IEEE's nearest halves.
+
+Training on them has the same bits as training on those values.
+"""
 
 from __future__ import annotations
 
@@ -124,7 +127,10 @@ def test_every_answer_is_that_of_the_widened_values(d: int) -> None:
 
 
 @pytest.mark.full(
-    why="the code of a loss sees margins, not halves: bounded and unbounded gradients, one output and several",
+    why=(
+        "the code of a loss sees margins, not halves: bounded and unbounded gradients, "
+        "one output and several"
+    ),
     when=lambda loss: loss not in ("logistic", "softmax", "poisson"),
 )
 @pytest.mark.parametrize("loss", ALL_LOSSES)
@@ -168,7 +174,10 @@ def test_the_gradient_is_close_to_that_of_float32() -> None:
 
 @pytest.mark.parametrize("partition", ["range", "hash", "file"])
 def test_files(partition: str, tmp_path: Path) -> None:
-    """Two files on one, two and five ranks, float64 and float32 mixed; the units are those of all rows."""
+    """Two files, one float64 and one float32, are read on one, two and five ranks.
+
+    The units of the columns are those of all rows.
+    """
     table = generate("logistic", n=90)
     X = table.X * SIZES
     paths = [

@@ -1,4 +1,8 @@
-"""The duality gap: above the true distance from the optimum, falling with it, the same bits on all ranks; --tol."""
+"""The duality gap and --tol.
+
+The gap bounds the distance from the optimum from above, falls with it, and has the same bits on all
+ranks.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +57,10 @@ def test_a_bound_at_any_point(loss: str, intercept: bool, standardize: bool) -> 
 
 @pytest.mark.parametrize("loss", SMOOTH)
 def test_it_falls_to_nothing(loss: str) -> None:
-    """From the optimum's own side: at tol 1e-10 the bound is that small, and the objective is truly that close."""
+    """The gap falls with the tolerance, down to 1e-10.
+
+    The objective is truly within the gap of the optimum.
+    """
     table = generate(loss, n=300, weights=True)
     options = dict(loss=loss, l2=1e-2)
     best = optimum(table, from_mapping(options))[0]
@@ -68,7 +75,10 @@ def test_it_falls_to_nothing(loss: str) -> None:
 
 @pytest.mark.parametrize("loss", ["hinge", "quantile"])
 def test_losses_with_kinks(loss: str) -> None:
-    """A subgradient is a dual point too; the hinge's optimum is that of a support vector machine."""
+    """A subgradient is a dual point too.
+
+    The hinge's optimum is that of a support vector machine.
+    """
     table = generate(loss, n=150)
     summary = fit(table, loss=loss, l2=0.1, epochs=400).summary
     lower = summary["objective"] - summary["gap"]
@@ -94,7 +104,11 @@ def test_every_optimizer_stops_on_it(optimizer: str) -> None:
 
 
 def test_where_there_is_no_bound() -> None:
-    """Without a ridge penalty the gradient rules; residuals of one sign cannot be made to add up to zero."""
+    """Without a ridge penalty there is no gap, and the norm of the gradient decides.
+
+    There is none either for residuals of one sign, since these cannot be scaled so that they sum to
+    zero.
+    """
     summary = fit(generate("logistic"), loss="logistic", tol=1e-7).summary
     assert summary["gap"] is None
     assert summary["gradient_norm"] <= 1e-7
@@ -129,7 +143,11 @@ def test_the_same_bits_on_all_ranks(loss: str) -> None:
 
 
 def test_a_rank_with_one_row_adds_its_classes_in_the_same_order() -> None:
-    """numpy's own sum over twelve classes has other bits for one row than for many: a run would stop elsewhere."""
+    """A rank with one row adds its classes in the same order as a rank with many.
+
+    numpy's own sum over twelve classes has other bits for one row than for many, so that a run
+    would stop at another step.
+    """
     rng = np.random.default_rng(3)
     table = Table(rng.standard_normal((13, 2)), np.arange(13.0) % 12)
 
@@ -158,7 +176,10 @@ def test_a_run_that_stops_for_another_reason_warns_even_the_quiet(
     summary, err = said(capsys, table, **options, epochs=2)
     left = summary["gap"] / (summary["null_objective"] - summary["objective"])
     early = "mpigd: warning: not converged: --epochs 2 ended before --tol 1e-06 was reached: "
-    rest = "of what there is to gain over the model without columns is left. Raise --epochs, or leave --optimizer to auto\n"
+    rest = (
+        "of what there is to gain over the model without columns is left. Raise --epochs, "
+        "or leave --optimizer to auto\n"
+    )
     assert err == f"{early}proven: at most {left:.1e} {rest}"
     assert not summary["converged"]
     summary, err = said(capsys, table, **options | dict(l2=0.0), epochs=2)
@@ -179,8 +200,8 @@ def test_what_is_said_of_the_distance(capsys: pytest.CaptureFixture[str]) -> Non
     summary, err = said(capsys, table, loss="logistic", l2=1e-3, quiet=False)
     left = summary["left"] / (summary["null_objective"] - summary["objective"])
     assert (
-        f"proven: at most {left:.1e} of what there is to gain over the model without columns is left"
-        in err
+        f"proven: at most {left:.1e} of what there is to gain over the model "
+        "without columns is left" in err
     )
     assert summary["gap"] == summary["left"]
     assert "optimizer auto: newton" in err
@@ -192,7 +213,10 @@ def test_what_is_said_of_the_distance(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("loss", SMOOTH)
 def test_the_rounding_of_the_sums_is_within_its_bound(loss: str) -> None:
-    """The truth is numpy's gradient in the optimiser's coordinates, at the model's own parameters."""
+    """The reference is numpy's gradient.
+
+    It is taken in the optimiser's coordinates, at the model's own parameters.
+    """
     table = generate(loss, n=300, weights=True)
     config = from_mapping(dict(loss=loss))
     model = fit(table, loss=loss, epochs=3, tol=0)

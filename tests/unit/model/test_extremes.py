@@ -1,4 +1,7 @@
-"""Numbers near the largest: refused with their place, and what is advised is enough, word for word."""
+"""Numbers near the largest float64 are refused with their place.
+
+Whoever follows the advice of a message, word for word, gets a model.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +99,8 @@ def test_asking_for_float64_is_not_advised_where_it_does_not_help(
     paths = stored(tmp_path, X, y)
     message = refused(paths, dtype="float32")
     assert message.startswith(
-        f"{paths[1]}: 'X' row 7 column 2 is {value:g}: sums of such numbers overflow, in float64 too: "
+        f"{paths[1]}: 'X' row 7 column 2 is {value:g}: sums of such numbers overflow, "
+        "in float64 too: "
     )
     X[:, 2] /= divisor(message, "the column")
     assert np.all(np.isfinite(fit(stored(tmp_path, X, y), dtype="float32").coef))
@@ -151,9 +155,9 @@ def test_offsets(value: float, tmp_path: Path) -> None:
     offset = np.zeros(100)
     offset[57] = value
     message = refused(stored(tmp_path, X, y, offset=offset), 2)
-    assert (
-        message
-        == f"{tmp_path}/part1.h5 row 7: 'offset' is {value:g}: sums of such numbers overflow: correct it"
+    assert message == (
+        f"{tmp_path}/part1.h5 row 7: 'offset' is {value:g}: sums of such numbers overflow: "
+        "correct it"
     )
 
 
@@ -170,7 +174,8 @@ def test_arrays_of_ranks() -> None:
 
     for size in (1, 3):
         assert set(run(size, attempt)) == {
-            f"row 31: column 1 is {LARGEST:g}: sums of such numbers overflow: correct it if it stands for a missing value, "
+            f"row 31: column 1 is {LARGEST:g}: sums of such numbers overflow: "
+            "correct it if it stands for a missing value, "
             "or divide the column by 1e+308"
         }
 
@@ -187,7 +192,10 @@ def test_the_unit_of_a_column_makes_no_difference(value: float) -> None:
 def test_a_column_of_tiny_numbers_is_warned_of(
     as_csr: bool, value: float, tmp_path: Path, capsys: Any
 ) -> None:
-    """Its variance is 0 in float64, so that it would be taken for a constant, silently. The advice is enough."""
+    """Squares of tiny values underflow to a variance of 0, which would silently mean a constant.
+
+    Following the advice of the warning is enough.
+    """
     X, y = table("squared", 0.3 if as_csr else 0.0)
     truth = fit(stored(tmp_path, X, y, as_csr), tol=1e-10)
     X[:, 2] *= value
@@ -195,8 +203,8 @@ def test_a_column_of_tiny_numbers_is_warned_of(
     assert main(["train", *stored(tmp_path, X, y, as_csr), "-o", out]) == 0
     said = capsys.readouterr().err
     assert (
-        "the squares of all values of column 2 are too small for sums in float64: their coefficients may stay 0; "
-        in said
+        "the squares of all values of column 2 are too small for sums in float64: "
+        "their coefficients may stay 0; " in said
     )
     X[:, 2] /= float(said.partition("divide the columns by ")[2].split()[0])
     assert main(["train", *stored(tmp_path, X, y, as_csr), "-o", out, "--tol", "1e-10"]) == 0

@@ -1,4 +1,7 @@
-"""Standard errors and what goes with them: against statsmodels, over ranks, and in words where there are none."""
+"""Standard errors and related statistics.
+
+They are compared with statsmodels and over ranks; if there are none, a message says why.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +108,10 @@ def test_the_default_tolerance_will_do() -> None:
 
 @LOSSES
 def test_ridge_is_the_inverse_of_the_penalised_information(loss: str) -> None:
-    """Information by differences of the gradient of plain numpy's objective, at the same coefficients."""
+    """The reference is the information matrix from differences of numpy's gradient.
+
+    It is taken at the same coefficients.
+    """
     table, l2 = table_of(loss, weights=True), 0.1
     model = fit(table, loss=loss, l2=l2, tol=1e-12)
     found = coefficient_table.table(model)
@@ -235,7 +241,10 @@ def test_saturated_likelihoods() -> None:
 @LOSSES
 @pytest.mark.parametrize("unit", ["one", "mean", "as they are"])
 def test_weights_that_are_not_whole(loss: str, unit: str) -> None:
-    """Rows are counted, not weights: statsmodels' var_weights, in any unit where a dispersion is estimated."""
+    """Degrees of freedom count rows, not weights, as var_weights of statsmodels do.
+
+    If a dispersion is estimated, the unit of the weights does not matter.
+    """
     table = table_of(loss)
     c = np.random.default_rng(8).uniform(0.2, 3.0, 300)
     given = {"one": c / c.sum(), "mean": c / c.mean(), "as they are": c}[unit]

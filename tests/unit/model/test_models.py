@@ -88,7 +88,10 @@ def test_losses_with_kinks_approach_the_linear_programme(loss: str, intercept: b
 
 
 def _programme(table: Table, loss: str, quantile: float, intercept: bool) -> float:
-    """The smallest weighted mean hinge or pinball loss, as a linear programme in coefficients and slacks."""
+    """The smallest weighted mean hinge or pinball loss.
+
+    It is the optimum of a linear programme in coefficients and slacks.
+    """
     assert table.c is not None
     n, d = table.X.shape
     A = np.column_stack([table.X, np.full(n, float(intercept))])

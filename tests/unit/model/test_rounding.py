@@ -1,4 +1,8 @@
-"""One grid or two: gradients keep 1e-9 of the sum of their terms' sizes whatever the tolerance, and ordinary data one grid."""
+"""Gradients on one grid or two.
+
+Their error is at most 1e-9 of the sum of the absolute terms, whatever the tolerance is; ordinary
+data need one grid only.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,10 @@ FIRST_RESIDUAL = {
 
 
 def rows(loss: str, outlier: float, decades: float, seed: int = 0) -> Table:
-    """Columns of positive numbers, one `outlier` in each; all small terms then have the sign of the target."""
+    """Columns of positive numbers with one `outlier` in each.
+
+    All small terms then have the sign of the target.
+    """
     rng = np.random.default_rng(seed)
     X = np.abs(rng.normal(size=(N, D))) + 0.1
     X[rng.integers(0, N, D), np.arange(D)] *= outlier
@@ -78,7 +85,10 @@ def test_gradients_keep_nine_digits_whatever_the_tolerance(
 
 @pytest.mark.parametrize("loss", FIRST_RESIDUAL)
 def test_ordinary_data_keep_one_grid(loss: str) -> None:
-    """The second one costs a third of the speed: weights over ten decades, or columns with long tails, do without."""
+    """Weights over ten decades, or columns with long tails, need no second grid.
+
+    A second grid costs a third of the speed.
+    """
     table = rows(loss, 1e3, 3.0)
     tails = replace(table, X=np.exp(2.0 * np.random.default_rng(1).normal(size=(N, D))))
     apart = replace(table, X=table.X * np.where(np.arange(N) % 2, 1.0, -1.0)[:, np.newaxis])

@@ -1,4 +1,4 @@
-"""Targets that are text: which losses fit them, what messages call their classes, and weights for any class."""
+"""Text targets: the losses that fit them, class names in messages, and weights of any class."""
 
 from __future__ import annotations
 
@@ -61,12 +61,15 @@ def test_regression_losses_are_refused(loss: str, size: int, tmp_path: Path) -> 
 
     (message,) = set(run(size, attempt, two))
     assert message == (
-        f"{two}: the target 'label' is text, with 2 classes (no, yes): the {loss} loss would take their positions in the "
+        f"{two}: the target 'label' is text, with 2 classes (no, yes): "
+        f"the {loss} loss would take their positions in the "
         "alphabet for numbers: use --loss logistic or softmax"
     )
     (message,) = set(run(size, attempt, three))
-    assert message.endswith("3 classes (a, b, c): the " + f"{loss} loss would take their positions in the "
-                            "alphabet for numbers: use --loss softmax")  # fmt: skip
+    assert message.endswith(
+        "3 classes (a, b, c): the " + f"{loss} loss would take their positions in the "
+        "alphabet for numbers: use --loss softmax"
+    )
 
 
 def test_refused_before_rows_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +113,8 @@ def test_three_classes_are_for_softmax(loss: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         mpigd.train(path, loss=loss)
     assert str(caught.value) == (
-        f"{path}: the {loss} loss needs exactly two different values in the target, found 3: 'high', 'low', 'mid, or so': "
+        f"{path}: the {loss} loss needs exactly two different values in the target, found 3: "
+        "'high', 'low', 'mid, or so': "
         "--loss softmax takes more than two classes"
     )
     assert mpigd.train(path, loss="softmax", l2=1e-3).labels() == ["high", "low", "mid, or so"]
@@ -120,7 +124,9 @@ def test_numbers_with_more_than_two_values() -> None:
     y = np.arange(30.0) % 3
     with pytest.raises(
         DataError,
-        match="found 3: 0, 1, 2: --loss softmax takes more than two classes, --loss squared numbers",
+        match=(
+            "found 3: 0, 1, 2: --loss softmax takes more than two classes, --loss squared numbers"
+        ),
     ):
         mpigd.train((np.random.default_rng(0).standard_normal((30, 2)), y), loss="logistic")
 
@@ -150,7 +156,11 @@ def test_messages_name_classes(tmp_path: Path) -> None:
 
 
 def test_each_data_set_numbers_its_own_names(tmp_path: Path) -> None:
-    """Imported on its own, a file without the first class counts the others from 0: scores would be wrong, silently."""
+    """Scores use the names of classes, not the positions in each data set.
+
+    A file without the first class that is imported on its own counts its classes from 0; by
+    position, scores would be silently wrong.
+    """
     model = mpigd.train(imported(tmp_path, ("a", "b", "c")), loss="softmax", l2=1e-3)
     other = imported(tmp_path, ("b", "d", "c"), name="other")
     words = r"other\.h5 row 1: label 'd' is none of the model's classes \(a, b, c\)"
@@ -176,7 +186,10 @@ def test_each_data_set_numbers_its_own_names(tmp_path: Path) -> None:
 
 
 def test_class_weights_of_odd_names(tmp_path: Path) -> None:
-    """Every class by name, in Python, on the command line and in TOML: the weights of rows by hand, to the bit."""
+    """Class weights of every name equal row weights made by hand, to the bit.
+
+    The names are given in Python, on the command line and in TOML.
+    """
     path = imported(tmp_path, ODD, n=400)
     with h5py.File(path) as file:
         X, y = file["X"][...], file["y"][...]

@@ -1,4 +1,4 @@
-"""The parts of second-order steps: strong-Wolfe line search, steps that are too long, conjugate gradients."""
+"""Parts of second-order steps: strong-Wolfe line search, long steps, conjugate gradients."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def test_a_trial_that_is_not_finite_is_a_step_too_long() -> None:
 
 
 def test_states_share_their_pairs() -> None:
-    """With a million parameters a copy of ten pairs would be 160 MB, at every step; and a step can still be repeated."""
+    """States share their pairs instead of copying them, and a step can still be repeated.
+
+    With a million parameters a copy of ten pairs in every step would take 160 MB.
+    """
     rng = np.random.default_rng(0)
     oracle, optimizer = Quadratic(np.diag(np.geomspace(1.0, 1e4, 30))), LBFGS(memory=3)
     w = rng.standard_normal(30)
@@ -63,7 +66,10 @@ def test_states_share_their_pairs() -> None:
 @pytest.mark.parametrize("first", [1e-3, 0.1, 1.0, 30.0])
 @pytest.mark.parametrize("number", range(4))
 def test_strong_wolfe(number: int, first: float) -> None:
-    """Functions one to four of More and Thuente's table (ACM TOMS 1994), in spirit: flat, steep, with noise, with a kink."""
+    """Functions like the first four of More and Thuente's table (ACM TOMS 1994).
+
+    They are flat, steep, noisy, and with a kink.
+    """
     value, slope = [
         (lambda a: -a / (a * a + 2), lambda a: (a * a - 2) / (a * a + 2) ** 2),
         (

@@ -1,4 +1,7 @@
-"""Optimisers against references in plain numpy, step by step, and learning rates against their formulas."""
+"""Optimisers against references in plain numpy, step by step.
+
+Learning rates are compared with their formulas.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,8 @@ def walk(
     return path, state
 
 
-# References: (gradient of objective and penalty) -> the path. Each is written from the paper, not from mpigd.
+# References: each takes the gradient of objective and penalty and returns the path of the iterates.
+# They are written from the papers, not from mpigd.
 
 Gradient = Callable[[Array], Array]
 
@@ -76,7 +80,10 @@ def momentum(g: Gradient, w: Array, mu: float = 0.9) -> list[Array]:
 
 
 def nesterov(g: Gradient, w: Array, mu: float = 0.9) -> list[Array]:
-    """Sutskever et al. (2013): velocity v = mu v - lr g(w + mu v), in the shifted variable w + mu v that is evaluated."""
+    """Nesterov's momentum after Sutskever et al. (2013): velocity v = mu v - lr g(w + mu v).
+
+    The path is that of the shifted variable w + mu v, where the gradient is evaluated.
+    """
     path, v, center = [], np.zeros_like(w), w.copy()
     for _ in range(STEPS):
         v = mu * v - LR * g(center + mu * v)
@@ -225,7 +232,10 @@ def test_cosine_without_libm() -> None:
 
 
 def fista(H: Array, target: Array, w: Array, L: float, steps: int) -> list[Array]:
-    """Beck and Teboulle (2009), restarted where the gradient turns against the step (O'Donoghue and Candes 2015)."""
+    """FISTA (Beck and Teboulle 2009) with restarts (O'Donoghue and Candes 2015).
+
+    It restarts when the gradient points against the step.
+    """
     previous, theta, path = w, 1.0, []
     for _ in range(steps):
         following = (1 + math.sqrt(1 + 4 * theta**2)) / 2
@@ -248,7 +258,10 @@ def test_accelerated_steps() -> None:
 
 
 def test_acceleration_pays() -> None:
-    """About sqrt(condition) log(1 / accuracy) steps, where plain descent takes condition log(1 / accuracy)."""
+    """Acceleration takes about sqrt(condition) log(1 / accuracy) steps.
+
+    Plain descent takes condition log(1 / accuracy).
+    """
     oracle = quadratic(condition=1e4)
     path = walk(Accelerated(1.0), oracle, L2(0.0, np.ones(6)), np.zeros(6), 1500)[0]
     plain = walk(FIRST_ORDER["sgd"](Rate(1.0)), oracle, L2(0.0, np.ones(6)), np.zeros(6), 1500)[0]
@@ -259,7 +272,10 @@ def test_acceleration_pays() -> None:
 
 @dataclass
 class Exponential:
-    """sum exp(w) - 2 w: no curvature bound, and not finite where w is large; the optimum is log 2."""
+    """The objective sum exp(w) - 2 w, whose optimum is log 2.
+
+    It has no curvature bound, and is not finite if w is large.
+    """
 
     trouble: list[float] = field(default_factory=list)
 
@@ -272,7 +288,10 @@ class Exponential:
 
 @pytest.mark.parametrize("curvature", [1e-6, 1.0, 1e6])
 def test_backtracking_finds_the_curvature(curvature: float) -> None:
-    """Whatever the first guess: far too small, its steps meet numbers that are not finite, and shrink."""
+    """Backtracking works from any first guess of the curvature.
+
+    If the guess is far too small, steps meet numbers that are not finite, and shrink.
+    """
     oracle = Exponential()
     path, state = walk(
         Accelerated(curvature, backtrack=True),

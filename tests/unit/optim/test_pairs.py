@@ -1,4 +1,7 @@
-"""The table: every optimiser x loss x penalty x layout x ranks. Right pairs go down and give the same bits; wrong ones say so."""
+"""All combinations of optimiser, loss, penalty, layout and number of ranks.
+
+Valid ones decrease the objective and give the same bits; a message rejects the invalid ones.
+"""
 
 from __future__ import annotations
 

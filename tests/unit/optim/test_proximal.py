@@ -1,4 +1,8 @@
-"""l1, elastic net and bounds: optima against scikit-learn's in objective and support, exact zeros, the same bits."""
+"""l1, elastic net and bounds.
+
+Objective and support are those of scikit-learn's optima, zeros are exact, and the bits are the same
+on all ranks.
+"""
 
 from __future__ import annotations
 
@@ -255,7 +259,10 @@ def wide_table(loss: str = "squared") -> Table:
 
 @pytest.mark.parametrize("loss", ["squared", "logistic", "softmax"])
 def test_working_sets_lead_where_all_columns_do(loss: str) -> None:
-    """The truth is FISTA's, which knows no working sets; reads of some columns count as that share."""
+    """The reference is FISTA, which has no working sets.
+
+    Reading some of the columns counts as that share of a read.
+    """
     table, l1 = (
         wide_table("logistic" if loss == "softmax" else loss),
         0.02 if loss == "softmax" else 0.05,
@@ -376,7 +383,8 @@ def test_one_sentence_before_any_work() -> None:
     pairs: list[tuple[dict[str, Any], str]] = [
         (
             dict(l1=0.1, optimizer="lbfgs"),
-            "l1 needs an optimiser with prox: proximal-newton, fista, sgd; --optimizer lbfgs has none",
+            "l1 needs an optimiser with prox: proximal-newton, fista, sgd; "
+            "--optimizer lbfgs has none",
         ),
         (
             dict(l1=0.1, l2=0.1, optimizer="adam", mode="minibatch"),
@@ -418,7 +426,10 @@ def test_what_auto_chooses() -> None:
 
 
 def test_a_sample_that_leads_uphill_is_dropped() -> None:
-    """Three rows of nearly all the weight contradict the others, and no sample holds them: zero is the better start."""
+    """A start from a sample is dropped if zero is the better start.
+
+    Three rows with nearly all of the weight contradict the others, and no sample contains them.
+    """
     rng = np.random.default_rng(0)
     n = 20_000
     X = rng.normal(size=(n, 3))

@@ -1,4 +1,7 @@
-"""Quadratic models with l1 whose columns depend on each other: coordinate descent alone creeps along what has no curvature."""
+"""Quadratic models with l1 whose columns depend on each other.
+
+Coordinate descent alone is slow along directions without curvature.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ Array = np.ndarray[Any, Any]
 
 
 def model(seed: int, l1: float) -> tuple[Array, Array, ElasticNet]:
-    """Two factors with all their levels, three numbers and an intercept; H and the slope at zero."""
+    """Hessian, gradient at zero and penalty for collinear columns.
+
+    The columns are two factors with all their levels, three numbers and an intercept.
+    """
     rng = np.random.default_rng(seed)
     levels = [np.eye(count)[rng.integers(0, count, 2000)] for count in (6, 9)]
     X = np.column_stack([*levels, rng.normal(size=(2000, 3))])

@@ -1,4 +1,8 @@
-"""L-BFGS and Newton's method: second derivatives against differences, optima against scipy, reads, bits, interruptions."""
+"""L-BFGS and Newton's method.
+
+Second derivatives are compared with differences and optima with scipy; others test reads, bits and
+interruptions.
+"""
 
 from __future__ import annotations
 
@@ -178,7 +182,10 @@ def correlated(n: int, d: int, spread: float) -> Table:
 @pytest.mark.parametrize("name", ["auto", "newton"])
 @pytest.mark.parametrize(("spread", "l2"), [(10.0, 1e-4), (1000.0, 1e-6)])
 def test_reads_of_the_data(spread: float, l2: float, name: str) -> None:
-    """1e-6 of the optimum in at most 12 reads, 1e-9 in at most 18; the truth is scikit-learn's Newton on scaled columns."""
+    """At most 12 reads lead to 1e-6 of the optimum, and at most 18 to 1e-9.
+
+    The reference is scikit-learn's Newton method on scaled columns.
+    """
     table = correlated(20_000, 40, spread)
     scaled = (table.X - table.X.mean(axis=0)) / table.X.std(axis=0)
     truth = LogisticRegression(
@@ -234,10 +241,12 @@ def test_what_does_not_go_together() -> None:
 
 def test_what_auto_chooses() -> None:
     chosen = {
-        (loss, d, *more.items()): build.complete(from_mapping(dict(loss=loss, **more)), 1000, d).optimizer
+        (loss, d, *more.items()): build.complete(
+            from_mapping(dict(loss=loss, **more)), 1000, d
+        ).optimizer
         for loss, d, more in (
-            ("logistic", 10, {}), ("logistic", 5000, {}), ("hinge", 10, {}), ("poisson", 10, dict(lr=0.1)),
-            ("poisson", 10, dict(mode="minibatch")),
+            ("logistic", 10, {}), ("logistic", 5000, {}), ("hinge", 10, {}),
+            ("poisson", 10, dict(lr=0.1)), ("poisson", 10, dict(mode="minibatch")),
         )
     }  # fmt: skip
     assert list(chosen.values()) == [
@@ -254,7 +263,11 @@ def test_what_auto_chooses() -> None:
 
 
 def test_auto_takes_what_the_shape_makes_cheapest() -> None:
-    """Tall data: samples; wide and dense: no sample is small enough; many columns of few entries: cheap sweeps."""
+    """`auto` chooses the cheapest method for the shape of the data.
+
+    Tall data: samples. Wide and dense data: no sample is small enough. Many columns with few
+    entries: cheap sweeps.
+    """
     assert cheapest(Shape(600_000, 26, samples=(6_000, 60_000))) == "newton"
     assert cheapest(Shape(1_000_000, 129, samples=(10_000, 100_000))) == "newton"
     assert cheapest(Shape(1_500, 13)) == "newton-cholesky"
@@ -324,7 +337,10 @@ def test_a_step_can_be_repeated(name: str) -> None:
 def test_newton_without_a_factorisation_has_the_same_bits(
     loss: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """On any ranks, and when continued on others: the diagonal and the products it has learned are part of its state."""
+    """The bits are the same on any number of ranks, and when the run is continued on others.
+
+    The diagonal and the products that Newton's method has learned are part of its state.
+    """
     monkeypatch.setattr("mpigd.training.problem.LARGEST_FACTOR", 1)
     table, options = (
         generate(loss, n=300, d=9, weights=True),

@@ -1,4 +1,8 @@
-"""Full mode of losses with kinks: the optimum of the linear programme, a true bound, few reads, the same bits."""
+"""Losses with kinks in full mode.
+
+Tests compare the optimum with a linear programme, and check the bound, the number of reads and the
+bits.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,10 @@ PRECISE = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 
 
 
 def programme(table: Table, loss: str, quantile: float = 0.5, intercept: bool = True) -> float:
-    """The least weighted mean hinge or pinball loss, as a linear programme in coefficients and slacks."""
+    """The smallest weighted mean hinge or pinball loss.
+
+    It is the optimum of a linear programme in coefficients and slacks.
+    """
     n = len(table.y)
     A = np.column_stack([table.X, np.full(n, float(intercept))])
     A = A / np.maximum(np.abs(A).max(axis=0), 1e-300)
@@ -222,7 +229,11 @@ def test_where_the_constant_is_the_optimum(case: str) -> None:
 @pytest.mark.parametrize("l2", [1e-4, 1e-2, 1.0])
 @pytest.mark.parametrize("intercept", [True, False])
 def test_a_ridge_makes_it_a_support_vector_machine(l2: float, intercept: bool) -> None:
-    """libsvm's intercept is not penalised, as ours; without one the dual is a box-constrained quadratic of our own."""
+    """The optimum is that of a support vector machine.
+
+    The reference is libsvm, whose intercept is not penalised either. Without an intercept it is the
+    dual, a box-constrained quadratic that this file solves.
+    """
     table = classes(n=300)
     options = dict(loss="hinge", l2=l2, intercept=intercept, standardize=False)
     if intercept:
@@ -241,7 +252,10 @@ def test_a_ridge_makes_it_a_support_vector_machine(l2: float, intercept: bool) -
 
 
 def _optimum_between(table: Table, l2: float) -> tuple[float, float]:
-    """Dual and primal objective from coordinate ascent on sum a / n - |sum a_i s_i x_i / n|^2 / (2 l2), 0 <= a <= 1."""
+    """Dual and primal objective from coordinate ascent.
+
+    The dual is sum a / n - |sum a_i s_i x_i / n|^2 / (2 l2) with 0 <= a <= 1.
+    """
     n = len(table.y)
     Z = (2 * table.y - 1)[:, None] * table.X
     squares, a, v = np.sum(Z * Z, axis=1) / (n * l2), np.zeros(n), np.zeros(Z.shape[1])
@@ -315,7 +329,10 @@ def test_rows_that_are_not_in_memory(loss: str, tmp_path: Path) -> None:
 
 
 def test_few_reads_of_many_rows() -> None:
-    """From a sample, and then among the rows near their kinks: a read of all rows is worth many of these."""
+    """The fit reads a sample first, and then rows near their kinks.
+
+    Many such partial reads cost as much as one read of all rows.
+    """
     for loss, table in (("quantile", regression(n=40000, d=10)), ("hinge", classes(n=40000, d=10))):
         assert fit(table, loss=loss).summary["reads"] <= 16
 

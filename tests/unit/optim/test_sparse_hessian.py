@@ -1,4 +1,7 @@
-"""Hessians of compressed rows, summed by pairs of entries: against numpy, with any means, on any ranks."""
+"""Hessians of compressed rows, summed over pairs of entries.
+
+They are compared with numpy, with any column means and on any number of ranks.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ Array = np.ndarray[Any, Any]
 def one_hot(
     loss: str = "logistic", n: int = 900, far: float = 0.0, weights: bool = True, seed: int = 0
 ) -> Table:
-    """Two factors of very unequal levels, a rare number, and three that all rows have, `far` deviations from zero."""
+    """Two factors with very unequal levels, a rare number, and three dense columns.
+
+    The means of the dense columns are `far` standard deviations from zero.
+    """
     rng = np.random.default_rng(seed)
     levels = [np.eye(L)[np.minimum(rng.exponential(L / 4, n).astype(int), L - 1)] for L in (12, 30)]
     rare = np.where(rng.random(n) < 0.02, rng.normal(size=n), 0.0)
@@ -50,7 +56,10 @@ def oracle_of(
 
 
 def truth(oracle: Oracle, table: Table, w: Array) -> Array:
-    """The Hessian (k, p, k, p) by numpy, on dense columns in the oracle's order, centred in extended precision."""
+    """The Hessian (k, p, k, p) by numpy.
+
+    It is made of dense columns in the oracle's order, centred in extended precision.
+    """
     objective, scaling, k = oracle.objective, oracle.objective.scaling, oracle.objective.k
     X, c = (
         table.X[:, scaling.number].astype(np.longdouble),
@@ -168,7 +177,10 @@ def test_models_have_the_same_bits() -> None:
 
 
 def test_what_is_cheaper() -> None:
-    """Rows of few entries are summed by these; dense ones, and those of few columns, as dense ones."""
+    """Pairs of entries are used for rows with few entries.
+
+    Rows with many entries, and those with few columns, are summed as dense rows.
+    """
     rng = np.random.default_rng(0)
     full = Table(rng.normal(size=(300, 30)), np.tile([0.0, 1.0], 150))
     assert Split.of(oracle_of(full, loss="logistic").objective) is None

@@ -1,4 +1,4 @@
-"""SVRG and the hybrid start: where they lead, what they cost, and that they are continued to the same bits."""
+"""SVRG and the hybrid start: their optima, their costs, and the same bits when continued."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from tests.truths import SMOOTH, generate, optimum
 
 @pytest.mark.parametrize("loss", SMOOTH)
 def test_a_constant_rate_converges(loss: str) -> None:
-    """Stochastic gradients stay at a distance that their noise decides; with variance reduction they do not."""
+    """SVRG converges with a constant rate.
+
+    Without variance reduction, the noise of stochastic gradients keeps a distance from the optimum.
+    """
     table = generate(loss, n=600, d=3, weights=True)
     options = dict(loss=loss, l2=0.1, mode="minibatch", batch_size=20, epochs=30)
     best = optimum(table, from_mapping(dict(loss=loss, l2=0.1)))[0]

@@ -1,4 +1,7 @@
-"""The scenarios of every communicator on one process and on virtual ranks, and how the world is found."""
+"""The scenarios of every communicator, on one process and on virtual ranks.
+
+Other tests check how the world communicator is found.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,8 @@ def test_without_a_launcher_mpi_is_not_imported() -> None:
     done = python(
         "-c",
         "import sys; from mpigd.parallel.session import connect; comm = connect();"
-        "print(type(comm).__name__, comm.rank, comm.size, any(name.startswith('mpi4py') for name in sys.modules))",
+        "print(type(comm).__name__, comm.rank, comm.size, "
+        "any(name.startswith('mpi4py') for name in sys.modules))",
     )
     assert done.stdout.split() == ["SelfComm", "0", "1", "False"], done.stderr
 

@@ -83,7 +83,10 @@ World = tuple[tuple[int, ...], bool]
 
 
 class Ranks(FakeMPI):
-    """A communicator, and group, of them. `worlds`: what it shrinks to, one after the other, each with what Agree says there."""
+    """A fake communicator, and also its group.
+
+    `worlds` lists what it shrinks to, one after the other, each with the result of Agree there.
+    """
 
     UNDEFINED = -1
 
@@ -112,7 +115,10 @@ class Ranks(FakeMPI):
         return Ranks(ranks, *later, agreed=agreed)
 
     def Allreduce(self, in_place: None, least: Array, how: None) -> None:
-        """One of the others has done two steps less, and begun three collectives more; without agreement, anything."""
+        """Another rank has done two steps less, and begun three collectives more.
+
+        Without agreement the values are arbitrary.
+        """
         least -= (2, 3) if self.agreed else (99, 99)
 
     def Agree(self, whole: int) -> int:
@@ -139,7 +145,11 @@ def test_more_may_die_before_all_have_agreed(first: tuple[int, ...], then: tuple
 
 
 def test_a_quorum_is_of_the_last_world_that_was_agreed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of three, but of four half, without the lowest: they end, and not the others with them."""
+    """A quorum counts the ranks of the last world that all agreed on.
+
+    Two ranks of three are left, but these are half of four and lack the lowest rank: they end, and
+    do not end the others.
+    """
     comm = of_four((1, 2, 3), (2, 3))
     with pytest.raises(CutOff, match="2 of 4 ranks are left here"):
         comm.mend(7)
@@ -191,7 +201,10 @@ def test_a_rank_that_was_asleep_saves_nothing(tmp_path: Path) -> None:
 
 
 def test_another_try_goes_on_from_what_is_remembered() -> None:
-    """Ranks gone in the middle of a step: the same bits, and only the steps that are left are done again."""
+    """If ranks fail in the middle of a step, only the remaining steps are repeated.
+
+    The bits are those of a run without failures.
+    """
     config = Config(loss="logistic", mode="minibatch", batch_size=20, epochs=2)
     table, steps = generate("logistic", n=200, d=4), []
     usual = Run._after

@@ -1,4 +1,7 @@
-"""Folders and paths: private ones, also through links, and relative ones in a working directory that goes away."""
+"""Folders and paths.
+
+Private folders, also through links, and relative paths in a working directory that disappears.
+"""
 
 from __future__ import annotations
 
@@ -215,7 +218,10 @@ def test_two_threads_may_be_settled(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_model_that_cannot_be_written(tmp_path: Path) -> None:
-    """75 where this run has saved something new, and 74 where the same command would meet the same again and again."""
+    """The exit code is 75 if this run has saved a new checkpoint, and 74 otherwise.
+
+    In the second case the same command would fail again and again.
+    """
     (tmp_path / "saved").mkdir()
     config = Config(checkpoint=str(tmp_path / "saved"))
     before = newest(config)
@@ -264,7 +270,8 @@ def limited(
 def test_compiled_code_that_cannot_be_kept(tmp_path: Path) -> None:
     """A full disk, a quota: the run takes longer, and gives the same model."""
     (path,) = write(generate("logistic", n=60, d=3), tmp_path)
-    few = "--loss logistic --mode stochastic --optimizer sgd --batch-size 20 --no-standardize"  # kernels: all are compiled here
+    # All kernels are compiled here, so options with few kernels are used.
+    few = "--loss logistic --mode stochastic --optimizer sgd --batch-size 20 --no-standardize"
     fine = limited(10_000, f"train {path} {few} --quiet -o fine.h5", tmp_path)
     assert fine.returncode == 0, fine.stderr
     none = limited(

@@ -1,4 +1,4 @@
-"""The flight recorder: what is kept of the last collectives, and what its files tell after the end."""
+"""The flight recorder: its record of the last collectives, and what its files show afterwards."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ def test_who_did_not_enter_which(tmp_path: Path) -> None:
     fly(tmp_path, 2, 3, 20, inside=True)
     (line,) = behind(flights(tmp_path))
     assert re.match(
-        r"rank 1 on \S+ did not enter allreduce number 21 \(step 10\): it left number 20, \d+\.\d s before",
+        r"rank 1 on \S+ did not enter allreduce number 21 \(step 10\): it left number 20, "
+        r"\d+\.\d s before",
         line,
     )
     assert line.endswith("and was in matrix.py:7 run")

@@ -1,4 +1,7 @@
-"""The virtual ranks of the tests: whatever goes wrong on one of them ends all, at once and with the reason."""
+"""The virtual ranks of the tests.
+
+A failure on one of them ends all of them at once, with its reason.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,10 @@ def test_results_come_in_rank_order() -> None:
 
 
 def test_reductions_go_in_rank_order() -> None:
-    """A sum whose value depends on the order: always that of ascending ranks, whoever comes first."""
+    """Reductions sum in ascending order of ranks, whichever rank comes first.
+
+    The value of this sum depends on the order.
+    """
     values = [1e16, 1.0, -1e16, 1.0]
 
     def work(comm: Comm) -> float:

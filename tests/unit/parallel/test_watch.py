@@ -1,4 +1,7 @@
-"""The watch of a rank, with processes of its own to look at: who is gone, who is stopped, what does not end."""
+"""The watchdog of a rank, with processes of its own to observe.
+
+Some are gone, some are stopped, and some do not end.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The exact reducer on virtual ranks: one result for any split, limits that mend themselves, bounds that hold."""
+"""The exact reducer on virtual ranks.
+
+The result is the same for any split, limits are repaired, and bounds hold.
+"""
 
 from fractions import Fraction
 
@@ -17,7 +20,10 @@ RANKS = (1, 2, 3, 5)
 
 
 class Data:
-    """Rows X (n, d) as a matrix, residuals r (k, n) and losses l (n,), and the sweep of a reducer over some of them."""
+    """Rows X (n, d) as a matrix, residuals r (k, n) and losses l (n,).
+
+    `sweep` runs a reducer over some of the rows.
+    """
 
     def __init__(self, kind="plain", sparse=False, n=900, d=7, k=1, seed=0):
         rng = np.random.default_rng(seed)
@@ -44,7 +50,10 @@ class Data:
         return ExactReducer(comm, self.bounds, len(self.r), self.n, bound, fine)
 
     def sweep(self, reducer, rows, threads=1, block=200, scale=1.0, spoil=None):
-        """`scale` times the residuals and losses; `spoil`: (row, value) of a residual put in place of its own."""
+        """Sweep over rows with `scale` times the residuals and losses.
+
+        spoil: (row, value) of a residual that is replaced.
+        """
         cuts = np.arange(0, rows.size + block, block)
         items = [rows[a : a + block] for a in cuts if a < rows.size]
 

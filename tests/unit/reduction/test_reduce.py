@@ -38,8 +38,10 @@ def decades(rng, m):
 def test_total_is_accurate_and_a_function_of_the_set(kind):
     rng = np.random.default_rng(2)
     values = {
-        "plain": rng.normal(size=1000), "decades": decades(rng, 1000), "tiny": decades(rng, 1000) * 1e-250,
-        "cancelling": np.concatenate([v := decades(rng, 500), -v * (1 + 2.0**-52)]), "empty": np.zeros(0),
+        "plain": rng.normal(size=1000), "decades": decades(rng, 1000),
+        "tiny": decades(rng, 1000) * 1e-250,
+        "cancelling": np.concatenate([v := decades(rng, 500), -v * (1 + 2.0**-52)]),
+        "empty": np.zeros(0),
     }[kind]  # fmt: skip
     exact = sum(map(Fraction, values.tolist()), Fraction(0))
     tolerance = 2.0**-52 * abs(float(exact)) + values.size * 2.0**-90 * np.abs(values).max(

@@ -1,4 +1,7 @@
-"""Files of predictions: HDF5, CSV and Parquet say the same, whatever the classes are called and whoever holds the rows."""
+"""Predictions in HDF5, CSV and Parquet files have the same contents.
+
+This holds for any class names and any distribution of rows over ranks.
+"""
 
 from __future__ import annotations
 
@@ -330,8 +333,14 @@ def test_files_that_would_be_replaced(tmp_path: Path, monkeypatch: pytest.Monkey
     ):
         with pytest.raises(UsageError, match=option):
             given = main_arguments(["predict", "model.h5", "part0.h5", *words])
-            predict(model, given.data, prediction_files.targets_of(given.output, given.csv, given.parquet), Config(), SelfComm(),
-                    models=["model.h5"])  # fmt: skip
+            predict(
+                model,
+                given.data,
+                prediction_files.targets_of(given.output, given.csv, given.parquet),
+                Config(),
+                SelfComm(),
+                models=["model.h5"],
+            )
         assert main(["predict", "model.h5", "part0.h5", *words]) == 2
         assert main(["predict", "model.h5", "part*.h5", *words]) == 2
     assert Path(files[0]).read_bytes() == before

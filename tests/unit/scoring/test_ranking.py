@@ -1,4 +1,7 @@
-"""AUC and average precision against scikit-learn, exact rational arithmetic, and themselves on other ranks."""
+"""AUC and average precision.
+
+They are compared with scikit-learn, with exact rational arithmetic, and over ranks.
+"""
 
 import math
 from fractions import Fraction
@@ -15,7 +18,10 @@ RANKS = (1, 2, 3, 5)
 
 
 def on_ranks(size, owner, positive, score, c, wrap=lambda comm: comm):
-    """The result of rank_scores when rank owner[i] of `size` holds row i; all ranks must return the same bits."""
+    """The result of rank_scores if rank owner[i] of `size` holds row i.
+
+    All ranks must return the same bits.
+    """
 
     def work(comm):
         mine = owner == comm.rank

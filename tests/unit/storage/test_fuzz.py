@@ -1,4 +1,7 @@
-"""The loaders with damaged files: only our own error comes out, in little memory and time. tests/fuzz.py has the mutations."""
+"""The loaders with damaged files raise mpigd's own error only.
+
+They take little memory and time. The mutations are in tests/fuzz.py.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,11 @@ def test_what_must_not_come_out_is_found(
 def test_texts_of_variable_length_are_not_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A text of variable length, damaged in the global heap, has HDF5 loop; ours are of fixed length, or not read."""
+    """Texts of variable length are not read.
+
+    HDF5 can loop on one that is damaged in the global heap. The texts that mpigd writes have a
+    fixed length.
+    """
     with hdf5.open_read(folder / "data-csr.h5") as file:
         assert file["X"].attrs.varies("encoding-type")
         monkeypatch.setattr(

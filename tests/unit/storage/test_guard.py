@@ -1,4 +1,8 @@
-"""Files from strangers: nothing but the file itself is read, nothing larger than it can hold is allocated, no code is loaded."""
+"""Untrusted files.
+
+Nothing but the file itself is read, nothing larger than it can hold is allocated, and no code is
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -260,7 +264,8 @@ LITTLE = """
 import resource, sys
 from mpigd.__main__ import main
 import mpigd.training.trainer, mpigd.parallel.comm
-now = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
+now = int(next(line for line in open("/proc/self/status") \
+if line.startswith("VmSize")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 28), now + (1 << 28)))
 """
 INFO = (
@@ -293,7 +298,10 @@ def test_a_bomb_is_one_line_and_65(bomb: str, tmp_path: Path) -> None:
 
 
 def test_what_a_small_file_does_hold_takes_no_more_than_allowed(tmp_path: Path) -> None:
-    """A megabyte that becomes a third of a gigabyte, where there is a quarter: --max-memory keeps what is read within it."""
+    """--max-memory limits what is read from a file that is small only because it is compressed.
+
+    One or two megabytes become a third of a gigabyte, and a quarter is available.
+    """
     with h5py.File(tmp_path / "data.h5", "w") as file:
         ones = np.ones((250_000, 320), "u1")
         file.create_dataset(
@@ -462,7 +470,10 @@ def test_files_have_the_rights_that_the_user_gives_to_new_ones(
 def test_temporary_names_are_new_and_links_are_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither at the temporary name, where somebody puts one, nor at the final one, where it is replaced."""
+    """Links are not followed at a temporary name, nor at a final name.
+
+    Somebody could put a link at the temporary name; a link at the final name is replaced.
+    """
     victim, flags = tmp_path / "victim", []
     victim.write_text("mine")
     (tmp_path / "model.h5").symlink_to(victim)
@@ -490,7 +501,10 @@ def test_temporary_names_are_new_and_links_are_not_followed(
 
 
 def test_what_is_renamed_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """First the file, then its name, then the folder: a host that loses power shows the old file or the new one."""
+    """The file is synchronised first, then renamed, then its folder is synchronised.
+
+    A host that loses power therefore shows the old file or the new one.
+    """
     done, sync, rename = list[str](), hdf5.fsync, os.replace
     monkeypatch.setattr(
         hdf5,

@@ -162,7 +162,10 @@ print(harmless / len(raw))
 
 
 def test_a_flipped_byte_anywhere_is_found(tmp_path: Path) -> None:
-    """Each byte of a small file in turn, and every shorter file. What passes must read as before (unused space)."""
+    """Each byte of a small file is flipped in turn, and the file is cut at every length.
+
+    A file that passes must read as before, since the byte was in unused space.
+    """
     done = python("-c", EVERY_BYTE, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert float(done.stdout) < 0.5

@@ -1,4 +1,7 @@
-"""One HDF5 read touches a bounded number of chunks, so that tiny chunks take no more memory than others."""
+"""One HDF5 read touches a bounded number of chunks.
+
+Tiny chunks therefore take no more memory than others.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +116,10 @@ N = 200_000
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same 200,000 rows, all in chunks of one row and in chunks of a thousand; a virtual dataset of the former."""
+    """The same 200,000 rows in chunks of one row and in chunks of a thousand rows.
+
+    A virtual dataset refers to the former.
+    """
     folder = tmp_path_factory.mktemp("tiny")
     X, y = np.random.default_rng(0).standard_normal((N, 4), np.float32), np.arange(N) % 7.0
     paths = {}
@@ -140,7 +146,8 @@ import os, sys
 from mpigd.parallel.comm import SelfComm
 from mpigd.data.loading import Layout, load
 limit = int(sys.argv[2])
-X = load([sys.argv[1]], Layout(max_memory=limit or None, links=(os.path.dirname(sys.argv[1]),)), SelfComm()).X
+X = load([sys.argv[1]], Layout(max_memory=limit or None, links=(os.path.dirname(sys.argv[1]),)), \
+SelfComm()).X
 z = __import__("numpy").empty(X.n)
 X.margins(z[:4] * 0, 0.0, z)
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
@@ -183,7 +190,8 @@ LITTLE = """
 import resource, sys
 from mpigd.__main__ import main
 import mpigd.training.trainer, mpigd.parallel.comm, mpigd.training.plan
-now = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
+now = int(next(line for line in open("/proc/self/status") \
+if line.startswith("VmSize")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (now + int(sys.argv[1]), now + int(sys.argv[1])))
 sys.exit(main(sys.argv[2:]))
 """
@@ -195,14 +203,18 @@ def test_tiny_chunks_where_there_is_little_memory(tiny: dict[str, Path]) -> None
     assert done.returncode == 0, done.stderr
     code = LITTLE.replace(
         "sys.exit(main(sys.argv[2:]))",
-        "from mpigd.data.loading import Layout, load\nprint(load([sys.argv[2]], Layout(), mpigd.parallel.comm.SelfComm()).n)",
+        "from mpigd.data.loading import Layout, load\nprint(load([sys.argv[2]], Layout(), "
+        "mpigd.parallel.comm.SelfComm()).n)",
     )
     done = python("-c", code, str(300 << 20), tiny["tiny"])
     assert done.stdout == f"{N}\n", done.stderr
 
 
 def test_a_lack_of_memory_is_no_damage(tmp_path: Path) -> None:
-    """One chunk that inflates to half a gigabyte, where there is a quarter: HDF5's own words, and numpy's."""
+    """A lack of memory is reported in the words of HDF5 or numpy, and not as damage.
+
+    One chunk inflates to half a gigabyte, and a quarter is available.
+    """
     with h5py.File(tmp_path / "data.h5", "w") as file:
         file.create_dataset(
             "X", data=np.zeros((1 << 20, 128), "f4"), chunks=(1 << 20, 128), compression="gzip"

@@ -39,7 +39,10 @@ def sparse_parts(file: h5py.File) -> dict[str, Any]:
 def write(
     path: Path, gone: str = "", csr: bool = False, libver: Any = "earliest", **how: Any
 ) -> Path:
-    """All kinds of datasets in chunks; of `gone` the last 4 of 10 chunks are not written, as by a job that died."""
+    """Write all kinds of chunked datasets; return the path of the file.
+
+    In those of `gone` the last 4 of 10 chunks are not written, as after a job that died.
+    """
     with h5py.File(path, "w", libver=libver) as file:
         parts = (
             {f"X/{name}": part for name, part in sparse_parts(file).items()} if csr else {"X": X}
@@ -89,7 +92,8 @@ def test_whole_files_are_read(libver: str, how: dict[str, Any], tmp_path: Path) 
 def test_chunks_that_a_job_did_not_write(name: str, libver: str, tmp_path: Path) -> None:
     message = refusal(write(tmp_path / "data.h5", name, libver=libver))
     assert message.startswith(
-        f"{tmp_path / 'data.h5'}: {name!r}: 4 of 10 chunks were never written, the first at row 600: "
+        f"{tmp_path / 'data.h5'}: {name!r}: 4 of 10 chunks were never written, "
+        "the first at row 600: "
     )
     assert "zeros" not in message and "--allow-unwritten" in message
 
@@ -99,8 +103,8 @@ def test_parts_of_a_sparse_matrix(name: str, tmp_path: Path) -> None:
     """The row of an entry is told, not its place among the entries."""
     message = refusal(write(tmp_path / "data.h5", f"X/{name}", csr=True))
     assert (
-        f"'X/{name}': 4 of 10 chunks were never written, the first at row {606 if name == 'indptr' else 600}"
-        in message
+        f"'X/{name}': 4 of 10 chunks were never written, "
+        f"the first at row {606 if name == 'indptr' else 600}" in message
     )
 
 
@@ -136,7 +140,10 @@ def test_contiguous_data_that_were_never_allocated(name: str, tmp_path: Path) ->
 
 
 def test_nothing_is_missing_where_there_is_nothing(tmp_path: Path) -> None:
-    """A sparse matrix without entries, and small data that lie in the header (which HDF5 calls compact)."""
+    """Nothing is missing in a sparse matrix without entries, nor in small data in the header.
+
+    HDF5 calls the layout of the latter compact.
+    """
     with h5py.File(tmp_path / "data.h5", "w") as file:
         parts = sparse_parts(file)
         for name, values in parts.items():
@@ -199,7 +206,10 @@ def test_what_is_mapped_to_nothing(tmp_path: Path) -> None:
 
 
 def test_sources_that_take_turns(tmp_path: Path) -> None:
-    """Every third row, and the columns of two files: nothing is missing. Without one of them it is."""
+    """Sources of every third row, or of some of the columns, leave nothing unmapped.
+
+    Without one of them, rows or columns are missing.
+    """
     write(tmp_path / "part.h5")
     turns = [(np.s_[k::3, :], "part.h5", np.s_[k::3, :]) for k in range(3)]
     sides = [(np.s_[:, :1], "part.h5", np.s_[:, :1]), (np.s_[:, 1:], "part.h5", np.s_[:, 1:])]
@@ -241,8 +251,8 @@ def test_chunks_of_sources(tmp_path: Path) -> None:
     whole = virtual(tmp_path / "data.h5", (ALL, "part.h5", ALL))
     message = refusal(whole, links=(str(tmp_path),))
     assert (
-        f"'X' is made of {tmp_path / 'part.h5'}: 'X': 4 of 10 chunks were never written, the first at row 600"
-        in message
+        f"'X' is made of {tmp_path / 'part.h5'}: 'X': 4 of 10 chunks were never written, "
+        "the first at row 600" in message
     )
     used = virtual(tmp_path / "used.h5", (ALL, "part.h5", np.s_[:600, :]), n=600)
     assert load([str(used)], Layout(links=(str(tmp_path),)), SelfComm()).n == 600
@@ -296,7 +306,10 @@ def advised(message: str) -> list[str]:
 def test_the_advice_is_what_the_commands_understand(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the option that the message names every command does what it does with zeros in the file."""
+    """With the option that the message names, missing chunks act like zeros in the file.
+
+    This holds for every command.
+    """
     gone, zeros = write(tmp_path / "gone.h5", "X"), write(tmp_path / "zeros.h5", "X")
     with h5py.File(zeros, "r+") as file:
         file["X"][600:] = 0.0

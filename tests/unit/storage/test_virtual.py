@@ -1,4 +1,7 @@
-"""Virtual datasets: many sources side by side, some within each other, and every one of them open before a row is read."""
+"""Virtual datasets with many sources, side by side or within each other.
+
+All sources are open before a row is read.
+"""
 
 from __future__ import annotations
 
@@ -142,7 +145,11 @@ sys.exit(main(sys.argv[3:]))
 
 
 def test_few_descriptors_change_no_model(tmp_path: Path) -> None:
-    """The soft limit is raised; where the hard one is too low the run says so before it reads, and input is not to blame."""
+    """The soft limit on open files is raised.
+
+    If the hard limit is too low, the run says so before it reads, with an exit code that does not
+    blame the input.
+    """
     parts(tmp_path, 15)
     path = join(tmp_path / "data.h5", [f"part{k}.h5" for k in range(15)])
     digest = fit([str(path)], allow_links=(str(tmp_path),)).digest

@@ -1,4 +1,8 @@
-"""Rows that do not fit an encoding: policies for levels and gaps, rows left out by name, ids, and where rows come from."""
+"""Rows that do not fit an encoding.
+
+Policies for unseen levels and missing values, names of rows that are left out, ids, and the origins
+of rows.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,9 @@ BAD = {
     "1,w,x,2020-01-02,yes": "column 'b' is 'w', which the training data did not have (it had u, v)",
     "1,u,z,2020-01-02,yes": "column 'c' is 'z', which the training data did not have (it had x, y)",
     "1,u,x,2020-02-30,yes": "column 'd' is '2020-02-30', expected a date as in 2013-12-31",
-    "1,u,x,2020-01-02,maybe": "column 't' is 'maybe', which the training data did not have (it had no, yes)",
+    "1,u,x,2020-01-02,maybe": (
+        "column 't' is 'maybe', which the training data did not have (it had no, yes)"
+    ),
     ",u,x,2020-01-02,yes": "column 'a' is missing",
     "1,,x,2020-01-02,yes": "column 'b' is missing",
     "1,u,,2020-01-02,yes": "column 'c' is missing",
@@ -312,7 +318,10 @@ def test_a_reference_level_has_no_room_for_unseen_ones(tmp_path, out):
     FRAME.to_csv(source, index=False)
     with pytest.raises(
         UsageError,
-        match=r"--unseen zero: zeros in all columns of 'city' stand for its reference level, rome: use --unseen error",
+        match=(
+            r"--unseen zero: zeros in all columns of 'city' stand for its reference level, rome: "
+            r"use --unseen error"
+        ),
     ):
         import_data([source], out, target="y", unseen="zero", reference={"city": "rome"})
     import_data([source], out, target="y", unseen="error", reference={"city": "rome"})
@@ -440,8 +449,10 @@ def test_infinities_can_be_missing_values(tmp_path, out):
 
 def test_numbers_of_other_countries(tmp_path, out):
     encoding = Encoding(
-        format="table", features=2, columns=(Column("a", "number"), Column("b", "number", adorned=True)),
-        target=Target("y"), csv={"decimal": ",", "thousands": ".", "delimiter": ";"}, dtype="float64",
+        format="table", features=2,
+        columns=(Column("a", "number"), Column("b", "number", adorned=True)),
+        target=Target("y"), csv={"decimal": ",", "thousands": ".", "delimiter": ";"},
+        dtype="float64",
     )  # fmt: skip
     source = table(tmp_path / "a.csv", ["1.234,5;€ 2.000,25;0,5", "-7;12,5 %;1"], "a;b;y")
     encode_like([source], out, encoding)
@@ -476,8 +487,9 @@ def test_svmlight_says_where_rows_come_from_and_what_helps(tmp_path, out, comman
 
 
 VERSION_1 = {
-    "format": "table", "features": 3, "missing": "mean", "hash_bits": None, "dtype": "float32", "layout": "dense",
-    "zero_based": False, "extras": {}, "target": {"name": "t", "classes": ["no", "yes"]}, "version": 1,
+    "format": "table", "features": 3, "missing": "mean", "hash_bits": None, "dtype": "float32",
+    "layout": "dense", "zero_based": False, "extras": {},
+    "target": {"name": "t", "classes": ["no", "yes"]}, "version": 1,
     "columns": [
         {"name": "a", "kind": "number", "categories": None, "mean": 2.5},
         {"name": "b", "kind": "category", "categories": ["u", "v"], "mean": None},

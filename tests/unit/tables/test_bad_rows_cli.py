@@ -1,4 +1,7 @@
-"""predict and evaluate on raw tables with rows that do not fit, as people type it; the advice of messages is followed."""
+"""predict and evaluate on raw tables with rows that do not fit, on the command line.
+
+The advice of messages is followed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Values of raw columns, the stored encoding and the written layout, against Fractions, hashlib and scipy."""
+"""Values of raw columns, the stored encoding and the written layout.
+
+They are compared with Fractions, hashlib and scipy.
+"""
 
 from __future__ import annotations
 
@@ -205,7 +208,10 @@ def test_unseen_categories_and_classes_and_negative_weights_are_named():
     encoder = Encoder(ENCODING, ["y", "sample_weight"])
     with pytest.raises(
         DataError,
-        match=r"new.csv row 2: column 'b' is 'ZZ', which the training data did not have \(it had u, v\)",
+        match=(
+            r"new.csv row 2: column 'b' is 'ZZ', which the training data did not have "
+            r"\(it had u, v\)"
+        ),
     ):
         encoder.encode(block(**good | {"b": ["u", "ZZ"]}))
     with pytest.raises(

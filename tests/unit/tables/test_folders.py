@@ -74,7 +74,10 @@ def test_a_file_named_twice_is_refused(tmp_path, out):
     ):
         with pytest.raises(
             DataError,
-            match=r"csv (is named twice|and .*csv are the same file): its rows would count double \(--allow-duplicates\)$",
+            match=(
+                r"csv (is named twice|and .*csv are the same file): "
+                r"its rows would count double \(--allow-duplicates\)$"
+            ),
         ):
             import_data([one, two, again], out, target="y")
         assert import_data([one, two, again], out, target="y", allow_duplicates=True).rows == 3
@@ -91,7 +94,8 @@ def test_a_file_named_twice_is_refused(tmp_path, out):
 
 FRAME = pd.DataFrame(
     {
-        "x": np.arange(12.0) ** 2, "y": np.tile([0.0, 1, 2], 4), "city": np.repeat(["A b/c=d%é", "C"], 6),
+        "x": np.arange(12.0) ** 2, "y": np.tile([0.0, 1, 2], 4),
+        "city": np.repeat(["A b/c=d%é", "C"], 6),
         "year": np.tile(np.repeat([2013, 2014], 3), 2), "open": np.tile([True, False], 6),
     }
 )  # fmt: skip
@@ -137,7 +141,10 @@ def test_a_key_that_is_also_in_the_file(tmp_path, out):
     (tmp_path / "t" / "k=2").rename(tmp_path / "t" / "k=02")  # the same number
     import_data([str(tmp_path / "t")], out, target="y")
     (tmp_path / "t" / "k=02").rename(tmp_path / "t" / "k=3")
-    message = r"k=3/a.parquet row 0: column 'k' is '2', but the file is in the folder k=3: rename the folder$"
+    message = (
+        r"k=3/a.parquet row 0: column 'k' is '2', but the file is in the folder k=3: "
+        r"rename the folder$"
+    )
     with pytest.raises(DataError, match=message):
         import_data([str(tmp_path / "t")], out, target="y")
     (tmp_path / "t" / "k=3").rename(tmp_path / "t" / "k=2")
@@ -168,7 +175,10 @@ def test_what_a_job_leaves_that_died(tmp_path, out):
         (tmp_path / "t" / left).mkdir(parents=True)
         with pytest.raises(
             DataError,
-            match=r"t/[_.]\w.*: the job that wrote .*/t did not finish: write it again, or remove \S+",
+            match=(
+                r"t/[_.]\w.*: the job that wrote .*/t did not finish: write it again, "
+                r"or remove \S+"
+            ),
         ) as caught:
             import_data([str(tmp_path / "t")], out, target="y")
         name = re.search(r"remove (\S+) to read what is there", str(caught.value))[1]
@@ -205,9 +215,9 @@ def test_a_part_of_a_partitioned_table_has_no_keys_and_says_so(tmp_path, out):
     (part,) = (tmp_path / "t" / "year=2013").iterdir()
     for source in (part, part.parent, tmp_path / "t" / "year=*"):
         done = import_data([str(source)], out, target="y")
-        assert (
-            done.notes[0]
-            == f"year=2013 in the name of a folder is no column here: it is one if {tmp_path}/t is imported"
+        assert done.notes[0] == (
+            "year=2013 in the name of a folder is no column here: "
+            f"it is one if {tmp_path}/t is imported"
         )
         assert "year" not in encoding(out)["feature_names"]
     assert import_data([str(tmp_path / "t")], out, target="y").notes == ()
@@ -232,7 +242,10 @@ def test_new_data_from_a_part_of_a_partitioned_table_say_what_is_missing(tmp_pat
     FRAME.to_parquet(tmp_path / "t", partition_cols=["year"])
     import_data([str(tmp_path / "t")], out, target="y")
     write(tmp_path / "t" / "README.md", "words")
-    message = rf"no column 'year', which .*; year=2013 in .* is no column here: it is one if {tmp_path}/t is imported$"
+    message = (
+        r"no column 'year', which .*; year=2013 in .* is no column here: "
+        rf"it is one if {tmp_path}/t is imported$"
+    )
     with pytest.raises(DataError, match=message):
         encode_like([str(tmp_path / "t" / "year=2013")], str(tmp_path / "p.h5"), read_encoding(out))
     done = encode_like([str(tmp_path / "t")], str(tmp_path / "p.h5"), read_encoding(out))

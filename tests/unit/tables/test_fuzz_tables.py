@@ -1,4 +1,4 @@
-"""Damaged raw files of every kind: whatever is in them, import ends with one line, or without an error.
+"""Damaged raw files of every kind: import ends with a one-line message, or without an error.
 
 `python -m tests.unit.tables.test_fuzz_tables FOLDER FIRST COUNT` goes through other seeds.
 """
@@ -35,8 +35,10 @@ def table():
     numbers = rng.integers(0, 99, ROWS).tolist()
     return pa.table(
         {
-            "y": rng.normal(size=ROWS), "f": rng.normal(size=ROWS), "i": pa.array([i if i > 3 else None for i in numbers]),
-            "s": [f"k{i % 9}" for i in numbers], "c": pa.array([f"k{i % 7}" for i in numbers]).dictionary_encode(),
+            "y": rng.normal(size=ROWS), "f": rng.normal(size=ROWS),
+            "i": pa.array([i if i > 3 else None for i in numbers]),
+            "s": [f"k{i % 9}" for i in numbers],
+            "c": pa.array([f"k{i % 7}" for i in numbers]).dictionary_encode(),
             "b": [i % 2 == 0 for i in numbers], "v": [[1.0, float(i)] for i in numbers],
             "q": [{"p": i, "t": "a"} for i in numbers],
             "d": pa.array([Decimal(i) / 4 for i in numbers], pa.decimal128(9, 2)),
@@ -80,7 +82,10 @@ def attempt(path, out):
 
 
 def damage(raw, draw):
-    """Cut short, bits flipped, bytes changed, or pieces cut out, zeroed or doubled; the end is where formats keep their index."""
+    """Cut the bytes short, flip bits, change bytes, or remove, zero or double pieces.
+
+    Changes near the end are likely, since formats keep their index there.
+    """
     raw, kind = bytearray(raw), draw.randrange(6)
     if kind == 0:
         return bytes(raw[: draw.randrange(len(raw))])

@@ -165,7 +165,10 @@ def test_missing_values(tmp_path, out, policy, kind):
     if policy == "refuse":
         with pytest.raises(
             DataError,
-            match=r"column 'a' 2 \(first: .* row 1\), column 'b' 1 \(first: .* row 2\): use --missing",
+            match=(
+                r"column 'a' 2 \(first: .* row 1\), column 'b' 1 \(first: .* row 2\): "
+                r"use --missing"
+            ),
         ):
             import_data([source], out, target="t")
         assert not os.path.exists(out)
@@ -229,7 +232,10 @@ def test_types_are_decided_over_all_rows_and_blocks(tmp_path, out, monkeypatch):
     assert done.notes == ("column 'id' counts the rows (0 to 899): --drop id if it is no feature",)
     with pytest.raises(
         DataError,
-        match=r"column 'zip' has numbers \('0', '1', '2', ...\) and other values: 'K1A': --na K1A if",
+        match=(
+            r"column 'zip' has numbers \('0', '1', '2', ...\) and other values: 'K1A': "
+            r"--na K1A if"
+        ),
     ):
         import_data(sources, out, target="x", missing="mean")
     names = encoding(out)["feature_names"]
@@ -315,7 +321,8 @@ csv_file.BLOCK_BYTES = parquet_file.BLOCK_BYTES = svmlight.BLOCK_BYTES = 1 << 18
 source, out, target = sys.argv[1:]
 import_data([source], out, target=target or None, dtype="float64")
 # Not getrusage: its peak begins with that of the process that started this one.
-print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
+print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() \
+if line.startswith("VmHWM")))
 """
 
 
@@ -358,5 +365,6 @@ def test_memory_is_bounded(tmp_path, out, kind):
                 ).stdout
             )
         )
-    # 45 copies more are over 20 MB of text, numbers, or output each; HDF5 keeps up to 16 MB of freed chunks for itself.
+    # 45 more copies are over 20 MB of text, of numbers, or of output. HDF5 itself keeps up to 16 MB
+    # of freed chunks.
     assert peaks[1] - peaks[0] < 16 << 10, peaks

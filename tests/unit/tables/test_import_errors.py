@@ -36,7 +36,8 @@ def test_like_names_what_new_data_lack(tmp_path, out):
     for text, message in (
         (
             "a,c,t\n1,AA,no\n3,ZZ,no\n",
-            r"b.csv row 1: column 'c' is 'ZZ', which the training data did not have \(it had AA, UA\)",
+            r"b.csv row 1: column 'c' is 'ZZ', which the training data did not have "
+            r"\(it had AA, UA\)",
         ),
         ("a,t\n1,no\n", r"b.csv: no column 'c', which the training data had; it has a, t"),
         ("A1,c,t\n1,UA,no\n", r"b.csv: no column 'a', which the training data had"),
@@ -168,7 +169,10 @@ def test_a_text_in_a_number_target_is_no_class(tmp_path, out):
     source = write(tmp_path / "a.csv", "x,t\n1,1\n2,2\n3,oops\n")
     with pytest.raises(
         DataError,
-        match=r"column 't' has numbers .* and other values: 'oops': --na oops if they are missing values, --text t if",
+        match=(
+            r"column 't' has numbers .* and other values: 'oops': "
+            r"--na oops if they are missing values, --text t if"
+        ),
     ):
         import_data([source], out, target="t")
     import_data([source], out, target="t", categorical=["t"])

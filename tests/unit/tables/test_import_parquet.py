@@ -105,7 +105,8 @@ def test_vectors_of_spark_are_the_matrix(tmp_path, out):
     rng = np.random.default_rng(0)
     X = rng.normal(size=(300, 5)) * (rng.random((300, 5)) < 0.5)
     rows = [
-        dense(*row) if i % 2 else sparse(5, **{f"i{j}": row[j] for j in np.flatnonzero(row)}) for i, row in enumerate(X.tolist())
+        dense(*row) if i % 2 else sparse(5, **{f"i{j}": row[j] for j in np.flatnonzero(row)})
+        for i, row in enumerate(X.tolist())
         if not isinstance(row, np.ndarray)
     ]  # fmt: skip
     metadata = {b"org.apache.spark.sql.parquet.row.metadata": b'{"type":"struct","fields":[]}'}

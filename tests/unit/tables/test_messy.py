@@ -1,5 +1,7 @@
-"""The messiest files: each is imported right, or refused in one sentence whose advice is followed word
-for word. What comes out is compared with the table that the file was made from.
+"""The messiest files are imported correctly, or refused with one sentence.
+
+The advice in that sentence is followed word for word. The result is compared with the table that
+the file was made from.
 """
 
 from __future__ import annotations
@@ -46,16 +48,22 @@ WITH_TIME = (*DATE, "hour", "minute", "second")
 CODES = [f"{v:05d}" for v in RNG.choice([501, 90210, 6489, 10001], N)]
 SMALL = [f"{v * 0.37:,.2f}" for v in range(N)]
 
-# Name -> (text or bytes, the advice expected, what else to say, the columns that come out besides x)
+# Name -> (text or bytes, expected advice, further options, columns of the result besides x)
 CASES = {
     "question mark": (texts(a=gaps("?")[0]), "--na '?'", "--missing mean", {"a": gaps("?")[1]}),
     "minus": (texts(a=gaps("-")[0]), "--na -", "--missing mean", {"a": gaps("-")[1]}),
-    "not a name": (texts(a=gaps("unknown", 3)[0]), "--na unknown", "--missing mean", {"a": gaps("", 3)[1]}),
+    "not a name": (
+        texts(a=gaps("unknown", 3)[0]), "--na unknown", "--missing mean", {"a": gaps("", 3)[1]},
+    ),
     "blank": (texts(a=gaps(" ")[0]), "--missing mean", "", {"a": gaps(" ")[1]}),
     "NA": (texts(a=gaps("NA")[0]), "--missing mean", "", {"a": gaps("NA")[1]}),
-    "thousands": (texts(a=[f"{v * 1000:,.1f}" for v in X]), "--number a", "", {"a": (X * 1000).round(1)}),
+    "thousands": (
+        texts(a=[f"{v * 1000:,.1f}" for v in X]), "--number a", "", {"a": (X * 1000).round(1)},
+    ),
     "percent": (texts(a=[f"{v:.0f}%" for v in X]), "--number a", "", {"a": X.round(0)}),
-    "currency": (texts(a=[f"${v:,.2f}" for v in X * 99]), "--number a", "", {"a": (X * 99).round(2)}),
+    "currency": (
+        texts(a=[f"${v:,.2f}" for v in X * 99]), "--number a", "", {"a": (X * 99).round(2)},
+    ),
     "decimal comma": (
         BASE.to_csv(index=False, sep=";", decimal=","), "--delimiter ';'", "--decimal ,", {},
     ),
@@ -63,41 +71,61 @@ CASES = {
         BASE.to_csv(index=False, sep="\t", decimal=","), "--delimiter tab", "--decimal ,", {},
     ),
     "German": (
-        "x;y\n" + "".join(f"{a:,.2f};{b}\n".translate(str.maketrans(",.", ".,")) for a, b in zip(X * 1000, Y, strict=True)),
+        "x;y\n" + "".join(
+            f"{a:,.2f};{b}\n".translate(str.maketrans(",.", ".,"))
+            for a, b in zip(X * 1000, Y, strict=True)
+        ),
         "--delimiter ';'", "--decimal , --thousands .", {"x": (X * 1000).round(2)},
     ),
-    "Excel": ("sep=;\n" + BASE.to_csv(index=False, sep=";"), "--delimiter ';' --comment sep=", "", {}),
+    "Excel": (
+        "sep=;\n" + BASE.to_csv(index=False, sep=";"), "--delimiter ';' --comment sep=", "", {},
+    ),
     "pipes": (BASE.to_csv(index=False, sep="|"), "--delimiter '|'", "", {}),
     "ISO dates": (texts(d=DAYS.strftime("%Y-%m-%d")), "--date d", "", parts(*DATE)),
     "ISO times": (texts(d=DAYS.strftime("%Y-%m-%d %H:%M:%S")), "--date d", "", parts(*WITH_TIME)),
     "American dates": (texts(d=DAYS.strftime("%m/%d/%Y")), "--date d=%m/%d/%Y", "", parts(*DATE)),
     "European dates": (texts(d=DAYS.strftime("%d.%m.%Y")), "--date d=%d.%m.%Y", "", parts(*DATE)),
     "names of months": (texts(d=DAYS.strftime("%d-%b-%y")), "--date d=%d-%b-%y", "", parts(*DATE)),
-    "clock of twelve": (texts(d=DAYS.strftime("%m/%d/%Y %I:%M %p")), "--date 'd=%m/%d/%Y %I:%M %p'", "", parts(*WITH_TIME)),
+    "clock of twelve": (
+        texts(d=DAYS.strftime("%m/%d/%Y %I:%M %p")), "--date 'd=%m/%d/%Y %I:%M %p'", "",
+        parts(*WITH_TIME),
+    ),
     "identifier": (texts(name=[f"person {i}" for i in range(N)]), "--drop name", "", {}),
-    "codes": (texts(z=CODES), "--text z", "", {f"z={c}": np.array([v == c for v in CODES], float) for c in sorted({*CODES})}),
+    "codes": (
+        texts(z=CODES), "--text z", "",
+        {f"z={c}": np.array([v == c for v in CODES], float) for c in sorted({*CODES})},
+    ),
     "long numbers": (texts(i=[10**17 + 7 * i for i in range(N)]), "--drop i", "", {}),
     "row numbers": (BASE.to_csv(), "--drop ''", "", {}),
     "no header": (BASE.to_csv(index=False, header=False), "--no-header", "--target c1", {"c0": X}),
     "names are years": (
-        BASE.rename(columns={"x": "2019", "y": "2021"}).to_csv(index=False), "--header", "--target 2021", {"2019": X},
+        BASE.rename(columns={"x": "2019", "y": "2021"}).to_csv(index=False), "--header",
+        "--target 2021", {"2019": X},
     ),
     "cp1252": (texts(c=["Zürich", "Bern"] * (N // 2)).encode("cp1252"), "--encoding cp1252", "",
                {"c=Bern": np.arange(N) % 2, "c=Zürich": 1 - np.arange(N) % 2}),
     "UTF-16": (texts(c=["Zürich", "Bern"] * (N // 2)).encode("utf-16"), "--encoding utf-16", "",
                {"c=Bern": np.arange(N) % 2, "c=Zürich": 1 - np.arange(N) % 2}),
-    "infinity": (texts(a=["inf" if i == 7 else v for i, v in enumerate(X)]), "--infinite missing", "--missing mean",
-                 {"a": np.where(np.arange(N) == 7, np.nan, X)}),
-    "same name": ("x,x,y\n" + "".join(f"{a},{a * a},{b}\n" for a, b in zip(X, Y, strict=True)), "--rename-duplicates", "",
-                  {"x.1": X * X}),
+    "infinity": (
+        texts(a=["inf" if i == 7 else v for i, v in enumerate(X)]), "--infinite missing",
+        "--missing mean", {"a": np.where(np.arange(N) == 7, np.nan, X)},
+    ),
+    "same name": (
+        "x,x,y\n" + "".join(f"{a},{a * a},{b}\n" for a, b in zip(X, Y, strict=True)),
+        "--rename-duplicates", "", {"x.1": X * X},
+    ),
     "title": ("Sales of 2019\n\n" + BASE.to_csv(index=False), "--comment TEXT", "", None),
     "title, told": ("Sales of 2019\n\n" + BASE.to_csv(index=False), "", "--comment Sales", {}),
     "blanks between": (BASE.to_csv(index=False, sep=" "), "--delimiter space", "", {}),
     "units": (texts(a=[f"{v} kg" for v in X]), "--drop a", "", {}),
     "hours": (texts(d=[f"{i % 24}:{i % 60:02d}" for i in range(N)]), "--date d=%H:%M", "",
-              {"d.hour": np.arange(N) % 24.0, "d.minute": np.arange(N) % 60.0, "d.second": np.zeros(N)}),
+              {"d.hour": np.arange(N) % 24.0, "d.minute": np.arange(N) % 60.0,
+               "d.second": np.zeros(N)}),
     "Arabic digits": (texts(a=[chr(0x660 + i % 10) for i in range(N)]), "--drop a", "", {}),
-    "commented": ("# made by a program\n" + BASE.to_csv(index=False, sep=";"), "", "--comment '#' --delimiter ';'", {}),
+    "commented": (
+        "# made by a program\n" + BASE.to_csv(index=False, sep=";"), "",
+        "--comment '#' --delimiter ';'", {},
+    ),
 }  # fmt: skip
 # These are right as they are.
 PLAIN = {
@@ -108,7 +136,10 @@ PLAIN = {
     "Windows": (BASE.to_csv(index=False, lineterminator="\r\n"), {}),
     "blanks": ("x,y\n" + "".join(f" {a} , {b} \n" for a, b in zip(X, Y, strict=True)), {}),
     "truth": (texts(f=np.where(X > 100, "TRUE", "False")), {"f": (X > 100).astype(float)}),
-    "quotes": (texts(c=["a, \"b\"\nc", "d"] * (N // 2)), {'c=a, "b"\nc': 1 - np.arange(N) % 2, "c=d": np.arange(N) % 2}),
+    "quotes": (
+        texts(c=["a, \"b\"\nc", "d"] * (N // 2)),
+        {'c=a, "b"\nc': 1 - np.arange(N) % 2, "c=d": np.arange(N) % 2},
+    ),
     "late word": (texts(a=[f"{v:.1f}" for v in X[:-1]] + ["NA"]), None),
     "seconds": (texts(s=1577836800 + np.arange(N) * 3), {"s": 1577836800 + np.arange(N) * 3}),
 }  # fmt: skip

@@ -73,7 +73,8 @@ def test_every_cell_is_what_python_reads(form, columns):
 def test_types_and_forms_may_differ():
     names = ["a", "b", "c", "d", "e", "f"]
     arrays = [
-        pa.array(["1", " 2 "]), pa.array([True, None]), pa.array([3, 4]), pa.array(["1.234,5", "-0,5"]),
+        pa.array(["1", " 2 "]), pa.array([True, None]), pa.array([3, 4]),
+        pa.array(["1.234,5", "-0,5"]),
         pa.array(["$1,200", "12%"]), pa.array(["x", "1"]),
     ]  # fmt: skip
     rows = Block("f.csv", 0, 2, dict(zip(names, arrays, strict=True)))

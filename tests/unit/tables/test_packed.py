@@ -1,5 +1,7 @@
-"""Packed files: every packing, whole and in pieces, cut short and damaged; and files that are not what
-their names say."""
+"""Compressed files: every format, whole and in pieces, cut short and damaged.
+
+Other tests have files whose contents do not match their names.
+"""
 
 from __future__ import annotations
 

@@ -48,7 +48,8 @@ def test_the_means_of_extremes():
     matrix = np.array(
         [
             [BIG, BIG, tiny, -BIG, -BIG, tiny], [1e300, 1, 1e-300, -1e300, -1, tiny], [np.nan] * 6,
-            [0.0, -0.0, 0, np.nan, 0, 0], [tiny] * 6, [BIG] * 6, [-BIG] * 6, [2.0**-1022, -tiny, 0, 0, 0, 0],
+            [0.0, -0.0, 0, np.nan, 0, 0], [tiny] * 6, [BIG] * 6, [-BIG] * 6,
+            [2.0**-1022, -tiny, 0, 0, 0, 0],
             [1, 2.0**-60, 2.0**-200, 2.0**-700, -(2.0**-1074), np.nan],
         ]
     )  # fmt: skip

@@ -1,4 +1,7 @@
-"""One convention: a row is the data row of its own file, counted from 0, in every message and beside every prediction."""
+"""A row number is that of the data row in its own file, counted from 0.
+
+This holds in every message and beside every prediction.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The same table as CSV and as Parquet, by other programs: a category is one value however it is written."""
+"""The same table as CSV and as Parquet, written by other programs.
+
+A category is one value however it is written.
+"""
 
 from __future__ import annotations
 
@@ -181,8 +184,11 @@ def test_encodings_of_before_stay_valid(tmp_path):
     frame.to_parquet(tmp_path / "a.parquet")
     for old in ("False True", "false true"):
         columns = [{"name": "flag", "kind": "category", "categories": old.split(), "mean": None}]
-        stored = dict(version=1, format="table", features=2, columns=columns, target={"name": "y", "classes": None}, extras={},
-                      missing="refuse", hash_bits=None, dtype="float32", layout="dense", zero_based=False)  # fmt: skip
+        stored = dict(
+            version=1, format="table", features=2, columns=columns,
+            target={"name": "y", "classes": None}, extras={}, missing="refuse", hash_bits=None,
+            dtype="float32", layout="dense", zero_based=False,
+        )  # fmt: skip
         for name in ("a.csv", "a.parquet"):
             done = encode_like(
                 [str(tmp_path / name)],

@@ -1,4 +1,7 @@
-"""Columns of Parquet, Arrow and ORC files of every type, against the Python values they were made of."""
+"""Columns of every type in Parquet, Arrow and ORC files.
+
+They are compared with the Python values that they were made of.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +99,10 @@ def test_lists_of_other_lengths_are_refused_with_their_row(tmp_path, monkeypatch
     path = table(tmp_path, {"x": range(5), "v": [[1, 2], [1, 2], None, [3], [4, 5]]})
     with pytest.raises(
         DataError,
-        match=r"a.parquet row 3: column 'v' is a list of 1, but lists before it have 2: .* --drop v$",
+        match=(
+            r"a.parquet row 3: column 'v' is a list of 1, but lists before it have 2: "
+            r".* --drop v$"
+        ),
     ):
         read(path)
     assert read(path, ["x"])[1] == {"x": [0, 1, 2, 3, 4]}
@@ -319,7 +325,8 @@ def test_columns_with_the_same_name(tmp_path):
         ):
             read(path)
         assert read(path, rename=True)[1] == {
-            "a": [1, 2], "b[0]": [1, 3], "b[1]": [2, 4], "a.1": ["x", "y"], "b[0].1": [5, 6], "a.2": [7, 8],
+            "a": [1, 2], "b[0]": [1, 3], "b[1]": [2, 4], "a.1": ["x", "y"], "b[0].1": [5, 6],
+            "a.2": [7, 8],
         }  # fmt: skip
         assert read(path, ["a.2", "b[0].1"], rename=True)[1] == {"a.2": [7, 8], "b[0].1": [5, 6]}
 
@@ -355,8 +362,14 @@ def test_row_labels_of_pandas_are_told_apart(tmp_path):
 def test_a_part_without_rows_has_the_lists_of_the_others(tmp_path):
     type = pa.list_(pa.float64())
     for i, rows in enumerate(([], [None], [[1.0, 2.0]], [[3.0, 4.0], None])):
-        table(tmp_path, {"v": pa.array(rows, type), "w": pa.array([{"z": row} for row in rows], pa.struct([("z", type)]))},
-              f"part-{i}.parquet")  # fmt: skip
+        table(
+            tmp_path,
+            {
+                "v": pa.array(rows, type),
+                "w": pa.array([{"z": row} for row in rows], pa.struct([("z", type)])),
+            },
+            f"part-{i}.parquet",
+        )
     sources = expand([str(tmp_path)])
     assert all(
         source.kinds() == dict.fromkeys(["v[0]", "v[1]", "w.z[0]", "w.z[1]"], "number")

@@ -81,7 +81,8 @@ def test_several_files_agree_on_the_first_index(tmp_path):
 def test_comments_blank_lines_qid_and_no_last_newline(tmp_path):
     path = write(
         tmp_path / "c.svm",
-        "# a comment 1:2\n\n+1 qid:3 1:0.5 2:0 4:1e-3 # 9:9\r\n-1\t2:3  \n 0 # no features\n-1.5 1:2",
+        "# a comment 1:2\n\n+1 qid:3 1:0.5 2:0 4:1e-3 # 9:9\r\n-1\t2:3  \n 0 # no features\n"
+        "-1.5 1:2",
     )
     done = import_data([path], str(tmp_path / "c.h5"), dtype="float64")
     found, y = matrix(done.path)
@@ -144,7 +145,10 @@ def test_missing_values_by_policy(tmp_path):
     path = write(tmp_path / "m.svm", "1 1:1 2:nan\n0 1:3\n1 1:nan 2:4\n")
     with pytest.raises(
         DataError,
-        match=r"missing values: 2 \(first: .*m.svm line 1 index 2\): use --missing zero or --missing drop",
+        match=(
+            r"missing values: 2 \(first: .*m.svm line 1 index 2\): "
+            r"use --missing zero or --missing drop"
+        ),
     ):
         import_data([path], str(tmp_path / "o.h5"))
     zero = import_data([path], str(tmp_path / "zero.h5"), missing="zero")
@@ -250,7 +254,10 @@ def test_train_and_test_files_of_one_set(tmp_path):
     first = import_data([train], str(tmp_path / "t.h5"))
     with pytest.raises(
         DataError,
-        match=r"e.svm line 2: index 6 is outside 1 to 4, .* training data: import those with --features 6",
+        match=(
+            r"e.svm line 2: index 6 is outside 1 to 4, .* training data: "
+            r"import those with --features 6"
+        ),
     ) as caught:
         import_data([test], str(tmp_path / "e.h5"), like=first.path)
     first = import_data([train], str(tmp_path / "t.h5"), **advised(caught.value))

@@ -1,4 +1,7 @@
-"""Checkpoints: a run that was cut off anywhere ends with the bits of one that was not; what does not fit is refused."""
+"""Checkpoints: a run that was interrupted anywhere ends with the bits of an uninterrupted one.
+
+A checkpoint that does not fit is refused.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,11 @@ def test_cut_off_after_any_step(mode: str, optimizer: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("loss", ALL_LOSSES)
 def test_cut_off_twice(loss: str, tmp_path: Path) -> None:
-    """Also where the reducer has learned limits that the data did not tell (losses without a bound on residuals)."""
+    """A run that is interrupted twice ends with the same bits.
+
+    This includes losses without a bound on residuals, whose reducer learns its limits during the
+    run.
+    """
     table, options = generate(loss, n=40, weights=True), dict(loss=loss, epochs=9, tol=0)
     options |= (
         dict(optimizer="lbfgs") if LOSSES[loss].smooth else {}
@@ -86,8 +93,8 @@ def test_a_run_that_stopped_early_stays_stopped(reason: str, tmp_path: Path) -> 
     else:
         held_out = write(generate("logistic", n=30, seed=7), tmp_path)
         options = dict(
-            loss="logistic", mode="minibatch", batch_size=8, lr=2.0, lr_schedule="constant", optimizer="sgd",
-            validation=held_out, patience=1, epochs=50,
+            loss="logistic", mode="minibatch", batch_size=8, lr=2.0, lr_schedule="constant",
+            optimizer="sgd", validation=held_out, patience=1, epochs=50,
         )  # fmt: skip
     table, options = generate("logistic"), options | dict(checkpoint=str(tmp_path / "saved"))
     first = fit(table, **options)
@@ -99,8 +106,8 @@ def test_early_stopping_remembers_its_scores(tmp_path: Path) -> None:
     """The best parameters and the count of disappointments are part of a checkpoint."""
     held_out, table = write(generate("logistic", n=30, seed=7), tmp_path), generate("logistic")
     options = dict(
-        loss="logistic", mode="minibatch", batch_size=8, lr=2.0, lr_schedule="constant", optimizer="sgd",
-        validation=held_out, validate_every=2, patience=3, epochs=9,
+        loss="logistic", mode="minibatch", batch_size=8, lr=2.0, lr_schedule="constant",
+        optimizer="sgd", validation=held_out, validate_every=2, patience=3, epochs=9,
     )  # fmt: skip
     truth = fit(table, **options)
     for step in range(0, truth.summary["steps"] - 1, 3):
@@ -140,7 +147,10 @@ def test_two_are_kept_and_nothing_else_is_touched(tmp_path: Path) -> None:
 def test_a_signal_in_the_last_step_does_not_prolong_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tolerance was reached in the same step: continued later, the run would have other bits."""
+    """A run that reached its tolerance in the step of the signal ends there.
+
+    If it were continued later, it would have other bits.
+    """
     options = dict(loss="softmax", l2=1e-2, tol=1e-3)
     truth = fit(TABLE, **options)
     steps = iter(range(1000))

@@ -1,7 +1,7 @@
-"""A process that is killed at any moment leaves a folder from which the same command continues, to the same bits.
+"""The same command continues a run whose process was killed at any moment, to the same bits.
 
-The process is a fork of this one: it dies without any clean-up, before, within or after a call to the system, or whenever the
-clock says so.
+The killed process is a fork of this one. It dies without any clean-up, before, within or after a
+system call, or after a random time.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ def in_a_fork(work: Callable[[], None]) -> int:
 
 
 class Fatal:
-    """Counts calls to the system, and dies at one of them: before it, after half of it, or after it."""
+    """A counter of system calls that ends the process at one of them.
+
+    It ends before the call, after half of it, or after it.
+    """
 
     def __init__(self, at: int, when: str) -> None:
         self.count, self._at, self._when = 0, at, when
@@ -144,7 +147,10 @@ def test_at_every_call_to_the_system(
 
 
 def test_at_random_moments(truth: Model, tmp_path: Path) -> None:
-    """A run that saves after every step, killed again and again; begun anew once it came to its end."""
+    """A run that saves after every step is killed again and again.
+
+    When it reaches its end, a new run begins.
+    """
     chance, options, runs, killed, reached = (
         random.Random(SEED),
         OPTIONS | dict(checkpoint_every=1),

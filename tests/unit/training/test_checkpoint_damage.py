@@ -1,4 +1,7 @@
-"""A damaged file is passed over with a message that names it and why, wherever the damage is; the one before is used."""
+"""A damaged checkpoint is skipped, with a message that names the file and the reason.
+
+The damage can be anywhere; the checkpoint before it is used.
+"""
 
 from __future__ import annotations
 
@@ -195,7 +198,10 @@ def test_files_of_another_version(saved: Saved, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_nothing_whole_is_left(saved: Saved) -> None:
-    """The run begins anew, and says of every file why; it ends, to the same bits, with the damaged ones overtaken."""
+    """The run starts again, and gives a reason for every file.
+
+    It ends with the same bits, and its new files replace the damaged ones.
+    """
     for name in (OLDER, NEWEST):
         (saved.folder / name).write_bytes(saved.whole[:-1])
     step, notes = saved.resume()

@@ -1,4 +1,7 @@
-"""Checkpoint files that do not fit, or are damaged: refused or passed over, the same on all ranks."""
+"""Checkpoint files that do not fit, or are damaged.
+
+They are refused or skipped, the same on all ranks.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,9 @@ def files(folder: str | Path) -> list[str]:
 
 
 CHANGES: list[dict[str, Any]] = [
-    dict(seed=1), dict(batch_size=8), dict(l2=0.5), dict(optimizer="sgd"), dict(intercept=False), dict(standardize=False),
-    dict(class_weight="balanced"), dict(reduce="native"), dict(clip=1.0), dict(warmup=2), dict(momentum=0.5),
+    dict(seed=1), dict(batch_size=8), dict(l2=0.5), dict(optimizer="sgd"), dict(intercept=False),
+    dict(standardize=False), dict(class_weight="balanced"), dict(reduce="native"), dict(clip=1.0),
+    dict(warmup=2), dict(momentum=0.5),
 ]  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""Cross-validation in one pass: against scikit-learn on the same folds, fits one after another, and over ranks."""
+"""Cross-validation in one pass.
+
+It is compared with scikit-learn on the same folds, with fits one after another, and over ranks.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +97,10 @@ def test_scores_are_those_of_scikit_learn(loss: str, as_csr: bool) -> None:
 def test_columns_reach_the_optima_of_fits_one_by_one(
     loss: str, precondition: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights of zero for the held-out rows, on the same standardised columns: the fold's own model."""
+    """The reference is the model of a fold, fitted with weights of zero for its held-out rows.
+
+    Its columns are standardised in the same way.
+    """
     monkeypatch.setattr(cross_validation, "MOST_COLUMNS", 1000 if precondition else 0)
     table = generate(loss, n=160)
     X = (table.X - table.X.mean(0)) / table.X.std(0)
@@ -168,8 +174,9 @@ def test_penalties() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(loss="hinge"), "not hinge"), (dict(loss="softmax"), "not softmax"), (dict(mode="minibatch"), "--mode full"),
-        (dict(folds=1), "at least 2"), (dict(choose="worst"), "best, or one-se"), (dict(checkpoint="c"), "neither"),
+        (dict(loss="hinge"), "not hinge"), (dict(loss="softmax"), "not softmax"),
+        (dict(mode="minibatch"), "--mode full"), (dict(folds=1), "at least 2"),
+        (dict(choose="worst"), "best, or one-se"), (dict(checkpoint="c"), "neither"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together(options: dict[str, Any], words: str) -> None:

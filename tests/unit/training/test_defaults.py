@@ -1,4 +1,7 @@
-"""What `mpigd train` does with defaults on data that it once got wrong without a word: the optimum, in few reads."""
+"""Defaults of `mpigd train` on data for which they once gave silently wrong models.
+
+They now find the optimum in few reads.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ def excess(summary: dict[str, Any], best: float) -> float:
 
 
 def few_reads(table: Table, best: float, **options: Any) -> dict[str, Any]:
-    """The default's summary: at its optimum, with at most 1.5 times the reads of the best named optimiser, and 5."""
+    """The summary of a fit with defaults, which must reach the optimum.
+
+    It takes at most 1.5 times the reads of the best named optimiser, and 5 more.
+    """
     rows = (table.X, table.y, table.c, table.offset)
     found = mpigd.train(rows, **options).summary
     assert found["converged"] and excess(found, best) <= 1e-6
@@ -41,7 +47,10 @@ def few_reads(table: Table, best: float, **options: Any) -> dict[str, Any]:
 
 
 def test_rare_events_of_many_levels() -> None:
-    """A level without events in a sample has no optimum there: the default once ended at objectives of 1e12 to 1e47."""
+    """In a sample, a level without events has no optimum.
+
+    The default once ended at objectives of 1e12 to 1e47.
+    """
     rng = np.random.default_rng(0)
     share = np.arange(1, 31) ** -1.2
     X = np.eye(30)[rng.choice(30, 20_000, p=share / share.sum())]
@@ -81,7 +90,10 @@ def test_claims_of_an_insurer() -> None:
 
 
 def test_weights_and_outliers_over_decades() -> None:
-    """972 steps and 4,231 reads, where newton-cholesky took 37: an unweighted sample says nothing of such weights."""
+    """An unweighted sample says nothing about weights over many decades.
+
+    The default once took 972 steps and 4,231 reads, and newton-cholesky took 37 reads.
+    """
     rng = np.random.default_rng(2)
     n, d = 10_000, 20
     X = rng.normal(size=(n, d)) * 10.0 ** rng.uniform(-3, 3, d)
@@ -110,7 +122,10 @@ def test_few_positives() -> None:
 def test_what_is_left_of_a_nearly_dependent_column_counts(
     loss: str, short: float, name: str
 ) -> None:
-    """The truth has the remainder itself as a column: Newton's method once took it for nothing, "tolerance"."""
+    """The reference has the remainder itself as a column.
+
+    Newton's method once ignored this remainder and stopped with "tolerance".
+    """
     rng = np.random.default_rng(4)
     X = rng.normal(size=(3000, 4))
     remainder = X[:, 3].copy()
@@ -196,7 +211,11 @@ def test_batches_that_learn_nothing_are_warned_of(capsys: pytest.CaptureFixture[
 
 
 def test_what_a_line_search_takes_is_downhill() -> None:
-    """A few rows of a rare class make the slope at the start steep, and that beyond the minimum small: baseball leagues."""
+    """A step that the line search accepts goes downhill.
+
+    A few rows of a rare class make the slope steep at the start and small beyond the minimum, as in
+    data of baseball leagues.
+    """
     rng = np.random.default_rng(10)
     n = 4000
     y = np.where(np.arange(n) < 6, 2.0, (rng.random(n) < 0.5).astype(float))

@@ -1,4 +1,7 @@
-"""Early stopping: which score is the best, what counts towards the patience, and that a continued run knows both."""
+"""Early stopping: the best score, and the steps that count towards the patience.
+
+A continued run keeps both.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ NAN = math.nan
 def feed(
     scores: Sequence[float], patience: int, higher: bool = False, cut: int | None = None
 ) -> tuple[int, int]:
-    """The step (from 1) that is kept, and the step at which the run stops (0: never); saved and restored at step `cut`."""
+    """The step (from 1) that is kept, and the step at which the run stops (0: never).
+
+    cut: the step at which the state is saved and restored.
+    """
     left = iter(scores)
 
     def stopper() -> EarlyStop:
@@ -71,8 +77,8 @@ def test_the_best_is_the_best_of_its_metric(loss: str, tmp_path: Path) -> None:
     test = generate(loss, n=60, seed=7)
     held_out = tuple(write(test, tmp_path))
     options: dict[str, Any] = dict(
-        loss=loss, mode="minibatch", batch_size=8, lr=2.0 if loss != "squared" else 0.3, lr_schedule="constant",
-        optimizer="sgd", validation=held_out,
+        loss=loss, mode="minibatch", batch_size=8, lr=2.0 if loss != "squared" else 0.3,
+        lr_schedule="constant", optimizer="sgd", validation=held_out,
     )  # fmt: skip
     metric = PRIMARY[{"hinge": "margin", "logistic": "binary", "squared": "regression"}[loss]]
     longest = fit(generate(loss), epochs=12, **options)
@@ -87,7 +93,10 @@ def test_the_best_is_the_best_of_its_metric(loss: str, tmp_path: Path) -> None:
 
 
 def test_ties_across_a_stop_and_a_resume(tmp_path: Path) -> None:
-    """Labels that one column tells: every accuracy is 1, the first epoch is kept, and patience counts over the gap."""
+    """Patience counts across a stop and a resume.
+
+    One column determines the labels, so that every accuracy is 1 and the first epoch is kept.
+    """
     rng = np.random.default_rng(0)
     y = np.repeat([0.0, 1.0], 50)
     table = Table(np.column_stack([20.0 * y - 10.0, rng.standard_normal(100)]), y)

@@ -54,7 +54,10 @@ UNPENALISED = pytest.mark.parametrize(("loss", "penalty"), FREE)
 LAYOUTS = pytest.mark.parametrize("layout", ["dense", "csr"])
 SPARSE_LOSSES = ("poisson", "softmax")  # one output and several
 pytestmark = pytest.mark.full(
-    why="CSR rows reach a loss through the same margins as dense rows; two losses with CSR show that",
+    why=(
+        "CSR rows reach a loss through the same margins as dense rows; "
+        "two losses with CSR show that"
+    ),
     when=lambda layout, loss: layout == "csr" and loss not in SPARSE_LOSSES,
 )
 

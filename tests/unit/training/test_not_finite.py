@@ -1,4 +1,7 @@
-"""A loss or gradient that is not finite stops all ranks at the same step: the message names rows, the parameters are saved."""
+"""A loss or gradient that is not finite stops all ranks at the same step.
+
+The message names rows, and the parameters are saved.
+"""
 
 from __future__ import annotations
 
@@ -58,9 +61,9 @@ def table(*rows: int, offset: float = 900.0) -> Table:
 def test_the_rows_are_named_whoever_holds_them(size: int, place: str) -> None:
     told = ", dataset offset: margin 900, y 1, loss inf"
     text = failure(size, table(123, 7), place, **FIRST)
-    assert (
-        text
-        == f"after step 0: a loss or gradient is not finite: 2 rows are not finite: row 7{told}; row 123{told}"
+    assert text == (
+        f"after step 0: a loss or gradient is not finite: "
+        f"2 rows are not finite: row 7{told}; row 123{told}"
     )
     assert f"1 row is not finite: row 199{told}" in failure(size, table(199), place, **FIRST)
 
@@ -75,7 +78,10 @@ def test_files_and_datasets_are_named(kept: dict[str, Any], size: int, tmp_path:
             file.move("y", "delays")
     text = failure(size, paths, y="delays", **kept, **FIRST)
     told, first = "dataset offset: margin 900, delays 1, loss inf", int(0.5**1.5 * 200)
-    rows = f"{paths[0]} row 3 (row 3 of all), {told}; {paths[1]} row {90 - first} (row 90 of all), {told}; "
+    rows = (
+        f"{paths[0]} row 3 (row 3 of all), {told}; "
+        f"{paths[1]} row {90 - first} (row 90 of all), {told}; "
+    )
     assert (
         f"5 rows are not finite: {rows}{paths[1]} row {150 - first} (row 150 of all), {told}, ..."
         in text
@@ -104,8 +110,8 @@ def test_where_every_row_alone_is_finite() -> None:
     """The largest losses are named: exp(709) is the last that is a number."""
     text = failure(2, table(5, 60, 61, offset=709.7), **FIRST)
     assert (
-        "every row alone is finite, the largest losses have: row 5, dataset offset: margin 709.7, y 1, loss 1.6"
-        in text
+        "every row alone is finite, the largest losses have: "
+        "row 5, dataset offset: margin 709.7, y 1, loss 1.6" in text
     )
 
 
@@ -118,7 +124,10 @@ def test_of_a_batch_its_rows_alone() -> None:
 def test_of_a_batch_of_streamed_rows(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its rows lie in pieces of which most are not in memory any more: divergence in a late step names the same ones."""
+    """Divergence in a late step names the same rows if they are streamed.
+
+    Most pieces with rows of the batch are not in memory any more.
+    """
     monkeypatch.setattr(reader, "SLAB_BYTES", 1 << 9)
     monkeypatch.setattr(batches, "BLOCK", 16)
     monkeypatch.setattr("mpigd.training.problem.BLOCK", 16)

@@ -1,4 +1,7 @@
-"""The plan's arithmetic, and that it measures what a run does: not its speed, which depends on the day."""
+"""The arithmetic of the plan, and what it measures.
+
+It measures the parts of a run; the tests do not depend on the speed of the machine.
+"""
 
 from __future__ import annotations
 

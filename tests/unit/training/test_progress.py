@@ -1,4 +1,7 @@
-"""What people see of a run: seldom enough for a log, often enough for a terminal, true in its numbers, never fatal."""
+"""The progress output of a run.
+
+It has few lines in a log and enough on a terminal, its numbers are right, and it never ends a run.
+"""
 
 from __future__ import annotations
 
@@ -64,8 +67,9 @@ def run(
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.0, "0.0 ms"), (0.0032, "3.2 ms"), (0.9994, "999.4 ms"), (0.9996, "1 s"), (4.512, "4.51 s"), (59.94, "59.9 s"),
-        (60, "1m 00s"), (200, "3m 20s"), (3599.4, "59m 59s"), (3599.6, "1h 00m"), (18432, "5h 07m"), (86399.9, "1d 00h"),
+        (0.0, "0.0 ms"), (0.0032, "3.2 ms"), (0.9994, "999.4 ms"), (0.9996, "1 s"),
+        (4.512, "4.51 s"), (59.94, "59.9 s"), (60, "1m 00s"), (200, "3m 20s"),
+        (3599.4, "59m 59s"), (3599.6, "1h 00m"), (18432, "5h 07m"), (86399.9, "1d 00h"),
         (183600, "2d 03h"), (math.inf, "?"), (math.nan, "?"),
     ],
 )  # fmt: skip
@@ -76,8 +80,8 @@ def test_duration(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("number", "text"),
     [
-        (0, "0"), (999.4, "999"), (999.6, "1.0k"), (1234, "1.2k"), (9960, "10k"), (1.2e6, "1.2M"), (34e9, "34G"),
-        (999_600_000, "1.0G"), (5e15, "5000T"), (math.nan, "?"),
+        (0, "0"), (999.4, "999"), (999.6, "1.0k"), (1234, "1.2k"), (9960, "10k"), (1.2e6, "1.2M"),
+        (34e9, "34G"), (999_600_000, "1.0G"), (5e15, "5000T"), (math.nan, "?"),
     ],
 )  # fmt: skip
 def test_quantity(number: float, text: str) -> None:
@@ -113,7 +117,10 @@ def test_a_line_shows_everything_asked_for() -> None:
 
 @pytest.mark.parametrize(("epochs", "shown"), [(5, "2.5"), (8, "4")])
 def test_the_loss_of_a_line(epochs: int, shown: str) -> None:
-    """The mean since the last line, of steps 1 to 4 here, since the loss of one row is noise; in full mode the newest."""
+    """A line shows the mean loss since the last line, here of steps 1 to 4.
+
+    The loss of one batch is noise. Full mode shows the newest loss.
+    """
     stream, clock = io.StringIO(), Clock()
     progress = Progress(stream, clock=clock)
     for step in range(5):
@@ -202,15 +209,17 @@ def test_odd_numbers_are_shown(value: float) -> None:
 
 
 SUMMARY = {
-    "objective": 0.4231, "gradient_norm": 1.2e-7, "stop_reason": "tolerance", "epochs": 63.0, "steps": 1000, "reads": 65,
-    "seconds": 9.0, "rows_per_second": 2e6, "time": {"load": 1.0, "compute": 6.0, "wait": 3.0},
+    "objective": 0.4231, "gradient_norm": 1.2e-7, "stop_reason": "tolerance", "epochs": 63.0,
+    "steps": 1000, "reads": 65, "seconds": 9.0, "rows_per_second": 2e6,
+    "time": {"load": 1.0, "compute": 6.0, "wait": 3.0},
     "ranks": [{"compute": 5.0, "wait": 4.0}, {"compute": 7.0, "wait": 2.0}],
 }  # fmt: skip
 
 
 def test_the_closing_summary() -> None:
     assert closing(SUMMARY) == [
-        "done: objective 0.4231  gradient 1.20e-07  63 epochs  1,000 steps  65 reads  in 9 s  2.0M rows/s  stop: tolerance",
+        "done: objective 0.4231  gradient 1.20e-07  63 epochs  1,000 steps  65 reads  in 9 s  2.0M "
+        "rows/s  stop: tolerance",
         "  load           1 s  10.0%",
         "  compute        6 s  60.0%   from 5 s (rank 0) to 7 s (rank 1)",
         "  wait           3 s  30.0%   from 2 s (rank 1) to 4 s (rank 0)",
@@ -247,7 +256,10 @@ def test_the_closing_summary_takes_what_there_is() -> None:
 
 
 def test_showing_costs_little() -> None:
-    """175,000 steps a second are possible: a step that is not shown may cost a few microseconds at most."""
+    """A step that is not shown may cost a few microseconds at most.
+
+    A run can do 175,000 steps a second.
+    """
     import time
 
     progress = Progress(io.StringIO(), every=1e9)

@@ -50,7 +50,11 @@ class Opener(Callback):
 def test_steps_go_on_while_a_file_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first file cannot be finished before step 6 is taken; those that are due meanwhile are left out."""
+    """Steps go on while a file is written.
+
+    The first file cannot be finished before step 6. Checkpoints that are due meanwhile are left
+    out.
+    """
     monkeypatch.setattr(Writer, "free", FREE)
     gate, passed, usual = threading.Event(), list[bool](), hdf5.fsync
 
@@ -141,8 +145,8 @@ def test_a_file_that_cannot_be_written_is_a_warning(
     for step, line in zip((6, 8), warnings, strict=True):
         assert line.startswith(f"mpigd: warning: {tmp_path}/")
         assert (
-            f"step-{step:012d}.h5: cannot be written: {os.strerror(code)}; going on without this checkpoint"
-            in line
+            f"step-{step:012d}.h5: cannot be written: {os.strerror(code)}; "
+            "going on without this checkpoint" in line
         )
     assert steps(tmp_path) == [4, 10]
     assert sorted(os.listdir(tmp_path)) == ["claim", "step-000000000004.h5", "step-000000000010.h5"]
@@ -316,7 +320,10 @@ def test_a_stop_names_the_step_that_was_saved(
 
 
 def test_two_of_the_same_run_are_kept_beside_later_ones_of_another(tmp_path: Path) -> None:
-    """--resume never in a folder whose files are of later steps: they are no reason to remove ours."""
+    """Later checkpoints of another run do not cause this run's checkpoints to be removed.
+
+    The run starts with --resume never in a folder that has files of later steps.
+    """
     options = OPTIONS | dict(checkpoint=str(tmp_path), checkpoint_every=2)
     fit(TABLE, **(options | dict(epochs=6)))
     assert steps(tmp_path) == [28, 30]

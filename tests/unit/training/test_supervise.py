@@ -1,4 +1,4 @@
-"""What holds for the length of a run: one job for a folder, ranks that agree, and a stop in time."""
+"""Guards of a run: one job for each folder, ranks that agree, and a stop in time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ def test_a_second_job_in_a_folder_is_refused(tmp_path: Path) -> None:
     begin = time.monotonic()
     with pytest.raises(
         LaunchError,
-        match=rf"another job saves there \(process {os.getpid()} on \S+, since .*end it, or use another",
+        match=(
+            rf"another job saves there \(process {os.getpid()} on \S+, since .*end it, "
+            r"or use another"
+        ),
     ):
         claim(folder, silent, patience=0.3)
     assert time.monotonic() - begin > 0.3
@@ -44,7 +47,10 @@ def test_a_second_job_in_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_claim_of_a_dead_job_does_not_block(tmp_path: Path) -> None:
-    script = f"from mpigd.training.run_guard import claim; claim({str(tmp_path)!r}, print); print(1, flush=True); input()"
+    script = (
+        f"from mpigd.training.run_guard import claim; claim({str(tmp_path)!r}, print); "
+        "print(1, flush=True); input()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", script], env=environment(), stdin=-1, stdout=-1
     ) as job:

@@ -1,4 +1,7 @@
-"""Training as a whole: the same bits on virtual ranks, where the steps of every mode lead, and when they stop."""
+"""Training as a whole.
+
+Tests check bits on virtual ranks, the optima of every mode, and when runs stop.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,8 @@ def test_dense_is_sparse(loss: str, mode: str) -> None:
     dense, csr = (
         fit(shard(table, SelfComm(), as_csr=as_csr), **options) for as_csr in (False, True)
     )
-    # Without a penalty softmax determines differences between classes alone; what all of them share is rounding.
+    # Without a penalty softmax determines only the differences between classes. The part that all
+    # classes share is rounding.
     apart = [
         model.coef - (model.coef.mean(axis=0) if loss == "softmax" else 0.0)
         for model in (dense, csr)
@@ -224,8 +228,8 @@ def held_out(tmp_path: Path) -> tuple[str, ...]:
 def noisy(patience: int | None, held_out: tuple[str, ...]) -> dict[str, Any]:
     """Steps too long to settle, so that the best score comes before the last."""
     return dict(
-        loss="logistic", mode="minibatch", batch_size=8, lr=2.0, lr_schedule="constant", epochs=12, optimizer="sgd",
-        validation=held_out, patience=patience,
+        loss="logistic", mode="minibatch", batch_size=8, lr=2.0, lr_schedule="constant", epochs=12,
+        optimizer="sgd", validation=held_out, patience=patience,
     )  # fmt: skip
 
 
