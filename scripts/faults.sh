@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# The tests that break things, again and again, each time at other random moments: a test of timing that holds once proves little.
+# The tests that break things, repeated at other random moments each time. A test of timing that
+# passes once proves little.
 #
-#   scripts/faults.sh [--full] [TIMES [FIRST]]      20 times, with the seeds FIRST (1), FIRST + 1, ...; stops at the first failure
-#                                                   (about three minutes each; --full: the whole matrix, half an hour)
+#   scripts/faults.sh [--full] [TIMES [FIRST]]
+#
+# Runs them 20 times, with the seeds FIRST (1), FIRST + 1, ..., and stops at the first failure. A
+# run takes about three minutes; with --full it is the whole matrix and takes half an hour.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 if [ "${1:-}" = --full ]; then

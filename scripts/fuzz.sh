@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Damaged files for the loaders of data, models and checkpoints: only our own error may come out.
 #
-#   scripts/fuzz.sh [FIRST COUNT]       COUNT mutations of every file, from seed FIRST on (0 1000: some minutes)
-#   scripts/fuzz.sh --full [SECONDS]    then atheris, which looks for mutations that reach new code (600 for each file), where it
-#                                       is installed
+#   scripts/fuzz.sh [FIRST COUNT]       COUNT mutations of every file, from seed FIRST on
+#                                       (0 1000: some minutes)
+#   scripts/fuzz.sh --full [SECONDS]    then atheris, if it is installed, which looks for mutations
+#                                       that reach new code (600 for each file)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 environment mpich,test

@@ -1,7 +1,10 @@
-"""Trains the same model in many ways and compares the digests.  python scripts/same_bits.py DATA.h5 [--full]
+"""Trains the same model in many ways and compares the digests.
 
-Each row of the table is a run: ranks, threads, partition, files, MPI library, interrupted or not. All runs of one
-configuration (loss, mode, optimiser, dtype, layout) must end with the same digest of the model and of the optimiser's state.
+    python scripts/same_bits.py DATA.h5 [--full]
+
+Each row of the table is a run: ranks, threads, partition, files, MPI library, interrupted or not.
+All runs of one configuration (loss, mode, optimiser, dtype, layout) must end with the same digest
+of the model and of the optimiser's state.
 """
 
 from __future__ import annotations
@@ -41,7 +44,10 @@ class Way:
     def __str__(self) -> str:
         library = self.mpi if self.ranks else "no MPI"
         stopped = f", stopped after epoch {', '.join(map(str, self.stops))}" if self.stops else ""
-        return f"{library:8} ranks {self.ranks or 1}  threads {self.threads}  {self.partition:6} {self.files} file(s){stopped}"
+        return (
+            f"{library:8} ranks {self.ranks or 1}  threads {self.threads}  "
+            f"{self.partition:6} {self.files} file(s){stopped}"
+        )
 
 
 SHORT = (
@@ -172,7 +178,8 @@ def digests(way: Way, data: Path, options: tuple[str, ...], folder: Path) -> tup
         str(checkpoint),
     ]
     for epoch in way.stops:
-        # The first part of the way on other ranks and another partition. A rate that fits the number of epochs would differ.
+        # The first part of the run uses other ranks and another partition. A learning rate that is
+        # fitted to the number of epochs would differ.
         first = Way(way.ranks % 3 + 1, mpi=way.mpi)
         at = options.index("--epochs") + 1
         shorter = [*options[:at], str(epoch), *options[at + 1 :]]

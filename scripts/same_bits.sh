@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# The proof of the first promise: flights learned in many ways, one digest.  scripts/same_bits.sh [--full]
+# The proof of the first promise: flights learned in many ways, one digest.
+#
+#   scripts/same_bits.sh [--full]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 environment mpich,test

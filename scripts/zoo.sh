@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Default fits of R's data sets against reference optima (docs/zoo.md).  scripts/zoo.sh [arguments of scripts/zoo/run.py]
+# Default fits of R's data sets against reference optima (docs/zoo.md).
+#
+#   scripts/zoo.sh [arguments of scripts/zoo/run.py]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 environment mpich,test

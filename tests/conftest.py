@@ -1,7 +1,9 @@
-"""What all tests share: under a launcher only tests/mpi runs, since the others would start jobs inside a job.
+"""Fixtures and hooks of all tests.
 
-Tests with the marker `full` repeat what another test proves. They run if TEST_FULL is set (scripts/test.sh --full);
-docs/testing.md lists them with the reasons.
+Under a launcher only tests/mpi runs, since the other tests would start jobs inside a job.
+
+Tests with the marker `full` repeat what another test proves. They run if TEST_FULL is set
+(scripts/test.sh --full); docs/testing.md lists them with the reasons.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from hypothesis import HealthCheck, settings
 from mpigd.parallel import kernel_cache
 from mpigd.parallel.launcher import launched
 
-# numba's own cache does not see that a kernel which another one calls has changed; ours is keyed by all their sources.
+# numba's own cache does not notice a change of a kernel that another one calls. mpigd's cache is
+# keyed by the sources of all kernels.
 kernel_cache.prepare()
 
 # A busy machine is no failure.
@@ -24,7 +27,10 @@ settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    text = "full(why, when): only with TEST_FULL=1, if `when` is true of the parameters that it names (without `when`: always)"
+    text = (
+        "full(why, when): only with TEST_FULL=1, if `when` is true of the parameters that it names "
+        "(without `when`: always)"
+    )
     config.addinivalue_line("markers", text)
 
 
@@ -55,7 +61,11 @@ collect_ignore = ["batch", "cli", "faults", "kernels", "unit"] if launched() is 
 
 @pytest.fixture(autouse=True)
 def every_save_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests that end a run after a step want the checkpoint of that step: their steps are shorter than a write."""
+    """Make every checkpoint that is due.
+
+    Tests that end a run after a step need the checkpoint of that step, and their steps are shorter
+    than a write.
+    """
     from mpigd.training.callbacks.checkpoint_saver import Writer  # not before the cache is prepared
 
     monkeypatch.setattr(Writer, "free", lambda self: self.wait() is None)

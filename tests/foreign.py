@@ -1,4 +1,7 @@
-"""HDF5 files as other programs write them, made by h5py alone; and advice out of messages, followed word for word."""
+"""HDF5 files as other programs write them, made by h5py alone, and the advice of messages.
+
+The tests run the commands that a message advises, word for word.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ def rows(n: int = 40, d: int = 3, seed: int = 0) -> tuple[Array, Array]:
 
 
 def plain(path: Path, X: Array, y: Array) -> Path:
-    """The same rows as mpigd's documentation asks for them: the truth that other files are compared with."""
+    """Write the same rows in the layout that mpigd's documentation asks for.
+
+    Other files are compared with this one.
+    """
     with h5py.File(path, "w") as file:
         file["X"], file["y"] = X, y
     return path
@@ -37,7 +43,10 @@ def plain(path: Path, X: Array, y: Array) -> Path:
 def netcdf(
     path: Path, X: Array, y: Array, attributes: Mapping[str, Any] | None = None, **kinds: Any
 ) -> Path:
-    """As netCDF4's library does: dimensions beside, a fill value in the dataset's properties, attributes of one number."""
+    """Write a file as netCDF4's library does.
+
+    It has dimensions, a fill value in the dataset's properties, and attributes of one number.
+    """
     with h5py.File(path, "w", track_order=True) as file:
         file.attrs["_NCProperties"] = np.bytes_("version=2,netcdf=4.9.2,hdf5=1.14.2")
         given = dict(attributes or {})
@@ -51,7 +60,10 @@ def netcdf(
 
 
 def matlab(path: Path, **variables: Array) -> Path:
-    """As MATLAB's save -v7.3: a block of text in front, every variable a matrix stored column by column."""
+    """Write a file as MATLAB's save -v7.3 does.
+
+    It has a block of text in front, and every variable is a matrix stored column by column.
+    """
     with h5py.File(path, "w", userblock_size=512) as file:
         for name, values in variables.items():
             values = np.atleast_2d(np.asarray(values).T).T
@@ -60,7 +72,8 @@ def matlab(path: Path, **variables: Array) -> Path:
             data.attrs["MATLAB_class"] = np.bytes_(names.get(values.dtype.name, values.dtype.name))
     front(
         path,
-        b"MATLAB 7.3 MAT-file, Platform: GLNXA64, Created on: Mon Jan  1 00:00:00 2024 HDF5 schema 1.00 .",
+        b"MATLAB 7.3 MAT-file, Platform: GLNXA64, "
+        b"Created on: Mon Jan  1 00:00:00 2024 HDF5 schema 1.00 .",
     )
     return path
 
@@ -107,7 +120,10 @@ def compressed(group: h5py.Group, name: str, matrix: Any) -> None:
 
 
 def anndata(path: Path, X: Array, y: Array, form: str = "csr") -> Path:
-    """X sparse or dense; obs/cell_type with categories in another order than codes, and more columns of obs."""
+    """Write an AnnData file with X sparse or dense.
+
+    obs/cell_type has categories in another order than its codes, and obs has more columns.
+    """
     with h5py.File(path, "w") as file:
         typed(file, "anndata", "0.1.0")
         matrix = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix}.get(form)
@@ -142,7 +158,10 @@ def commands(message: str) -> list[list[str]]:
 
 
 def follow(command: Sequence[str], folder: Path) -> None:
-    """Run a command of a message in a folder: mpigd's own in this process, Python's in one of its own."""
+    """Run a command of a message in a folder.
+
+    mpigd's commands run in this process, Python's in a process of their own.
+    """
     if command[0] == "mpigd":
         assert main(command[1:]) == 0
     else:

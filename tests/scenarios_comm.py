@@ -1,4 +1,7 @@
-"""What every communicator must do, written once: run on one process, on virtual ranks and under MPI."""
+"""What every communicator must do.
+
+The checks run on one process, on virtual ranks and under MPI.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ def scenario(function: Callable[[Comm], None]) -> Callable[[Comm], None]:
 
 
 def numbers(rank: int, shape: tuple[int, ...], dtype: str) -> Array:
-    """What `rank` contributes; whole numbers, so that every order of additions gives the same sum."""
+    """The contribution of `rank`.
+
+    It has whole numbers, so that every order of additions gives the same sum.
+    """
     return np.random.default_rng([rank, *shape]).integers(-1000, 1000, shape).astype(dtype)
 
 
@@ -97,7 +103,10 @@ def allgather_takes_a_column(comm: Comm) -> None:
 def check_alltoallv(
     comm: Comm, count: Callable[[int, int], int], shape: tuple[int, ...], dtype: str
 ) -> None:
-    """Row k from `source` to `dest` holds a number of its own, so that a row that is lost or moved shows."""
+    """Send rows with different numbers from every `source` to every `dest`.
+
+    A row that is lost or moved then shows.
+    """
 
     def rows(source: int, dest: int) -> Array:
         n = count(source, dest)

@@ -1,8 +1,9 @@
-"""N virtual ranks as threads of one process: the communicator of tests that need several ranks but no MPI.
+"""N virtual ranks as threads of one process, a communicator for tests without MPI.
 
-``run(size, function, *args)`` calls ``function(comm, *args)`` on every rank. It is stricter than MPI: ranks that call
-different collectives, or wait for one another for ever, end at once in an AssertionError that names them. No time
-limit is needed for that: a deadlock is the state in which every rank waits and none may go on.
+``run(size, function, *args)`` calls ``function(comm, *args)`` on every rank. It is stricter than
+MPI: if ranks call different collectives, or wait for one another for ever, the run ends at once in
+an AssertionError that names them. No time limit is needed for that: a deadlock is the state in
+which every rank waits and none may go on.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ OPS: dict[str, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
 
 class Aborted(BaseException):
-    """A virtual rank called comm.abort(code). Not an Exception: nobody may catch the end of the world."""
+    """A virtual rank called comm.abort(code).
+
+    It is not an Exception, so that code under test does not catch it.
+    """
 
     def __init__(self, code: int) -> None:
         super().__init__(f"abort({code})")
@@ -125,8 +129,10 @@ class _Group:
     messages: dict[tuple[int, int], deque[_Message]] = field(default_factory=dict)
 
     def meet(self, rank: int, call: str, payload: Any) -> list[Any]:
-        """Every member's payload in rank order, once all are in the same `call`. Payloads are copies: nobody waits
-        for the readers."""
+        """Return every member's payload in rank order, once all are in the same `call`.
+
+        Payloads are copies: nobody waits for the readers.
+        """
         world = self.world
         with world.changed:
             world.check()
@@ -146,7 +152,10 @@ class _Group:
 
 
 class ThreadComm:
-    """A communicator between threads. Reductions go in rank order, so that results do not depend on timing."""
+    """A communicator between threads.
+
+    Reductions go in rank order, so that results do not depend on timing.
+    """
 
     def __init__(self, group: _Group, rank: int) -> None:
         self._group, self._world = group, group.world
@@ -187,7 +196,11 @@ class ThreadComm:
         return np.concatenate(pieces), np.array([len(piece) for piece in pieces], dtype=np.int64)
 
     def send(self, buffer: Array, dest: int) -> None:
-        """Waits for the receiver, as MPI may: who relies on buffering has a deadlock that only large messages show."""
+        """Send a buffer and wait for the receiver, as MPI may do.
+
+        Code that relies on buffering therefore deadlocks here for all sizes, not only for large
+        messages.
+        """
         self._demand(
             0 <= dest < self.size and dest != self.rank, f"send to rank {dest} of {self.size}"
         )
@@ -261,8 +274,8 @@ def _shape(buffer: Array) -> str:
 def run(size: int, function: Callable[..., T], *args: Any, limit: float = 300.0) -> list[T]:
     """Call ``function(comm, *args)`` on `size` virtual ranks; their results in rank order.
 
-    Raises what the lowest failing rank raised; AssertionError when ranks disagree, wait for each other for ever, or
-    compute longer than `limit` seconds; Aborted when one called comm.abort.
+    Raises what the lowest failing rank raised; AssertionError when ranks disagree, wait for each
+    other for ever, or compute longer than `limit` seconds; Aborted when one called comm.abort.
     """
     world = _World(size)
     group = _Group(world, list(range(size)))

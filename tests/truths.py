@@ -1,7 +1,7 @@
 """Data sets and the independent truths that tests of training compare with.
 
-The truth of an objective is `objective`: plain numpy on whole arrays, with standardisation done the naive way. Its optimum
-is `optimum`, by scipy. Neither shares a line with mpigd.
+The truth of an objective is `objective`: plain numpy on whole arrays, with standardisation done the
+naive way. Its optimum is `optimum`, by scipy. Neither shares a line with mpigd.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ class Table:
 def generate(
     loss: str, n: int = 200, d: int = 4, seed: int = 0, weights: bool = False, holes: float = 0.4
 ) -> Table:
-    """Rows that a model with this loss could have produced, a share `holes` of their entries zero."""
+    """Generate rows that a model with this loss could have produced.
+
+    A share `holes` of their entries is zero.
+    """
     rng = np.random.default_rng([seed, n, d, ALL_LOSSES.index(loss)])
     X = np.round(rng.normal(size=(n, d)) * 3 + 1, 3) * (rng.random((n, d)) > holes)
     z = X @ rng.normal(size=d) * 0.3 + 0.2
@@ -90,7 +93,10 @@ def pointwise(loss: str, z: Array, y: Array, config: Config) -> tuple[Array, Arr
 def objective(
     table: Table, config: Config, coef: Array, intercept: Array
 ) -> tuple[float, Array, Array]:
-    """F, dF/dcoef (k, d) and dF/dintercept (k,) for coefficients of the original columns; labels of y are 0..k-1."""
+    """F, dF/dcoef (k, d) and dF/dintercept (k,) for coefficients of the original columns.
+
+    Labels of y are 0..k-1.
+    """
     c = np.ones(len(table.y)) if table.c is None else table.c
     z = table.X @ coef.T + intercept + (0 if table.offset is None else table.offset[:, None])
     value, slope = pointwise(config.loss, z, table.y, config)

@@ -1,4 +1,8 @@
-"""Raw Allreduce of mpi4py against ours, for buffers of a number, a model and a big model; and the network's alpha and beta."""
+"""Compare mpi4py's Allreduce with mpigd's for several buffer sizes.
+
+The buffers hold one number, a model and a big model. The subject also measures the network's alpha
+and beta.
+"""
 
 from __future__ import annotations
 

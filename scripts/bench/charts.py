@@ -26,7 +26,11 @@ def plotted(rows: Sequence[Row], *keys: str) -> list[Row]:
 
 
 def roofline(axes: Any, rows: Sequence[Row]) -> bool:
-    """GFLOP/s over flops per byte of X read: under the slope memory limits, under the flat part the multipliers do."""
+    """Plot GFLOP/s over flops per byte of X read.
+
+    Memory bandwidth limits the points under the slope, and the multipliers limit those under the
+    flat part.
+    """
     reads, products, points = (
         plotted(rows, "read"),
         plotted(rows, "flops"),

@@ -1,4 +1,7 @@
-"""The one float64 objective that all contestants of the subject `solve` are measured by: numpy alone, nothing of mpigd."""
+"""The float64 objective by which the subject `solve` measures every program.
+
+It uses numpy alone and nothing of mpigd.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,10 @@ POLISH = 3  # Newton steps from a solution: far beyond what is compared with
 
 @dataclass(frozen=True)
 class Part:
-    """What a solver must know: the loss, the ridge penalty on standardised coefficients, outputs, offset or None.
+    """The parts of a problem: loss, ridge penalty, number of outputs, and offset or None.
 
-    levels: how many columns each factor has whose levels are one-hot; they come first.
+    The penalty applies to standardised coefficients. `levels` has the number of columns of each
+    factor whose levels are one-hot; these columns come first.
     """
 
     loss: str
@@ -35,7 +39,10 @@ class Part:
 
 
 class Common:
-    """mean loss + l2 / 2 * sum of squares of coefficients times their column's deviation; X dense or scipy's CSR."""
+    """The mean loss plus a ridge penalty; X is dense or scipy's CSR.
+
+    The penalty is l2 / 2 times the sum of squares of each coefficient times its column's deviation.
+    """
 
     def __init__(
         self,
@@ -88,7 +95,11 @@ class Common:
         return np.asarray(part.toarray() if self.sparse else part, dtype=np.float64)
 
     def standardised(self) -> Any:
-        """X with columns of deviation 1; dense ones centred, in the data's own type. Sparse ones are not, so float64."""
+        """X with columns of deviation 1.
+
+        Dense columns are also centred and keep the type of the data. Sparse columns are not
+        centred, so they are float64.
+        """
         if self.sparse:
             return self.X.multiply(self.inverse).tocsr().astype(np.float64)
         return np.concatenate(
@@ -103,7 +114,10 @@ class Common:
         return self._all(coef, intercept, False)[0]
 
     def _all(self, coef: Array, intercept: Array, second: bool) -> tuple[float, Array, Array]:
-        """Value, gradient and Hessian by (scaled coefficients, intercept) of every output, k * (d + 1) of them."""
+        """Value, gradient and Hessian by (scaled coefficients, intercept) of every output.
+
+        There are k * (d + 1) of these parameters.
+        """
         k, d = self.part.k, self.inverse.size
         value, g, H = 0.0, np.zeros((k, d + 1)), np.zeros((k, d + 1, k, d + 1))
         for rows in self._rows(SPARSE_ROWS if self.sparse else max(1, SLAB // d)):
@@ -134,7 +148,10 @@ class Common:
         )
 
     def _products(self, X: Array, r: Array, h: Array) -> tuple[Array, Callable[[int, int], Array]]:
-        """r'Z (k, d + 1) for centred, scaled columns Z and the intercept's, and what makes Z'diag(h_qs)Z of q and s."""
+        """r'Z (k, d + 1), and a function that computes Z'diag(h_qs)Z from q and s.
+
+        Z has the centred, scaled columns and the column of the intercept.
+        """
         Z = np.column_stack([(X - self.mean) * self.inverse, np.ones(len(X))])
         return r.T @ Z, lambda q, s: (Z * h[:, q, s][:, np.newaxis]).T @ Z
 

@@ -1,4 +1,7 @@
-"""Cross-validation over a path of penalties in one go, against `train` for each fold and penalty, one cold fit after another."""
+"""Cross-validation over a path of penalties against one cold fit after another.
+
+The cold fits are made by `train`, one for each fold and penalty.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +86,10 @@ def case(name: str, X: Any, y: Any, comm: Comm, target: str) -> list[Row]:
 
 
 class Fold:
-    """A fold's training rows as a problem of their own, copied before the time is taken, on the same coordinates."""
+    """A fold's training rows as a problem of their own, on the same coordinates.
+
+    The rows are copied before the time is taken.
+    """
 
     def __init__(self, whole: build.Problem, q: int, comm: Comm) -> None:
         goal, rows = whole.objective, whole.objective.rows
@@ -101,7 +107,10 @@ class Fold:
         self.objective, self.whole = part, whole
 
     def fit(self, config: Config, l2: float, comm: Comm) -> tuple[float, float, float]:
-        """Seconds and reads of a cold fit as `train` makes it, without loading, and the held-out rows' mean loss. Collective."""
+        """Time a cold fit as `train` makes it, without loading. Collective.
+
+        Returns its seconds, its data passes, and the mean loss of the held-out rows.
+        """
         goal = copy.copy(self.objective)
         goal.counter, goal._samples, goal._points, goal.reads = goal, {}, [], 0.0
         penalty = dataclasses.replace(self.whole.penalty, strength=l2)

@@ -1,4 +1,7 @@
-"""Made data: arrays and HDF5 files of any size and shape, the same for the same seed. numpy and h5py alone."""
+"""Synthetic data: arrays and HDF5 files of any size and shape, determined by the seed.
+
+The module uses numpy and h5py alone.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,15 @@ def dense(n: int, d: int, seed: int) -> Array:
 
 
 def zipf(n: int, d: int, per_row: int, seed: int) -> CSR:
-    """(indptr, indices int32, data float32): `per_row` draws a row of columns whose frequency falls like 1 / rank, each once."""
+    """Make sparse rows: (indptr, indices int32, data float32).
+
+    Each row draws `per_row` columns whose frequency falls like 1 / rank. A column stands at most
+    once in a row.
+    """
     rng = np.random.default_rng(seed)
     drawn = np.exp(rng.random((n, per_row)) * np.log(d)).astype(np.int32) - 1
-    # Columns get their numbers at random, as a dictionary or a hash gives them: frequent ones do not lie together.
+    # Columns are numbered at random, as a dictionary or a hash numbers them, so that frequent
+    # columns are not next to each other.
     indices = np.random.default_rng(0).permutation(d).astype(np.int32)[drawn]
     indices.sort(axis=1)
     kept = np.concatenate([np.ones((n, 1), dtype=bool), indices[:, 1:] != indices[:, :-1]], axis=1)
@@ -46,7 +54,10 @@ def target(loss: str, n: int, seed: int, k: int = 10) -> Array:
 
 
 def write_dense(path: Path, X: Array, rows_per_chunk: int = 0, **filters: Any) -> Path:
-    """A data set of X and a logistic y; contiguous unless `rows_per_chunk`, which `filters` compress."""
+    """Write a data set of X and a logistic y.
+
+    It is contiguous unless `rows_per_chunk` is given; `filters` compress the chunks.
+    """
     import h5py
 
     with h5py.File(path, "w") as file:

@@ -1,4 +1,7 @@
-"""What exact sums cost: full logistic gradients with --reduce exact over native, in turn on the same rows."""
+"""The cost of exact sums: full logistic gradients with --reduce exact over native.
+
+Both are timed in turn on the same rows.
+"""
 
 from __future__ import annotations
 

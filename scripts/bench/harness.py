@@ -1,7 +1,9 @@
-"""The benchmark's own arithmetic: rows with targets, medians of pairs, commands with a time limit, tables, JSON.
+"""The benchmark's own tools: rows with targets, medians of pairs, commands with a time limit,
+tables, JSON.
 
-A row is what is printed and written: a name, a value, a target such as ">= 0.9", and whether it is met. A ratio is the median
-over pairs taken in turn within one run, so that what else the machine does meets both sides.
+A row is what is printed and written: a name, a value, a target such as ">= 0.9", and whether it is
+met. A ratio is the median over pairs that are timed in turn within one run, so that other load on
+the machine affects both sides.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ RESULTS = ROOT / "results"
 FEWEST = 5  # values that a median is taken of
 ABSENT = "not installed"
 MISSING = "not there yet"
-# Settings for one program's BLAS; the peers are measured as they come, on one thread a rank like everybody.
+# Settings for one program's BLAS are removed. The peers are measured with their defaults, on one
+# thread a rank like every program.
 FOREIGN = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -54,7 +57,11 @@ SHORT, FULL = Size(), Size(800.0, 21)
 
 @dataclass(frozen=True)
 class Row:
-    """One result. `value` is a number, or why there is none; `target` "" where none is set; `plot` feeds the pictures."""
+    """One result.
+
+    `value` is a number, or the reason why there is none. `target` is "" if none is set. `plot`
+    feeds the pictures.
+    """
 
     name: str
     value: float | str
@@ -63,7 +70,7 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """None without a target, and where a peer is not installed: there is nothing to compare with."""
+        """Return None without a target, and if a peer is not installed: there is no comparison."""
         if not self.target or self.value == ABSENT:
             return None
         return not isinstance(self.value, str) and meets(self.value, self.target)
@@ -78,7 +85,10 @@ class Row:
 
 
 def meets(value: float, target: str) -> bool:
-    """Whether `value` fulfils a target like ">= 0.9" or "<= 1.5"; NaN never does. ValueError for another form."""
+    """Return whether `value` fulfils a target like ">= 0.9" or "<= 1.5"; NaN never does.
+
+    Raises ValueError for a target of another form.
+    """
     sign, _, bound = target.partition(" ")
     if sign == ">=":
         return value >= float(bound)
@@ -115,7 +125,10 @@ def seconds(comm: Comm, work: Callable[[], Any]) -> float:
 def paired(
     comm: Comm, works: Mapping[str, Callable[[], Any]], repeats: int
 ) -> dict[str, list[float]]:
-    """Seconds of each contestant, taken in turn `repeats` times after a round that compiles and warms up. Collective."""
+    """Seconds of each contestant, timed in turn `repeats` times. Collective.
+
+    A first round, which is not counted, compiles and warms up.
+    """
     times: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(repeats + 1):
         for name, work in works.items():
@@ -132,7 +145,10 @@ def over_ranks(value: float, comm: Comm, op: str = "sum") -> float:
 
 
 def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's variables without other programs' BLAS settings and training options, one BLAS thread a rank."""
+    """This process's variables without other programs' BLAS settings and training options.
+
+    BLAS gets one thread a rank.
+    """
     kept = {
         key: value
         for key, value in os.environ.items()
@@ -155,7 +171,8 @@ def launch(
     mpiexec = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(ranks)] if ranks else []
     process = subprocess.Popen(
         [*mpiexec, sys.executable, *map(str, words)],
-        cwd=ROOT, env=environment(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, env=environment(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         out, err = process.communicate(timeout=limit)
@@ -175,10 +192,11 @@ def launch(
 
 
 def unusable(module: str) -> str:
-    """Return "" if `module` can be imported, ABSENT if it is not installed, or else how its import fails.
+    """Return "" if `module` can be imported, ABSENT if it is not installed, or else the error.
 
-    An installed package whose own imports fail is an error of the environment, not a missing peer. The
-    import runs in another process, because libraries read their settings when they are imported.
+    An installed package whose own imports fail is an error of the environment, not a missing peer.
+    The import runs in another process, because libraries read their settings when they are
+    imported.
     """
     if find_spec(module) is None:
         return ABSENT
@@ -190,7 +208,10 @@ def unusable(module: str) -> str:
 
 
 def last_words(text: str) -> str:
-    """The line that names the error, or else the last: ranks' tracebacks interleave, and the launcher has words of its own."""
+    """Return the line that names the error, or else the last line.
+
+    Tracebacks of ranks interleave, and the launcher prints messages of its own.
+    """
     lines = [
         line.strip()
         for line in text.splitlines()

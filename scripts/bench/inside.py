@@ -1,8 +1,10 @@
-"""mpigd's command line, and then a note of what this rank took: python scripts/bench/inside.py NOTE COMMAND...
+"""Run mpigd's command line, then note the modules and the memory that this rank used.
 
-Writes NOTE.RANK, one JSON object: modules imported, how many of them are not our own, and the peak resident size in bytes
-(VmHWM: getrusage would count what the launcher was before the exec). Imports nothing of its own that a rank has not imported
-anyway.
+    python scripts/bench/inside.py NOTE COMMAND...
+
+Writes NOTE.RANK, one JSON object: the number of imported modules, how many of them are not part of
+mpigd, and the peak resident size in bytes. The size is VmHWM, because getrusage would also count
+the launcher before the exec. This script imports nothing that a rank would not import anyway.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Loss and gradient of dense rows as a fraction of a read of the same bytes, and the other losses beside logistic."""
+"""Speed of loss and gradient of dense rows, as a fraction of a read of the same bytes.
+
+The other losses are timed beside logistic.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,12 @@ def fractions(comm: Comm, size: Size) -> list[Row]:
         speed = over_ranks(X.nbytes, comm) / median(times["ours"]) / 1e9
         rows.append(
             Row(
-                f"kernels: logistic float32, d = {d}, fraction of the roof", ratio(times, "roof", "ours"), f">= {target}",
-                {"speed": speed, "intensity": INTENSITY, "label": f"logistic d={d}", "d": d, "gradient": True},
+                f"kernels: logistic float32, d = {d}, fraction of the roof",
+                ratio(times, "roof", "ours"), f">= {target}",
+                {
+                    "speed": speed, "intensity": INTENSITY, "label": f"logistic d={d}",
+                    "d": d, "gradient": True,
+                },
             )
         )  # fmt: skip
     return rows

@@ -1,4 +1,8 @@
-"""Loading from the page cache: contiguous data against readinto of the same bytes, compressed chunks over all cores."""
+"""Loading from the page cache.
+
+Contiguous data are compared with readinto of the same bytes. Compressed chunks are read over all
+cores.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +94,10 @@ def contiguous(comm: Comm, size: Size) -> list[Row]:
 
 
 def compressed(comm: Comm, size: Size, name: str, how: dict[str, Any] | None) -> list[Row]:
-    """What `comm.size` ranks gain over one rank on one core, per core: 1 where all are busy all the time."""
+    """The speed-up of `comm.size` ranks over one rank on one core, per core.
+
+    It is 1 if all cores are busy all the time.
+    """
     title = f"loading: {name} chunks, speed-up over one core / {comm.size}"
     if how is None:
         return [Row(title, ABSENT, ">= 0.85")]

@@ -1,4 +1,7 @@
-"""Peak resident size of a rank in training, evaluation and prediction over what it may be: 1.1 times its share, and 300 MB."""
+"""Peak resident size of a rank in training, evaluation and prediction.
+
+It is divided by what is allowed: 1.1 times the rank's share of the data, plus 300 MB.
+"""
 
 from __future__ import annotations
 

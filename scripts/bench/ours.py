@@ -61,7 +61,10 @@ class Trainer:
         self.problem = build.problem(shard, self.config, comm)
 
     def rates(self) -> tuple[float, float]:
-        """(steps, rows) a second of one run from its first step to its last, the slowest rank's. Collective."""
+        """(steps, rows) a second of one run from its first step to its last. Collective.
+
+        The numbers are those of the slowest rank.
+        """
         progress = Progress(sys.stderr, quiet=True)
         run = Run(self.problem, self.config, self.comm, Report(progress, self.config, self.comm))
         before = self.problem.objective.reads

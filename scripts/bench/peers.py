@@ -1,4 +1,7 @@
-"""The same loss and gradient, logistic, float32, d = 128, with what people would otherwise use, on as many ranks."""
+"""The same loss and gradient with other libraries, on as many ranks.
+
+The problem is logistic, float32, d = 128.
+"""
 
 from __future__ import annotations
 

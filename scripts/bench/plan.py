@@ -1,6 +1,7 @@
-"""What `mpigd plan` predicts from metadata and this machine, against what is then measured: three shapes, one and two ranks.
+"""Compare what `mpigd plan` predicts with what is then measured.
 
-The prediction measures too, so both are taken in turn, like everything here.
+It predicts from metadata and this machine, for three shapes on one and two ranks. The prediction
+measures too, so both are taken in turn, like everything here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The problems of the subject `solve`: data sets in HDF5, each with its loss and penalties; the same in every run."""
+"""The problems of the subject `solve`: HDF5 data sets with their losses and penalties.
+
+They are the same in every run.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +85,10 @@ def one_hot(path: Path) -> None:
 
 
 def _factors_and_numbers(rows: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
-    """One-hot factors, frequent levels first, and numbers: columns and values (rows, entries a row), and a model's margins."""
+    """Make one-hot factors, frequent levels first, and numbers.
+
+    Returns columns and values (rows, entries a row), and the linear predictor of a model.
+    """
     count = len(FACTORS) + NUMBERS
     indices, data = np.empty((rows, count), np.int32), np.ones((rows, count), np.float32)
     first, z = 0, np.zeros(rows)
@@ -113,7 +119,10 @@ def _write_factors(path: Path, indices: Array, data: Array, y: Array) -> None:
 
 
 def one_hot_wide(path: Path) -> None:
-    """1,297 columns, 20 entries a row: a Hessian by entries costs a thousandth of one by columns."""
+    """1,297 columns, 20 entries a row.
+
+    A Hessian by entries costs a thousandth of a Hessian by columns.
+    """
     rng = np.random.default_rng(4)
     indices, data, z = _factors_and_numbers(300_000, rng)
     _write_factors(path, indices, data, _coin(z, rng))
@@ -134,7 +143,10 @@ def digits(path: Path) -> None:
 
 
 def claims(path: Path) -> None:
-    """Counts over exposures of between a month and a year: the offset is the logarithm of the exposure."""
+    """Counts over exposures between a month and a year.
+
+    The offset is the logarithm of the exposure.
+    """
     n, d = 500_000, 50
     rng = np.random.default_rng(3)
     X = rng.standard_normal((n, d)) @ (np.eye(d) + 0.3 * rng.standard_normal((d, d)) / np.sqrt(d))

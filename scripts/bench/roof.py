@@ -1,4 +1,8 @@
-"""The roof: how fast these cores read memory, one and all ranks, and how fast they multiply, for the roofline."""
+"""Speed limits of this machine for the roofline.
+
+They are the speed at which the cores read memory, for one rank and for all ranks, and the speed at
+which they multiply.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,10 @@ SIDE = 512  # of the matrices whose product shows the arithmetic
 
 @njit(cache=True, nogil=True)
 def read(words: Array) -> Any:
-    """The sum of words (n,) uint64, integers because their sum vectorises in any order: nothing but the read costs."""
+    """The sum of words (n,) uint64.
+
+    A sum of integers vectorises in any order, so only the read takes time.
+    """
     total = np.uint64(0)
     for i in range(words.size):
         total += words[i]

@@ -1,7 +1,8 @@
 """The benchmark: python scripts/bench/run.py [--only NAME ...] [--full] [--update-docs]
 
-Prints a table, writes results/bench.json (a list of {name, value, target, met}), results/profile.json (what `mpigd plan`
-wants to know of this machine) and pictures. Every subject is a file of this folder; docs/performance.md explains the rows.
+Prints a table and writes results/bench.json (a list of {name, value, target, met}),
+results/profile.json (the measurements of this machine that `mpigd plan` reads) and pictures. Every
+subject is a file of this folder; docs/performance.md explains the rows.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from scripts.bench import harness
 from scripts.bench.harness import FULL, RESULTS, ROOT, SHORT, Row, Size
 
 RANKS = 2
-# Subjects that run inside the ranks of one MPI job (`measure`), and those that start whole commands (`drive`).
+# Subjects that run inside the ranks of one MPI job (`measure`), and subjects that start whole
+# commands (`drive`).
 INSIDE = (
-    "roof", "allreduce", "kernels", "softmax", "sparse", "minibatch", "steps", "peers", "scaling", "exact_cost", "loading", "cv",
+    "roof", "allreduce", "kernels", "softmax", "sparse", "minibatch", "steps", "peers", "scaling",
+    "exact_cost", "loading", "cv",
 )  # fmt: skip
 OUTSIDE = ("solve", "streaming", "memory", "startup", "plan")
 SUBJECTS = (*INSIDE, *OUTSIDE)
@@ -67,7 +70,11 @@ def machine() -> str:
 
 
 def profile(rows: Sequence[Row]) -> dict[str, object]:
-    """This machine for `mpigd plan`: bytes a second read, seconds and seconds a byte of an Allreduce, gradients over the read."""
+    """Measurements of this machine for `mpigd plan`.
+
+    They are the bytes a second that are read, the seconds and seconds a byte of an Allreduce, and
+    the time of gradients over that of the read.
+    """
     told: dict[str, object] = {}
     for row in rows:
         if "memory" in row.plot:
@@ -88,7 +95,10 @@ def keep_profile(told: Mapping[str, object], path: Path = RESULTS / "profile.jso
 
 
 def update_docs(found: Mapping[str, Sequence[Row]], where: str, page: Path = PAGE) -> None:
-    """Rewrite what the generated part of the page says of these subjects; others stay. ValueError if its marks are gone."""
+    """Rewrite the rows of these subjects in the generated part of the page; others stay.
+
+    Raises ValueError if the marks of that part are missing.
+    """
     before, mark, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
     made, end, after = rest.partition(MARKS[1])
     if not mark or not end:
@@ -136,7 +146,8 @@ def finish(results: Mapping[str, Sequence[Row]], where: str, spent: float, docs:
     rows = [row for found in results.values() for row in found]
     verdicts = [row.met for row in rows if row.met is not None]
     print(
-        f"\n{sum(verdicts)} of {len(verdicts)} targets met in {spent:.0f} s; {RESULTS.relative_to(ROOT)}/bench.json"
+        f"\n{sum(verdicts)} of {len(verdicts)} targets met in {spent:.0f} s; "
+        f"{RESULTS.relative_to(ROOT)}/bench.json"
     )
     if docs:
         update_docs(results, where)

@@ -1,4 +1,7 @@
-"""Weak scaling: a rank's share alone against every rank with a share of its own, over what the bare read loses by that."""
+"""Weak scaling: one rank with its share alone against every rank with its own share.
+
+The result is divided by the slow-down of the bare read.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Softmax with ten classes against the two BLAS products it replaces: X W and R' X, float32, nothing pointwise."""
+"""Softmax with ten classes against the two BLAS products it replaces.
+
+These are X W and R' X in float32, without the pointwise part.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ def measure(comm: Comm, size: Size) -> list[Row]:
     speed, blas = moved / median(times["ours"]), moved / median(times["BLAS"])
     return [
         Row(
-            f"softmax k = {K}, d = {D}: time / two BLAS products", ratio(times, "ours", "BLAS"), "<= 1.5",
+            f"softmax k = {K}, d = {D}: time / two BLAS products",
+            ratio(times, "ours", "BLAS"), "<= 1.5",
             {"speed": speed, "intensity": float(K), "label": f"softmax k={K}"},
         ),
         Row(

@@ -1,4 +1,7 @@
-"""To a proven optimum: reads of the data and seconds until the objective is within 1e-6, and 1e-9, of the true one."""
+"""Data passes and seconds until the objective is within 1e-6, and 1e-9, of the optimum.
+
+The optimum is proven.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,10 @@ def drive(size: Size) -> list[Row]:
 
 
 def peer(module: str) -> list[Row]:
-    """Return no row for a peer that can be used, else one that says that it is absent or broken (target not met)."""
+    """Return no row for a peer that can be used, else one row (target not met).
+
+    That row says whether the peer is absent or broken.
+    """
     if not installed(module):
         return [Row(f"solve: peer {module}", ABSENT)]
     wrong = unusable(module)

@@ -1,10 +1,10 @@
 """The peers of the subject `solve`, one process with two threads.
 
-python -m scripts.bench.solvers DATA.h5 LOSS L2 OURS.npz OUT.npz BUDGET MODULE ...: of these modules.
+    python -m scripts.bench.solvers DATA.h5 LOSS L2 OURS.npz OUT.npz BUDGET MODULE ...
 
-Each gets columns that are standardised already, which it is not charged for, and tightens its own tolerance until the common
-objective is within 1e-6 of its optimum, or a fit takes more than BUDGET times ours: then its process is ended. Its time is that
-of its last fit alone.
+Each gets columns that are standardised already, and this is not counted in its time. A peer
+tightens its own tolerance until the common objective is within 1e-6 of its optimum. If a fit takes
+more than BUDGET times as long as mpigd's, its process is ended. Its time is that of its last fit.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def scikit(solver: str) -> Fit:
 def snapml(X: Any, y: Array, part: Part, tol: float) -> tuple[Array, Array]:
     from snapml import LogisticRegression
 
-    # Its intercept is a column of ones, penalised like the others; with larger numbers there its dual descent does not converge.
+    # Its intercept is a column of ones, penalised like the others. With larger numbers in that
+    # column its dual descent does not converge.
     model = LogisticRegression(
         regularizer=part.l2 * len(y), tol=tol, max_iter=300, n_jobs=THREADS, fit_intercept=True
     )
@@ -92,9 +93,10 @@ SPLIT: list[
 
 
 def glum_categorical(X: Any, y: Array, part: Part, tol: float) -> tuple[Array, Array]:
-    """tabmat's categorical matrices for one-hot factors, whose columns are of ones then: the penalty knows their scales.
+    """Use tabmat's categorical matrices for one-hot factors.
 
-    Rows are cut into them once: the first fit pays for that.
+    Their columns then hold ones, and the penalty is given their scales. The rows are split into
+    these matrices once, in the time of the first fit.
     """
     if not part.levels:
         return glum(X, y, part, tol)
@@ -168,7 +170,11 @@ FRAMES: list[tuple[Any, Any]] = []  # what Spark was given last, and what it mad
 
 
 def spark(X: Any, y: Array, part: Part, tol: float) -> tuple[Array, Array]:
-    """Rows reach Spark's own process once: the first fit pays for that, which is hardly ever the last."""
+    """Fit with Spark.
+
+    Rows are copied to Spark's own process once, in the time of the first fit, which is rarely the
+    last.
+    """
     from pyspark.ml.classification import LogisticRegression
     from pyspark.ml.linalg import Vectors
     from pyspark.sql import SparkSession
@@ -227,7 +233,10 @@ def installed(module: str) -> bool:
 
 
 def trials(fit: Fit, common: Common, X: Any, best: float, tell: Any) -> None:
-    """In a process of its own: seconds and relative error of a fit at each tolerance, sent as they come, until one is there."""
+    """Fit at each tolerance, in a process of its own, until one is accurate enough.
+
+    The seconds and the relative error of each fit are sent when it ends.
+    """
     fit(
         X[:TASTE], common.y[:TASTE], common.part.of(slice(TASTE)), TOLERANCES[0]
     )  # the first call of a library pays for its start
@@ -243,7 +252,10 @@ def trials(fit: Fit, common: Common, X: Any, best: float, tell: Any) -> None:
 
 
 def trial(fit: Fit, common: Common, X: Any, best: float, budget: float) -> tuple[float, float]:
-    """Seconds of the last fit that a peer has finished, each within `budget` seconds, and its error; infinite where none."""
+    """Seconds and relative error of the last fit that a peer has finished.
+
+    Each fit may take `budget` seconds. Both numbers are infinite if no fit was finished.
+    """
     hear, tell = CONTEXT.Pipe(duplex=False)
     process = CONTEXT.Process(target=trials, args=(fit, common, X, best, tell))
     process.start()
@@ -264,7 +276,10 @@ def trial(fit: Fit, common: Common, X: Any, best: float, budget: float) -> tuple
 def race(
     common: Common, best: float, budget: float, modules: Sequence[str]
 ) -> dict[str, tuple[float, float]]:
-    """Of each installed peer of these modules that knows the problem: seconds of its fit, the relative error that it reached."""
+    """Seconds and relative error of the fit of each installed peer that knows the problem.
+
+    Only `modules` are tried.
+    """
     X = common.standardised()
     found = {}
     for name, (module, losses, sparse, fit) in SOLVERS.items():

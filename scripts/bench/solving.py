@@ -1,6 +1,9 @@
-"""Ours on the subject `solve`, on the ranks of an MPI job: python -m scripts.bench.solving DATA.h5 LOSS L2 OUT.npz REPEATS.
+"""mpigd on the subject `solve`, on the ranks of an MPI job.
 
-Writes, of every step of a run of `auto`, the reads and the coefficients after it, and what a run to within 1e-6 took.
+    python -m scripts.bench.solving DATA.h5 LOSS L2 OUT.npz REPEATS
+
+Writes the data passes and the coefficients after every step of a run of `auto`, and the cost of a
+run to within 1e-6.
 """
 
 from __future__ import annotations
@@ -27,7 +30,10 @@ def main() -> None:
 
 
 def steps(data: str, comm: Comm, repeats: int, **options: Any) -> dict[str, Any]:
-    """reads, seconds (of the fastest run; NaN where not measured) (steps,), coef (steps, k, d), intercept (steps, k)."""
+    """Return reads, seconds (steps,), coef (steps, k, d) and intercept (steps, k).
+
+    The seconds are those of the fastest run, NaN if they were not measured.
+    """
     from mpigd.config.schema import Config
     from mpigd.data.loading import load
     from mpigd.training import problem

@@ -1,4 +1,7 @@
-"""CSR rows against scipy's two products X w and X' r, in the same precision and on the same ranks."""
+"""CSR rows against scipy's two products X w and X' r.
+
+Both use the same precision and the same ranks.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Start-up: a whole training command on 1,000 x 10 rows, with compiled kernels and without, and the modules a rank imports."""
+"""Start-up: a whole training command on 1,000 x 10 rows, and the modules a rank imports.
+
+The command runs with compiled kernels and without.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Steps that have next to nothing to compute: one row a step, two ranks; the Allreduce alone and torch's DDP beside them."""
+"""Steps that have almost nothing to compute: one row a step, two ranks.
+
+The Allreduce alone and torch's DDP are timed beside them.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ def allreduces(comm: Comm, count: int) -> float:
 
 
 def torch_loop(comm: Comm) -> Callable[[int], Any]:
-    """A call that makes so many DDP steps of one row on each rank: forward, backward, gloo's sum, SGD."""
+    """Return a function that makes a given number of DDP steps of one row on each rank.
+
+    A step is forward, backward, gloo's sum and SGD.
+    """
     import torch
 
     torch.set_num_threads(1)

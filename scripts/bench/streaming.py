@@ -1,4 +1,7 @@
-"""Epochs streamed from the page cache because of --max-memory, over epochs in memory: the same command, two ranks."""
+"""Epochs streamed from the page cache because of --max-memory, over epochs in memory.
+
+Both are the same command on two ranks.
+"""
 
 from __future__ import annotations
 

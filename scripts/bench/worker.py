@@ -1,4 +1,8 @@
-"""One subject on the ranks of an MPI job: mpiexec -n 2 python -m scripts.bench.worker SUBJECT OUT.json MEGABYTES REPEATS."""
+"""One subject on the ranks of an MPI job.
+
+Usage:
+    mpiexec -n 2 python -m scripts.bench.worker SUBJECT OUT.json MEGABYTES REPEATS
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# A real Slurm with two virtual nodes, n1 and n2, on this machine: to try batch scripts, and for tests/batch.
+# A real Slurm with two virtual nodes, n1 and n2, on this machine: to try batch scripts, and for
+# tests/batch.
 #
-#   scripts/slurm/local_cluster.sh start [FOLDER]     prints the line that makes sbatch, srun and squeue talk to it
+#   scripts/slurm/local_cluster.sh start [FOLDER]     prints the line that connects sbatch, srun and
+#                                                     squeue to it
 #   scripts/slurm/local_cluster.sh stop [FOLDER]      ends what start has started, by process id
 #
-# As root, on Debian or Ubuntu (installs slurm-wlm and munge if they are missing). Everything else, key and logs too, lies in
-# FOLDER (default: /tmp/mpigd-slurm). CPUS is what each node claims to have (default 4, whatever the machine has).
+# As root, on Debian or Ubuntu (installs slurm-wlm and munge if they are missing). Everything else,
+# key and logs too, lies in FOLDER (default: /tmp/mpigd-slurm). CPUS is what each node claims to
+# have (default 4, whatever the machine has).
 set -euo pipefail
 
 action="${1:-}" folder="${2:-/tmp/mpigd-slurm}" cpus="${CPUS:-4}"

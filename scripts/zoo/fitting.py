@@ -152,7 +152,7 @@ def _peer(data: cases.Data, design: reference.Design, row: Row, name: str, limit
     return run
 
 
-# The reference itself is that far from the optimum of nearly aliased columns, where no more is left.
+# The reference itself may be this far from the optimum if columns are nearly aliased.
 REFERENCE = 1e-6
 
 

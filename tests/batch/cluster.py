@@ -1,4 +1,4 @@
-"""A real Slurm of two virtual nodes, and jobs made from the templates as a stranger would make them."""
+"""A real Slurm of two virtual nodes, and jobs made from the templates as a user would make them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from tests.scenarios import generate, write
 
 LIMIT = 180.0  # seconds for anything that is waited for: the machine may be busy
 TEMPLATES = ROOT / "scripts"
-# A python whose steps are slow as long as a file says so, and not once a job was queued again: there is time to disturb it.
+# A python whose steps are slow if a file says so, so that there is time to disturb the job. They
+# are not slow once the job was queued again.
 PYTHON = """#!/usr/bin/env bash
 echo "${{SLURMD_NODENAME:-}}" >>{place}/nodes
 if [ -e {place}/slow ] && [ -z "${{SLURM_RESTART_COUNT:-}}" ]; then
@@ -36,11 +37,18 @@ TRIES = 6
 
 
 class Cut(Exception):
-    """Slurm reads 1024 bytes of a message of MPICH's, which may be longer, as happens to lie in its memory (docs/hpc.md)."""
+    """Slurm cut a message of MPICH's at 1024 bytes.
+
+    Slurm reads 1024 bytes; the message may be longer, depending on what lies in its memory
+    (docs/hpc.md).
+    """
 
 
 def tried(test: Callable[..., None]) -> Callable[..., None]:
-    """Once more where Slurm has cut a message: then the ranks never leave MPI_Init, which no test here is about."""
+    """Repeat a test if Slurm has cut a message.
+
+    The ranks then never leave MPI_Init, and no test here is about that.
+    """
 
     @functools.wraps(test)
     def again(cluster: Cluster, **others: object) -> None:
@@ -194,7 +202,10 @@ class Batch:
 
     def told(self) -> str:
         """Everything that is known about the job."""
-        return f"{self._cluster('scontrol', 'show', 'job', str(self.number))}\n{self._cluster('sinfo')}\n{self.said}"
+        return (
+            f"{self._cluster('scontrol', 'show', 'job', str(self.number))}\n"
+            f"{self._cluster('sinfo')}\n{self.said}"
+        )
 
     def saved(self) -> list[Path]:
         folder = self._cluster.folder / self.name
@@ -215,9 +226,9 @@ class Batch:
             )
         )
         assert (self.shown("JobState"), self.shown("Restarts")) == ("PENDING", "1"), self.told()
-        time.sleep(
-            2.0
-        )  # a job that starts within the second in which it was ended is refused: "credential revoked"
+        # A job that starts within the second in which it was ended is refused with the message
+        # "credential revoked".
+        time.sleep(2.0)
         self._cluster("scontrol", "update", f"JobId={self.number}", "StartTime=now")
 
     def end(self) -> str:

@@ -1,5 +1,8 @@
-"""Jobs in a real Slurm of two nodes, made from the templates: they use both nodes, go on after their time limit, and end with the
-bits of a run without any batch system."""
+"""Jobs in a real Slurm of two nodes, made from the templates.
+
+They use both nodes, continue after their time limit, and end with the bits of a run without any
+batch system.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ def undisturbed(cluster: Cluster) -> str:
 
 @tried
 def test_srun(cluster: Cluster) -> None:
-    """A job that meets its time limit: USR1 reaches the ranks, they save, and the job is queued again."""
+    """A job reaches its time limit.
+
+    USR1 reaches the ranks, they save, and the job is queued again.
+    """
     job = cluster.job("train.sh", "srun", f"{BOTH} --signal=USR1@20", slow=True)
     job.until_saved()
     cluster(

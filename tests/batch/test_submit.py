@@ -1,4 +1,7 @@
-"""What `mpigd submit` writes, and the templates of schedulers that cannot be started here, with their variables set by hand."""
+"""The job scripts that `mpigd submit` writes, and the templates.
+
+Schedulers that cannot be started here are replaced by their variables, which the tests set.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,13 @@ SHAPE = [
 ]
 TRAIN = ["--", "train", "part 1.h5", "--loss", "logistic", "--checkpoint", "c"]
 LINES = {
-    "slurm": "#SBATCH --nodes=3 --ntasks-per-node=4 --cpus-per-task=2 --time=26:30:00\n#SBATCH --account=me\n",
-    "pbs": "#PBS -l select=3:ncpus=8:mpiprocs=4:ompthreads=2 -l walltime=26:30:00\n#PBS --account=me\n",
+    "slurm": (
+        "#SBATCH --nodes=3 --ntasks-per-node=4 --cpus-per-task=2 --time=26:30:00\n"
+        "#SBATCH --account=me\n"
+    ),
+    "pbs": (
+        "#PBS -l select=3:ncpus=8:mpiprocs=4:ompthreads=2 -l walltime=26:30:00\n#PBS --account=me\n"
+    ),
     "lsf": '#BSUB -n 12 -R "span[ptile=4] affinity[core(2)]" -W 26:30\n#BSUB --account=me\n',
 }
 ARRAYS = {"slurm": " --array=0-1\n", "pbs": " -J 0-1\n", "lsf": ' -J "mpigd[1-2]"\n'}
@@ -96,7 +104,10 @@ AGAIN = {  # what puts the job back into the queue, if not the scheduler by itse
     "name", [name for name in ALL if "\nmpirun" in (TEMPLATES / name).read_text()], ids=str
 )
 def test_a_lost_node(name: Path, tmp_path: Path) -> None:
-    """Open MPI's mpirun ends the job then, with 0 (tests/faults/test_cut.py): it is done only if there is a new model."""
+    """The job is done only if there is a new model.
+
+    Open MPI's mpirun ends the job with exit code 0 if a node is lost (tests/faults/test_cut.py).
+    """
     (tmp_path / "bin").mkdir()
     for program, does in {
         "mpirun": "exec $MADE",
@@ -183,7 +194,10 @@ RESOURCES = {
     ],
 )
 def test_pbs_and_lsf_by_hand(scheduler: str, flavour: str, tmp_path: Path) -> None:
-    """Stopped by --max-time: 75, which LSF puts back into the queue by itself, and PBS's script by a call of qsub."""
+    """A run that --max-time stops exits with 75.
+
+    LSF then queues the job again by itself; PBS's script calls qsub.
+    """
     data = write(generate("logistic", n=600, d=6, weights=True), tmp_path)
     run = [*words(data, tmp_path, "job"), "--max-time", "8"]
     script = write_job(

@@ -36,7 +36,8 @@ class Done(NamedTuple):
 def run_commands(ranks: int, commands: Mapping[str, str], folder: Path) -> list[dict[str, Done]]:
     """Run command lines by name in `folder`, one after the other; per rank what each did.
 
-    On a machine that has nothing compiled yet most of the time is that: tests of single jobs say how long a command may take.
+    On a machine that has nothing compiled yet, compiling takes most of the time. Tests of single
+    jobs check how long a command may take.
     """
     (folder / "commands.json").write_text(json.dumps(commands))
     done = mpiexec(ranks, "-c", SCRIPT, cwd=folder, timeout=300)

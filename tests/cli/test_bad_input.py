@@ -1,4 +1,4 @@
-"""Whatever people give us by mistake: the right exit code and one line that names the place, on any number of ranks."""
+"""Wrong input: the right exit code and one line that names the place, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -24,36 +24,63 @@ TRAIN_DATA: dict[str, tuple[str, int, str]] = {
     "missing": ("none.h5", 65, "none.h5: no such file"),
     "one of two missing": ("good.h5 none.h5", 65, "none.h5: no such file"),
     "glob": ("nothing*.h5", 65, "nothing*.h5: no file matches"),
-    "not HDF5": ("table.csv", 65, "table.csv: not an HDF5 file (raw tables become one with `mpigd import`)"),
+    "not HDF5": (
+        "table.csv", 65, "table.csv: not an HDF5 file (raw tables become one with `mpigd import`)"
+    ),
     "a folder": ("sub", 65, "sub: is a folder; name the files in it"),
     "half a file": ("half.h5", 65, "half.h5: "),
     "a model": ("model.h5", 65, "model.h5: no dataset 'X'"),
     "flat X": ("flat.h5", 65, "flat.h5: 'X' has shape (40,), expected (rows, columns)"),
     "short y": ("short.h5", 65, "short.h5: 'y' has shape (39,), expected (40,)"),
     "nan": ("nan.h5", 65, "nan.h5: 'X' row 37 column 2 is nan: not a finite number"),
-    "nan in the second file": ("good.h5 nan.h5", 65, "nan.h5: 'X' row 37 column 2 is nan: not a finite number"),
+    "nan in the second file": (
+        "good.h5 nan.h5", 65, "nan.h5: 'X' row 37 column 2 is nan: not a finite number"
+    ),
     "infinite y": ("inf.h5", 65, "inf.h5: 'y' row 3 is inf: not a finite number"),
     "text labels": ("text.h5", 65, "text.h5: the target 'y' is text, with "),
-    "unknown x": ("good.h5 --x features", 65, "good.h5: no dataset 'features'; it has X, y (name it with --x)"),
+    "unknown x": (
+        "good.h5 --x features", 65, "good.h5: no dataset 'features'; it has X, y (name it with --x)"
+    ),
     "unknown y": ("good.h5 --y label", 65, "good.h5: no target 'label' (name it with --y)"),
     "empty": ("empty.h5", 65, "empty.h5: 'X' has no rows"),
     "columns differ": ("good.h5 wide.h5", 65, "wide.h5: columns 5 do not match 4 of good.h5"),
-    "layouts differ": ("good.h5 sparse.h5", 65, "sparse.h5: layout csr do not match dense of good.h5"),
-    "one class": ("one.h5 --loss logistic", 65, "one.h5: the logistic loss needs exactly two different values"),
-    "three classes": ("three.h5 --loss hinge", 65, "three.h5: the hinge loss needs exactly two different values"),
-    "negative count": ("minus.h5 --loss poisson", 65, "minus.h5 row 31: y is -1: the poisson loss needs numbers of at least 0"),
-    "zero for gamma": ("good.h5 --loss gamma", 65, ": y is 0: the gamma loss needs numbers above 0"),
+    "layouts differ": (
+        "good.h5 sparse.h5", 65, "sparse.h5: layout csr do not match dense of good.h5"
+    ),
+    "one class": (
+        "one.h5 --loss logistic", 65, "one.h5: the logistic loss needs exactly two different values"
+    ),
+    "three classes": (
+        "three.h5 --loss hinge", 65, "three.h5: the hinge loss needs exactly two different values"
+    ),
+    "negative count": (
+        "minus.h5 --loss poisson", 65,
+        "minus.h5 row 31: y is -1: the poisson loss needs numbers of at least 0"
+    ),
+    "zero for gamma": (
+        "good.h5 --loss gamma", 65, ": y is 0: the gamma loss needs numbers above 0"
+    ),
     "validation missing": ("good.h5 --validation none.h5", 65, "none.h5: no such file"),
-    "validation columns": ("good.h5 --validation wide.h5", 65, "wide.h5: 5 columns, but the model was trained on 4"),
+    "validation columns": (
+        "good.h5 --validation wide.h5", 65, "wide.h5: 5 columns, but the model was trained on 4"
+    ),
     "start missing": ("good.h5 --start none.h5", 65, "none.h5: no such file"),
     "start is data": ("good.h5 --start good.h5", 65, "good.h5: not a model of mpigd"),
     "start does not fit": ("wide.h5 --start model.h5", 2, "--start model.h5: "),
     "resume missing": ("good.h5 --resume none.h5", 65, "none.h5: no such file"),
     "resume a model": ("good.h5 --resume model.h5", 65, "model.h5: not a checkpoint of mpigd"),
-    "class weight of none": ("good.h5 --loss logistic --class-weight 7=2", 2, "no class '7'; the classes are 0, 1"),
-    "class weight of numbers": ("good.h5 --class-weight balanced", 2, "--class-weight goes with losses that have classes"),
-    "CSR without indices": ("torso.h5", 65, "torso.h5: group 'X': no dataset 'indices'; it has data"),
-    "output is a pipe": ("good.h5 -o pipe", 74, "pipe: cannot be written: it is not a regular file"),
+    "class weight of none": (
+        "good.h5 --loss logistic --class-weight 7=2", 2, "no class '7'; the classes are 0, 1"
+    ),
+    "class weight of numbers": (
+        "good.h5 --class-weight balanced", 2, "--class-weight goes with losses that have classes"
+    ),
+    "CSR without indices": (
+        "torso.h5", 65, "torso.h5: group 'X': no dataset 'indices'; it has data"
+    ),
+    "output is a pipe": (
+        "good.h5 -o pipe", 74, "pipe: cannot be written: it is not a regular file"
+    ),
     "dry run": ("none.h5 --dry-run", 65, "none.h5: no such file"),
 }  # fmt: skip
 OPTIONS: dict[str, tuple[str, int, str]] = {
@@ -61,31 +88,57 @@ OPTIONS: dict[str, tuple[str, int, str]] = {
     "unknown command": ("trian good.h5", 2, "trian"),
     "no data": ("train", 2, "no data given: mpigd train DATA.h5"),
     "unknown option": ("train good.h5 --optimzer adam", 2, "--optimzer: did you mean --optimizer?"),
-    "unknown option of import": ("import table.csv -o x.h5 --taget b", 2, "--taget: did you mean --target?"),
+    "unknown option of import": (
+        "import table.csv -o x.h5 --taget b", 2, "--taget: did you mean --target?"
+    ),
     "unknown choice": ("train good.h5 --loss logistc", 2, "--loss logistc: did you mean logistic?"),
     "no number": ("train good.h5 --epochs many", 2, "epochs = 'many': expected a whole number"),
     "half a number": ("train good.h5 --epochs 1.5", 2, "epochs = '1.5': expected a whole number"),
     "below the range": ("train good.h5 --l2 -1", 2, "--l2 -1.0: must be at least 0"),
     "nan as a number": ("train good.h5 --l2 nan", 2, "--l2 nan: must be at least 0"),
-    "batch of full": ("train good.h5 --batch-size 10", 2, "--batch-size goes with --mode minibatch or stochastic"),
-    "batch of none": ("train good.h5 --mode minibatch --batch-size 0", 2, "--batch-size 0: must be at least 1"),
-    "patience alone": ("train good.h5 --patience 3", 2, "--patience counts validations: name the data with --validation"),
-    "no such folder": ("train good.h5 -o deep/down/model.h5", 2, "-o deep/down/model.h5: the folder does not exist"),
+    "batch of full": (
+        "train good.h5 --batch-size 10", 2, "--batch-size goes with --mode minibatch or stochastic"
+    ),
+    "batch of none": (
+        "train good.h5 --mode minibatch --batch-size 0", 2, "--batch-size 0: must be at least 1"
+    ),
+    "patience alone": (
+        "train good.h5 --patience 3", 2,
+        "--patience counts validations: name the data with --validation"
+    ),
+    "no such folder": (
+        "train good.h5 -o deep/down/model.h5", 2, "-o deep/down/model.h5: the folder does not exist"
+    ),
     "bad TOML": ("train good.h5 --config bad.toml", 2, "bad.toml: not TOML: "),
     "missing TOML": ("train good.h5 --config none.toml", 2, "none.toml: No such file"),
-    "unknown key": ("train good.h5 --config key.toml", 2, "unknown option 'batchsize': did you mean 'batch_size'?"),
-    "wrong kind in TOML": ("train good.h5 --config kind.toml", 2, "epochs = 'many': expected a whole number"),
+    "unknown key": (
+        "train good.h5 --config key.toml", 2,
+        "unknown option 'batchsize': did you mean 'batch_size'?"
+    ),
+    "wrong kind in TOML": (
+        "train good.h5 --config kind.toml", 2, "epochs = 'many': expected a whole number"
+    ),
 }  # fmt: skip
 USE: dict[str, tuple[str, int, str]] = {
     "evaluate without model": ("evaluate none.h5 good.h5", 65, "none.h5: no such file"),
     "evaluate with data": ("evaluate good.h5 good.h5", 65, "good.h5: not a model of mpigd"),
     "evaluate with a damaged model": ("evaluate damaged.h5 good.h5", 65, "damaged.h5: damaged"),
     "evaluate missing data": ("evaluate model.h5 none.h5", 65, "none.h5: no such file"),
-    "evaluate other columns": ("evaluate model.h5 wide.h5", 65, "wide.h5: 5 columns, but the model was trained on 4"),
-    "evaluate unseen label": ("evaluate model.h5 three.h5", 65, "label 2 is none of the model's classes (0, 1)"),
-    "evaluate without target": ("evaluate model.h5 bare.h5", 65, "bare.h5: no target 'y' (name it with --y)"),
-    "predict other columns": ("predict model.h5 wide.h5", 65, "wide.h5: 5 columns, but the model was trained on 4"),
-    "predict nan": ("predict model.h5 nan.h5", 65, "nan.h5: 'X' row 37 column 2 is nan: not a finite number"),
+    "evaluate other columns": (
+        "evaluate model.h5 wide.h5", 65, "wide.h5: 5 columns, but the model was trained on 4"
+    ),
+    "evaluate unseen label": (
+        "evaluate model.h5 three.h5", 65, "label 2 is none of the model's classes (0, 1)"
+    ),
+    "evaluate without target": (
+        "evaluate model.h5 bare.h5", 65, "bare.h5: no target 'y' (name it with --y)"
+    ),
+    "predict other columns": (
+        "predict model.h5 wide.h5", 65, "wide.h5: 5 columns, but the model was trained on 4"
+    ),
+    "predict nan": (
+        "predict model.h5 nan.h5", 65, "nan.h5: 'X' row 37 column 2 is nan: not a finite number"
+    ),
     "info of nothing": ("info none.h5", 65, "none.h5: no such file"),
     "info of text": ("info table.csv", 65, "table.csv: not an HDF5 file"),
 }  # fmt: skip
@@ -238,7 +291,10 @@ def job(ranks: int, *words: str, folder: Path, env: Mapping[str, str] | None = N
 
 @pytest.mark.parametrize("words", ["info model.h5", "evaluate model.h5 good.h5"])
 def test_a_reader_that_leaves_sees_no_traceback(words: str, folder: Path) -> None:
-    code = f"import os, subprocess, sys; r, w = os.pipe(); os.close(r); sys.exit(subprocess.call({command(words)!r}, stdout=w))"
+    code = (
+        "import os, subprocess, sys; r, w = os.pipe(); os.close(r); "
+        f"sys.exit(subprocess.call({command(words)!r}, stdout=w))"
+    )
     done = python("-c", code, cwd=folder)
     assert (done.returncode, done.stderr) == (141, "")
 

@@ -89,7 +89,8 @@ def records(folder: Path) -> Records:
                     f"predict {model} {test} -o {kind}/pred{ranks}.h5 --csv"
                 )
             commands["backwards"] = (
-                f"predict full/model{ranks}.h5 full/test/part1.h5 full/test/part0.h5 -o back{ranks}.h5"
+                f"predict full/model{ranks}.h5 full/test/part1.h5 full/test/part0.h5 "
+                f"-o back{ranks}.h5"
             )
             commands["shown"] = f"evaluate mini/model{ranks}.h5 mini/test/*.h5 --partition hash"
             known[ranks] = run_commands(ranks, commands, folder)
@@ -291,9 +292,13 @@ def test_checkpoints_on_the_command_line(folder: Path, tmp_path: Path) -> None:
 
 
 def test_precedence(folder: Path, tmp_path: Path) -> None:
-    """Command line, environment, file, default; in a file and in the environment under the same names."""
+    """Options come from the command line, the environment, a file or the default, in this order.
+
+    Files and the environment use the same names.
+    """
     (tmp_path / "run.toml").write_text(
-        f'data = ["{folder}/full/train/*.h5"]\noutput = "m.h5"\nloss = "logistic"\nl2 = 0.1\nepochs = 7\nbatch-size = 9\n'
+        f'data = ["{folder}/full/train/*.h5"]\noutput = "m.h5"\nloss = "logistic"\nl2 = 0.1\n'
+        "epochs = 7\nbatch-size = 9\n"
         'mode = "minibatch"\nlr = 0.5\nquiet = true\n'
     )
     variables = {"MPIGD_L2": "0.2", "MPIGD_EPOCHS": "8", "MPIGD_INTERCEPT": "no"}
@@ -357,12 +362,13 @@ def test_what_is_not_needed_is_not_loaded(words: str, spared: str, folder: Path)
     assert done.stdout
 
 
-MODULES = 850  # imported by a training rank; every one is looked for in every folder of the path, by every rank
-OTHERS = 620  # those of them that are not our own: one import may bring hundreds
+# Modules that a training rank imports. Every rank looks for each one in every folder of the path.
+MODULES = 850
+OTHERS = 620  # those of them that are not part of mpigd: one import may bring hundreds
 
 
 def test_a_rank_imports_few_modules(folder: Path, tmp_path: Path) -> None:
-    """If this fails: what new import is on the way to training, and can it wait inside a function?"""
+    """If this fails, find the new import on the way to training, and move it into a function."""
     root = Path(__file__).resolve().parents[2]
     words = [
         str(root / "scripts/bench/inside.py"),

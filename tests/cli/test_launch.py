@@ -1,4 +1,7 @@
-"""Real MPI jobs: tests/mpi on 2 and 3 ranks (--full: 1 to 4), and that trouble on one rank ends a job, saying why."""
+"""Real MPI jobs: tests/mpi on 2 and 3 ranks (--full: 1 to 4).
+
+An error on one rank ends a job, and the message gives the reason.
+"""
 
 from __future__ import annotations
 
@@ -162,7 +165,10 @@ def test_some(comm):
     ],
 )
 def test_ranks_that_collect_different_tests(tmp_path: Path, line: str, expected: str) -> None:
-    body = f"from mpigd.parallel.launcher import launched\n{line}\n\ndef test_all(comm):\n    comm.allreduce(np.ones(1))\n"
+    body = (
+        f"from mpigd.parallel.launcher import launched\n{line}\n\n"
+        "def test_all(comm):\n    comm.allreduce(np.ones(1))\n"
+    )
     code, output = suite(tmp_path, body)
     assert code != 0
     assert expected in output
@@ -238,7 +244,10 @@ print(f"{comm.rank}/{comm.size}\\n", end="", flush=True)
 
 @needs_openmpi
 def test_the_launcher_of_another_library_is_refused() -> None:
-    """Otherwise two copies of "rank 0 of 1" would each train alone, and write the same model file."""
+    """The launcher of another MPI library is refused.
+
+    Otherwise two copies of "rank 0 of 1" would each train alone, and write the same model file.
+    """
     command = [
         str(Path(sys.executable).parent / "mpiexec"),
         "-n",
@@ -271,7 +280,8 @@ def test_the_python_of_each_flavour_loads_its_library(flavour: str) -> None:
     script = (
         "import os, numpy; from mpi4py import MPI\n"
         "text = f'{MPI.COMM_WORLD.size} {MPI.Get_library_version().split()[0]}'\n"
-        "os.write(1, f'{text}\\n'.encode())"  # at once: the launcher may mix what two ranks write in pieces
+        # One write: the launcher may mix what two ranks write in pieces.
+        "os.write(1, f'{text}\\n'.encode())"
     )
     done = mpiexec(2, "-c", script, flavour=flavour)
     assert done.stdout.splitlines() == [f"2 {'Open' if flavour == 'openmpi' else 'MPICH'}"] * 2, (

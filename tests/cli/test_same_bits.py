@@ -1,4 +1,7 @@
-"""The first promise on real processes: other MPI libraries, other partitions, stopped and continued, other CPUs."""
+"""The same bits on real processes.
+
+The runs differ in MPI library, partition and CPU, and some are stopped and continued.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,11 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_way_to_run_gives_one_digest(table: Path) -> None:
-    """scripts/same_bits.py on small data: ranks, threads, partitions, files, MPI libraries, stopped and continued."""
+    """Run scripts/same_bits.py on small data.
+
+    Its runs differ in ranks, threads, partitions, files and MPI libraries; some are stopped and
+    continued.
+    """
     variables = (
         {"TEST_OPENMPI_PYTHON": os.environ["TEST_OPENMPI_PYTHON"]}
         if "TEST_OPENMPI_PYTHON" in os.environ
@@ -72,7 +79,9 @@ def test_code_compiled_for_other_cpus_gives_the_same_digest(kind: str, tmp_path:
         if {name.replace("avx512vnni", "avx512_vnni") for name in needed} <= flags()
     ]
     assert able, "no other CPU can be tried"
-    if not FULL:  # the one with the fewest instructions is the least like this machine; each compiles everything again
+    # The CPU with the fewest instructions differs most from this machine. Only that one is tried
+    # by default, because each CPU compiles everything again.
+    if not FULL:
         able = able[:1]
 
     def digest(cpu: str) -> str:

@@ -25,7 +25,9 @@ COMMANDS = {
     "plan": "plan table.h5",
     "dry": "train table.h5 --dry-run",
     "doctor": "doctor",
-    "submit": "submit --scheduler slurm --nodes 1 --ranks 2 --time 1:00:00 --dry-run -- train table.h5",
+    "submit": (
+        "submit --scheduler slurm --nodes 1 --ranks 2 --time 1:00:00 --dry-run -- train table.h5"
+    ),
     "help": "--help",
     "version": "--version",
 }
@@ -59,7 +61,8 @@ def shell(
     said.pop("PYTHONUNBUFFERED", None)  # what is written at the very end is the harder case
     return subprocess.run(
         ["bash", "-c", f"{sys.executable} -m mpigd {words} {how}"],
-        cwd=folder, env=said, timeout=120, check=False, capture_output=True, encoding="utf-8", stdin=subprocess.DEVNULL,
+        cwd=folder, env=said, timeout=120, check=False, capture_output=True, encoding="utf-8",
+        stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
 
@@ -99,7 +102,11 @@ def test_the_work_is_done_all_the_same(command: str, how: str, folder: Path) -> 
 
 @pytest.mark.parametrize("how", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_ranks_without_streams(how: str, folder: Path) -> None:
-    """Descriptor 1 or 2 would else be the first file that a rank opens, and MPI's words go into it."""
+    """Ranks run without standard streams.
+
+    Otherwise descriptor 1 or 2 would be the first file that a rank opens, and messages of MPI would
+    be written into it.
+    """
     (folder / "made.h5").unlink(missing_ok=True)
     words = f"exec {sys.executable} -m mpigd {WRITES['train']} --threads 1 {how}"
     launcher = str(Path(sys.executable).parent / "mpiexec")
@@ -125,7 +132,11 @@ def test_a_full_disk(command: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("command", ["info", "json", "help", "summary"])
 def test_a_reader_that_leaves(command: str, folder: Path) -> None:
-    """The exit code is that of a program which SIGPIPE ends, or 0 where all was read; nothing is said."""
+    """A reader closes the pipe early.
+
+    The exit code is that of a program which SIGPIPE ends, or 0 if everything was read. No message
+    is printed.
+    """
     done = shell(COMMANDS[command], "| true; exit ${PIPESTATUS[0]}", folder)
     assert done.returncode in (0, 141)
     assert done.stderr == ""
@@ -178,7 +189,11 @@ def test_a_name_that_no_encoding_has(folder: Path) -> None:
 
 
 def test_a_library_in_a_program_without_streams(folder: Path) -> None:
-    """sys.stderr is None in a daemon, and a program may have closed it, or put something of its own there."""
+    """The library works in a program without standard streams.
+
+    sys.stderr is None in a daemon, and a program may have closed it or replaced it by an object of
+    its own.
+    """
     for lost in (
         "sys.stdout = sys.stderr = None",
         "sys.stderr.close()",

@@ -1,4 +1,4 @@
-"""Jobs to be disturbed: a small run on three ranks, its data, and what a disturbed one is judged by."""
+"""Jobs to be disturbed: a small run on three ranks, its data, and the undisturbed result."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Schedule = Mapping[str, list[tuple[int, str]]]
 
 @dataclass(frozen=True)
 class Ended:
-    """A job that is over: its exit code, what it said, when it ended, and the processes it left behind."""
+    """An ended job: exit code, output, time of its end, and the processes it left behind."""
 
     code: int
     said: str
@@ -38,7 +38,10 @@ class Ended:
 
 
 class Place:
-    """A folder with data. `train` gives the words of a run in it, `run` has it run under mpiexec."""
+    """A folder with data.
+
+    `train` returns the command line of a run in it, and `run` starts it under mpiexec.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -98,7 +101,11 @@ class Place:
         self, name: str, schedule: Schedule, *options: str,
         steps: Sequence[str] = FORTY_STEPS, env: Mapping[str, str] | None = None,
     ) -> Ended:  # fmt: skip
-        """Four ranks that may die, with Open MPI. Again where its launcher gave up before any was there: 3 in 1,000."""
+        """Run four ranks that may die, with Open MPI.
+
+        Its launcher gives up before any rank has started in 3 of 1,000 jobs; the job is then
+        started again.
+        """
         words = self.train(
             name, schedule, "--hang-timeout", "60", "--on-failure", "shrink", *options, steps=steps
         )
@@ -121,7 +128,10 @@ class Place:
         return fitted_model.load(str(self.folder / f"{name}.h5")).digest
 
     def warm(self) -> None:
-        """Compile what the runs need, for both libraries: alone, for waiting ranks take the cores from the one that compiles."""
+        """Compile what the runs need, for both libraries.
+
+        One process compiles alone, because waiting ranks would take cores from it.
+        """
         patient = ("--hang-timeout", "200")
         for done in (
             python(*self.train("alone", None), timeout=240),

@@ -1,8 +1,16 @@
-"""mpigd with faults: python -m tests.faults.run '{"3": [[1, "kill"]]}' train data.h5 ...: before step 3 rank 1 kills itself.
+"""mpigd with faults that are injected at given steps or places.
 
-Places beside step numbers: "load" (a rank reads its rows), "7 done" (with --on-failure shrink: its sums are there, and not yet
-remembered), "save" (within the writing of a checkpoint), "model" (after the last step), "mend" and "agree" (ranks are gone, the
-others meet), "leave" (all work is done), "exit" (no rank is watched any more).
+    python -m tests.faults.run '{"3": [[1, "kill"]]}' train data.h5 ...
+
+Here rank 1 kills itself before step 3. Places beside step numbers:
+
+    "load"          a rank reads its rows
+    "7 done"        with --on-failure shrink: the sums of step 7 are there, and not yet remembered
+    "save"          within the writing of a checkpoint
+    "model"         after the last step
+    "mend", "agree" ranks are gone, and the others meet
+    "leave"         all work is done
+    "exit"          no rank is watched any more
 """
 
 from __future__ import annotations
@@ -77,7 +85,10 @@ def told() -> None:
 
 
 def saved() -> None:
-    """Wait until there is a checkpoint: a disk may take longer for the first one than all steps do."""
+    """Wait until there is a checkpoint.
+
+    A disk may take longer for the first one than all steps do.
+    """
     from mpigd.training.checkpoint import found
 
     while not found(sys.argv[sys.argv.index("--checkpoint") + 1]):

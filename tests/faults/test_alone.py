@@ -1,4 +1,4 @@
-"""Functions that all ranks are to call, called by one alone; and by processes that are none of the launcher's."""
+"""Functions that all ranks must call, called by one rank alone or by other processes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def test_one_rank_alone_trains(what: str, flavour: str) -> None:
         assert job.survivors() == []
     assert done.returncode == 70, done.stderr
     said = (
-        rf"mpigd: mpigd\.train has waited {HANG} s \(--hang-timeout\) for the other ranks to call it too: "
+        rf"mpigd: mpigd\.train has waited {HANG} s \(--hang-timeout\) for the other ranks "
+        r"to call it too: "
         r"all 2 ranks must call"
     )
     assert re.search(said, done.stderr), done.stderr
@@ -81,7 +82,8 @@ def test_ranks_with_different_commands(place: Place) -> None:
     assert done.returncode == 69, done.stderr
     assert (
         done.stderr.count(
-            "mpigd: rank 0 calls mpigd train, rank 1 calls mpigd doctor: all ranks must call the same"
+            "mpigd: rank 0 calls mpigd train, rank 1 calls mpigd doctor: "
+            "all ranks must call the same"
         )
         == 1
     )
@@ -105,7 +107,8 @@ if __name__ == "__main__":
         print("\\n".join(pool.map(work, [path, path])), flush=True)
 """
 NO_RANK = (
-    r"69 this process was made by rank \d \(a fork, or a pool of multiprocessing\) and is no rank of MPI: "
+    r"69 this process was made by rank \d \(a fork, or a pool of multiprocessing\) "
+    r"and is no rank of MPI: "
     r"pass (comm=.*) \((.*)\)"
 )
 

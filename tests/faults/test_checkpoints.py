@@ -1,5 +1,8 @@
-"""Jobs of which rank 0, another rank or the launcher is killed again and again, at random moments, end with the bits of an
-undisturbed one; jobs whose folder is full go on, or stop where they are told to."""
+"""Checkpoints of jobs that are killed again and again, and of jobs whose folder is full.
+
+A job of which rank 0, another rank or the launcher is killed at random moments ends with the bits
+of an undisturbed one. A job whose folder is full continues, or stops if --on-save-error says so.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +87,10 @@ def test_a_full_folder(small: Path, place: Place) -> None:
 
 
 def test_a_folder_that_becomes_read_only(small: Path, place: Place) -> None:
-    """As file servers do after a fault: between two runs, the second of which finds its checkpoints there."""
+    """The folder becomes read-only between two runs, as file servers do after a fault.
+
+    The second run finds the checkpoints of the first one there.
+    """
     folder = small / "saved"
     words = ("--checkpoint", str(folder), "--checkpoint-every", "5")
     subprocess.run(["mount", "-o", "remount,size=4m", small], check=True)

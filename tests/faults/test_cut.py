@@ -1,4 +1,7 @@
-"""--on-failure shrink over two hosts, namespaces with two ranks in each: a link that goes down, a host that is lost."""
+"""--on-failure shrink over two hosts: a link that goes down, or a host that is lost.
+
+The hosts are network namespaces with two ranks in each.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ from tests.launch import OPENMPI_PYTHON, Job, environment, needs_openmpi
 
 HERE, THERE, LINK = "mpigd-here", "mpigd-there", "mpigd0"
 ADDRESSES = {HERE: "10.99.7.1", THERE: "10.99.7.2"}
-# What starts a command on the other host, as ssh would: it does not learn at once that that host is no more.
+# This script starts a command on the other host, as ssh would. Like ssh it does not notice at once
+# that the other host is lost.
 AGENT = f"""#!/bin/sh
 shift
 ip netns exec {THERE} unshare -u sh -c "hostname {THERE}; $*"
@@ -25,7 +29,9 @@ code=$?
 [ $code -lt 128 ] || exec sleep 900
 exit $code
 """
-RETRIES = 5  # of the kernel, to send what is not answered: thirteen seconds. Its own way: 15, a quarter of an hour
+# How often the kernel repeats what is not answered. Five repetitions take thirteen seconds; the
+# default of 15 takes a quarter of an hour.
+RETRIES = 5
 
 
 def ip(*words: str, check: bool = True) -> str:
@@ -181,7 +187,10 @@ def test_a_link_that_is_down_for_longer_than_a_rank_is_waited_for(
 
 @needs_openmpi
 def test_a_host_that_is_lost(hosts: Hosts, place: Place) -> None:
-    """Its connections are closed: mpirun ends the job, and says 0 (the templates in scripts/ know that)."""
+    """The connections of a lost host are closed, so mpirun ends the job, with exit code 0.
+
+    The templates in scripts/ handle this exit code.
+    """
     with hosts.start(place, "host") as job:
         hosts.lose(THERE)
         end = ended(job)
@@ -203,7 +212,10 @@ def test_the_host_of_mpirun_is_lost(hosts: Hosts, place: Place) -> None:
 
 @needs_openmpi
 def test_a_host_that_is_lost_without_a_word(hosts: Hosts, place: Place) -> None:
-    """Its power fails: the others go on without its ranks to the end, and mpirun ends once it has noticed."""
+    """The power of a host fails.
+
+    The other ranks finish the run without its ranks, and mpirun ends once it has noticed the loss.
+    """
     ip("netns", "exec", HERE, "sh", "-c", f"echo {RETRIES} >/proc/sys/net/ipv4/tcp_retries2")
     with hosts.start(place, "power", SOON) as job:
         hosts.link("down")

@@ -1,4 +1,7 @@
-"""--on-failure shrink: ranks of four die, or stand still, and the others end with the bits of an undisturbed run; or with 75."""
+"""--on-failure shrink: ranks of four die or stop, and the other ranks go on.
+
+They end with the bits of an undisturbed run, or with exit code 75.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,10 @@ def test_some_have_done_a_step_more(turn: int, place: Place) -> None:
 @needs_openmpi
 @pytest.mark.parametrize("turn", range(TURNS))
 def test_one_alone_is_told_of_a_loss(turn: int, place: Place) -> None:
-    """It calls the others out of what they wait in; as all of them are there, they do not try for ever."""
+    """One rank alone is told of a loss and calls the others out of their waits.
+
+    All ranks are present, so they do not retry for ever.
+    """
     name = f"told {turn}"
     ended = place.elastic(name, {"6": [(0, "saved")], "6 done": [(1, "miss")]})
     assert ended.code == 75, ended.said
@@ -108,7 +114,11 @@ def test_one_alone_is_told_of_a_loss(turn: int, place: Place) -> None:
 @pytest.mark.parametrize("turn", range(TURNS))
 @pytest.mark.parametrize("what", ["save", *(["7"] if FULL else [])])
 def test_a_rank_that_stands_still_and_wakes_up(what: str, turn: int, place: Place) -> None:
-    """The lowest, so that its claim of the folder, and a checkpoint that it was writing, are in the way."""
+    """The lowest rank stops for a while.
+
+    Its claim of the folder, and a checkpoint that it was writing, are then in the way of the
+    others.
+    """
     name = f"nap {what} {turn}"
     ended = place.elastic(
         name, {what: [(0, "nap")]}, env=SOON | {"TEST_NAP": "14", "TEST_ELSEWHERE": "0"}
@@ -133,7 +143,10 @@ def test_a_rank_that_stands_still_for_ever(turn: int, place: Place) -> None:
 @needs_openmpi
 @pytest.mark.parametrize("turn", range(TURNS))
 def test_a_rank_that_is_busy_for_longer_is_waited_for(turn: int, place: Place) -> None:
-    """Than the heartbeats are: it makes no call of MPI's for nine seconds, and is given up after four."""
+    """A busy rank is waited for, even if it misses heartbeats.
+
+    It makes no MPI call for nine seconds, and a stopped rank is given up after four.
+    """
     name = f"busy {turn}"
     ended = place.elastic(name, {"7": [(1, "busy")]}, env=SOON)
     assert ended.code == 0, ended.said
@@ -168,7 +181,10 @@ def test_too_few_are_left(
 @pytest.mark.parametrize("turn", range(TURNS))
 @pytest.mark.parametrize("when", ["mend", "20"])
 def test_another_rank_is_late(when: str, turn: int, place: Place) -> None:
-    """As the others meet, or after they have gone on: they do not wait for ever, and say for whom they have waited."""
+    """Another rank is late while the others meet, or after they have gone on.
+
+    They do not wait for ever, and name the rank for which they have waited.
+    """
     name = f"late {when} {turn}"
     ended = place.elastic(
         name, {"7": [(1, "kill")], when: [(2, "loop")]}, "--hang-timeout", str(HANG)

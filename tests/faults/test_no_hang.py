@@ -1,6 +1,7 @@
-"""Trouble on one rank ends the job: with an exit code, saying who and where, and with nothing left behind.
+"""An error on one rank ends the job with an exit code and no process left behind.
 
-MPICH's mpiexec ends all ranks at once when one dies, and prints its own words; then the flight recorder must tell.
+The message names the rank and the place. MPICH's mpiexec ends all ranks at once when one dies, and
+prints its own message; then the flight recorder must have the information.
 """
 
 from __future__ import annotations
@@ -23,14 +24,18 @@ FAILED = r"mpigd: rank 1 on \S+ at step 5: "
 
 @dataclass(frozen=True)
 class Case:
-    """What rank 1 does and where, the exit codes that tell of it, and what must be said where the launcher leaves the time."""
+    """A fault of rank 1 and its place, the expected exit codes, and the expected message.
+
+    The message is expected only if the launcher leaves the ranks time to print it.
+    """
 
     action: str
     at: str
     codes: tuple[int, ...]
     says: str = ""
     hangs: bool = False
-    within: float = 100.0  # seconds beside --hang-timeout: a ceiling, a third of what the job would wait by default
+    # Seconds beside --hang-timeout: an upper limit, a third of the default waiting time of a job.
+    within: float = 100.0
 
 
 CASES = [
@@ -40,7 +45,8 @@ CASES = [
     Case("thread", "5", (70,), FAILED + "RuntimeError: injected"),
     Case("os._exit", "5", (3,), FAILED + r"os\._exit"),
     Case("os._exit(0)", "5", (70,), FAILED + r"os\._exit"),
-    # The rank has no last words. The launcher's code, or, where another rank saw it first, 75, for there is a checkpoint.
+    # The rank prints no last message. The exit code is the launcher's, or 75 if another rank
+    # noticed the failure first, because there is a checkpoint.
     Case(
         "_exit(0)", "5", (0, 1, 9, 75)
     ),  # MPICH's mpiexec ends the others, and may yet report success: no model is there then
@@ -112,7 +118,8 @@ def test_trouble_on_one_rank_ends_the_job(case: Case, flavour: str, place: Place
         assert other.number == last.number + 1 or (
             flavour == "mpich" and 9 in case.codes and other.number == last.number
         )
-    # From the last sign of life of the rank in trouble: the start of three processes on a busy machine is no part of it.
+    # The time counts from the last sign of life of the failing rank, so that the start of three
+    # processes on a busy machine is not included.
     since = ended.until - max(entry.left for entry in known[1].entries)
     print(f"{name}: exit code {ended.code}, {since:.1f} s after the fault")
     assert since < case.within + HANG * case.hangs

@@ -1,5 +1,7 @@
-"""A job that is told to stop, or that runs out of time, saves and exits with 75, and goes on to the bits of an undisturbed one.
-A job that is started wrongly is refused with 69."""
+"""Preemption: a job that is told to stop, or that runs out of time, saves and exits with 75.
+
+It continues to the bits of an undisturbed one. A job that is started wrongly is refused with 69.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The working directory of a job is removed, or cleaned, while it runs; or is gone before it begins."""
+"""The working directory of a job is removed or cleaned during the run, or before it begins."""
 
 from __future__ import annotations
 
@@ -37,12 +37,16 @@ def test_nothing_of_the_run_lies_in_it(at: str, scratch: Path, place: Place) -> 
 
 
 def test_the_model_was_to_lie_in_it(scratch: Path, place: Place) -> None:
-    """Run me again, since all is saved; the same command ends it. One that gets no further is not told to try for ever."""
+    """The run is saved and asks to be started again; the same command then writes the model.
+
+    A run that makes no progress is not asked to be repeated for ever.
+    """
     options = ("-o", "model.h5", "--checkpoint-every", "40")
     ended = place.run("model in it", {"7": [(0, "gone")]}, *options, cwd=scratch)
     assert ended.code == 75, ended.said
     told = re.search(
-        r"model\.h5: cannot be written: No such file or directory; the run is saved in (.*): run the same command",
+        r"model\.h5: cannot be written: No such file or directory; "
+        r"the run is saved in (.*): run the same command",
         ended.said,
     )
     assert told, ended.said
@@ -58,7 +62,10 @@ def test_the_model_was_to_lie_in_it(scratch: Path, place: Place) -> None:
 
 
 def test_all_that_is_written_lies_in_it_and_it_is_there_again(scratch: Path, place: Place) -> None:
-    """A folder of the same name is another one to the system; to people it is the one they meant."""
+    """A new folder of the same name is used.
+
+    It is another folder to the system, but to people it is the one that they named.
+    """
     options = ("-o", "model.h5", "--checkpoint", "saved", "--log", "log.jsonl")
     ended = place.run("renewed", {"7": [(2, "renewed")]}, *options, cwd=scratch)
     assert ended.code == 0, ended.said

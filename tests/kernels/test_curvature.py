@@ -1,4 +1,7 @@
-"""Second derivatives of every smooth loss against finite differences; sums of outer products against exact integers."""
+"""Second derivatives of every smooth loss against finite differences.
+
+Sums of outer products are compared with exact integers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Margins, accumulation and column measures: dense against CSR, both against numpy, scipy and exact fractions."""
+"""Margins, accumulation and column measures of dense and CSR rows.
+
+They are compared with each other and with numpy, scipy and exact fractions.
+"""
 
 import itertools
 from fractions import Fraction

@@ -1,4 +1,7 @@
-"""exp, log, log1p and the dot product against high precision, and the same bits wherever a number stands."""
+"""exp, log, log1p and the dot product against high precision.
+
+The bits must not depend on the position of a number in its array.
+"""
 
 import math
 from decimal import Decimal, localcontext
@@ -67,7 +70,8 @@ def exp_arguments():
         [near_halves, np.nextafter(near_halves, np.inf), np.nextafter(near_halves, -np.inf)]
     )
     x = np.concatenate([
-        rng.uniform(-708, 709.78, 1500), rng.uniform(-1, 1, 500), near, 10.0 ** rng.uniform(-300, 0, 100),
+        rng.uniform(-708, 709.78, 1500), rng.uniform(-1, 1, 500), near,
+        10.0 ** rng.uniform(-300, 0, 100),
         [0.0, -0.0, 5e-324, -708.0, 708.9, 709.0, 709.2, 709.5, 709.782712893384],
     ])  # fmt: skip
     return x[(x >= -708) & (x < 709.7827)]
@@ -98,8 +102,9 @@ def log_arguments():
     rng = np.random.default_rng(1)
     splits = 0.7071067811865475 * 2.0 ** np.arange(-1000, 1022, 13)  # where the exponent changes
     return np.concatenate([
-        10.0 ** rng.uniform(-307, 307.7, 1500), 1 + rng.uniform(-0.4, 0.5, 500), 1 + 10.0 ** rng.uniform(-15, -1, 200),
-        1 - 10.0 ** rng.uniform(-15, -1, 200), splits, np.nextafter(splits, 0), np.nextafter(splits, np.inf),
+        10.0 ** rng.uniform(-307, 307.7, 1500), 1 + rng.uniform(-0.4, 0.5, 500),
+        1 + 10.0 ** rng.uniform(-15, -1, 200), 1 - 10.0 ** rng.uniform(-15, -1, 200),
+        splits, np.nextafter(splits, 0), np.nextafter(splits, np.inf),
         [np.finfo(float).tiny, math.nextafter(1, 0), math.nextafter(1, 2), math.e, 6e307],
     ])  # fmt: skip
 

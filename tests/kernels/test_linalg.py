@@ -1,4 +1,7 @@
-"""Cholesky factors, solves and stationary distributions against scipy and closed forms, singular matrices included."""
+"""Cholesky factors, solves and stationary distributions against scipy and closed forms.
+
+Singular matrices are included.
+"""
 
 from __future__ import annotations
 

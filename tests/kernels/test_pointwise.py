@@ -1,6 +1,7 @@
-"""Every loss of the table against finite differences, closed forms, its own bounds, and itself in other blocks.
+"""Every loss against finite differences, closed forms, its own bounds, and other blocks.
 
-The tests run over mpigd.model.losses.LOSSES: a new loss is tested as soon as it is a row there and has a closed form here.
+The tests run over mpigd.model.losses.LOSSES: a new loss is tested as soon as it is a row there and
+has a closed form here.
 """
 
 import math
@@ -67,7 +68,10 @@ def sample(loss, m, rng, spread=2.0):
 
 
 def evaluate(loss, a, z, y, c=None):
-    """Residuals (k, m) and losses (m,); outputs start as rubbish, so that what is not written shows."""
+    """Residuals (k, m) and losses (m,).
+
+    The outputs start with arbitrary values, so that elements which are not written show.
+    """
     r, l = np.full(z.shape, 99.0), np.full(y.shape, 99.0)
     loss.kernel(np.ascontiguousarray(z), y, np.ones(y.size) if c is None else c, a, r, l)
     return r, l

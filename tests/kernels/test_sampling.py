@@ -1,4 +1,7 @@
-"""Counted randomness: published answers, uniformity, and numbers that depend on nothing but their counter."""
+"""Counter-based random numbers: published answers and uniformity.
+
+The numbers must depend on nothing but their counter.
+"""
 
 import itertools
 
@@ -9,7 +12,8 @@ from scipy import stats
 from mpigd_kernels import sampling
 from mpigd_kernels.sampling import absorb, absorb_sparse, bucket, wrapping_sum
 
-# philox4x32-10 of Random123's kat_vectors: counter, key, output, four, two and four words of 32 bits.
+# philox4x32-10 of Random123's kat_vectors: counter, key and output, which have four, two and four
+# words of 32 bits.
 KNOWN = [
     (
         "00000000 00000000 00000000 00000000",
@@ -66,7 +70,10 @@ def test_philox_gives_the_published_answers(counter, key, output):
 
 
 def test_mix_is_a_bijection_that_scatters():
-    """splitmix64's published first outputs for seed 0 are mix(i * golden ratio); each bit flips about half of all bits."""
+    """`mix` reproduces splitmix64, and each bit of its input flips about half of all bits.
+
+    splitmix64's published first outputs for seed 0 are mix(i * golden ratio).
+    """
     golden, known = 0x9E3779B97F4A7C15, (0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F)
     for i, expected in enumerate(known, 1):
         assert sampling.mix(np.uint64(i * golden % 2**64)) == expected

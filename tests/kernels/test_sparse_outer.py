@@ -1,4 +1,7 @@
-"""Sums of outer products of compressed rows: against exact rational numbers, numpy, and other orders of the rows."""
+"""Sums of outer products of compressed rows.
+
+They are compared with exact rational numbers, numpy, and other orders of the rows.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +34,19 @@ def rows(seed: int = 0, ones: bool = False) -> tuple[Any, Array]:
 def sums(
     X: Any, h: Array, center: Array, power: Array, cuts: list[int], values: bool = True
 ) -> tuple[Array, Array, Array]:
-    """The totals of dense columns and the intercept, and both sets of integers, of rows that are visited in parts."""
+    """Add up rows that are visited in parts.
+
+    Returns the totals of dense columns and the intercept, and both sets of integers.
+    """
     rest, wide = D - DENSE, 8
     A, T = np.full((1, wide, wide), curvature.BIAS), np.zeros((1, 2, DENSE + 1, DENSE + 1))
     B, C = np.zeros((1, rest, wide), np.int64), np.zeros((1, rest * (rest + 1) // 2), np.int64)
     for a, b in pairwise(cuts):
         sparse_outer.add_outer_csr(
-            X.indptr[a : b + 1].astype(np.int64), X.indices, X.data if values else None, h[np.newaxis, a:b].copy(),
-            np.arange(D), np.full(rest, 0.5), center, np.full(DENSE + 1, 0.25), DENSE, power, A, T, B, C,
+            X.indptr[a : b + 1].astype(np.int64), X.indices, X.data if values else None,
+            h[np.newaxis, a:b].copy(),
+            np.arange(D), np.full(rest, 0.5), center, np.full(DENSE + 1, 0.25), DENSE, power,
+            A, T, B, C,
         )  # fmt: skip
     return T[0], B[0], C[0]
 
@@ -99,7 +107,8 @@ def test_the_joined_matrix(intercept: bool) -> None:
     units = np.append(4.0 * inverse[:DENSE], [4.0] * intercept)  # the kernel's scale was a quarter
     H = np.full((p, p), np.nan)
     sparse_outer.join_outer(
-        T, B, C, DENSE, power, units, np.full(D - DENSE, 2.0), center[DENSE:], inverse[DENSE:], 0.1, H
+        T, B, C, DENSE, power, units, np.full(D - DENSE, 2.0), center[DENSE:], inverse[DENSE:],
+        0.1, H
     )  # fmt: skip
     Z = np.column_stack([(X.toarray() - center) * inverse, np.ones((N, int(intercept)))])
     expected = 0.1 * (Z * h[:, np.newaxis]).T @ Z

@@ -1,4 +1,7 @@
-"""Exact accumulation against a model in rational arithmetic, and under shuffles of data rich in ties."""
+"""Exact accumulation against a model in rational arithmetic.
+
+The data are rich in ties and are also summed in shuffled orders.
+"""
 
 from fractions import Fraction
 
@@ -155,7 +158,10 @@ def test_totals_of_the_two_grids_are_the_rational_model(layout):
 
 
 def shuffled(X, r, accumulators, add, rng):
-    """The sum over a random order of the rows, in blocks of random size, split over several accumulators."""
+    """The sum over a random order of the rows, in blocks of random size.
+
+    The blocks are split over several accumulators.
+    """
     parts = np.array_split(
         rng.permutation(r.size), np.sort(rng.integers(0, r.size + 1, len(accumulators) - 1))
     )
@@ -240,9 +246,10 @@ def test_add_vector_is_the_rational_model(kind):
 
 @pytest.mark.parametrize("size", [1.0, 1 - 9 * 2.0**-43, -(1 - 9 * 2.0**-43), 0.7])
 def test_add_vector_at_the_bound(size):
-    """Each lane takes as many terms of the largest size as the grid allows, and no more, before a flush.
+    """Before a flush, each lane takes as many terms of the largest size as the grid allows.
 
-    1 - 9 * 2**-43 leaves the least room, and is an odd number of units: one term too many would be rounded.
+    1 - 9 * 2**-43 leaves the least room, and is an odd number of units: one term too many would be
+    rounded.
     """
     for n in (16 * 255, 16 * 256, 16 * 257, 16 * 512 + 15, 3 * 16 * 255 + 15):
         v, T = odd(np.full(n, size)), np.zeros(2)
@@ -323,7 +330,8 @@ def test_take_block_adds_odd_residuals_and_losses():
 
 
 @pytest.mark.parametrize("wrong, over, tops", [
-    ([1.5, 3.0], 2, (3.0, 0.5, 0)), ([np.nan, 0.5], 1, (1.0, 0.5, 1)), ([-np.inf, -7.0], 2, (7.0, 0.5, 1)),
+    ([1.5, 3.0], 2, (3.0, 0.5, 0)), ([np.nan, 0.5], 1, (1.0, 0.5, 1)),
+    ([-np.inf, -7.0], 2, (7.0, 0.5, 1)),
 ])  # fmt: skip
 def test_take_block_refuses_what_is_over_its_limit(wrong, over, tops):
     S, counts, found = np.zeros((2, 2)), np.zeros(5), np.zeros(3)
@@ -359,7 +367,10 @@ def test_largest_and_plain_sum():
 
 @pytest.mark.parametrize("rows", [1, 7, 64, 1024])
 def test_accumulators_of_scalars_are_moved_before_they_are_full(rows):
-    """Terms of the largest size that the grid allows, in blocks: the sum is exact however many there are."""
+    """Blocks of terms of the largest size that the grid allows.
+
+    Their sum is exact for any number of terms.
+    """
     c = np.full(2, grid(np.ones(1), float(PANEL))[0])
     lanes, S, terms, v = np.empty((2, sums.WIDTH)), np.zeros((2, 2)), 0, odd(np.full(rows, 0.999))
     blocks.open_lanes(lanes, c)

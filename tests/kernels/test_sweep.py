@@ -1,4 +1,7 @@
-"""What a sweep is compiled with: the one loss it needs, kept in the cache from process to process."""
+"""A sweep is compiled only with the loss that it needs.
+
+The compiled code is kept in the cache from process to process.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,18 @@ from mpigd_kernels import pointwise, residuals
 z, y, c = np.ones((1, 4)), np.zeros((1, 4)), np.ones(4)
 r, l, spare = np.empty((1, 4)), np.empty(4), np.empty((2, 4))
 residuals.residuals(residuals.LOSS, residuals.{name}(1.0), z, y, c, r, l, spare)
-others = [kernel for kind, kernel in residuals.KERNELS.items() if kind is not residuals.{name} and kernel.signatures]
+others = [kernel for kind, kernel in residuals.KERNELS.items() \
+if kind is not residuals.{name} and kernel.signatures]
 stats = residuals.residuals.stats
 print(sum(stats.cache_misses.values()), sum(stats.cache_hits.values()), len(others))
 """
 
 
 def compiled(name: str, cache: Path) -> list[int]:
-    """How often a process of its own has compiled the loss, found it in the cache, and compiled another loss."""
+    """Count what a process of its own has compiled.
+
+    Returns how often it has compiled the loss, found it in the cache, and compiled another loss.
+    """
     env = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(name=name)],

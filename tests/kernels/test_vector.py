@@ -1,4 +1,7 @@
-"""Parameter updates against the formulas in numpy, bit for bit: no compiler may fuse or reorder what they write."""
+"""Parameter updates against the formulas in numpy, bit for bit.
+
+No compiler may fuse or reorder the operations of the formulas.
+"""
 
 import math
 from fractions import Fraction
@@ -67,7 +70,10 @@ def test_update_is_its_formula(formula, states, numbers):
 
 
 def test_adam_starts_with_a_step_of_the_learning_rate():
-    """With rise = 1 - beta**t the first step is lr in each coordinate's direction, whatever the gradient's size."""
+    """The first step of Adam has the size of the learning rate in each coordinate.
+
+    This follows from rise = 1 - beta**t, whatever the gradient's size.
+    """
     w, m, s = np.zeros((3, 6))
     g = np.array([1e-5, -1e-5, 1.0, -1.0, 1e8, -1e8])
     vector.adam(w, g, m, s, 0.01, 0.9, 0.999, 1 - 0.9, 1 - 0.999, 0.0)

@@ -1,9 +1,10 @@
 """One pytest run over the ranks of ``mpiexec -n N python -m pytest tests/mpi``.
 
-After every phase of a test (set-up, call, tear-down) the ranks agree on its outcome: what fails on one rank fails on
-all, and rank 0, the only one that reports, shows the traceback of the lowest failing rank. A rank that failed while
-the others sit in a collective cannot agree: after GRACE seconds it prints its traceback and ends the job. So does a
-test that takes longer than LIMIT seconds. Without a launcher none of this happens.
+After every phase of a test (set-up, call, tear-down) the ranks agree on its outcome: a test that
+fails on one rank fails on all, and rank 0, the only one that reports, shows the traceback of the
+lowest failing rank. A rank that failed while the others sit in a collective cannot agree: after
+GRACE seconds it prints its traceback and ends the job. So does a test that takes longer than LIMIT
+seconds. Without a launcher none of this happens.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ PASSED, SKIPPED, FAILED = range(3)
 
 
 class Ranks:
-    """The ranks of this run: `tests` is the communicator of the tests, another one is for agreeing about them."""
+    """The ranks of this run.
+
+    `tests` is the communicator of the tests; another one is used to agree on their outcomes.
+    """
 
     def __init__(self) -> None:
         self.tests: Comm = connect()
@@ -65,7 +69,10 @@ class Ranks:
     def limit(
         self, seconds: float, last_words: Callable[[], str], wanted: object = True
     ) -> Iterator[None]:
-        """End the job with `last_words` if the block, where a limit is `wanted`, takes longer than `seconds`."""
+        """End the job with `last_words` if the block takes longer than `seconds`.
+
+        There is no limit unless `wanted`.
+        """
         if not wanted:
             yield
             return
@@ -109,14 +116,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Different tests on different ranks would wait for each other; also an import that failed on one rank only."""
+    """End the run if ranks collected different tests.
+
+    They would wait for each other, also if an import failed on one rank only.
+    """
     if RANKS.size == 1:
         return
     names = "\n".join([str(session.testsfailed), *(item.nodeid for item in session.items)])
     digest = np.frombuffer(hashlib.sha256(names.encode()).digest(), dtype=np.int64)
     if len(np.unique(RANKS.tests.allgather(digest), axis=0)) > 1:
         RANKS.die(
-            f"rank {RANKS.rank} collected {len(session.items)} tests, with errors: {_errors or 'none'}"
+            f"rank {RANKS.rank} collected {len(session.items)} tests, "
+            f"with errors: {_errors or 'none'}"
         )
 
 
@@ -130,7 +141,10 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
-    """Leave together: a launcher may end the rank that still reports once another has left with an exit code."""
+    """Leave together.
+
+    A launcher may end the rank that still reports once another has left with an exit code.
+    """
     if RANKS.size > 1:
         sys.stdout.flush()
         RANKS.agree("the end", PASSED, "")

@@ -1,4 +1,7 @@
-"""Communicators of mpi4py's that a program hands in: the same bits on any part of the ranks, and its own messages undisturbed."""
+"""Communicators of mpi4py that a program passes to mpigd.
+
+Any part of the ranks computes the same bits, and the program's own messages are not disturbed.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,10 @@ def test_all_ranks(mpi: Any) -> None:
 
 
 def test_parts_of_the_ranks_at_the_same_time(mpi: Any) -> None:
-    """Each trains on all rows, and one part more often than the other: neither waits for the other."""
+    """Each part trains on all rows, and one part more often than the other.
+
+    Neither waits for the other.
+    """
     part = mpi.COMM_WORLD.Split(mpi.COMM_WORLD.Get_rank() % 2, -mpi.COMM_WORLD.Get_rank())
     for _ in range(1 + mpi.COMM_WORLD.Get_rank() % 2):
         assert mpigd.train(rows_of(part), comm=part, **RIDGE).digest == expected()
