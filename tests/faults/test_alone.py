@@ -60,8 +60,8 @@ def test_another_command_alone(place: Place) -> None:
 
 WAITS = """
 import time, numpy as np
-from mpigd import world
-comm = world.connect({limit})
+from mpigd.parallel import session
+comm = session.connect({limit})
 if comm.rank == 0:
     comm.recv(np.zeros(3), 1)
 time.sleep(600)

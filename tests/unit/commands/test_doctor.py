@@ -141,8 +141,8 @@ def test_what_is_probed_is_true(monkeypatch: pytest.MonkeyPatch) -> None:
 
 READ = """
 import json, sys
-from mpigd import doctor
-from mpigd.data import hdf5
+from mpigd.commands import doctor
+from mpigd.storage import hdf5
 from mpigd.errors import DataError
 
 def reads(name):

@@ -386,7 +386,7 @@ import os, sys
 import h5py  # as in a notebook: before anything of ours could forbid plugins
 if sys.argv[2] == "ours":
     sys.modules["hdf5plugin"] = None
-    from mpigd.data import hdf5
+    from mpigd.storage import hdf5
     with hdf5.open_read(sys.argv[1]) as file:
         file["X"]
 else:

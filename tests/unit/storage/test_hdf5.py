@@ -87,7 +87,7 @@ def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
 FULL_DISK = """
 import os, resource, sys
 import numpy as np
-from mpigd.data import hdf5
+from mpigd.storage import hdf5
 from mpigd.errors import StorageError
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
 try:
@@ -114,7 +114,7 @@ def test_a_full_disk(tmp_path: Path, room: int) -> None:
 EVERY_BYTE = """
 import os, random
 import numpy as np
-from mpigd.data import hdf5
+from mpigd.storage import hdf5
 from mpigd.errors import DataError
 
 with hdf5.create("good.h5") as file:

@@ -172,7 +172,7 @@ def test_descriptors_that_are_gone_when_a_row_is_read(tmp_path: Path) -> None:
     """HDF5 opens its sources when they are first read, and reads zeros where it cannot."""
     code = """
 import os, resource, sys
-from mpigd.data import hdf5
+from mpigd.storage import hdf5
 from mpigd.errors import LimitError
 with hdf5.open_read(sys.argv[1], [os.path.dirname(sys.argv[1])]) as file:
     data = file["X"]

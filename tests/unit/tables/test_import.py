@@ -314,10 +314,10 @@ GIVE_BACK = {
 PROBE = """
 import sys
 from pathlib import Path
-from mpigd.data import csv_file, kept, parquet_file, svmlight
+from mpigd.tables import csv_reader, kept_blocks, parquet_reader, svmlight
 from mpigd.tables.importer import import_data
-kept.KEPT_BYTES = 1 << 20
-csv_file.BLOCK_BYTES = parquet_file.BLOCK_BYTES = svmlight.BLOCK_BYTES = 1 << 18
+kept_blocks.KEPT_BYTES = 1 << 20
+csv_reader.BLOCK_BYTES = parquet_reader.BLOCK_BYTES = svmlight.BLOCK_BYTES = 1 << 18
 source, out, target = sys.argv[1:]
 import_data([source], out, target=target or None, dtype="float64")
 # Not getrusage: its peak begins with that of the process that started this one.
