@@ -8,7 +8,7 @@ trained on them. New raw files are encoded in a single pass by a stored encoding
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -53,8 +53,8 @@ def import_data(
         The HDF5 file that is written.
     like : str, optional
         An imported data set or a model whose encoding is used. The options then come from there;
-        but `missing`, if it is not "refuse", and `unseen`, if it is not "error", replace its
-        policies.
+        but `missing`, `unseen` and the format of CSV files replace those of the encoding if they
+        are given.
     format : str, optional
         "csv", "parquet", "arrow", "orc" or "svmlight"; by default it follows from the file names.
     progress : function, optional
@@ -110,13 +110,10 @@ def import_data(
         told.refuse(
             ("missing", "unseen", "dialect", "allow_duplicates"), f"--like encodes as {like} was"
         )
-        given = {"missing": told.missing, "unseen": told.unseen}
-        policies = Policies(
-            **{name: value for name, value in given.items() if value not in ("refuse", "error")}
-        )
         return encode_like(
-            sources, output, read_encoding(like), policies, format=format, progress=progress,
-            allow_duplicates=told.allow_duplicates,
+            sources, output, _written_as(read_encoding(like), told.dialect, options),
+            Policies(options.get("missing"), options.get("unseen")), format=format,
+            progress=progress, allow_duplicates=told.allow_duplicates,
         )  # fmt: skip
     found = readers.expand(sources, format, told.dialect, allow_duplicates=told.allow_duplicates)
     with _output(found, output) as file, readers.guarded(found):
@@ -134,6 +131,14 @@ def import_data(
         hdf5.write_json(file, "encoding", encoding.to_dict())
         job = Job(found, encoding, Policies(command="import"), kept)
         return replace(write_all(job, file, output, ticker, notes), table=table)
+
+
+def _written_as(encoding: Encoding, dialect: Dialect, options: Collection[str]) -> Encoding:
+    """Return the encoding with those fields of a dialect that are among the options given."""
+    given = {name: value for name, value in vars(dialect).items() if name in options}
+    if given and encoding.format == "svmlight":
+        raise UsageError("svmlight is no CSV, so options for CSV do not go with it")
+    return replace(encoding, csv=Dialect.from_dict({**encoding.csv, **given}).to_dict())
 
 
 def _refuse_indices(found: Sequence[Source], told: Options) -> None:

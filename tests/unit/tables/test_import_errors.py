@@ -6,11 +6,13 @@ import gzip
 import os
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mpigd.__main__ import main
 from mpigd.errors import DataError, StorageError, UsageError
 from mpigd.tables import first_pass
 from mpigd.tables.importer import import_data
@@ -177,3 +179,33 @@ def test_a_text_in_a_number_target_is_no_class(tmp_path, out):
         import_data([source], out, target="t")
     import_data([source], out, target="t", categorical=["t"])
     assert encoding(out)["target"]["classes"] == ["1", "2", "oops"]
+
+
+def test_what_is_given_beside_like_replaces_what_is_stored(tmp_path):
+    out, new = str(tmp_path / "a.h5"), str(tmp_path / "b.h5")
+    import_data(
+        [write(tmp_path / "a.csv", "a;t\n1,5;0\n-;1\n'3';1\n")], out,
+        target="t", missing="mean", delimiter=";", decimal=",", na=["-"], quote="'",
+    )  # fmt: skip
+    same = write(tmp_path / "b.csv", "a;t\n2,5;0\n-;1\n'4';1\n")
+    import_data([same], new, like=out)
+    with h5py.File(new) as file:
+        assert file["X"][:].tolist() == [[2.5], [2.25], [4.0]]
+    other = write(tmp_path / "b.csv", 'a,t\n2.5,0\n-,1\n"4",1\n')
+    marks = dict(delimiter=",", decimal=".", quote='"')  # two are the defaults
+    import_data([other], new, like=out, **marks)
+    with h5py.File(new) as file:
+        assert file["X"][:].tolist() == [[2.5], [2.25], [4.0]]
+    import_data([other], new, like=new)  # the file says how it was read
+    with pytest.raises(DataError, match=r"missing values: column 'a' 1"):
+        import_data([other], new, like=out, missing="refuse", **marks)
+    lines = import_data([write(tmp_path / "a.svm", "1 1:3\n")], str(tmp_path / "s.h5")).path
+    with pytest.raises(UsageError, match="svmlight is no CSV"):
+        import_data([str(tmp_path / "a.svm")], new, like=lines, delimiter=";")
+
+
+def test_a_dry_run_is_not_for_like(tmp_path, capsys):
+    source, out = write(tmp_path / "a.csv", "a,t\n1,0\n2,1\n"), str(tmp_path / "a.h5")
+    import_data([source], out, target="t")
+    assert main(["import", source, "--dry-run", "--like", out, "--target", "t"]) == 2
+    assert "--dry-run is not for --like" in capsys.readouterr().err
