@@ -20,6 +20,8 @@ FLAGS = {
     "hash_bits": "--hash",
     "categorical": "--text",
     "zero_based": "--zero-based or --one-based",
+    "header": "--header or --no-header",
+    "default_na": "--no-default-na",
 }
 
 
@@ -140,12 +142,14 @@ class Options:
         """
         for own in fields(self):
             if own.name not in allowed and getattr(self, own.name) not in (_usual(own), []):
-                flag = FLAGS.get(own.name, f"--{own.name.replace('_', '-')}")
-                if own.name == "dialect":
-                    flag = ", ".join(
-                        f"--{name.replace('_', '-')}" for name in self.dialect.to_dict()
-                    )
-                raise UsageError(f"{why}, so {flag} does not go with it")
+                names = self.dialect.to_dict() if own.name == "dialect" else [own.name]
+                flags = ", ".join(map(flag, names))
+                raise UsageError(f"{why}, so {flags} does not go with it")
+
+
+def flag(name: str) -> str:
+    """Return the option of the command line for a field of Options or Dialect."""
+    return FLAGS.get(name, f"--{name.replace('_', '-')}")
 
 
 def _usual(own: Field[Any]) -> Any:

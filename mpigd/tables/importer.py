@@ -19,8 +19,8 @@ from mpigd.errors import DataError, UsageError
 from mpigd.storage import hdf5
 from mpigd.tables import import_table, readers, svmlight
 from mpigd.tables.csv_reader import Dialect
-from mpigd.tables.encoding import Encoding, no_column
-from mpigd.tables.import_options import Options, options_of
+from mpigd.tables.encoding import Encoding, listed, no_column
+from mpigd.tables.import_options import Options, flag, options_of
 from mpigd.tables.policies import Policies
 from mpigd.tables.readers import Source
 from mpigd.tables.schema import survey
@@ -28,6 +28,8 @@ from mpigd.tables.second_pass import Job, Progress, Ticker, write_all
 from mpigd.tables.second_pass import Summary as Summary
 
 SVMLIGHT_OPTIONS = ("missing", "dtype", "features", "zero_based", "allow_duplicates")
+# Fields of Dialect that have a meaning in all tables, not in CSV alone.
+ANY_FORMAT = ("decimal", "thousands", "rename_duplicates")
 
 
 def import_data(
@@ -116,15 +118,14 @@ def import_data(
             progress=progress, allow_duplicates=told.allow_duplicates,
         )  # fmt: skip
     found = readers.expand(sources, format, told.dialect, allow_duplicates=told.allow_duplicates)
+    _refuse_others(found[0], told)
     with _output(found, output) as file, readers.guarded(found):
         if found[0].format == "svmlight":
-            told.refuse(SVMLIGHT_OPTIONS, "svmlight has no named columns")
             encoding, notes = svmlight.fit(
                 found, told.missing, told.dtype, ticker, told.features, told.zero_based
             )
             table, kept = "", None
         else:
-            _refuse_indices(found, told)
             seen = survey(found, told, ticker)
             encoding, notes = seen.encoding()
             table, kept = import_table.text(seen, encoding), seen.kept
@@ -141,10 +142,19 @@ def _written_as(encoding: Encoding, dialect: Dialect, options: Collection[str]) 
     return replace(encoding, csv=Dialect.from_dict({**encoding.csv, **given}).to_dict())
 
 
-def _refuse_indices(found: Sequence[Source], told: Options) -> None:
+def _refuse_others(source: Source, told: Options) -> None:
+    """Raise UsageError for options that belong to another format than that of the files."""
+    if source.format == "svmlight":
+        told.refuse(SVMLIGHT_OPTIONS, "svmlight has no named columns")
+        return
     if told.features is not None or told.zero_based is not None:
         option = "--zero-based or --one-based" if told.features is None else "--features"
-        raise UsageError(f"{option} is for svmlight, and {found[0].path} is {found[0].format}")
+        raise UsageError(f"{option} is for svmlight, and {source.path} is {source.format}")
+    marks = [name for name in told.dialect.to_dict() if name not in ANY_FORMAT]
+    if marks and source.format != "csv":
+        raise UsageError(
+            f"{listed(list(map(flag, marks)))} is for CSV, and {source.path} is {source.format}"
+        )
 
 
 def preview(
@@ -179,6 +189,7 @@ def preview(
         raise UsageError(
             "--dry-run is for CSV and Parquet: svmlight has no columns to be looked at"
         )
+    _refuse_others(found[0], told)
     seen = survey(found, told, lambda _: None, rows)
     try:
         encoding, notes = seen.encoding()

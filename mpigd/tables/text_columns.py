@@ -108,8 +108,8 @@ def look(
     numbers = [value for value in values if NUMBER.fullmatch(value)]
     problem = (
         _signs(values, numbers, shown, typed)
-        or _dates(values, shown)
-        or _mixed(values, numbers)
+        or _dates(values, shown, typed)
+        or _mixed(values, numbers, typed)
         or _units(values)
     )
     if not problem and not hashed:
@@ -143,13 +143,13 @@ def _signs(values: Mapping[str, int], numbers: list[str], name: str, typed: bool
     )
 
 
-def _dates(values: Mapping[str, int], name: str) -> str:
+def _dates(values: Mapping[str, int], name: str, typed: bool) -> str:
     found = [value for value in values if DATE.fullmatch(value)]
     if len(found) < HALF * len(values):
         return ""
     if len(found) < len(values):
         other = [value for value in values if not DATE.fullmatch(value)]
-        return f"has dates or times ({_some(found)}) and other values: {_na(other)}"
+        return f"has dates or times ({_some(found)}) and other values: {_na(other, typed)}"
     if all(ISO.fullmatch(value) for value in values):
         return f"has dates or times ({_some(values)}): --date {name} makes them features"
     options = [
@@ -181,12 +181,12 @@ def _parses(text: str, form: str) -> bool:
         return False
 
 
-def _mixed(values: Mapping[str, int], numbers: list[str]) -> str:
+def _mixed(values: Mapping[str, int], numbers: list[str], typed: bool) -> str:
     rows = sum(values[value] for value in numbers)
     if len(numbers) < HALF * len(values) and rows < HALF * sum(values.values()):
         return ""
     other = [value for value in values if not NUMBER.fullmatch(value)]
-    return f"has numbers ({_some(numbers)}) and other values: {_na(other)}" if other else ""
+    return f"has numbers ({_some(numbers)}) and other values: {_na(other, typed)}" if other else ""
 
 
 def _units(values: Mapping[str, int]) -> str:
@@ -199,9 +199,11 @@ def _units(values: Mapping[str, int]) -> str:
     return f"has numbers with {min(units)!r} after them ({_some(values)}): write them without it"
 
 
-def _na(other: list[str]) -> str:
+def _na(other: list[str], typed: bool) -> str:
     if len(other) > FEW or not all(map(str.isprintable, other)):
         return f"{_some(other)}"
+    if typed:  # --na is for CSV
+        return f"{_some(other)}: write nulls if they are missing values"
     return f"{_some(other)}: --na {' '.join(map(shlex.quote, other))} if they are missing values"
 
 

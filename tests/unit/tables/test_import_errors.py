@@ -15,7 +15,7 @@ import pytest
 from mpigd.__main__ import main
 from mpigd.errors import DataError, StorageError, UsageError
 from mpigd.tables import first_pass
-from mpigd.tables.importer import import_data
+from mpigd.tables.importer import import_data, preview
 from tests.unit.tables.test_import import encoding, matrix, write
 
 
@@ -209,3 +209,27 @@ def test_a_dry_run_is_not_for_like(tmp_path, capsys):
     import_data([source], out, target="t")
     assert main(["import", source, "--dry-run", "--like", out, "--target", "t"]) == 2
     assert "--dry-run is not for --like" in capsys.readouterr().err
+
+
+def test_options_of_another_format(tmp_path, out):
+    frame, csv = str(tmp_path / "a.parquet"), write(tmp_path / "a.csv", "x,t\n1,0\n2,1\n")
+    pq.write_table(pa.table({"x": ["1,5", "2", "3", "?"] * 4, "t": [0, 1] * 8}), frame)
+    for path, options, message in (
+        (frame, dict(delimiter=";", header=False), "--delimiter, --header or --no-header is for"),
+        (frame, dict(na=["?"]), "--na is for CSV, and .*a.parquet is parquet"),
+        (frame, dict(default_na=False), "--no-default-na is for CSV"),
+        (frame, dict(features=3), "--features is for svmlight"),
+        (csv, dict(zero_based=True), "--zero-based or --one-based is for svmlight"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            import_data([path], out, target="t", **options)
+        with pytest.raises(UsageError, match=message):
+            preview([path], target="t", **options)
+    numbers = dict(number=["x"], decimal=",")  # text in Parquet has a decimal mark too
+    with pytest.raises(DataError, match=r"row 3: column 'x' is '\?', expected a number"):
+        import_data([frame], out, target="t", **numbers)
+    with pytest.raises(
+        DataError, match=r"other values: '1,5', '\?': write nulls if they are missing values"
+    ) as error:
+        import_data([frame], out, target="t")
+    assert "--na" not in str(error.value)
