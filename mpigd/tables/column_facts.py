@@ -57,7 +57,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Plan:
-    """How the first pass reads each column.
+    """Instructions for the first pass: the type as which it reads each column.
 
     Attributes
     ----------

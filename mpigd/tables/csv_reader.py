@@ -47,7 +47,7 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """How CSV files are written. A mark is one ASCII character.
+    """The format of CSV files. A mark is one ASCII character.
 
     Attributes
     ----------

@@ -83,7 +83,7 @@ class Encoder:
         sources : sequence of str
             The paths of the raw files, for source_file.
         """
-        self._encoding, self.note = encoding, ""
+        self._encoding = encoding
         self._told = Policies(command="import") if policies is None else policies
         self._rows = Rows(encoding, self._told)
         self._vectors = Vectors(encoding, vectors, sources)

@@ -1,4 +1,4 @@
-"""How raw columns become features: the encoding that is stored with the data and the model.
+"""Encoding of raw columns as features; it is stored with the data and the model.
 
 A number becomes one feature. A category becomes one feature (0 or 1) for each of its values. All
 values get one, since the penalty resolves the collinearity, or all but a reference level, whose

@@ -9,12 +9,12 @@ from typing import Any
 
 from mpigd.errors import UsageError
 from mpigd.tables.csv_reader import USUAL, Dialect
+from mpigd.tables.encoding import UNSEEN
+from mpigd.tables.policies import MISSING as POLICIES
 from mpigd.tables.reference_levels import named_levels
 
-POLICIES = ("refuse", "mean", "zero", "drop")
-UNSEEN = ("error", "zero", "other")
 MOST_BITS = 30
-MOST_FEATURES = 1 << 40
+MOST_FEATURES = 1 << 40  # of svmlight
 # The option of the command line for a field, if it is not the name of the field.
 FLAGS = {
     "hash_bits": "--hash",

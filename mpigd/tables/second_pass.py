@@ -29,7 +29,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Summary:
-    """What an import has written."""
+    """Summary of a finished import."""
 
     rows: int  # rows of X
     features: int  # columns of X
@@ -120,6 +120,7 @@ def write_all(
     bad, left_out = 0, list[str]()
     if encoding.format == "svmlight":
         encoder, read = _lines(job, writer, ticker)
+        left_out = [encoder.note] if encoder.note else []
     else:
         encoder, read = _blocks(job, made, wanted, writer, ticker)
         bad, left_out = encoder.bad.count, encoder.bad.notes()
@@ -128,7 +129,7 @@ def write_all(
         raise DataError(_nothing(found[0].path, read, bad, left_out))
     writer.close()
     ticker(read, last=True)
-    notes = [*notes, *lacking, *([encoder.note] if encoder.note else []), *left_out]
+    notes = [*notes, *lacking, *left_out]
     dropped = read - bad - writer.rows
     return Summary(
         writer.rows, encoding.features, writer.nonzeros, dropped, encoding.layout, output,

@@ -20,6 +20,7 @@ from mpigd.errors import DataError
 from mpigd.tables.compression import open_bytes, reading
 from mpigd.tables.encoding import Encoding
 from mpigd.tables.float32_check import EntrySpread, type_of
+from mpigd.tables.import_options import MOST_FEATURES
 from mpigd.tables.policies import Policies
 from mpigd.tables.readers import Source
 from mpigd.tables.schema import choose_layout
@@ -27,7 +28,6 @@ from mpigd.tables.schema import choose_layout
 Array = np.ndarray[Any, Any]
 IMPORT = Policies(command="import")
 BLOCK_BYTES = 1 << 20
-MOST_FEATURES = 1 << 40
 MOST_LINE = 1 << 28  # the maximal number of bytes of a line
 BOM = b"\xef\xbb\xbf"
 # The quantifiers are possessive (they never give characters back), so that a block that does not
