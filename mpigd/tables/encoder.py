@@ -138,11 +138,6 @@ class Encoder:
         kept = self._rows.end()
         return encoded if kept is None else encoded.only(kept)
 
-    def encode(self, block: Block) -> tuple[Array, Array, Array, dict[str, Any]]:
-        """Return the rows of a block in the form of `pieces`, and their vectors."""
-        encoded = self.read(block)
-        return *self.pieces(encoded), encoded.vectors
-
     def dense(self, encoded: Encoded) -> Iterator[Array]:
         """Yield the rows in order as dense slabs (r, d) of the encoding's dtype.
 

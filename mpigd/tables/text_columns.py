@@ -67,7 +67,6 @@ def look(
     name: str,
     values: Mapping[str, int],
     *,
-    whole: bool = True,
     typed: bool = False,
     hashed: bool = False,
     target: bool = False,
@@ -79,9 +78,7 @@ def look(
     name : str
         The column, for the message.
     values : mapping of str to int
-        Distinct text (stripped) -> number of rows.
-    whole : bool
-        Whether `values` has all distinct texts of the column.
+        Distinct text (stripped) -> number of rows; with `hashed`, perhaps not all of them.
     typed : bool
         Whether the file declares the column as text (Parquet), in contrast to CSV, where every
         value is text.
@@ -113,7 +110,7 @@ def look(
         or _units(values)
     )
     if not problem and not hashed:
-        problem = _identifier(values, whole)
+        problem = _identifier(values)
         problem += f": --id {shown} keeps it beside the data" if problem and not target else ""
     return Look("category", f"column {name!r} {problem}, {text}" if problem else "")
 
@@ -207,13 +204,13 @@ def _na(other: list[str], typed: bool) -> str:
     return f"{_some(other)}: --na {' '.join(map(shlex.quote, other))} if they are missing values"
 
 
-def _identifier(values: Mapping[str, int], whole: bool) -> str:
+def _identifier(values: Mapping[str, int]) -> str:
     rows = sum(values.values())
     many = len(values) > LARGE and len(values) > HALF * rows
     if not many and (rows < SMALL or len(values) < NEARLY_ALL * rows):
         return ""
-    count = f"{len(values):,}" if whole else f"more than {len(values):,}"
-    return f"has {count} different values in {rows:,} rows, like an identifier ({_some(values)})"
+    count = f"{len(values):,} different values in {rows:,} rows"
+    return f"has {count}, like an identifier ({_some(values)})"
 
 
 def _some(values: object) -> str:
