@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import h5py
 import numpy as np
 
-from mpigd.errors import DataError, UsageError
+from mpigd.errors import DataError
 from mpigd.tables import svmlight
 from mpigd.tables.encoder import Encoder
 from mpigd.tables.encoding import Encoding, no_column
@@ -145,9 +145,7 @@ def _nothing(path: str, read: int, bad: int, left_out: Sequence[str]) -> str:
 
 
 def _lines(job: Job, writer: Writer, ticker: Ticker) -> tuple[svmlight.Encoder, int]:
-    if job.encoding.missing == "mean":
-        drop = "" if job.policies.command == "predict" else " or --missing drop"
-        raise UsageError(f"--missing mean is not for svmlight: use --missing zero{drop}")
+    svmlight.refuse_means(job.encoding.missing, job.policies)
     encoder, read = svmlight.Encoder(job.encoding, job.policies), 0
     for i, source in enumerate(job.found):
         first = read
