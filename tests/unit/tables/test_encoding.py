@@ -25,7 +25,7 @@ from mpigd.tables import writer
 from mpigd.tables.columns import stable_hash, to_keys, to_text
 from mpigd.tables.encoder import Encoder
 from mpigd.tables.encoding import Column, Encoding, Target
-from mpigd.tables.number_text import read_numbers, to_numbers
+from mpigd.tables.number_text import PLAIN, read_cells
 from mpigd.tables.readers import Block
 from mpigd.tables.text_counts import counted
 
@@ -69,9 +69,9 @@ def dense(encoding, pieces):
     ],
 )
 def test_to_numbers(array, expected):
-    values, bad = to_numbers(array)
-    assert bad == -1
-    np.testing.assert_array_equal(values, expected)
+    values, wrong = read_cells(block(x=array), ["x"], [PLAIN])
+    assert wrong is None
+    np.testing.assert_array_equal(values, [expected])
 
 
 def test_text_of_floats_is_that_of_whole_numbers():
@@ -88,17 +88,21 @@ def test_hashes_and_keys_are_stable():
     assert to_keys(pa.array(["a", "5"])).tolist() == [int(stable_hash(["a"]).view(np.int64)[0]), 5]
 
 
-def test_read_numbers_names_row_and_column():
+def test_numbers_that_do_not_fit_are_named():
+    single, double = (
+        Encoding(format="table", features=1, columns=(Column("x", "number"),), dtype=dtype)
+        for dtype in ("float32", "float64")
+    )
     with pytest.raises(DataError, match=r"new.csv row 12: column 'x' is 'abc', expected a number"):
-        read_numbers(block(10, x=["1", None, "abc", "z"]), "x", "float64")
+        encode(Encoder(double, []), block(10, x=["1", "2", "abc", "z"]))
     with pytest.raises(DataError, match=r"row 2: column 'x' is -inf, not a finite number"):
-        read_numbers(block(x=[1.0, -math.inf]), "x", "float64")
+        encode(Encoder(double, []), block(x=[1.0, -math.inf]))
     with pytest.raises(
         DataError,
-        match=r"row 1: column 'x' is 1e\+39, too large for float32 \(use --dtype float64\)",
+        match=r"row 1: column 'x' is 1e\+39, too large for float32: .*use --dtype float64",
     ):
-        read_numbers(block(x=[1e39]), "x", "float32")
-    assert read_numbers(block(x=[1e39]), "x", "float64").tolist() == [1e39]
+        encode(Encoder(single, []), block(x=[1e39]))
+    assert encode(Encoder(double, []), block(x=[1e39]))[2].tolist() == [1e39]
 
 
 ENCODING = Encoding(
