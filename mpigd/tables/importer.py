@@ -8,7 +8,7 @@ trained on them. New raw files are encoded in a single pass by a stored encoding
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -112,10 +112,11 @@ def import_data(
         told.refuse(
             ("missing", "unseen", "dialect", "allow_duplicates"), f"--like encodes as {like} was"
         )
+        policies = Policies(options.get("missing"), options.get("unseen"))
+        given = {name: value for name, value in vars(told.dialect).items() if name in options}
         return encode_like(
-            sources, output, _written_as(read_encoding(like), told.dialect, options),
-            Policies(options.get("missing"), options.get("unseen")), format=format,
-            progress=progress, allow_duplicates=told.allow_duplicates,
+            sources, output, read_encoding(like), policies, format=format, progress=progress,
+            allow_duplicates=told.allow_duplicates, dialect=given,
         )  # fmt: skip
     found = readers.expand(sources, format, told.dialect, allow_duplicates=told.allow_duplicates)
     _refuse_others(found[0], told)
@@ -134,14 +135,6 @@ def import_data(
         return replace(write_all(job, file, output, ticker, notes), table=table)
 
 
-def _written_as(encoding: Encoding, dialect: Dialect, options: Collection[str]) -> Encoding:
-    """Return the encoding with those fields of a dialect that are among the options given."""
-    given = {name: value for name, value in vars(dialect).items() if name in options}
-    if given and encoding.format == "svmlight":
-        raise UsageError("svmlight is no CSV, so options for CSV do not go with it")
-    return replace(encoding, csv=Dialect.from_dict({**encoding.csv, **given}).to_dict())
-
-
 def _refuse_others(source: Source, told: Options) -> None:
     """Raise UsageError for options that belong to another format than that of the files."""
     if source.format == "svmlight":
@@ -150,11 +143,14 @@ def _refuse_others(source: Source, told: Options) -> None:
     if told.features is not None or told.zero_based is not None:
         option = "--zero-based or --one-based" if told.features is None else "--features"
         raise UsageError(f"{option} is for svmlight, and {source.path} is {source.format}")
-    marks = [name for name in told.dialect.to_dict() if name not in ANY_FORMAT]
+    _refuse_marks(source, told.dialect.to_dict())
+
+
+def _refuse_marks(source: Source, names: Iterable[str]) -> None:
+    """Raise UsageError for fields of Dialect that have no meaning in the format of the files."""
+    marks = [flag(name) for name in names if name not in ANY_FORMAT or source.format == "svmlight"]
     if marks and source.format != "csv":
-        raise UsageError(
-            f"{listed(list(map(flag, marks)))} is for CSV, and {source.path} is {source.format}"
-        )
+        raise UsageError(f"{listed(marks)} is for CSV, and {source.path} is {source.format}")
 
 
 def preview(
@@ -210,6 +206,7 @@ def encode_like(
     progress: Progress | None = None,
     need_y: bool = False,
     allow_duplicates: bool = False,
+    dialect: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Encode new raw files by a stored encoding, in one pass.
 
@@ -228,6 +225,8 @@ def encode_like(
         and the weight column may be absent too. The command "predict" reads neither column.
     allow_duplicates : bool
         Whether a file may occur twice in `sources`.
+    dialect : mapping, optional
+        Fields of Dialect that replace those of the encoding, also in the output.
 
     Returns
     -------
@@ -240,7 +239,7 @@ def encode_like(
         If a column is missing, or a row cannot be encoded; the message names the column and the
         first such row, or all rows if none can be encoded.
     UsageError
-        If policies do not go with the format of the files.
+        If policies or fields of `dialect` do not go with the format of the files.
 
     Notes
     -----
@@ -249,9 +248,10 @@ def encode_like(
     counted from 0. The JSON value `skipped` holds the number of rows that were left out.
     """
     policies = policies or Policies()
-    found = readers.expand(
-        sources, format, Dialect.from_dict(encoding.csv), allow_duplicates=allow_duplicates
-    )
+    written = Dialect.from_dict({**encoding.csv, **(dialect or {})})
+    encoding = replace(encoding, csv=written.to_dict())
+    found = readers.expand(sources, format, written, allow_duplicates=allow_duplicates)
+    _refuse_marks(found[0], dialect or {})
     if (found[0].format == "svmlight") != (encoding.format == "svmlight"):
         raise DataError(f"{found[0].path} is {found[0].format}, but the training data was not")
     if policies.skips and encoding.format == "svmlight":

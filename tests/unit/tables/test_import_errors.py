@@ -200,8 +200,13 @@ def test_what_is_given_beside_like_replaces_what_is_stored(tmp_path):
     with pytest.raises(DataError, match=r"missing values: column 'a' 1"):
         import_data([other], new, like=out, missing="refuse", **marks)
     lines = import_data([write(tmp_path / "a.svm", "1 1:3\n")], str(tmp_path / "s.h5")).path
-    with pytest.raises(UsageError, match="svmlight is no CSV"):
+    with pytest.raises(UsageError, match=r"--delimiter is for CSV, and .*a.svm is svmlight"):
         import_data([str(tmp_path / "a.svm")], new, like=lines, delimiter=";")
+    frame = str(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"a": [2.5], "t": [0]}), frame)
+    with pytest.raises(UsageError, match=r"--quote is for CSV, and .*a.parquet is parquet"):
+        import_data([frame], new, like=out, quote="'")
+    assert import_data([frame], new, like=out).rows == 1
 
 
 def test_a_dry_run_is_not_for_like(tmp_path, capsys):
