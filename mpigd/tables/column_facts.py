@@ -80,4 +80,5 @@ class Plan:
     plain: NumberFormat
 
     def form(self, name: str) -> NumberFormat:
+        """Return the format of the numbers of a column."""
         return self.forms.get(name, self.plain)

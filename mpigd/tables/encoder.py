@@ -15,7 +15,6 @@ import numpy as np
 
 from mpigd.tables.encoding import Encoding
 from mpigd.tables.features import NOWHERE, Categories, Dates, Hashes, Numbers
-from mpigd.tables.missing_values import Missing as Missing
 from mpigd.tables.policies import Policies
 from mpigd.tables.readers import Block
 from mpigd.tables.row_selection import Rows

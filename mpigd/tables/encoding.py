@@ -72,6 +72,7 @@ class Column:
     rare: tuple[str, ...] | None = None
 
     def feature_names(self) -> list[str]:
+        """Return the names of the features; that of a level is column=level."""
         if self.parts is not None:
             return [f"{self.name}.{part}" for part in self.parts]
         if self.categories is None:

@@ -46,6 +46,7 @@ class NumberFormat:
     adorned: bool = False
 
     def is_plain(self) -> bool:
+        """Return whether this is Python's number format."""
         return self == PLAIN
 
     def simplify(self, text: Any) -> Any:
