@@ -216,7 +216,8 @@ def import_command(arguments: argparse.Namespace) -> int:
         if key not in ("command", "run", "source", "output", "dry_run")
     }
     if arguments.dry_run is not None:
-        del options["like"]
+        if options.pop("like") is not None:
+            raise UsageError("--dry-run is not for --like: the columns become what they were there")
         table, error = preview(arguments.source, arguments.dry_run or None, **options)
         put(table)
         if error is not None:

@@ -243,13 +243,13 @@ def run(
         )  # fmt: skip
 
 
-# The number of rows that one call from Python processes at once.
 def block_rows(matrix: Matrix) -> int:
+    """Return the number of rows that one call from Python processes at once."""
     return max(SMALLEST_BLOCK, BLOCK_BYTES // max(1, matrix.row_bytes) // 16 * 16)
 
 
-# The number of rows of a block of a sweep over dense rows.
 def sweep_rows(row_bytes: int) -> int:
+    """Return the number of rows of a block of a sweep over dense rows."""
     return max(SMALLEST_SWEEP, min(LARGEST_SWEEP, SWEEP_BYTES // max(1, row_bytes) // 8 * 8))
 
 

@@ -57,7 +57,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Plan:
-    """How the first pass reads each column.
+    """Instructions for the first pass: the type as which it reads each column.
 
     Attributes
     ----------
@@ -80,4 +80,5 @@ class Plan:
     plain: NumberFormat
 
     def form(self, name: str) -> NumberFormat:
+        """Return the format of the numbers of a column."""
         return self.forms.get(name, self.plain)

@@ -1,4 +1,4 @@
-"""Convert the values of raw columns (categories to text, keys to integers), and sum them exactly.
+"""Convert the values of raw columns: categories to text, keys to integers.
 
 The functions take pyarrow arrays (m,): the values of one column in one block.
 """
@@ -6,48 +6,14 @@ The functions take pyarrow arrays (m,): the values of one column in one block.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from fractions import Fraction
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
 WORDS = ("true", "false")
-# Times: ISO 8601, or day and month with slashes or dots.
-TIME = (
-    r"^(\d{4}-\d\d?-\d\d?([T ]\d\d?:\d\d.*)?|\d\d?:\d\d(:\d\d(\.\d+)?)?"
-    r"|\d\d?[/.]\d\d?[/.]\d{4}( .*)?)$"
-)
 WHOLE = r"^[+-]?\d{1,18}$"
-
-
-class ExactSum:
-    """The sum of float64 values without rounding errors, so that order and blocks do not matter.
-
-    A value is m 2^e with an integer m of 53 bits. The two halves of m are added per exponent in
-    float64, which is exact for blocks of up to 2^26 values. These sums are then added as Python
-    integers in units of 2^-UNIT.
-    """
-
-    UNIT = 1200
-
-    def __init__(self) -> None:
-        self._total = self._count = 0
-
-    def add(self, values: Array) -> None:
-        """Add finite values (m,) float64, with m at most 2^26."""
-        fraction, exponent = np.frexp(values)
-        whole = np.ldexp(fraction, 53).astype(np.int64)
-        self._count += values.size
-        for half, shift in ((whole >> 26, 26), (whole & (1 << 26) - 1, 0)):
-            sums = np.bincount(exponent + (self.UNIT - 53), weights=half)
-            for place in np.flatnonzero(sums):
-                self._total += int(sums[place]) << int(place) + shift
-
-    def mean(self) -> float | None:
-        """Return the mean, rounded once; None without values."""
-        return float(Fraction(self._total, self._count << self.UNIT)) if self._count else None
 
 
 def stable_hash(texts: Iterable[str]) -> Array:
@@ -106,45 +72,3 @@ def plain(array: Any) -> Any:
     import pyarrow as pa
 
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
-
-
-def first_misfit(kind: str, array: Any) -> int:
-    """Return the first row of a text array that cannot be read as `kind`, or -1 if there is none.
-
-    Parameters
-    ----------
-    kind : str
-        "number" or "boolean"; anything else means a time.
-    array : pyarrow.Array
-        Text (m,); missing values fit every kind.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    trimmed = pc.utf8_trim_whitespace(array)
-    if kind == "number":
-        return _first_failing(trimmed, lambda piece: piece.cast(pa.float64()))
-    if kind == "boolean":
-        fits = pc.is_in(pc.utf8_lower(trimmed), value_set=pa.array(WORDS, trimmed.type))
-    else:
-        fits = pc.match_substring_regex(trimmed, TIME)
-    wrong = pc.and_(pc.is_valid(array), pc.invert(fits.fill_null(True)))
-    return int(pc.index(wrong, True).as_py())
-
-
-def _first_failing(array: Any, attempt: Callable[[Any], Any]) -> int:
-    """Return the first row at which `attempt` fails, or -1, by bisection.
-
-    pyarrow reports that a cast fails, but not at which row.
-    """
-    import pyarrow as pa
-
-    try:
-        attempt(array)
-        return -1
-    except pa.ArrowInvalid:
-        if len(array) == 1:
-            return 0
-    half = len(array) // 2
-    bad = _first_failing(array.slice(0, half), attempt)
-    return bad if bad >= 0 else half + _first_failing(array.slice(half), attempt)

@@ -47,7 +47,7 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """How CSV files are written. A mark is one ASCII character.
+    """The format of CSV files. A mark is one ASCII character.
 
     Attributes
     ----------
@@ -110,12 +110,15 @@ class Dialect:
 
     @staticmethod
     def from_dict(stored: Any) -> Dialect:
+        """Return the dialect that `to_dict` stored."""
         return Dialect(**{**stored, "na": tuple(stored.get("na", ()))})
 
     def mark(self, path: str) -> str:
+        """Return the mark between the values of a file."""
         return self.delimiter or ("\t" if ".tsv" in Path(path.lower()).suffixes else ",")
 
     def missing(self) -> list[str]:
+        """Return all texts that mean a missing value."""
         return [*(MISSING if self.default_na else ()), *self.na]
 
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from mpigd.tables.encoding import Encoding
 from mpigd.tables.features import NOWHERE, Categories, Dates, Hashes, Numbers
-from mpigd.tables.missing_values import Missing as Missing
 from mpigd.tables.policies import Policies
 from mpigd.tables.readers import Block
 from mpigd.tables.row_selection import Rows
@@ -83,7 +82,7 @@ class Encoder:
         sources : sequence of str
             The paths of the raw files, for source_file.
         """
-        self._encoding, self.note = encoding, ""
+        self._encoding = encoding
         self._told = Policies(command="import") if policies is None else policies
         self._rows = Rows(encoding, self._told)
         self._vectors = Vectors(encoding, vectors, sources)
@@ -137,11 +136,6 @@ class Encoder:
         encoded = Encoded(numbers, places, slots, signs, vectors)
         kept = self._rows.end()
         return encoded if kept is None else encoded.only(kept)
-
-    def encode(self, block: Block) -> tuple[Array, Array, Array, dict[str, Any]]:
-        """Return the rows of a block in the form of `pieces`, and their vectors."""
-        encoded = self.read(block)
-        return *self.pieces(encoded), encoded.vectors
 
     def dense(self, encoded: Encoded) -> Iterator[Array]:
         """Yield the rows in order as dense slabs (r, d) of the encoding's dtype.

@@ -1,4 +1,4 @@
-"""How raw columns become features: the encoding that is stored with the data and the model.
+"""Encoding of raw columns as features; it is stored with the data and the model.
 
 A number becomes one feature. A category becomes one feature (0 or 1) for each of its values. All
 values get one, since the penalty resolves the collinearity, or all but a reference level, whose
@@ -72,6 +72,7 @@ class Column:
     rare: tuple[str, ...] | None = None
 
     def feature_names(self) -> list[str]:
+        """Return the names of the features; that of a level is column=level."""
         if self.parts is not None:
             return [f"{self.name}.{part}" for part in self.parts]
         if self.categories is None:

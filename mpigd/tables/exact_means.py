@@ -1,7 +1,6 @@
 """Exact means of many columns at once.
 
-They have the same bits as those of one `mpigd.tables.columns.ExactSum` per column, however the rows
-are cut into blocks.
+Each is the sum of exact fractions, rounded once, however the rows are cut into blocks.
 """
 
 from __future__ import annotations

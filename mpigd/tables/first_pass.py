@@ -74,6 +74,10 @@ class Dates:
         self._seen = dates.Seen()
 
     def add(self, block: Block, missing: Missing) -> None:
+        """Add the next rows; `missing` receives the count of missing values.
+
+        DataError for a value that is not a date.
+        """
         array, facts = block.columns[self._name], self._facts
         values, bad = dates.read(array, self._form)
         if bad >= 0:
@@ -94,6 +98,7 @@ class Dates:
 
     @property
     def facts(self) -> Facts:
+        """The facts about the rows so far. DataError for dates among times of day alone."""
         if self._seen.mixed:
             raise DataError(
                 f"column {self._name!r} has both dates and times of day alone: --drop {self._name}"

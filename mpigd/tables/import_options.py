@@ -9,17 +9,19 @@ from typing import Any
 
 from mpigd.errors import UsageError
 from mpigd.tables.csv_reader import USUAL, Dialect
+from mpigd.tables.encoding import UNSEEN
+from mpigd.tables.policies import MISSING as POLICIES
 from mpigd.tables.reference_levels import named_levels
 
-POLICIES = ("refuse", "mean", "zero", "drop")
-UNSEEN = ("error", "zero", "other")
 MOST_BITS = 30
-MOST_FEATURES = 1 << 40
+MOST_FEATURES = 1 << 40  # of svmlight
 # The option of the command line for a field, if it is not the name of the field.
 FLAGS = {
     "hash_bits": "--hash",
     "categorical": "--text",
     "zero_based": "--zero-based or --one-based",
+    "header": "--header or --no-header",
+    "default_na": "--no-default-na",
 }
 
 
@@ -140,12 +142,14 @@ class Options:
         """
         for own in fields(self):
             if own.name not in allowed and getattr(self, own.name) not in (_usual(own), []):
-                flag = FLAGS.get(own.name, f"--{own.name.replace('_', '-')}")
-                if own.name == "dialect":
-                    flag = ", ".join(
-                        f"--{name.replace('_', '-')}" for name in self.dialect.to_dict()
-                    )
-                raise UsageError(f"{why}, so {flag} does not go with it")
+                names = self.dialect.to_dict() if own.name == "dialect" else [own.name]
+                flags = ", ".join(map(flag, names))
+                raise UsageError(f"{why}, so {flags} does not go with it")
+
+
+def flag(name: str) -> str:
+    """Return the option of the command line for a field of Options or Dialect."""
+    return FLAGS.get(name, f"--{name.replace('_', '-')}")
 
 
 def _usual(own: Field[Any]) -> Any:

@@ -8,7 +8,7 @@ trained on them. New raw files are encoded in a single pass by a stored encoding
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,8 +19,8 @@ from mpigd.errors import DataError, UsageError
 from mpigd.storage import hdf5
 from mpigd.tables import import_table, readers, svmlight
 from mpigd.tables.csv_reader import Dialect
-from mpigd.tables.encoding import Encoding, no_column
-from mpigd.tables.import_options import Options, options_of
+from mpigd.tables.encoding import Encoding, listed, no_column
+from mpigd.tables.import_options import Options, flag, options_of
 from mpigd.tables.policies import Policies
 from mpigd.tables.readers import Source
 from mpigd.tables.schema import survey
@@ -28,6 +28,8 @@ from mpigd.tables.second_pass import Job, Progress, Ticker, write_all
 from mpigd.tables.second_pass import Summary as Summary
 
 SVMLIGHT_OPTIONS = ("missing", "dtype", "features", "zero_based", "allow_duplicates")
+# Fields of Dialect that have a meaning in all tables, not in CSV alone.
+ANY_FORMAT = ("decimal", "thousands", "rename_duplicates")
 
 
 def import_data(
@@ -53,8 +55,8 @@ def import_data(
         The HDF5 file that is written.
     like : str, optional
         An imported data set or a model whose encoding is used. The options then come from there;
-        but `missing`, if it is not "refuse", and `unseen`, if it is not "error", replace its
-        policies.
+        but `missing`, `unseen` and the format of CSV files replace those of the encoding if they
+        are given.
     format : str, optional
         "csv", "parquet", "arrow", "orc" or "svmlight"; by default it follows from the file names.
     progress : function, optional
@@ -110,24 +112,21 @@ def import_data(
         told.refuse(
             ("missing", "unseen", "dialect", "allow_duplicates"), f"--like encodes as {like} was"
         )
-        given = {"missing": told.missing, "unseen": told.unseen}
-        policies = Policies(
-            **{name: value for name, value in given.items() if value not in ("refuse", "error")}
-        )
+        policies = Policies(options.get("missing"), options.get("unseen"))
+        given = {name: value for name, value in vars(told.dialect).items() if name in options}
         return encode_like(
             sources, output, read_encoding(like), policies, format=format, progress=progress,
-            allow_duplicates=told.allow_duplicates,
+            allow_duplicates=told.allow_duplicates, dialect=given,
         )  # fmt: skip
     found = readers.expand(sources, format, told.dialect, allow_duplicates=told.allow_duplicates)
+    _refuse_others(found[0], told)
     with _output(found, output) as file, readers.guarded(found):
         if found[0].format == "svmlight":
-            told.refuse(SVMLIGHT_OPTIONS, "svmlight has no named columns")
             encoding, notes = svmlight.fit(
                 found, told.missing, told.dtype, ticker, told.features, told.zero_based
             )
             table, kept = "", None
         else:
-            _refuse_indices(found, told)
             seen = survey(found, told, ticker)
             encoding, notes = seen.encoding()
             table, kept = import_table.text(seen, encoding), seen.kept
@@ -136,10 +135,22 @@ def import_data(
         return replace(write_all(job, file, output, ticker, notes), table=table)
 
 
-def _refuse_indices(found: Sequence[Source], told: Options) -> None:
+def _refuse_others(source: Source, told: Options) -> None:
+    """Raise UsageError for options that belong to another format than that of the files."""
+    if source.format == "svmlight":
+        told.refuse(SVMLIGHT_OPTIONS, "svmlight has no named columns")
+        return
     if told.features is not None or told.zero_based is not None:
         option = "--zero-based or --one-based" if told.features is None else "--features"
-        raise UsageError(f"{option} is for svmlight, and {found[0].path} is {found[0].format}")
+        raise UsageError(f"{option} is for svmlight, and {source.path} is {source.format}")
+    _refuse_marks(source, told.dialect.to_dict())
+
+
+def _refuse_marks(source: Source, names: Iterable[str]) -> None:
+    """Raise UsageError for fields of Dialect that have no meaning in the format of the files."""
+    marks = [flag(name) for name in names if name not in ANY_FORMAT or source.format == "svmlight"]
+    if marks and source.format != "csv":
+        raise UsageError(f"{listed(marks)} is for CSV, and {source.path} is {source.format}")
 
 
 def preview(
@@ -174,6 +185,7 @@ def preview(
         raise UsageError(
             "--dry-run is for CSV and Parquet: svmlight has no columns to be looked at"
         )
+    _refuse_others(found[0], told)
     seen = survey(found, told, lambda _: None, rows)
     try:
         encoding, notes = seen.encoding()
@@ -194,6 +206,7 @@ def encode_like(
     progress: Progress | None = None,
     need_y: bool = False,
     allow_duplicates: bool = False,
+    dialect: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Encode new raw files by a stored encoding, in one pass.
 
@@ -212,6 +225,8 @@ def encode_like(
         and the weight column may be absent too. The command "predict" reads neither column.
     allow_duplicates : bool
         Whether a file may occur twice in `sources`.
+    dialect : mapping, optional
+        Fields of Dialect that replace those of the encoding, also in the output.
 
     Returns
     -------
@@ -224,7 +239,7 @@ def encode_like(
         If a column is missing, or a row cannot be encoded; the message names the column and the
         first such row, or all rows if none can be encoded.
     UsageError
-        If policies do not go with the format of the files.
+        If policies or fields of `dialect` do not go with the format of the files.
 
     Notes
     -----
@@ -233,9 +248,10 @@ def encode_like(
     counted from 0. The JSON value `skipped` holds the number of rows that were left out.
     """
     policies = policies or Policies()
-    found = readers.expand(
-        sources, format, Dialect.from_dict(encoding.csv), allow_duplicates=allow_duplicates
-    )
+    written = Dialect.from_dict({**encoding.csv, **(dialect or {})})
+    encoding = replace(encoding, csv=written.to_dict())
+    found = readers.expand(sources, format, written, allow_duplicates=allow_duplicates)
+    _refuse_marks(found[0], dialect or {})
     if (found[0].format == "svmlight") != (encoding.format == "svmlight"):
         raise DataError(f"{found[0].path} is {found[0].format}, but the training data was not")
     if policies.skips and encoding.format == "svmlight":

@@ -40,9 +40,6 @@ class Missing:
         for name in names:
             self._found.pop(name, None)
 
-    def count(self, name: str) -> int:
-        return self._found.get(name, (0, ""))[0]
-
     def check(
         self,
         policy: str,

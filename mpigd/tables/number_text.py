@@ -46,7 +46,8 @@ class NumberFormat:
     adorned: bool = False
 
     def is_plain(self) -> bool:
-        return self == NumberFormat()
+        """Return whether this is Python's number format."""
+        return self == PLAIN
 
     def simplify(self, text: Any) -> Any:
         """Rewrite trimmed text (a pyarrow array) in Python's number format.
@@ -79,29 +80,6 @@ def _escaped(mark: str) -> str:
 
 PLAIN = NumberFormat()
 Forms = Sequence[NumberFormat]
-
-
-def to_numbers(array: Any, form: NumberFormat = PLAIN) -> tuple[Array, int]:
-    """Convert a pyarrow array to numbers.
-
-    Parameters
-    ----------
-    array : pyarrow.Array
-        Numbers, booleans or text (m,).
-    form : NumberFormat
-        The format of numbers in text.
-
-    Returns
-    -------
-    values : array (m,) of float64
-        NaN for missing values, 1 and 0 for true and false. Empty if a row is not a number.
-    row : int
-        The first row that is not a number; -1 if there is none.
-    """
-    values, wrong = _convert([array], form)
-    if wrong is None:
-        return values[0], -1
-    return np.empty(0), int(wrong[0].argmax())
 
 
 def read_cells(block: Block, names: Sequence[str], forms: Forms) -> tuple[Array, Array | None]:
@@ -216,55 +194,10 @@ def _from_text(text: Any, form: NumberFormat, shape: tuple[int, int]) -> tuple[A
     return values, wrong if wrong.any() else None
 
 
-def read_numbers(block: Block, name: str, dtype: str, form: NumberFormat = PLAIN) -> Array:
-    """Convert a column of a block to numbers.
-
-    Parameters
-    ----------
-    block : Block
-        m rows.
-    name : str
-        The column.
-    dtype : str
-        "float32" or "float64"; the dtype that the values must fit.
-    form : NumberFormat
-        The format of numbers in text.
-
-    Returns
-    -------
-    array (m,) of float64
-        NaN for missing values.
-
-    Raises
-    ------
-    DataError
-        At text, infinities, and values that are too large for `dtype`.
-    """
-    values, bad = to_numbers(block.columns[name], form)
-    if bad >= 0:
-        raise not_a_number(block, name, bad)
-    check_range(block, name, values, dtype)
-    return values
-
-
-# The error for a row of a column that must be a number.
 def not_a_number(block: Block, name: str, row: int) -> DataError:
+    """Return the error for a row of a column that must be a number."""
     text = block.columns[name][row].as_py()
     return DataError(f"{block.where(row)}: column {name!r} is {text!r}, expected a number")
-
-
-def check_range(block: Block, name: str, values: Array, dtype: str) -> None:
-    """Check that the values (m,) of a column are finite, or NaN, and not too large for `dtype`.
-
-    DataError names the first value that is not.
-    """
-    over = np.flatnonzero(np.abs(values) > np.finfo(dtype).max)
-    if over.size:
-        value = float(values[over[0]])
-        too_large = f"too large for {dtype} (use --dtype float64)"
-        reason = "not a finite number" if np.isinf(value) else too_large
-        place = block.where(int(over[0]))
-        raise DataError(f"{place}: column {name!r} is {value:g}, {reason}")
 
 
 def _floats(array: Any) -> Array:

@@ -77,8 +77,8 @@ class Block:
         columns = {name: array.slice(0, count) for name, array in self.columns.items()}
         return Block(self.path, self.first, count, columns)
 
-    # File and data row of a row of this block, for messages.
     def where(self, row: int) -> str:
+        """Return file and data row of a row of this block, for a message."""
         return f"{self.path} row {self.first + row if self.index is None else self.index[row]}"
 
 

@@ -104,4 +104,5 @@ class Rows:
 
     @property
     def fills_means(self) -> bool:
+        """Whether missing numbers are replaced by means."""
         return self._policy == "mean"

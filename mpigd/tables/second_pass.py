@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import h5py
 import numpy as np
 
-from mpigd.errors import DataError, UsageError
+from mpigd.errors import DataError
 from mpigd.tables import svmlight
 from mpigd.tables.encoder import Encoder
 from mpigd.tables.encoding import Encoding, no_column
@@ -29,7 +29,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Summary:
-    """What an import has written."""
+    """Summary of a finished import."""
 
     rows: int  # rows of X
     features: int  # columns of X
@@ -120,6 +120,7 @@ def write_all(
     bad, left_out = 0, list[str]()
     if encoding.format == "svmlight":
         encoder, read = _lines(job, writer, ticker)
+        left_out = [encoder.note] if encoder.note else []
     else:
         encoder, read = _blocks(job, made, wanted, writer, ticker)
         bad, left_out = encoder.bad.count, encoder.bad.notes()
@@ -128,7 +129,7 @@ def write_all(
         raise DataError(_nothing(found[0].path, read, bad, left_out))
     writer.close()
     ticker(read, last=True)
-    notes = [*notes, *lacking, *([encoder.note] if encoder.note else []), *left_out]
+    notes = [*notes, *lacking, *left_out]
     dropped = read - bad - writer.rows
     return Summary(
         writer.rows, encoding.features, writer.nonzeros, dropped, encoding.layout, output,
@@ -144,9 +145,7 @@ def _nothing(path: str, read: int, bad: int, left_out: Sequence[str]) -> str:
 
 
 def _lines(job: Job, writer: Writer, ticker: Ticker) -> tuple[svmlight.Encoder, int]:
-    if job.encoding.missing == "mean":
-        drop = "" if job.policies.command == "predict" else " or --missing drop"
-        raise UsageError(f"--missing mean is not for svmlight: use --missing zero{drop}")
+    svmlight.refuse_means(job.encoding.missing, job.policies)
     encoder, read = svmlight.Encoder(job.encoding, job.policies), 0
     for i, source in enumerate(job.found):
         first = read

@@ -16,10 +16,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mpigd.errors import DataError
+from mpigd.errors import DataError, UsageError
 from mpigd.tables.compression import open_bytes, reading
 from mpigd.tables.encoding import Encoding
 from mpigd.tables.float32_check import EntrySpread, type_of
+from mpigd.tables.import_options import MOST_FEATURES
 from mpigd.tables.policies import Policies
 from mpigd.tables.readers import Source
 from mpigd.tables.schema import choose_layout
@@ -27,7 +28,6 @@ from mpigd.tables.schema import choose_layout
 Array = np.ndarray[Any, Any]
 IMPORT = Policies(command="import")
 BLOCK_BYTES = 1 << 20
-MOST_FEATURES = 1 << 40
 MOST_LINE = 1 << 28  # the maximal number of bytes of a line
 BOM = b"\xef\xbb\xbf"
 # The quantifiers are possessive (they never give characters back), so that a block that does not
@@ -258,7 +258,10 @@ def fit(
     DataError
         If a line is wrong, there are no rows or no features, or an index contradicts `features` or
         `zero_based`.
+    UsageError
+        If `missing` is "mean".
     """
+    refuse_means(missing, IMPORT)
     rows = nonzeros = 0
     low, high = MOST_FEATURES, -1
     spread = EntrySpread()
@@ -295,6 +298,17 @@ def fit(
         zero_based=zero_based,
         layout=layout,
     ), notes
+
+
+def refuse_means(missing: str, policies: Policies) -> None:
+    """Raise UsageError if missing values are to be replaced by means: svmlight has none."""
+    if missing == "mean":
+        raise UsageError(f"--missing mean is not for svmlight: {_advice(policies)}")
+
+
+def _advice(policies: Policies) -> str:
+    """Return the advice about missing values; `Policies.of_missing` is that for tables."""
+    return "use --missing zero" + ("" if policies.command == "predict" else " or --missing drop")
 
 
 def _check_told(block: Lines, zero_based: bool | None, features: int | None, most: int) -> None:
@@ -391,7 +405,5 @@ class Encoder:
     def check(self) -> None:
         """DataError if values are missing and the policy is "refuse". Call it after all blocks."""
         if self._missing and self._encoding.missing == "refuse":
-            advice = "use --missing zero" + (
-                "" if self._told.command == "predict" else " or --missing drop"
-            )
-            raise DataError(f"missing values: {self._missing:,} (first: {self._first}): {advice}")
+            count = f"{self._missing:,} (first: {self._first})"
+            raise DataError(f"missing values: {count}: {_advice(self._told)}")

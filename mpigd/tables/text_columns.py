@@ -67,7 +67,6 @@ def look(
     name: str,
     values: Mapping[str, int],
     *,
-    whole: bool = True,
     typed: bool = False,
     hashed: bool = False,
     target: bool = False,
@@ -79,9 +78,7 @@ def look(
     name : str
         The column, for the message.
     values : mapping of str to int
-        Distinct text (stripped) -> number of rows.
-    whole : bool
-        Whether `values` has all distinct texts of the column.
+        Distinct text (stripped) -> number of rows; with `hashed`, perhaps not all of them.
     typed : bool
         Whether the file declares the column as text (Parquet), in contrast to CSV, where every
         value is text.
@@ -108,12 +105,12 @@ def look(
     numbers = [value for value in values if NUMBER.fullmatch(value)]
     problem = (
         _signs(values, numbers, shown, typed)
-        or _dates(values, shown)
-        or _mixed(values, numbers)
+        or _dates(values, shown, typed)
+        or _mixed(values, numbers, typed)
         or _units(values)
     )
     if not problem and not hashed:
-        problem = _identifier(values, whole)
+        problem = _identifier(values)
         problem += f": --id {shown} keeps it beside the data" if problem and not target else ""
     return Look("category", f"column {name!r} {problem}, {text}" if problem else "")
 
@@ -143,13 +140,13 @@ def _signs(values: Mapping[str, int], numbers: list[str], name: str, typed: bool
     )
 
 
-def _dates(values: Mapping[str, int], name: str) -> str:
+def _dates(values: Mapping[str, int], name: str, typed: bool) -> str:
     found = [value for value in values if DATE.fullmatch(value)]
     if len(found) < HALF * len(values):
         return ""
     if len(found) < len(values):
         other = [value for value in values if not DATE.fullmatch(value)]
-        return f"has dates or times ({_some(found)}) and other values: {_na(other)}"
+        return f"has dates or times ({_some(found)}) and other values: {_na(other, typed)}"
     if all(ISO.fullmatch(value) for value in values):
         return f"has dates or times ({_some(values)}): --date {name} makes them features"
     options = [
@@ -181,12 +178,12 @@ def _parses(text: str, form: str) -> bool:
         return False
 
 
-def _mixed(values: Mapping[str, int], numbers: list[str]) -> str:
+def _mixed(values: Mapping[str, int], numbers: list[str], typed: bool) -> str:
     rows = sum(values[value] for value in numbers)
     if len(numbers) < HALF * len(values) and rows < HALF * sum(values.values()):
         return ""
     other = [value for value in values if not NUMBER.fullmatch(value)]
-    return f"has numbers ({_some(numbers)}) and other values: {_na(other)}" if other else ""
+    return f"has numbers ({_some(numbers)}) and other values: {_na(other, typed)}" if other else ""
 
 
 def _units(values: Mapping[str, int]) -> str:
@@ -199,19 +196,21 @@ def _units(values: Mapping[str, int]) -> str:
     return f"has numbers with {min(units)!r} after them ({_some(values)}): write them without it"
 
 
-def _na(other: list[str]) -> str:
+def _na(other: list[str], typed: bool) -> str:
     if len(other) > FEW or not all(map(str.isprintable, other)):
         return f"{_some(other)}"
+    if typed:  # --na is for CSV
+        return f"{_some(other)}: write nulls if they are missing values"
     return f"{_some(other)}: --na {' '.join(map(shlex.quote, other))} if they are missing values"
 
 
-def _identifier(values: Mapping[str, int], whole: bool) -> str:
+def _identifier(values: Mapping[str, int]) -> str:
     rows = sum(values.values())
     many = len(values) > LARGE and len(values) > HALF * rows
     if not many and (rows < SMALL or len(values) < NEARLY_ALL * rows):
         return ""
-    count = f"{len(values):,}" if whole else f"more than {len(values):,}"
-    return f"has {count} different values in {rows:,} rows, like an identifier ({_some(values)})"
+    count = f"{len(values):,} different values in {rows:,} rows"
+    return f"has {count}, like an identifier ({_some(values)})"
 
 
 def _some(values: object) -> str:

@@ -6,14 +6,16 @@ import gzip
 import os
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mpigd.__main__ import main
 from mpigd.errors import DataError, StorageError, UsageError
 from mpigd.tables import first_pass
-from mpigd.tables.importer import import_data
+from mpigd.tables.importer import import_data, preview
 from tests.unit.tables.test_import import encoding, matrix, write
 
 
@@ -177,3 +179,62 @@ def test_a_text_in_a_number_target_is_no_class(tmp_path, out):
         import_data([source], out, target="t")
     import_data([source], out, target="t", categorical=["t"])
     assert encoding(out)["target"]["classes"] == ["1", "2", "oops"]
+
+
+def test_what_is_given_beside_like_replaces_what_is_stored(tmp_path):
+    out, new = str(tmp_path / "a.h5"), str(tmp_path / "b.h5")
+    import_data(
+        [write(tmp_path / "a.csv", "a;t\n1,5;0\n-;1\n'3';1\n")], out,
+        target="t", missing="mean", delimiter=";", decimal=",", na=["-"], quote="'",
+    )  # fmt: skip
+    same = write(tmp_path / "b.csv", "a;t\n2,5;0\n-;1\n'4';1\n")
+    import_data([same], new, like=out)
+    with h5py.File(new) as file:
+        assert file["X"][:].tolist() == [[2.5], [2.25], [4.0]]
+    other = write(tmp_path / "b.csv", 'a,t\n2.5,0\n-,1\n"4",1\n')
+    marks = dict(delimiter=",", decimal=".", quote='"')  # two are the defaults
+    import_data([other], new, like=out, **marks)
+    with h5py.File(new) as file:
+        assert file["X"][:].tolist() == [[2.5], [2.25], [4.0]]
+    import_data([other], new, like=new)  # the file says how it was read
+    with pytest.raises(DataError, match=r"missing values: column 'a' 1"):
+        import_data([other], new, like=out, missing="refuse", **marks)
+    lines = import_data([write(tmp_path / "a.svm", "1 1:3\n")], str(tmp_path / "s.h5")).path
+    with pytest.raises(UsageError, match=r"--delimiter is for CSV, and .*a.svm is svmlight"):
+        import_data([str(tmp_path / "a.svm")], new, like=lines, delimiter=";")
+    frame = str(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"a": [2.5], "t": [0]}), frame)
+    with pytest.raises(UsageError, match=r"--quote is for CSV, and .*a.parquet is parquet"):
+        import_data([frame], new, like=out, quote="'")
+    assert import_data([frame], new, like=out).rows == 1
+
+
+def test_a_dry_run_is_not_for_like(tmp_path, capsys):
+    source, out = write(tmp_path / "a.csv", "a,t\n1,0\n2,1\n"), str(tmp_path / "a.h5")
+    import_data([source], out, target="t")
+    assert main(["import", source, "--dry-run", "--like", out, "--target", "t"]) == 2
+    assert "--dry-run is not for --like" in capsys.readouterr().err
+
+
+def test_options_of_another_format(tmp_path, out):
+    frame, csv = str(tmp_path / "a.parquet"), write(tmp_path / "a.csv", "x,t\n1,0\n2,1\n")
+    pq.write_table(pa.table({"x": ["1,5", "2", "3", "?"] * 4, "t": [0, 1] * 8}), frame)
+    for path, options, message in (
+        (frame, dict(delimiter=";", header=False), "--delimiter, --header or --no-header is for"),
+        (frame, dict(na=["?"]), "--na is for CSV, and .*a.parquet is parquet"),
+        (frame, dict(default_na=False), "--no-default-na is for CSV"),
+        (frame, dict(features=3), "--features is for svmlight"),
+        (csv, dict(zero_based=True), "--zero-based or --one-based is for svmlight"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            import_data([path], out, target="t", **options)
+        with pytest.raises(UsageError, match=message):
+            preview([path], target="t", **options)
+    numbers = dict(number=["x"], decimal=",")  # text in Parquet has a decimal mark too
+    with pytest.raises(DataError, match=r"row 3: column 'x' is '\?', expected a number"):
+        import_data([frame], out, target="t", **numbers)
+    with pytest.raises(
+        DataError, match=r"other values: '1,5', '\?': write nulls if they are missing values"
+    ) as error:
+        import_data([frame], out, target="t")
+    assert "--na" not in str(error.value)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpigd.tables.number_text import PLAIN, NumberFormat, read_cells, read_matrix, to_numbers
+from mpigd.tables.number_text import PLAIN, NumberFormat, read_cells, read_matrix
 from mpigd.tables.readers import Block
 
 EUROPE = NumberFormat(",", ".")
@@ -65,9 +65,9 @@ def test_every_cell_is_what_python_reads(form, columns):
             np.testing.assert_equal(values[j, i], math.nan if expected is None else expected)
     matrix, misfits = read_matrix(rows, names, [form] * len(names))
     for j in range(len(names)):
-        alone, bad = to_numbers(rows.columns[names[j]], form)
-        assert misfits.get(j, -1) == bad
-        np.testing.assert_array_equal(matrix[j], np.full(3, np.nan) if bad >= 0 else alone)
+        alone, wrong = read_cells(rows, [names[j]], [form])
+        assert misfits.get(j) == (None if wrong is None else wrong[0].tolist().index(True))
+        np.testing.assert_array_equal(matrix[j], alone[0] if wrong is None else np.full(3, np.nan))
 
 
 def test_types_and_forms_may_differ():

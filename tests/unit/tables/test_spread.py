@@ -20,7 +20,7 @@ import pytest
 from mpigd.errors import DataError
 from mpigd.tables import nested_columns, parquet_reader
 from mpigd.tables.csv_reader import Dialect
-from mpigd.tables.number_text import to_numbers
+from mpigd.tables.number_text import PLAIN, read_cells
 from mpigd.tables.readers import expand
 
 
@@ -282,7 +282,7 @@ def test_every_type(tmp_path, name):
     if kind == "number":
         (source,) = expand([path])
         numbers = np.concatenate(
-            [to_numbers(block.columns["a"])[0] for block in source.blocks(["a"])]
+            [read_cells(block, ["a"], [PLAIN])[0][0] for block in source.blocks(["a"])]
         )
         np.testing.assert_array_equal(numbers, np.array(values, dtype=float))
     elif values:
@@ -296,7 +296,7 @@ def test_decimals_become_the_nearest_numbers(tmp_path):
         values = [Decimal(int(number)).scaleb(-12) for number in whole]
         (source,) = expand([table(tmp_path, {"a": pa.array(values, type)})])
         found = np.concatenate(
-            [to_numbers(block.columns["a"])[0] for block in source.blocks(["a"])]
+            [read_cells(block, ["a"], [PLAIN])[0][0] for block in source.blocks(["a"])]
         )
         np.testing.assert_array_equal(found, [float(value) for value in values])
 

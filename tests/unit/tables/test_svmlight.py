@@ -157,6 +157,11 @@ def test_missing_values_by_policy(tmp_path):
     assert matrix(drop.path)[0].tolist() == [[3, 0]] and drop.dropped == 2
     with pytest.raises(UsageError, match="use --missing zero or --missing drop"):
         import_data([path], str(tmp_path / "o.h5"), missing="mean")
+    wrong = write(
+        tmp_path / "wrong.svm", "1 x:3\n"
+    )  # the option is refused before any line is read
+    with pytest.raises(UsageError, match="--missing mean is not for svmlight"):
+        import_data([wrong], str(tmp_path / "o.h5"), missing="mean")
 
 
 def test_like_keeps_columns_and_first_index(tmp_path):
