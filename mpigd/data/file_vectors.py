@@ -20,7 +20,6 @@ from mpigd.storage import dataset_checks, hdf5, text_datasets
 Array = np.ndarray[Any, Any]
 MOST_CLASSES = 10_000
 LONGEST = 1000  # bytes of a label, at most
-ROWS = 1 << 16  # rows that are read at once
 
 
 class Numbers:
