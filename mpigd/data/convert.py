@@ -28,7 +28,7 @@ COPIED = ("id", "source_file", "source_row")  # datasets that `mpigd import` wri
 
 @dataclass(frozen=True)
 class Done:
-    """What was written: rows x columns, dense or csr, and the number of rows that were left out."""
+    """Summary of a conversion: rows x columns, dense or csr, and the number of rows left out."""
 
     path: str
     rows: int
