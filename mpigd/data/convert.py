@@ -133,9 +133,7 @@ class _Copy:
         kind = data.dtype
         if self._text:
             slabs = text_datasets.slabs(data, 0, len(data))
-            kind = h5py.string_dtype(
-                "utf-8", max([1, *(len(text) for _, slab in slabs for text in slab)])
-            )
+            kind = hdf5.text_type(max((len(text) for slab in slabs for text in slab), default=1))
         self.stream = Stream(out, name, kind)
 
     def append(self, slab: Slab, keep: Array) -> None:
@@ -144,7 +142,7 @@ class _Copy:
             rows = np.array(
                 [
                     text
-                    for _, part in text_datasets.slabs(self._data, slab.start, slab.stop)
+                    for part in text_datasets.slabs(self._data, slab.start, slab.stop)
                     for text in part
                 ]
             )

@@ -110,7 +110,7 @@ class Texts:
 
     def classes(self) -> tuple[str, ...]:
         found: set[bytes] = set()
-        for _, slab in text_datasets.slabs(self._data, 0, max(self.shape)):
+        for slab in text_datasets.slabs(self._data, 0, max(self.shape)):
             found.update(slab)
             if len(found) > MOST_CLASSES + 1:
                 raise DataError(
@@ -128,7 +128,7 @@ class Texts:
         }
         codes = [
             known.get(text, -1)
-            for _, slab in text_datasets.slabs(self._data, start, stop)
+            for slab in text_datasets.slabs(self._data, start, stop)
             for text in slab
         ]
         found = np.array(codes, np.float64)
@@ -165,7 +165,7 @@ class Categories:
 
     def _names(self) -> list[str]:
         slabs = text_datasets.slabs(self._values, 0, self._values.shape[0])
-        names = [_label(text, self.place) for _, slab in slabs for text in slab]
+        names = [_label(text, self.place) for slab in slabs for text in slab]
         if len(set(names)) < len(names):
             raise DataError(f"{self.place} is damaged: a category is there twice")
         return names

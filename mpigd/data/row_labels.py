@@ -115,9 +115,7 @@ def _ids(source: hdf5.Group, rows: slice, kind: np.dtype[Any]) -> Array:
     found = source.raw(ID)
     if kind.kind != "S":
         return np.asarray(found[rows])
-    values = [
-        text for _, some in text_datasets.slabs(found, rows.start, rows.stop) for text in some
-    ]
+    values = [text for some in text_datasets.slabs(found, rows.start, rows.stop) for text in some]
     for place, value in enumerate(values):
         try:
             value.decode()
@@ -191,7 +189,7 @@ def _kind(file: hdf5.Group, n: int) -> tuple[np.dtype[Any] | None, str]:
     if not text_datasets.holds_text(found):
         return None, f"{ID!r} holds {found.dtype}, but ids are whole numbers or texts: {left}"
     longest = max(
-        (len(text) for _, some in text_datasets.slabs(found, 0, n) for text in some), default=1
+        (len(text) for some in text_datasets.slabs(found, 0, n) for text in some), default=1
     )
     if longest > ID_BYTES:
         return (
