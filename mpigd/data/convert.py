@@ -137,15 +137,12 @@ class _Copy:
         self.stream = Stream(out, name, kind)
 
     def append(self, slab: Slab, keep: Array) -> None:
-        rows: Any = self._data[slab.start : slab.stop]
-        if self._text:
-            rows = np.array(
-                [
-                    text
-                    for part in text_datasets.slabs(self._data, slab.start, slab.stop)
-                    for text in part
-                ]
-            )
+        rows: Array
+        if self._text:  # HDF5's own reader of texts may loop over damage, see text_datasets.py
+            slabs = text_datasets.slabs(self._data, slab.start, slab.stop)
+            rows = np.array([text for part in slabs for text in part])
+        else:
+            rows = self._data[slab.start : slab.stop]
         self.stream.append(rows[keep])
 
 
