@@ -158,7 +158,7 @@ def _look(files: tuple[tuple[str, int], ...], links: tuple[str, ...]) -> Beside:
             kind, why = _kind(file, n)
             note = note or (f"{path}: {why}" if why else "")
             kinds.append(kind)
-            if len(files) == 1 and FILE in file and ROW in file and SOURCES in file:
+            if len(files) == 1 and _derived(file):
                 names, derived = (
                     tuple(str(name) for name in hdf5.read_json(file, SOURCES, list)),
                     True,
@@ -167,6 +167,11 @@ def _look(files: tuple[tuple[str, int], ...], links: tuple[str, ...]) -> Beside:
                     skipped = int(hdf5.read_json(file, SKIPPED)["rows"])
     ids = None if note else _common(kinds, files)
     return Beside(files, links, ids, names, derived, note, skipped)
+
+
+def _derived(file: hdf5.Group) -> bool:
+    """Return whether a file says which row of which table each of its rows comes from."""
+    return FILE in file and ROW in file and SOURCES in file
 
 
 def _kind(file: hdf5.Group, n: int) -> tuple[np.dtype[Any] | None, str]:
@@ -234,7 +239,8 @@ def named(shard: Shard, comm: Comm) -> Shard:
     derived = np.zeros(1, dtype=np.int64)
     with together(comm):
         if comm.rank == 0:
-            derived[0] = _look(shard.files[:1], ()).derived
+            with hdf5.open_read(path) as file:
+                derived[0] = _derived(file)
     comm.bcast(derived)
     return replace(shard, origin=_origin(path)) if derived[0] else shard
 
