@@ -357,13 +357,15 @@ def plan_command(arguments: argparse.Namespace) -> int:
         return 0
     kernel_cache.prepare()
     kernel_cache.import_lean()
+    from mpigd.data.loading import survey
     from mpigd.model.targets import check_target
     from mpigd.parallel.comm import SelfComm
-    from mpigd.training.plan import plan, surveyed, text, to_dict
+    from mpigd.training.plan import plan, text, to_dict
+    from mpigd.training.problem import layout
     from mpigd.training.throughput import read_profile
 
     profile = read_profile(arguments.profile) if arguments.profile else None
-    infos = surveyed(arguments.data, config, SelfComm())
+    infos = survey(arguments.data, layout(config), SelfComm())
     check_target(infos[0], config.loss, SelfComm())
     predicted = plan(infos, config, arguments.ranks, network, profile)
     put(_json(to_dict(predicted)) if arguments.json else text(predicted))

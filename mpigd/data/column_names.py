@@ -71,7 +71,7 @@ def _stored(group: hdf5.Group, key: str) -> list[str] | None:
     ):
         return None
     return [
-        _name(text, group) for _, slab in text_datasets.slabs(found, 0, len(found)) for text in slab
+        _name(text, group) for slab in text_datasets.slabs(found, 0, len(found)) for text in slab
     ]
 
 

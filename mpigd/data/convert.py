@@ -28,7 +28,7 @@ COPIED = ("id", "source_file", "source_row")  # datasets that `mpigd import` wri
 
 @dataclass(frozen=True)
 class Done:
-    """What was written: rows x columns, dense or csr, and the number of rows that were left out."""
+    """Summary of a conversion: rows x columns, dense or csr, and the number of rows left out."""
 
     path: str
     rows: int
@@ -133,21 +133,16 @@ class _Copy:
         kind = data.dtype
         if self._text:
             slabs = text_datasets.slabs(data, 0, len(data))
-            kind = h5py.string_dtype(
-                "utf-8", max([1, *(len(text) for _, slab in slabs for text in slab)])
-            )
+            kind = hdf5.text_type(max((len(text) for slab in slabs for text in slab), default=1))
         self.stream = Stream(out, name, kind)
 
     def append(self, slab: Slab, keep: Array) -> None:
-        rows: Any = self._data[slab.start : slab.stop]
-        if self._text:
-            rows = np.array(
-                [
-                    text
-                    for _, part in text_datasets.slabs(self._data, slab.start, slab.stop)
-                    for text in part
-                ]
-            )
+        rows: Array
+        if self._text:  # HDF5's own reader of texts may loop over damage, see text_datasets.py
+            slabs = text_datasets.slabs(self._data, slab.start, slab.stop)
+            rows = np.array([text for part in slabs for text in part])
+        else:
+            rows = self._data[slab.start : slab.stop]
         self.stream.append(rows[keep])
 
 

@@ -8,7 +8,7 @@ categories of obs/NAME were in obs/__categories/NAME.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -20,21 +20,30 @@ from mpigd.storage import dataset_checks, hdf5, text_datasets
 Array = np.ndarray[Any, Any]
 MOST_CLASSES = 10_000
 LONGEST = 1000  # bytes of a label, at most
-ROWS = 1 << 16  # rows that are read at once
 
 
-class Numbers:
-    """A vector of numbers of an open file. `mask`, a dataset of the same shape, marks missing ones.
+class Vector(Protocol):
+    """A vector of an open file, in the form of one of several programs.
 
-    `shape` is the stored shape.
+    Attributes
+    ----------
+    place : str
+        What messages call it.
+    shape : tuple of int
+        The stored shape, which callers check: (n,), (n, 1) or (1, n) for n rows.
     """
 
-    def __init__(self, place: str, data: h5py.Dataset, mask: h5py.Dataset | None = None) -> None:
-        self.place, self._data, self._mask = place, data, mask
-        self.shape, self._marks = data.shape, foreign_marks.of(data)
+    place: str
+    shape: tuple[int, ...]
 
-    def classes(self) -> None:
-        """Return None: numbers have no class names."""
+    def classes(self) -> tuple[str, ...] | None:
+        """Return the class names, ascending; None for a vector of numbers.
+
+        Raises
+        ------
+        DataError
+            If they are damaged, or too many for a target.
+        """
 
     def read(
         self, start: int, stop: int, classes: Sequence[str] | None = None
@@ -46,15 +55,39 @@ class Numbers:
         start, stop : int
             The rows, m of them.
         classes : sequence of str, optional
-            Not used: numbers have no class names.
+            The class names; needed if the values are texts.
 
         Returns
         -------
         ndarray (m,)
-            The numbers.
+            The numbers, in the stored type or, if scaled, float64; or the positions of texts in
+            `classes`, float64. The value of a missing one has no meaning.
         ndarray (m,) of bool
             Which of them are missing.
+
+        Raises
+        ------
+        DataError
+            If the file is damaged.
         """
+
+    def why(self, row: int) -> str:
+        """Return what messages say about the missing value of a row."""
+
+
+class Numbers:
+    """A vector of numbers. `mask`, a dataset of the same shape, marks missing ones."""
+
+    def __init__(self, place: str, data: h5py.Dataset, mask: h5py.Dataset | None = None) -> None:
+        self.place, self._data, self._mask = place, data, mask
+        self.shape, self._marks = data.shape, foreign_marks.of(data)
+
+    def classes(self) -> None:
+        return None
+
+    def read(
+        self, start: int, stop: int, classes: Sequence[str] | None = None
+    ) -> tuple[Array, Array]:
         stored = text_datasets.piece(self._data, start, stop)
         gone = self._marks.missing(stored)
         if self._mask is not None:
@@ -62,7 +95,6 @@ class Numbers:
         return self._marks.numbers(stored), gone
 
     def why(self, row: int) -> str:
-        """Return what messages say about a missing value."""
         if self._mask is not None:
             return "is masked"
         value = self._marks.stored(text_datasets.piece(self._data, row, row + 1))[0]
@@ -70,16 +102,15 @@ class Numbers:
 
 
 class Texts:
-    """A vector of texts, which are class labels; an empty text is missing."""
+    """A vector of texts, which are class labels; an empty text is missing, as is an unknown one."""
 
     def __init__(self, place: str, data: h5py.Dataset, mask: h5py.Dataset | None = None) -> None:
         self.place, self._data, self._mask = place, data, mask
         self.shape = text_datasets.shape_of(data)
 
     def classes(self) -> tuple[str, ...]:
-        """Return the different texts, ascending. DataError if there are more than MOST_CLASSES."""
         found: set[bytes] = set()
-        for _, slab in text_datasets.slabs(self._data, 0, max(self.shape)):
+        for slab in text_datasets.slabs(self._data, 0, max(self.shape)):
             found.update(slab)
             if len(found) > MOST_CLASSES + 1:
                 raise DataError(
@@ -91,29 +122,13 @@ class Texts:
     def read(
         self, start: int, stop: int, classes: Sequence[str] | None = None
     ) -> tuple[Array, Array]:
-        """Return texts of the vector as class numbers.
-
-        Parameters
-        ----------
-        start, stop : int
-            The rows, m of them.
-        classes : sequence of str
-            The class names.
-
-        Returns
-        -------
-        ndarray (m,)
-            Positions in `classes`, float64; -1 for texts that are empty or not among them.
-        ndarray (m,) of bool
-            Which of them are missing.
-        """
         assert classes is not None
         known: dict[bytes, int] = {name.encode(): code for code, name in enumerate(classes)} | {
             b"": -1
         }
         codes = [
             known.get(text, -1)
-            for _, slab in text_datasets.slabs(self._data, start, stop)
+            for slab in text_datasets.slabs(self._data, start, stop)
             for text in slab
         ]
         found = np.array(codes, np.float64)
@@ -150,39 +165,17 @@ class Categories:
 
     def _names(self) -> list[str]:
         slabs = text_datasets.slabs(self._values, 0, self._values.shape[0])
-        names = [_label(text, self.place) for _, slab in slabs for text in slab]
+        names = [_label(text, self.place) for slab in slabs for text in slab]
         if len(set(names)) < len(names):
             raise DataError(f"{self.place} is damaged: a category is there twice")
         return names
 
     def classes(self) -> tuple[str, ...] | None:
-        """Return the names of the categories, ascending; None if they are numbers."""
         return tuple(sorted(self._names())) if self._texts else None
 
     def read(
         self, start: int, stop: int, classes: Sequence[str] | None = None
     ) -> tuple[Array, Array]:
-        """Return values of the vector.
-
-        Parameters
-        ----------
-        start, stop : int
-            The rows, m of them.
-        classes : sequence of str, optional
-            The class names; needed if the categories are texts.
-
-        Returns
-        -------
-        ndarray (m,)
-            Positions in `classes`, or the numbers of the categories, float64.
-        ndarray (m,) of bool
-            Which of them are missing.
-
-        Raises
-        ------
-        DataError
-            If a code has no category, or a category is there twice.
-        """
         codes = text_datasets.piece(self._codes, start, stop).astype(np.int64)
         if self._texts:
             assert classes is not None
@@ -201,9 +194,6 @@ class Categories:
 
     def why(self, row: int) -> str:
         return "has no category (code -1)"
-
-
-Vector = Numbers | Texts | Categories
 
 
 def _label(text: bytes, place: str) -> str:

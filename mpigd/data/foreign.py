@@ -126,16 +126,3 @@ def refuse_group(group: hdf5.Group, place: str, expected: str) -> NoReturn:
             f"{place} is a {kind} of MATLAB, expected {expected}: save it as a variable of its own"
         )
     raise DataError(f"{place} is a group, expected {expected}; it has {inside or 'nothing'}")
-
-
-def looks_transposed(shape: tuple[int, ...], rows: int) -> bool:
-    """Return whether a matrix has as many columns as the vectors beside it have rows.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        The shape of the matrix.
-    rows : int
-        The rows of the vectors.
-    """
-    return len(shape) == 2 and shape[0] != rows and shape[1] == rows

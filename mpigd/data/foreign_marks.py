@@ -98,7 +98,7 @@ def command(path: str, x: str, y: str, *options: str) -> str:
 
 @dataclass(frozen=True)
 class Marks:
-    """What the stored numbers of one dataset mean.
+    """The meaning of the stored numbers of one dataset.
 
     Attributes
     ----------

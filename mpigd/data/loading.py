@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mpigd.data import column_names, partition
-from mpigd.data.metadata import Info, agreed, expand, inspect
+from mpigd.data.metadata import Info, agreed, expand, inspect, share_json
 from mpigd.data.partition import Segment
 from mpigd.data.reader import matrices, read_csr, read_vector, reading, slabs, wide
 from mpigd.data.redistribute import exchange
@@ -38,7 +38,7 @@ NOTHING = Segment(0, 0, 0, 0)
 
 @dataclass(frozen=True)
 class Layout:
-    """Which datasets are read, and how the matrix is kept in memory.
+    """The datasets to read, and the form in which the matrix is kept in memory.
 
     Attributes
     ----------
@@ -140,13 +140,13 @@ def passing(
     """
     layout = _as_stored(layout)
     infos = survey(patterns, layout, comm)
-    dtype = kept_as(infos, layout.dtype)
+    dtype, encoding = kept_as(infos, layout.dtype), shared_encoding(infos[0], comm)
     with together(comm):
         segments = _segments(infos, layout, comm)
         parts = [
-            _read_vectors(infos[segment.file], segment, layout) for segment in segments or [NOTHING]
+            _read_part(infos[segment.file], segment, layout)[0] for segment in segments or [NOTHING]
         ]
-        shard = _join(parts, segments, Dense(np.empty((0, infos[0].d))), infos)
+        shard = _join(parts, segments, Dense(np.empty((0, infos[0].d))), infos, encoding)
     return shard, matrices(infos, segments, layout.x, dtype)
 
 
@@ -180,16 +180,12 @@ def read(infos: Sequence[Info], layout: Layout, comm: Comm) -> Shard:
     DataError
         On all ranks together.
     """
-    dtype = kept_as(infos, layout.dtype)
+    dtype, encoding = kept_as(infos, layout.dtype), shared_encoding(infos[0], comm)
+    kind = dtype if infos[0].layout == "csr" else None
     with together(comm):
         segments = _segments(infos, layout, comm)
-        held = segments or [NOTHING]
-        sparse = [
-            _read_csr(infos[part.file], part, layout.x, dtype)
-            for part in held
-            if infos[0].layout == "csr"
-        ]
-        parts = [_read_vectors(infos[part.file], part, layout) for part in held]
+        held = [_read_part(infos[part.file], part, layout, kind) for part in segments or [NOTHING]]
+        parts, sparse = [part for part, _ in held], [X for _, X in held if X is not None]
     streams = _streams(infos, segments, layout, dtype, comm)
     X: Matrix = (
         _stack(sparse, infos[0].d)
@@ -197,7 +193,7 @@ def read(infos: Sequence[Info], layout: Layout, comm: Comm) -> Shard:
         else read_dense(infos, segments, layout, dtype, streams, comm)
     )
     with together(comm), resource_limits.named(infos[0].path):
-        shard = _join(parts, segments, X, infos)
+        shard = _join(parts, segments, X, infos, encoding)
     return exchange(shard, comm) if layout.partition == "hash" else shard
 
 
@@ -215,11 +211,12 @@ def kept_as(infos: Sequence[Info], asked: str | None) -> np.dtype[Any]:
         else max((np.dtype(info.dtype) for info in infos), key=lambda kind: kind.itemsize)
     )
     if dtype == np.float16 and infos[0].layout == "csr":
-        error = UsageError(
-            f"{infos[0].path}: --dtype float16 is for dense data, and these are sparse: use float32"
+        raise agreed(
+            UsageError(
+                f"{infos[0].path}: --dtype float16 is for dense data, and these are sparse: "
+                "use float32"
+            )
         )
-        error.agreed = True
-        raise error
     return dtype
 
 
@@ -252,22 +249,20 @@ def _row_at(info: Info, x: str, wanted: int) -> int:
     return low
 
 
-def _read_vectors(info: Info, segment: Segment, layout: Layout) -> dict[str, Array]:
-    """Read the vectors of a segment.
+def _read_part(
+    info: Info, segment: Segment, layout: Layout, dtype: np.dtype[Any] | None = None
+) -> tuple[dict[str, Array], CSR | None]:
+    """Read the vectors of a segment and, if a dtype is given, its rows of a CSR matrix.
 
     The target is read only if it is needed: rows to be predicted may have none.
     """
     wanted = [*info.extras, *([layout.y] if info.has_y and layout.need_y else [])]
     with reading(info, segment) as file:
+        X = None if dtype is None else read_csr(file, layout.x, segment, dtype)
         vectors = {name: read_vector(file, name, segment, info) for name in wanted}
     if layout.y != "y" and layout.y in vectors:
         vectors["y"] = vectors.pop(layout.y)
-    return vectors
-
-
-def _read_csr(info: Info, segment: Segment, x: str, dtype: np.dtype[Any]) -> CSR:
-    with reading(info, segment) as file:
-        return read_csr(file, x, segment, dtype)
+    return vectors, X
 
 
 def _streams(
@@ -296,12 +291,12 @@ def _streams(
         return False
     why = "sparse data cannot be streamed" if infos[0].layout == "csr" else layout.unstreamed
     if why:
-        error = UsageError(
-            f"a rank's rows take {need[0] / 1e9:.3g} GB, "
-            f"more than --max-memory, and {why}: use more ranks"
+        raise agreed(
+            UsageError(
+                f"a rank's rows take {need[0] / 1e9:.3g} GB, "
+                f"more than --max-memory, and {why}: use more ranks"
+            )
         )
-        error.agreed = True
-        raise error
     return True
 
 
@@ -338,7 +333,7 @@ def read_dense(
     If X becomes float16 and the files hold other types, the rows are read twice: the first pass
     finds the units of the columns.
     """
-    d, narrowing, named = infos[0].d, None, None
+    d, narrowing = infos[0].d, None
     if dtype == np.float16 and not all(info.halves for info in infos):
         low, high = np.full(d, np.inf), np.full(d, -np.inf)
         with together(comm):
@@ -347,8 +342,6 @@ def read_dense(
         narrowing = Narrowing(low, high, comm)
     X: Dense | Half | Streamed
     with together(comm), resource_limits.named(infos[0].path):
-        if narrowing is not None:
-            named = _names(infos[0])
         if streams:
             X = Streamed(
                 infos, segments, layout.x, dtype, narrowing, layout.max_memory or 0, layout.block
@@ -369,12 +362,17 @@ def read_dense(
                 else Dense(values)
             )
     if narrowing is not None:
-        narrowing.check(infos[0].path, named, comm)
+        names = shared_encoding(infos[0], comm).get("feature_names")
+        narrowing.check(infos[0].path, names and [str(name) for name in names], comm)
     return X
 
 
 def _join(
-    parts: Sequence[dict[str, Array]], segments: Sequence[Segment], X: Matrix, infos: Sequence[Info]
+    parts: Sequence[dict[str, Array]],
+    segments: Sequence[Segment],
+    X: Matrix,
+    infos: Sequence[Info],
+    encoding: dict[str, Any],
 ) -> Shard:
     def joined(name: str) -> Array | None:
         if name not in parts[0]:
@@ -389,14 +387,35 @@ def _join(
         c=joined("sample_weight"),
         offset=joined("offset"),
         key=joined("key"),
-        encoding=encoding_of(infos[0]),
+        encoding=encoding,
         files=tuple((info.path, info.n) for info in infos),
     )
 
 
-def _names(info: Info) -> list[str] | None:
-    names = encoding_of(info).get("feature_names")
-    return None if names is None else [str(name) for name in names]
+def shared_encoding(info: Info, comm: Comm) -> dict[str, Any]:
+    """Return the encoding of a file on all ranks; rank 0 alone opens the file. Collective.
+
+    Parameters
+    ----------
+    info : Info
+        The metadata of the file.
+    comm : Comm
+
+    Returns
+    -------
+    dict
+        See `encoding_of`.
+
+    Raises
+    ------
+    DataError
+        On all ranks, if the encoding or the names of the columns are damaged.
+    """
+    found: dict[str, Any] = {}
+    with together(comm):
+        if comm.rank == 0:
+            found = encoding_of(info)
+    return dict(share_json(comm, found))
 
 
 def encoding_of(info: Info) -> dict[str, Any]:

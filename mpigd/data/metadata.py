@@ -11,19 +11,20 @@ import glob
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
 
 from mpigd.data import column_names, file_vectors, foreign, foreign_marks, unwritten
 from mpigd.data.partition import Extent
-from mpigd.errors import DataError
+from mpigd.errors import DataError, MpigdError
 from mpigd.parallel.comm import Comm, bcast_bytes, together
 from mpigd.storage import dataset_checks, file_order, hdf5
 from mpigd.storage.chunked_reads import reading_bytes
 from mpigd.storage.safe_open import Attributes
 
+Failure = TypeVar("Failure", bound=MpigdError)
 FLOATS = ("float64", "float32")
 EXTRAS = ("sample_weight", "offset", "key")
 
@@ -118,10 +119,11 @@ def expand(patterns: Sequence[str], comm: Comm, duplicates: bool = False) -> lis
                 raise DataError("no data given")
             if not duplicates:
                 file_order.check_once(found)
-    return list(_share_json(comm, found))
+    return list(share_json(comm, found))
 
 
-def _share_json(comm: Comm, value: Any) -> Any:
+def share_json(comm: Comm, value: Any) -> Any:
+    """Return rank 0's value on all ranks, through JSON. Collective."""
     return json.loads(bcast_bytes(comm, json.dumps(value).encode()))
 
 
@@ -189,7 +191,7 @@ def inspect(
     return result
 
 
-def agreed(error: DataError) -> DataError:
+def agreed(error: Failure) -> Failure:
     """Mark an error as raised on every rank from the same facts, and return it."""
     error.agreed = True
     return error

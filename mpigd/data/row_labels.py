@@ -115,9 +115,7 @@ def _ids(source: hdf5.Group, rows: slice, kind: np.dtype[Any]) -> Array:
     found = source.raw(ID)
     if kind.kind != "S":
         return np.asarray(found[rows])
-    values = [
-        text for _, some in text_datasets.slabs(found, rows.start, rows.stop) for text in some
-    ]
+    values = [text for some in text_datasets.slabs(found, rows.start, rows.stop) for text in some]
     for place, value in enumerate(values):
         try:
             value.decode()
@@ -160,7 +158,7 @@ def _look(files: tuple[tuple[str, int], ...], links: tuple[str, ...]) -> Beside:
             kind, why = _kind(file, n)
             note = note or (f"{path}: {why}" if why else "")
             kinds.append(kind)
-            if len(files) == 1 and FILE in file and ROW in file and SOURCES in file:
+            if len(files) == 1 and _derived(file):
                 names, derived = (
                     tuple(str(name) for name in hdf5.read_json(file, SOURCES, list)),
                     True,
@@ -169,6 +167,11 @@ def _look(files: tuple[tuple[str, int], ...], links: tuple[str, ...]) -> Beside:
                     skipped = int(hdf5.read_json(file, SKIPPED)["rows"])
     ids = None if note else _common(kinds, files)
     return Beside(files, links, ids, names, derived, note, skipped)
+
+
+def _derived(file: hdf5.Group) -> bool:
+    """Return whether a file says which row of which table each of its rows comes from."""
+    return FILE in file and ROW in file and SOURCES in file
 
 
 def _kind(file: hdf5.Group, n: int) -> tuple[np.dtype[Any] | None, str]:
@@ -191,7 +194,7 @@ def _kind(file: hdf5.Group, n: int) -> tuple[np.dtype[Any] | None, str]:
     if not text_datasets.holds_text(found):
         return None, f"{ID!r} holds {found.dtype}, but ids are whole numbers or texts: {left}"
     longest = max(
-        (len(text) for _, some in text_datasets.slabs(found, 0, n) for text in some), default=1
+        (len(text) for some in text_datasets.slabs(found, 0, n) for text in some), default=1
     )
     if longest > ID_BYTES:
         return (
@@ -236,7 +239,8 @@ def named(shard: Shard, comm: Comm) -> Shard:
     derived = np.zeros(1, dtype=np.int64)
     with together(comm):
         if comm.rank == 0:
-            derived[0] = _look(shard.files[:1], ()).derived
+            with hdf5.open_read(path) as file:
+                derived[0] = _derived(file)
     comm.bcast(derived)
     return replace(shard, origin=_origin(path)) if derived[0] else shard
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from mpigd.config.units import ClassWeight, class_weights_of, quoted_label
 from mpigd.data.extreme_values import LARGEST, advice
-from mpigd.data.loading import encoding_of
+from mpigd.data.loading import shared_encoding
 from mpigd.data.metadata import Info, agreed
 from mpigd.data.shard import Shard
 from mpigd.errors import DataError, UsageError
@@ -72,9 +72,8 @@ def check_target(info: Info, loss: str, comm: Comm) -> None:
     comm
         The communicator of these ranks.
     """
-    with together(comm):
-        encoding = encoding_of(info)
-    check_numeric(info.path, encoding, LOSSES[loss])
+    if not LOSSES[loss].classifies:
+        check_numeric(info.path, shared_encoding(info, comm), LOSSES[loss])
 
 
 def check_numeric(name: str, encoding: Mapping[str, Any], loss: Loss) -> None:

@@ -49,7 +49,7 @@ def _spelt(data: h5py.Dataset) -> bool:
     return bool(data.dtype == np.dtype("S1") and data.ndim == 2 and min(data.shape) > 1)
 
 
-def slabs(data: h5py.Dataset, start: int, stop: int) -> Iterator[tuple[int, list[bytes]]]:
+def slabs(data: h5py.Dataset, start: int, stop: int) -> Iterator[list[bytes]]:
     """Yield texts start to stop of a dataset, piece by piece.
 
     Parameters
@@ -61,10 +61,8 @@ def slabs(data: h5py.Dataset, start: int, stop: int) -> Iterator[tuple[int, list
 
     Yields
     ------
-    int
-        The first row of the piece.
     list of bytes
-        Its texts.
+        The texts of the piece.
 
     Raises
     ------
@@ -80,11 +78,11 @@ def slabs(data: h5py.Dataset, start: int, stop: int) -> Iterator[tuple[int, list
         last = min(first + step, stop)
         if _spelt(data):
             letters = np.ascontiguousarray(data[first:last])
-            yield first, np.char.rstrip(letters.view(f"S{data.shape[1]}")[:, 0], b" ").tolist()
+            yield np.char.rstrip(letters.view(f"S{data.shape[1]}")[:, 0], b" ").tolist()
         elif heap is None:
-            yield first, _padded(data, piece(data, first, last)).tolist()
+            yield _padded(data, piece(data, first, last)).tolist()
         else:
-            yield first, heap.read(first, last)
+            yield heap.read(first, last)
 
 
 def piece(data: h5py.Dataset, start: int, stop: int) -> Array:

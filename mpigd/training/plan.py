@@ -20,10 +20,11 @@ from mpigd.config.schema import Config
 from mpigd.config.schema import to_dict as options_of
 from mpigd.config.units import size_of
 from mpigd.data import file_vectors
-from mpigd.data.metadata import Info, expand, inspect
+from mpigd.data.loading import encoding_of, kept_as, survey
+from mpigd.data.metadata import Info
 from mpigd.errors import UsageError
 from mpigd.model.sample_sizes import sizes_for
-from mpigd.model.targets import check_target
+from mpigd.model.targets import check_target, class_names
 from mpigd.optim.predicted_costs import Shape
 from mpigd.parallel.comm import Comm, together
 from mpigd.parallel.standard_streams import put
@@ -108,7 +109,8 @@ def plan(
     alpha, beta = network or (known.get("alpha", NETWORK[0]), known.get("beta", NETWORK[1]))
     k = _outputs(infos, config)
     config = problem.complete(config, n, d, _shape(infos, config, k))
-    row_bytes = _row_bytes(infos, config.dtype or infos[0].dtype)
+    dtype = kept_as(infos, config.dtype)
+    row_bytes = _row_bytes(infos, dtype)
     steps = 1 if config.batch_size is None else -(-n // config.batch_size)
     here = min(ranks, cores_of(known))
     share = -(-n // ranks)
@@ -121,12 +123,7 @@ def plan(
     _check_memory(memory * here, known.get("memory") or _available())
     words = 8 * (2 * k * d + 2 * (k + 1) + 16)
     talk = math.ceil(math.log2(ranks)) * (alpha + beta * words) if ranks > 1 else 0.0
-    plain = (
-        infos[0].layout == "dense"
-        and config.mode == "full"
-        and k == 1
-        and np.dtype(config.dtype or "f4").itemsize > 2
-    )
+    plain = infos[0].layout == "dense" and config.mode == "full" and k == 1 and dtype.itemsize > 2
     per_row = told_seconds(known, d, row_bytes, here) if plain else None
     if per_row is None:
         per_row = row_seconds(infos[0].layout, d, row_bytes, config, here, k)
@@ -157,16 +154,11 @@ def _outputs(infos: list[Info], config: Config) -> int:
     """
     if config.loss != "softmax":
         return 1
-    if infos[0].classes:
-        return len(infos[0].classes)
+    if names := class_names(encoding_of(infos[0])):
+        return len(names)
     with hdf5.open_read(infos[0].path, infos[0].links) as file:
-        encoding = hdf5.read_json(file, "encoding") if "encoding" in file else {}
-        names = (encoding.get("target") or {}).get("classes")
-        return (
-            len(names)
-            if names
-            else max(2, np.unique(file_vectors.find(file, config.y).read(0, LOOKED_AT)[0]).size)
-        )
+        targets, _ = file_vectors.find(file, config.y).read(0, LOOKED_AT)
+        return max(2, np.unique(targets).size)
 
 
 def _memory(share: int, row_bytes: float, k: int, d: int, config: Config) -> float:
@@ -177,8 +169,8 @@ def _memory(share: int, row_bytes: float, k: int, d: int, config: Config) -> flo
     return PROGRAM + rows + share * (PER_ROW + 16 * (k - 1)) + PER_PARAMETER * k * d
 
 
-def _row_bytes(infos: list[Info], dtype: str) -> float:
-    size = np.dtype(dtype).itemsize
+def _row_bytes(infos: list[Info], dtype: np.dtype[Any]) -> float:
+    size = dtype.itemsize
     if infos[0].layout == "dense":
         return float(infos[0].d * size)
     entries = sum(info.nonzeros or 0 for info in infos) / max(1, sum(info.n for info in infos))
@@ -227,22 +219,6 @@ def to_dict(predicted: Plan) -> dict[str, Any]:
     return asdict(predicted)
 
 
-def surveyed(data: Sequence[str], config: Config, comm: Comm) -> list[Info]:
-    """Return the metadata of the files of the data set. Collective.
-
-    Parameters
-    ----------
-    data : sequence of str
-        Paths of the HDF5 files.
-    config : Config
-        Options of the run.
-    comm : Comm
-        Communicator of all ranks.
-    """
-    paths = expand(data, comm, config.allow_duplicates)
-    return inspect(paths, config.x, config.y, comm, config.allow_links, config.allow_unwritten)
-
-
 def plan_only(data: Sequence[str], config: Config, comm: Comm) -> int:
     """Print what a run would do, from the files' metadata and the options alone. Collective.
 
@@ -261,8 +237,9 @@ def plan_only(data: Sequence[str], config: Config, comm: Comm) -> int:
         The exit code.
     """
     requirements.check(config)
-    infos = surveyed(data, config, comm)
+    infos = survey(data, problem.layout(config), comm)
     check_target(infos[0], config.loss, comm)
+    kept_as(infos, config.dtype)  # refuses float16 for sparse data, as the run would
     n = sum(info.n for info in infos)
     k = np.ones(1, dtype=np.int64)
     with together(comm):

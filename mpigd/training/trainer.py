@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mpigd.config.schema import FIELDS, Config
-from mpigd.data.loading import read, survey
+from mpigd.data.loading import kept_as, read, survey
 from mpigd.data.shard import Shard
 from mpigd.errors import NumericalError, UsageError, WorseError
 from mpigd.model import inference
@@ -134,7 +134,7 @@ def load_rows(data: Sequence[str], config: Config, comm: Comm) -> Shard:
             train,
             config,
             infos[0].layout,
-            config.dtype or infos[0].dtype,
+            kept_as(infos, config.dtype).name,
             "offset" in infos[0].extras,
             comm,
         )

@@ -18,6 +18,7 @@ from mpigd.data.shard import Shard
 from mpigd.errors import DataError, UsageError
 from mpigd.matrix.base import CSR, Dense
 from mpigd.parallel.comm import SelfComm
+from mpigd.storage.chunked_reads import Dataset
 from tests.foreign import compressed, plain, rows
 from tests.launch import python
 
@@ -177,3 +178,22 @@ def test_the_command(tmp_path: Path) -> None:
     )
     failed = python("-m", "mpigd", "convert", tmp_path / "none.h5", "-o", tmp_path / "out.h5")
     assert (failed.returncode, len(failed.stderr.splitlines())) == (65, 1)
+
+
+def test_ids_of_variable_length_are_not_read_by_hdf5_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One flipped bit in its heap of texts would send HDF5's own reader into an endless loop."""
+    with h5py.File(tmp_path / "in.h5", "w") as file:
+        file["X"], file["y"] = np.arange(12.0).reshape(6, 2), np.arange(6.0)
+        file["id"] = np.array([f"row {i}" for i in range(6)], object)
+    original = Dataset.__getitem__
+
+    def numbers_only(data: Dataset, *place: Any) -> Any:
+        assert data.dtype != object, f"{data.name} is read by HDF5"
+        return original(data, *place)
+
+    monkeypatch.setattr(Dataset, "__getitem__", numbers_only)
+    convert(str(tmp_path / "in.h5"), str(tmp_path / "out.h5"), "X", "y")
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert list(file["id"].asstr()) == [f"row {i}" for i in range(6)]

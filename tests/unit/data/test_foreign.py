@@ -641,9 +641,7 @@ def test_damaged_texts(drawn: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     path.write_bytes(raw)
     with hdf5.open_read(path) as file:
         try:
-            found = [
-                text for _, slab in text_datasets.slabs(file.raw("y"), 0, 300) for text in slab
-            ]
+            found = [text for slab in text_datasets.slabs(file.raw("y"), 0, 300) for text in slab]
         except DataError as error:
             assert "'y' is damaged" in str(error)
         else:

@@ -24,6 +24,7 @@ from mpigd.data.shard import Shard
 from mpigd.matrix.base import CSR, Dense
 from mpigd.parallel.comm import Comm, SelfComm
 from mpigd.scoring.fitted_model import load as load_model
+from mpigd.storage import safe_open
 from tests.launch import python
 from tests.scenarios import PLACES, write
 from tests.threadcomm import run
@@ -365,3 +366,24 @@ def test_the_place_of_plain_numbers(how: dict[str, Any], tmp_path: Path) -> None
             np.testing.assert_array_equal(
                 plain.Map(file[name], found[name], out.dtype).open().fetch(slice(0, 4)), values
             )
+
+
+@pytest.mark.parametrize("as_csr", [False, True])
+def test_one_rank_reads_the_encoding_and_each_rank_its_rows(
+    as_csr: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On many ranks, reads of the first file's names by all of them would be the most opens."""
+    paths = write(generate("logistic", n=90), tmp_path, as_csr=as_csr)
+    with h5py.File(paths[0], "r+") as file:
+        d = file["X"].attrs["shape"][1] if as_csr else file["X"].shape[1]
+        file["feature_names"] = [f"column {j}" for j in range(d)]
+    opened: list[str] = []
+    original = safe_open.open_file
+    monkeypatch.setattr(
+        safe_open, "open_file", lambda path: opened.append(str(path)) or original(path)
+    )
+    shards = read(paths, 3)
+    assert all(shard.feature_names == [f"column {j}" for j in range(d)] for shard in shards)
+    # Metadata and encoding once. A rank opens the file for its rows: vectors and dense X, or the
+    # two boundaries of its share of a CSR matrix (not those of the whole) and all its rows.
+    assert len(opened) == 2 + (4 + 3 if as_csr else 2 * 3)

@@ -14,14 +14,16 @@ import pytest
 
 from mpigd.config.schema import Config
 from mpigd.data.metadata import Info, inspect
-from mpigd.errors import UsageError
+from mpigd.errors import DataError, MpigdError, UsageError
 from mpigd.parallel.comm import SelfComm
 from mpigd.training import plan as planning
 from mpigd.training import throughput
 from mpigd.training.plan import plan
 from mpigd.training.throughput import read_profile, row_seconds
+from mpigd.training.trainer import load_rows
 from tests.launch import python
 from tests.scenarios import generate, write
+from tests.threadcomm import run
 
 INFO = Info("data.h5", 1_000_000, 50, "dense", "float32", 1000, None, True, (), "")
 
@@ -133,6 +135,33 @@ def test_classes_of_a_softmax_are_found(tmp_path: Path) -> None:
     assert classes > 2 and told.allreduce_bytes == 8 * (
         2 * classes * info.d + 2 * (classes + 1) + 16
     )
+
+
+def test_the_widest_type_of_the_files_is_planned() -> None:
+    """A rank holds all rows in one type, so that one file of float64 doubles the memory."""
+    narrow, wide = (
+        plan([replace(INFO, n=500_000), replace(INFO, n=500_000, dtype=dtype)], Config(), 1)
+        for dtype in ("float32", "float64")
+    )
+    assert wide.memory_bytes - narrow.memory_bytes == 1_000_000 * 50 * 4
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize(
+    ("options", "kind", "why"),
+    [
+        ({"y": "label"}, DataError, "no target 'label'"),
+        ({"dtype": "float16"}, UsageError, "these are sparse"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would_refuse(
+    size: int, options: dict[str, str], kind: type[MpigdError], why: str, tmp_path: Path
+) -> None:
+    paths = write(generate("logistic", n=60), tmp_path, as_csr=True)
+    config = Config(loss="logistic", **options)
+    for refuses in (planning.plan_only, load_rows):
+        with pytest.raises(kind, match=why):
+            run(size, lambda comm, refuses=refuses: refuses(paths, config, comm))
 
 
 def test_streamed_rows_are_not_held() -> None:
