@@ -209,6 +209,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert other.scores == found["scores"]
 
 
+def test_a_model_that_cannot_be_written_is_refused_before_the_data_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path / "none" / "model.h5")
+    assert main(["cv", "none.h5", "-o", output]) == 2
+    assert f"-o {output}: the folder does not exist" in capsys.readouterr().err
+
+
 def test_the_chart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
