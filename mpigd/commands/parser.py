@@ -236,10 +236,9 @@ def cv_command(arguments: argparse.Namespace) -> int:
     config, _ = resolve(_options(arguments), arguments.config)
     comm = _connect(arguments, config.hang_timeout)
     from mpigd.training.callbacks.progress import Progress
-    from mpigd.training.cross_validation import chart, check, cross_validate, penalties_of, table
+    from mpigd.training.cross_validation import chart, cross_validate, penalties_of, table
 
     penalties = penalties_of(arguments.penalties)
-    check(config, arguments.folds, arguments.choose)
     with together(comm):
         if comm.rank == 0:
             if arguments.chart and not find_spec("matplotlib"):

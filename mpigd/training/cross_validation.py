@@ -31,6 +31,7 @@ from mpigd.scoring.fitted_model import Model
 from mpigd.training import problem as build
 from mpigd.training import trainer
 from mpigd.training.callbacks.progress import Progress
+from mpigd.training.run_guard import same_everywhere
 from mpigd_kernels import linalg, vector
 
 Array = np.ndarray[Any, Any]
@@ -194,8 +195,9 @@ def cross_validate(
     MpigdError
         On all ranks, if the data, the options or the numbers cannot be used.
     """
-    check(config, folds, choose)
     comm = adopt(comm)
+    same_everywhere(config, comm, penalties=list(l2), folds=folds, choose=choose)
+    check(config, folds, choose)
     config = config.replace(l2=float(l2[len(l2) // 2]))
     shard = (
         data
