@@ -139,6 +139,7 @@ class Evaluator:
 
 
 def model_classes(model: Model) -> Classes | None:
+    """Return the classes of a model with the names that its encoding has; None for regression."""
     if model.classes is None:
         return None
     names = (model.encoding.get("target") or {}).get("classes")

@@ -77,7 +77,7 @@ class Targets:
 
 
 def _is_of(path: str, data: str) -> bool:
-    """Whether an existing file is one of those that a path, a glob or a folder names."""
+    """Return whether an existing file is one of those that a path, a glob or a folder names."""
     if os.path.isdir(data):
         return os.path.commonpath(
             [os.path.realpath(data), os.path.realpath(path)]

@@ -1,4 +1,4 @@
-"""What the subjects measure of mpigd: one place that knows how a problem is built and run."""
+"""Problems of mpigd as the subjects measure them: the one place that builds and runs them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 
 
 def offers(option: str, choice: str | None = None) -> bool:
-    """Whether `mpigd train` has the option, with that choice."""
+    """Return whether `mpigd train` has the option, with that choice."""
     return option in FIELDS and (choice is None or choice in FIELDS[option].metadata["choices"])
 
 
