@@ -39,7 +39,7 @@ def gradient(made: build.Problem, kind: str = "exact") -> Callable[[], Any]:
     goal = made.objective
     reducer = goal.reducer(kind, made.reducer.comm)
     w = np.random.default_rng(1).standard_normal(goal.size) / np.sqrt(goal.size)
-    everything = Batch(slice(None), goal.n, 0, 0, True)
+    everything = Batch.whole(goal.n)
     return lambda: goal.on(everything, reducer).value_and_gradient(w)
 
 
