@@ -29,7 +29,7 @@ from mpigd.config.schema import FIELDS, Config, resolve
 from mpigd.errors import UsageError
 from mpigd.parallel import kernel_cache
 from mpigd.parallel.comm import Comm, together
-from mpigd.parallel.launcher import launched
+from mpigd.parallel.launcher import elsewhere
 from mpigd.parallel.session import HANG_TIMEOUT, connect, enter
 from mpigd.parallel.standard_streams import put, say
 
@@ -340,7 +340,7 @@ def info_command(arguments: argparse.Namespace) -> int:
     config: Config = resolve(_options(arguments))[0]
     from mpigd.commands.info import describe, summary, text
 
-    if _elsewhere():
+    if elsewhere():
         return 0
     if arguments.summary and not arguments.json:
         put(summary(arguments.file))
@@ -350,18 +350,13 @@ def info_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _elsewhere() -> bool:
-    """Return whether another process of the launcher prints the output of this serial command."""
-    return (launched() or (0, 1))[0] > 0
-
-
 def plan_command(arguments: argparse.Namespace) -> int:
     """Run `mpigd plan`: predict memory and times of a run without MPI."""
     config = resolve(_options(arguments), arguments.config)[0]
     network = _network(arguments.network)
     if arguments.ranks < 1:
         raise UsageError(f"--ranks {arguments.ranks}: must be at least 1")
-    if _elsewhere():
+    if elsewhere():
         return 0
     kernel_cache.prepare()
     kernel_cache.import_lean()
@@ -401,6 +396,6 @@ def postmortem_command(arguments: argparse.Namespace) -> int:
     """Run `mpigd postmortem`: print where the ranks of a run were when it ended."""
     from mpigd.parallel.flight_recorder import report
 
-    if not _elsewhere():
+    if not elsewhere():
         put(report(arguments.folder))
     return 0
