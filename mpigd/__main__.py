@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from mpigd.commands.parser import parser
-from mpigd.errors import MpigdError
+from mpigd.errors import MpigdError, out_of_memory
 from mpigd.parallel import session, standard_streams, working_directory
 
 PIPE_CLOSED = 141  # the exit code that a shell reports for a program that SIGPIPE has killed
@@ -35,6 +35,8 @@ def _run(argv: Sequence[str] | None) -> int:
         return code
     except MpigdError as error:
         return _failed(error)
+    except MemoryError as error:
+        return _failed(out_of_memory(error))
     except KeyboardInterrupt:
         session.end_all(130)
         return 130

@@ -44,6 +44,12 @@ class LimitError(LaunchError):
     """The system limits this process too much (file descriptors or memory); the input is valid."""
 
 
+def out_of_memory(error: MemoryError) -> LimitError:
+    """Return the LimitError for an allocation that failed in Python, numpy or numba."""
+    why = " ".join(str(error).split()) or "memory allocation failed"
+    return LimitError(f"not enough memory: {why} (use fewer ranks on a host, or more hosts)")
+
+
 class NumericalError(MpigdError):
     """A value in training is not finite."""
 

@@ -253,6 +253,14 @@ def a_foreign_exception_arrives_with_its_traceback(comm: Comm) -> None:
 
 
 @scenario
+def a_lack_of_memory_is_one_sentence(comm: Comm) -> None:
+    error = failing(comm, {comm.size - 1: MemoryError("Unable to allocate 3 GiB")})
+    assert error.code == 69
+    assert str(error).startswith("not enough memory: Unable to allocate 3 GiB (")
+    assert isinstance(error.__cause__, MemoryError) == (comm.rank == comm.size - 1)
+
+
+@scenario
 def a_foreign_exception_with_a_code_of_its_own(comm: Comm) -> None:
     class Odd(Exception):
         code = "E17"

@@ -6,7 +6,7 @@ import argparse
 
 from mpigd.commands.arguments import add_options, option_groups
 from mpigd.config.schema import FIELDS, resolve
-from mpigd.parallel.launcher import launched
+from mpigd.parallel.launcher import elsewhere
 from mpigd.parallel.standard_streams import say
 
 
@@ -34,7 +34,7 @@ def convert_arguments(sub: argparse.ArgumentParser) -> None:
 
 def convert_command(arguments: argparse.Namespace) -> int:
     config = resolve({name: value for name, value in vars(arguments).items() if name in FIELDS})[0]
-    if (launched() or (0, 1))[0] > 0:  # one process does all of it
+    if elsewhere():
         return 0
     from mpigd.data.convert import convert
 

@@ -273,6 +273,7 @@ def judge(facts: Sequence[Facts]) -> Iterator[Check]:
 
 
 def some(texts: Sequence[str]) -> str:
+    """Return the first SHOWN texts in one line, and the number of all if there are more."""
     return ", ".join(texts[:SHOWN]) + (f", ... ({len(texts)})" if len(texts) > SHOWN else "")
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
+from mpigd.commands.arguments import option_groups
 from mpigd.errors import UsageError
 from mpigd.parallel.standard_streams import put, say
 
@@ -11,117 +13,131 @@ from mpigd.parallel.standard_streams import put, say
 def import_arguments(sub: argparse.ArgumentParser) -> None:
     """Add the arguments of `mpigd import` to a parser, in groups.
 
-    Their names are those of the options of `mpigd.tables.importer.import_data`.
+    Their names are those of the options of `mpigd.tables.importer.import_data`. An option that is
+    not given is absent from the parsed result, so that import_data has its own default.
     """
+    groups = option_groups(sub)
+    data, run = groups["data"], groups["run"]
     sub.add_argument(
         "source",
         nargs="+",
         help="files, folders of Parquet parts, or globs: one data set, in this order",
     )
-    sub.add_argument("-o", "--output", help="the HDF5 file to write")
-    sub.add_argument(
+    run.add_argument(
+        "-o", "--output", help="HDF5 file to write (default: none, needed without --dry-run)"
+    )
+    run.add_argument(
         "--dry-run",
         nargs="?",
         type=int,
         const=0,
         default=None,
         metavar="ROWS",
-        help="write nothing; print what would become of each column, from all rows or the first "
-        "ROWS",
+        help="write nothing; print what would become of each column, from the first ROWS rows, or "
+        "from all without ROWS (default: the file is written)",
     )
-    sub.add_argument(
-        "--like", metavar="FILE", help="encode as this imported file, or this model's data, was"
+    data.add_argument(
+        "--like",
+        metavar="FILE",
+        help="encode as this imported file, or this model's data, was "
+        "(default: an encoding of its own)",
     )
-    sub.add_argument(
+    data.add_argument(
         "--format",
         choices=("csv", "parquet", "arrow", "orc", "svmlight"),
-        help="default: from the file name",
+        help="format of the source files (default: from the file name)",
     )
-    sub.add_argument(
+    data.add_argument(
         "--allow-duplicates",
         action="store_true",
         default=argparse.SUPPRESS,
         help="read a file again that is named again",
     )
-    _roles(sub.add_argument_group("columns"))
-    _values(sub.add_argument_group("values"))
-    _csv(sub.add_argument_group("how CSV files are written"))
-    _svmlight(sub.add_argument_group("how svmlight files are written"))
+    _columns(sub.add_argument_group("data (columns of the table)"))
+    _values(sub.add_argument_group("data (values of the columns)"))
+    _csv(sub.add_argument_group("data (the notation of CSV files)"))
+    _svmlight(sub.add_argument_group("data (the notation of svmlight files)"))
 
 
-class Group:
-    """Adds arguments that appear in the result only if they are given on the command line."""
-
-    def __init__(self, group: argparse._ActionsContainer) -> None:
-        self._group = group
-
-    def add(self, *flags: str, **kind: object) -> None:
-        self._group.add_argument(
-            *flags,
-            default=argparse.SUPPRESS,
-            **kind,  # type: ignore[arg-type]
-        )
-
-
-def _roles(group: argparse._ArgumentGroup) -> None:
-    add, several = Group(group).add, dict(nargs="+", metavar="COLUMN")
-    add("--target", help="the column to be predicted: numbers, or classes as text")
-    add("--weight", help="the column of sample weights")
-    add("--offset", help="the column added to the linear predictor")
-    add("--key", help="the column that the hash partition uses")
-    add("--id", help="a column to keep beside the data, and beside predictions")
-    add("--drop", help="columns to leave out", **several)
+def _columns(group: argparse._ArgumentGroup) -> None:
+    add = partial(group.add_argument, default=argparse.SUPPRESS)
     add(
+        "--target",
+        metavar="COLUMN",
+        help="column to be predicted: numbers, or classes as text (default: no column)",
+    )
+    add("--weight", metavar="COLUMN", help="column of the sample weights (default: no column)")
+    add(
+        "--offset",
+        metavar="COLUMN",
+        help="column that is added to the linear predictor (default: no column)",
+    )
+    add(
+        "--key",
+        metavar="COLUMN",
+        help="column that the hash partition uses (default: no column)",
+    )
+    add(
+        "--id",
+        metavar="COLUMN",
+        help="column to keep beside the data, and beside predictions (default: no column)",
+    )
+    several = partial(add, nargs="+", metavar="COLUMN")
+    several("--drop", help="columns to leave out (default: no column)")
+    several(
         "--text",
         "--categorical",
         dest="categorical",
-        help="columns that are categories, whatever they look like",
-        **several,
+        help="columns that are categories, whatever they look like (default: columns of text)",
     )
-    add(
+    several(
         "--number",
-        help="columns that are numbers; signs of currency and percent around them are left out",
-        **several,
+        help="columns that are numbers; signs of currency and percent around them are left out "
+        "(default: columns of numbers)",
     )
     add(
         "--date",
         nargs="+",
         metavar="COLUMN[=FORMAT]",
         help="columns of dates or times, which become year, month, day, weekday, hour, minute and "
-        "second; FORMAT as for strptime (%%m/%%d/%%Y), by default ISO 8601",
+        "second; FORMAT as for strptime, like %%m/%%d/%%Y, or else ISO 8601 (default: no column)",
     )
 
 
 def _values(group: argparse._ArgumentGroup) -> None:
-    add = Group(group).add
+    add = partial(group.add_argument, default=argparse.SUPPRESS)
     add(
         "--missing",
         choices=("refuse", "mean", "zero", "drop"),
-        help="missing values: refuse, fill in the mean or zero, or drop the row",
+        help="what to do with missing values: refuse them, fill in the mean or zero, or drop the "
+        "row (default: refuse)",
     )
     add(
         "--infinite",
         choices=("refuse", "missing"),
-        help="infinities: refuse, or take them for missing values",
+        help="what to do with infinities: refuse them, or take them for missing values "
+        "(default: refuse)",
     )
     add(
         "--unseen",
         choices=("error", "zero", "other"),
-        help="levels of categories that only later data have: refuse, no column (zeros), or that "
-        "of rare levels",
+        help="what to do with levels of categories that only later data have: refuse them (error), "
+        "set all columns of the category to zero (zero), or use the column of rare levels (other) "
+        "(default: error)",
     )
     add(
         "--min-count",
         type=int,
         metavar="N",
-        help="levels of fewer than N rows share one column, NAME=<other>",
+        help="levels of fewer than N rows share one column, NAME=<other> (default: none do)",
     )
     add(
         "--hash",
         type=int,
         dest="hash_bits",
         metavar="BITS",
-        help="hash categories into 2**BITS columns",
+        help="number of bits of a hash: categories get 2**BITS columns together "
+        "(default: a column for each level)",
     )
     add(
         "--drop-first",
@@ -132,55 +148,79 @@ def _values(group: argparse._ArgumentGroup) -> None:
         "--reference",
         action="append",
         metavar="COLUMN=LEVEL",
-        help="no column for that level of that category; may be repeated, goes before --drop-first",
+        help="no column for that level of that category; may be repeated, goes before --drop-first "
+        "(default: every level has a column)",
     )
     add(
         "--dtype",
         choices=("auto", "float32", "float64"),
-        help="of the stored numbers; auto: float32, unless a column needs more digits",
+        help="type of the stored numbers; auto is float32, unless a column needs more digits "
+        "(default: auto)",
     )
 
 
 def _svmlight(group: argparse._ArgumentGroup) -> None:
-    add = Group(group).add
+    add = partial(group.add_argument, default=argparse.SUPPRESS)
     add(
         "--features",
         type=int,
         metavar="N",
-        help="how many there are; default: up to the highest index",
+        help="number of features that the data have (default: up to the highest index)",
     )
     add(
         "--zero-based",
         action="store_true",
         dest="zero_based",
-        help="indices count from 0; default: from 1, unless one is 0",
+        help="indices count from 0, even if none is 0 (default: from 1, unless one is 0)",
     )
-    add("--one-based", action="store_false", dest="zero_based", help="indices count from 1")
+    add(
+        "--one-based",
+        action="store_false",
+        dest="zero_based",
+        help="indices count from 1; one that is 0 is an error",
+    )
 
 
 def _csv(group: argparse._ArgumentGroup) -> None:
-    add = Group(group).add
+    add = partial(group.add_argument, default=argparse.SUPPRESS)
     add(
         "--delimiter",
         metavar="MARK",
-        help="between values; default a comma, in .tsv files a tab (or the word tab)",
+        help="mark between two values, or the word tab (default: a comma, in .tsv files a tab)",
     )
-    add("--quote", metavar="MARK", help="around values; none if nothing is quoted")
-    add("--escape", metavar="MARK", help="before a mark that is part of a value")
-    add("--comment", metavar="TEXT", help="lines that begin with TEXT are left out")
+    add(
+        "--quote",
+        metavar="MARK",
+        help='mark around a value; an empty text if nothing is quoted (default: ")',
+    )
+    add(
+        "--escape",
+        metavar="MARK",
+        help="mark before a mark that is part of a value (default: a quote is written twice)",
+    )
+    add(
+        "--comment",
+        metavar="TEXT",
+        help="lines that begin with TEXT are left out (default: no line is)",
+    )
     add(
         "--encoding",
         metavar="NAME",
-        help="of the text, as Python names it (cp1252, latin-1, utf-16); default utf-8",
+        help="encoding of the text, as Python names it, like cp1252, latin-1 or utf-16 "
+        "(default: utf-8)",
     )
-    add("--decimal", metavar="MARK", help="the decimal mark of numbers")
-    add("--thousands", metavar="MARK", help="the mark between groups of three digits")
+    add("--decimal", metavar="MARK", help="decimal mark of the numbers (default: .)")
+    add(
+        "--thousands",
+        metavar="MARK",
+        help="mark between groups of three digits (default: no mark)",
+    )
     add(
         "--na",
         nargs="+",
         metavar="TEXT",
         help="texts that are missing values, besides NA, NaN, NULL, None, N/A, n/a, #N/A and "
-        "nothing",
+        "nothing (default: no other text)",
     )
     add(
         "--no-default-na",
@@ -192,7 +232,7 @@ def _csv(group: argparse._ArgumentGroup) -> None:
         "--no-header",
         action="store_false",
         dest="header",
-        help="the first line is data; columns are c0, c1, ...",
+        help="the first line is data; the columns are named c0, c1 and so on",
     )
     add(
         "--header",
@@ -203,11 +243,12 @@ def _csv(group: argparse._ArgumentGroup) -> None:
     add(
         "--rename-duplicates",
         action="store_true",
-        help="a name that comes again becomes NAME.1, NAME.2, ...",
+        help="a name that comes again becomes NAME.1, then NAME.2 and so on",
     )
 
 
 def import_command(arguments: argparse.Namespace) -> int:
+    """Run `mpigd import`: write the data set, or with --dry-run print what would become of it."""
     from mpigd.tables.importer import import_data, preview
 
     options = {

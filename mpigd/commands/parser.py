@@ -29,7 +29,7 @@ from mpigd.config.schema import FIELDS, Config, resolve
 from mpigd.errors import UsageError
 from mpigd.parallel import kernel_cache
 from mpigd.parallel.comm import Comm, together
-from mpigd.parallel.launcher import launched
+from mpigd.parallel.launcher import elsewhere
 from mpigd.parallel.session import HANG_TIMEOUT, connect, enter
 from mpigd.parallel.standard_streams import put, say
 
@@ -208,17 +208,14 @@ def train_command(arguments: argparse.Namespace) -> int:
         raise UsageError(
             "no data given: mpigd train DATA.h5 ... (or data = [...] in the --config file)"
         )
-    if not Path(output).parent.is_dir():
-        raise UsageError(f"-o {output}: the folder does not exist")
     comm = _connect(arguments, config.hang_timeout)
-    from mpigd.storage.hdf5 import check_target
     from mpigd.training.callbacks.progress import Progress
     from mpigd.training.run_guard import newest, save
     from mpigd.training.trainer import train
 
-    with together(comm):  # checked before training, since a failure later would lose its result
+    with together(comm):
         if comm.rank == 0:
-            check_target(output)
+            _check_output(output)
     progress = Progress(sys.stderr, quiet=config.quiet or comm.rank > 0)
     if config.dry_run:
         from mpigd.training.plan import plan_only
@@ -238,17 +235,16 @@ def cv_command(arguments: argparse.Namespace) -> int:
     """Run `mpigd cv`: compare ridge penalties and train the model of the chosen one."""
     config, _ = resolve(_options(arguments), arguments.config)
     comm = _connect(arguments, config.hang_timeout)
-    from mpigd.storage.hdf5 import check_target
     from mpigd.training.callbacks.progress import Progress
-    from mpigd.training.cross_validation import chart, check, cross_validate, penalties_of, table
+    from mpigd.training.cross_validation import chart, cross_validate, penalties_of, table
 
-    if arguments.chart and not find_spec("matplotlib"):
-        raise UsageError("--chart needs matplotlib: pip install matplotlib")
     penalties = penalties_of(arguments.penalties)
-    check(config, arguments.folds, arguments.choose)
     with together(comm):
-        if comm.rank == 0 and arguments.output:
-            check_target(arguments.output)
+        if comm.rank == 0:
+            if arguments.chart and not find_spec("matplotlib"):
+                raise UsageError("--chart needs matplotlib: pip install matplotlib")
+            if arguments.output:
+                _check_output(arguments.output)
     progress = Progress(sys.stderr, quiet=config.quiet or comm.rank > 0)
     found = cross_validate(
         arguments.data, config, penalties, arguments.folds, arguments.choose, comm, progress
@@ -262,6 +258,18 @@ def cv_command(arguments: argparse.Namespace) -> int:
     if comm.rank == 0:
         put(_json(found.plain()) if arguments.json else table(found))
     return 0
+
+
+def _check_output(path: str) -> None:
+    """Raise an error if a model cannot be written to `path`. Only for rank 0, which writes it.
+
+    This is checked before training, since a failure later would lose the result.
+    """
+    from mpigd.storage.hdf5 import check_target
+
+    if not Path(path).parent.is_dir():
+        raise UsageError(f"-o {path}: the folder does not exist")
+    check_target(path)
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
@@ -332,7 +340,7 @@ def info_command(arguments: argparse.Namespace) -> int:
     config: Config = resolve(_options(arguments))[0]
     from mpigd.commands.info import describe, summary, text
 
-    if _elsewhere():
+    if elsewhere():
         return 0
     if arguments.summary and not arguments.json:
         put(summary(arguments.file))
@@ -342,18 +350,13 @@ def info_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _elsewhere() -> bool:
-    """Return whether another process of the launcher prints the output of this serial command."""
-    return (launched() or (0, 1))[0] > 0
-
-
 def plan_command(arguments: argparse.Namespace) -> int:
     """Run `mpigd plan`: predict memory and times of a run without MPI."""
     config = resolve(_options(arguments), arguments.config)[0]
     network = _network(arguments.network)
     if arguments.ranks < 1:
         raise UsageError(f"--ranks {arguments.ranks}: must be at least 1")
-    if _elsewhere():
+    if elsewhere():
         return 0
     kernel_cache.prepare()
     kernel_cache.import_lean()
@@ -395,6 +398,6 @@ def postmortem_command(arguments: argparse.Namespace) -> int:
     """Run `mpigd postmortem`: print where the ranks of a run were when it ended."""
     from mpigd.parallel.flight_recorder import report
 
-    if not _elsewhere():
+    if not elsewhere():
         put(report(arguments.folder))
     return 0

@@ -20,7 +20,7 @@ from mpigd.commands.arguments import Parser, option_groups
 from mpigd.config.schema import FIELDS, resolve
 from mpigd.config.units import seconds_of
 from mpigd.errors import LaunchError, UsageError
-from mpigd.parallel.launcher import launched
+from mpigd.parallel.launcher import elsewhere
 from mpigd.parallel.standard_streams import put, say
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -160,7 +160,7 @@ def run(arguments: argparse.Namespace, commands: Parser) -> int:
         If an argument, or the command that the job runs, is invalid.
     """
     text = script(_job(arguments, commands))
-    if (launched() or (0, 1))[0] > 0:
+    if elsewhere():
         return 0
     if arguments.dry_run:
         put(text.rstrip("\n"))

@@ -15,7 +15,6 @@ import dataclasses
 import difflib
 import math
 import os
-import tomllib
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -669,6 +668,8 @@ def _place(path: str, key: str, value: Any) -> Any:
 
 def read_toml(path: str) -> dict[str, Any]:
     """Read a TOML file. Raises UsageError if it cannot be read or is not TOML."""
+    import tomllib
+
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

@@ -43,6 +43,11 @@ class Batch(NamedTuple):
     step: int
     ends_epoch: bool
 
+    @classmethod
+    def whole(cls, n: int) -> Batch:
+        """Return all n rows as one batch, for evaluations that are no step of an epoch."""
+        return cls(slice(None), n, 0, 0, True)
+
 
 class Schedule(Protocol):
     """Iterates over batches from any step on. Its whole state is the number of the next step."""

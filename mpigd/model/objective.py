@@ -325,7 +325,7 @@ class Oracle:
     def sample(self, m: int) -> Oracle:
         """Return the same oracle over m rows, drawn as a function of seed and global row number."""
         part = self.objective.sample(m)
-        return Oracle(part, Batch(slice(None), m, 0, 0, True), self.own_reducer(part))
+        return Oracle(part, Batch.whole(m), self.own_reducer(part))
 
     def columns(self, chosen: Array) -> Oracle | None:
         """Return the same oracle over the columns `chosen` alone, or None if they cannot be copied.
@@ -337,7 +337,7 @@ class Oracle:
 
     def whole(self) -> Oracle:
         """Return the oracle of all rows, whose sums have their own bounds on terms."""
-        batch = Batch(slice(None), self.objective.n, 0, 0, True)
+        batch = Batch.whole(self.objective.n)
         return Oracle(self.objective, batch, self.own_reducer(self.objective))
 
     def epoch(self, size: int) -> Iterator[Oracle]:

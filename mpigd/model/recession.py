@@ -189,7 +189,7 @@ def search(w: Array, objective: Objective, reducer: Reducer, least: float) -> Di
     farthest = max(extremes(m, comm))
     w = w * min(1.0, START / farthest) if farthest > 0.0 else w
     kind = "native" if isinstance(reducer, NativeReducer) else "exact"
-    oracle = part.on(Batch(slice(None), part.n, 0, 0, True), part.reducer(kind, comm))
+    oracle = part.on(Batch.whole(part.n), part.reducer(kind, comm))
     value, g, H = oracle.derivatives(w)
     for _ in range(STEPS):
         v, _ = newton_direction(H, g)

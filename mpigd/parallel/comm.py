@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-from mpigd.errors import BY_CODE, LaunchError, MpigdError
+from mpigd.errors import BY_CODE, LaunchError, MpigdError, out_of_memory
 from mpigd.parallel.flight_recorder import Recorder
 from mpigd.parallel.mpi_start import end_world, initialise
 from mpigd.parallel.standard_streams import flush
@@ -332,22 +332,24 @@ def agree(comm: Comm, error: BaseException | None) -> None:
     ------
     MpigdError
         With the text of the lowest failed rank's error, the class that `BY_CODE` has for its exit
-        code, and ``agreed`` set. An exception that is no MpigdError becomes a plain MpigdError
-        whose text is the traceback.
+        code, and ``agreed`` set. A MemoryError becomes one sentence with the code of a LimitError.
+        Any other exception that is no MpigdError becomes a plain MpigdError whose text is the
+        traceback.
     """
+    shown = out_of_memory(error) if isinstance(error, MemoryError) else error
     first = np.array([comm.rank if error is not None else comm.size], dtype=np.int64)
     comm.allreduce(first, "min")
     root = int(first[0])
     if root == comm.size:
         return
     text = b""
-    if comm.rank == root and error is not None:
+    if comm.rank == root and shown is not None:
         # File names that are not Unicode appear in the text as lone surrogates, which a plain
         # encode() refuses.
-        text = (str(error) if isinstance(error, MpigdError) else _trace(error, root)).encode(
+        text = (str(shown) if isinstance(shown, MpigdError) else _trace(shown, root)).encode(
             errors="surrogatepass"
         )
-    head = np.array([len(text), _code(error)], dtype=np.int64)
+    head = np.array([len(text), _code(shown)], dtype=np.int64)
     comm.bcast(head, root)
     body = np.frombuffer(text.ljust(int(head[0])), dtype=np.uint8).copy()
     comm.bcast(body, root)

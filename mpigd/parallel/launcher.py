@@ -38,6 +38,11 @@ def launched(env: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
     return None
 
 
+def elsewhere() -> bool:
+    """Return whether another process of the launcher, that of rank 0, runs this serial command."""
+    return (launched() or (0, 1))[0] > 0
+
+
 def fits(told: tuple[int, int], rank: int, size: int) -> bool:
     """Return whether MPI sees the rank and size that the launcher set.
 

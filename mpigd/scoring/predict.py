@@ -35,7 +35,7 @@ from mpigd.parallel.working_directory import located
 from mpigd.reduction.base import total
 from mpigd.scoring.fitted_model import Model
 from mpigd.scoring.metrics import score
-from mpigd.scoring.prediction_files import Form, Slab, Targets, check_parquet, writing
+from mpigd.scoring.prediction_files import Form, Slab, Targets, writing
 from mpigd.scoring.response import margins, mean_response, predicted_class
 
 if TYPE_CHECKING:  # at run time this would import modules that training does not need
@@ -139,6 +139,7 @@ class Evaluator:
 
 
 def model_classes(model: Model) -> Classes | None:
+    """Return the classes of a model with the names that its encoding has; None for regression."""
     if model.classes is None:
         return None
     names = (model.encoding.get("target") or {}).get("classes")
@@ -173,9 +174,7 @@ def encoded(
     allow_duplicates
         Whether a file may be given twice.
     """
-    from mpigd.tables.importer import is_raw
-
-    if not any(is_raw(path) for path in paths):
+    if not _any_raw(paths, comm):
         if policies.given():
             raise UsageError(
                 f"{policies.given()}: for raw tables (CSV, Parquet); {paths[0]} has been imported"
@@ -201,6 +200,21 @@ def encoded(
             with suppress(OSError):  # the files may have been removed already
                 Path(file).unlink(missing_ok=True)
                 Path(folder).rmdir()
+
+
+def _any_raw(paths: Sequence[str], comm: Comm) -> bool:
+    """Return whether raw tables are among these paths, as rank 0 sees it. Collective.
+
+    What a folder holds may look different on another host.
+    """
+    from mpigd.tables.importer import is_raw
+
+    found = np.zeros(1, dtype=np.int64)
+    with together(comm):
+        if comm.rank == 0:
+            found[0] = any(is_raw(path) for path in paths)
+    comm.bcast(found)
+    return bool(found[0])
 
 
 def _temporary_folder() -> str:
@@ -354,8 +368,6 @@ def predict(
         What happens to rows of raw tables that do not fit; by default that of the command.
     """
     comm = enter(comm, "predict")
-    if targets.parquet is not None:
-        check_parquet()
     with together(comm):
         if comm.rank == 0:
             targets.check([*paths, *models])

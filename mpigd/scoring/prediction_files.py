@@ -38,7 +38,9 @@ class Targets:
     parquet: str | None = None
 
     def check(self, read: Sequence[str]) -> None:
-        """Check that the files can be written and replace nothing that is read.
+        """Check that the files can be written and replace nothing that is read. Not collective.
+
+        Rank 0, which writes them, calls this.
 
         Parameters
         ----------
@@ -48,10 +50,13 @@ class Targets:
         Raises
         ------
         UsageError
-            If a file would replace another one of them, or one that is read.
+            If a file would replace another one of them, or one that is read, or pyarrow, which
+            writes Parquet, is not installed.
         StorageError
             If a file cannot be written.
         """
+        if self.parquet is not None and importlib.util.find_spec("pyarrow") is None:
+            raise UsageError("--parquet needs pyarrow: pip install pyarrow")
         named = [("-o", self.hdf5), ("--csv", self.csv), ("--parquet", self.parquet)]
         seen: dict[str, str] = {}
         for option, path in named:
@@ -72,7 +77,7 @@ class Targets:
 
 
 def _is_of(path: str, data: str) -> bool:
-    """Whether an existing file is one of those that a path, a glob or a folder names."""
+    """Return whether an existing file is one of those that a path, a glob or a folder names."""
     if os.path.isdir(data):
         return os.path.commonpath(
             [os.path.realpath(data), os.path.realpath(path)]
@@ -96,12 +101,6 @@ def targets_of(output: str, csv: str | None, parquet: str | None) -> Targets:
     return Targets(
         output, f"{stem}.csv" if csv == "" else csv, f"{stem}.parquet" if parquet == "" else parquet
     )
-
-
-def check_parquet() -> None:
-    """Raise UsageError if pyarrow, which writes Parquet, is not installed."""
-    if importlib.util.find_spec("pyarrow") is None:
-        raise UsageError("--parquet needs pyarrow: pip install pyarrow")
 
 
 class Slab(NamedTuple):

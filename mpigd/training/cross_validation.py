@@ -31,6 +31,7 @@ from mpigd.scoring.fitted_model import Model
 from mpigd.training import problem as build
 from mpigd.training import trainer
 from mpigd.training.callbacks.progress import Progress
+from mpigd.training.run_guard import same_everywhere
 from mpigd_kernels import linalg, vector
 
 Array = np.ndarray[Any, Any]
@@ -194,8 +195,9 @@ def cross_validate(
     MpigdError
         On all ranks, if the data, the options or the numbers cannot be used.
     """
-    check(config, folds, choose)
     comm = adopt(comm)
+    same_everywhere(config, comm, penalties=list(l2), folds=folds, choose=choose)
+    check(config, folds, choose)
     config = config.replace(l2=float(l2[len(l2) // 2]))
     shard = (
         data
@@ -326,7 +328,7 @@ def _preconditioner(
     for w in W:  # not numpy's mean: the order of the sum is fixed
         middle += w / W.shape[0]
     m = min(objective.n, ROWS_PER_PARAMETER * p)
-    oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), problem.reducer)
+    oracle = objective.on(Batch.whole(objective.n), problem.reducer)
     part = oracle.sample(m) if 2 * m <= objective.n else oracle
     part.look_at(middle)
     H = part.hessian()

@@ -104,6 +104,7 @@ class Optimality:
 
     @cached_property
     def with_statistics(self) -> bool:
+        """True if the model gets standard errors once the run has reached its tolerance."""
         objective, penalty = self.problem.objective, self.problem.penalty
         return why_not(self.config, penalty, objective.n, objective.size, "tolerance") is None
 
@@ -158,7 +159,7 @@ class Optimality:
 
     @cached_property
     def _dense(self) -> bool:
-        """Whether there is room for the whole Hessian."""
+        """True if there is room for the whole Hessian."""
         k, p = self.problem.k, self.problem.objective.scaling.p
         return is_whole(k, p) and k * p * k * p <= LARGEST_FACTOR
 
@@ -180,7 +181,7 @@ class Optimality:
             The Newton decrement, infinite if it cannot be computed.
         """
         objective = self.problem.objective
-        oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), self._reducer())
+        oracle = objective.on(Batch.whole(objective.n), self._reducer())
         try:
             return newton_decrement(
                 w,
@@ -202,7 +203,7 @@ class Optimality:
         """
         objective = self.problem.objective
         reads = objective.reads
-        oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), self._reducer())
+        oracle = objective.on(Batch.whole(objective.n), self._reducer())
         value, g = evaluate(w, oracle, self.problem.penalty)
         objective.reads = reads
         return value, g

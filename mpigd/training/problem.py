@@ -150,10 +150,12 @@ class Problem:
 
     @property
     def k(self) -> int:
+        """The number of outputs."""
         return self.objective.k
 
 
 def layout(config: Config, need_y: bool = True) -> Layout:
+    """Return how the files are to be read, and why streaming is not possible if it is not."""
     blocks = config.mode == "minibatch" and config.shuffle == "blocks"
     why = "stochastic mode draws from all rows" if config.mode == "stochastic" else ""
     if config.mode == "minibatch" and not blocks:
@@ -281,6 +283,7 @@ def first(problem: Problem, config: Config, comm: Comm) -> Array:
 
 
 def schedule(problem: Problem, config: Config) -> Schedule:
+    """Return the batches of the mode; the configuration is complete."""
     n, rows = problem.objective.n, problem.shard.rows
     if config.mode == "full":
         return FullBatch(n)
@@ -430,6 +433,6 @@ def _sample(problem: Problem, config: Config) -> Batch:
     n = problem.objective.n
     size = min(n, SAMPLE)
     if size == n:
-        return Batch(slice(None), n, 0, 0, True)
+        return Batch.whole(n)
     drawn = Stochastic(problem.shard.rows, n, size, config.seed).draw(SAMPLE_EPOCH, 0, 1)[0]
     return Batch(drawn, size, 0, 0, True)

@@ -118,7 +118,7 @@ def save(write: Callable[[str], None], path: str, config: Config, before: str) -
         ) from error
 
 
-def same_everywhere(config: Config, comm: Comm) -> None:
+def same_everywhere(config: Config, comm: Comm, **more: object) -> None:
     """Raise LaunchError on all ranks unless all have the same versions and options. Collective.
 
     The message names one rank that differs.
@@ -129,11 +129,14 @@ def same_everywhere(config: Config, comm: Comm) -> None:
         Options of this rank; those of OF_A_RANK are not compared.
     comm : Comm
         Communicator of all ranks of the run.
+    **more : object
+        Further options to compare, which JSON can write.
     """
     versions = {name: metadata.version(name) for name in ("numpy", "numba")} | {
         "mpigd": __version__
     }
     options = {name: value for name, value in to_dict(config).items() if name not in OF_A_RANK}
+    options |= more
     for what, mine in (("versions", versions), ("options", options)):
         digest = hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).digest()
         told = comm.allgather(np.frombuffer(digest, dtype=np.int64))

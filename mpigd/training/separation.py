@@ -153,7 +153,7 @@ def _find(
             return found
     replaced = 1  # pivots of a step from the caller may have been replaced
     if step is None:
-        oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), reducer)
+        oracle = objective.on(Batch.whole(objective.n), reducer)
         oracle.look_at(w)
         step, replaced = recession.newton_direction(oracle.hessian(), g)
     is_deep = recession.is_deep(w, replaced, objective, comm)

@@ -125,7 +125,7 @@ def peers(axes: Any, rows: Sequence[Row]) -> bool:
 
 
 def reached(row: Row) -> float:
-    """How far a row is beyond its target: 1 is just met, 2 twice as good."""
+    """Return the ratio of a row to its target: 1 is just met, 2 twice as good."""
     bound, value = float(row.target.split()[1]), max(float(row.value), 1e-6)
     return value / bound if row.target.startswith(">=") else bound / value
 

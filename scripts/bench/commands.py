@@ -58,7 +58,7 @@ def notes(where: Path, *words: Word, ranks: int = RANKS) -> list[dict[str, int]]
 
 
 def understands(*words: str) -> bool:
-    """Whether mpigd knows this command or option: its --help mentions it."""
+    """Return whether mpigd knows this command or option: its --help mentions it."""
     try:
         return words[-1] in launch(0, "-m", "mpigd", *words[:-1], "--help")
     except RuntimeError:

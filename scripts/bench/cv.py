@@ -48,7 +48,7 @@ def measure(comm: Comm, size: Size) -> list[Row]:
 
 
 def labels(X: Any, rng: np.random.Generator) -> Any:
-    """What a logistic model of the columns would draw."""
+    """Return labels that a logistic model of the columns draws."""
     z = X @ np.random.default_rng(5).standard_normal(X.shape[1])
     return (rng.random(X.shape[0]) < 1 / (1 + np.exp(-2 * z / z.std()))).astype(float)
 

@@ -39,7 +39,7 @@ ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THRE
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: megabytes of X on each rank, and pairs of each ratio."""
+    """The amount of a measurement: megabytes of X on each rank, and pairs of each ratio."""
 
     megabytes: float = 200.0
     repeats: int = 11

@@ -1,4 +1,4 @@
-"""What the subjects measure of mpigd: one place that knows how a problem is built and run."""
+"""Problems of mpigd as the subjects measure them: the one place that builds and runs them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 
 
 def offers(option: str, choice: str | None = None) -> bool:
-    """Whether `mpigd train` has the option, with that choice."""
+    """Return whether `mpigd train` has the option, with that choice."""
     return option in FIELDS and (choice is None or choice in FIELDS[option].metadata["choices"])
 
 
@@ -39,7 +39,7 @@ def gradient(made: build.Problem, kind: str = "exact") -> Callable[[], Any]:
     goal = made.objective
     reducer = goal.reducer(kind, made.reducer.comm)
     w = np.random.default_rng(1).standard_normal(goal.size) / np.sqrt(goal.size)
-    everything = Batch(slice(None), goal.n, 0, 0, True)
+    everything = Batch.whole(goal.n)
     return lambda: goal.on(everything, reducer).value_and_gradient(w)
 
 

@@ -160,7 +160,7 @@ def kept_features(frame: Any, target: str) -> list[str]:
 
 
 def too_large(case: Case, rows: int, features: int, outputs: int) -> bool:
-    """Whether the reference would take minutes."""
+    """Return whether the reference would take minutes."""
     if (case.package, case.item, case.target) in NAMED:
         return False
     return rows * (features * max(1, outputs - 1)) ** 2.0 > MAX_WORK

@@ -87,7 +87,7 @@ def warm() -> None:
 
 
 def _measure(run: Row, data: cases.Data, design: reference.Design, loss: str, l2: float) -> Row:
-    """What is kept of a run: the objective by the reference's arithmetic, and its summary."""
+    """Return the record of a run: the objective by the reference's arithmetic, and its summary."""
     kept = {key: run[key] for key in ("seconds", "said", "error", "code", "hang") if key in run}
     if model := run.get("model"):
         summary = model.summary

@@ -179,11 +179,11 @@ class Optimum:
 
     @property
     def gain(self) -> float:
-        """What there is to gain over the intercept alone; at least the objective's rounding."""
+        """The gain over the intercept alone; at least the objective's rounding."""
         return max(self.null - self.value, 1e-10 * abs(self.null), 1e-300)
 
     def excess(self, value: float) -> float:
-        """How much of the gain an objective of `value` misses."""
+        """Return the part of the gain that an objective of `value` misses."""
         return (value - self.value) / self.gain
 
 

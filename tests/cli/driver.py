@@ -26,7 +26,7 @@ pathlib.Path(f"seen{rank}.json").write_text(json.dumps(seen))
 
 
 class Done(NamedTuple):
-    """What one rank showed of a command."""
+    """The exit code and the output of a command on one rank."""
 
     code: int
     out: str

@@ -346,7 +346,11 @@ def test_dry_run(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "spared"),
-    [("--help", "mpi4py numba"), ("--version", "mpi4py numba"), ("info {}", "mpi4py")],
+    [
+        ("--help", "mpi4py numba tomllib"),
+        ("--version", "mpi4py numba"),
+        ("info {}", "mpi4py"),
+    ],
 )
 def test_what_is_not_needed_is_not_loaded(words: str, spared: str, folder: Path) -> None:
     """Also under a launcher."""

@@ -134,7 +134,7 @@ def ended(job: Job) -> Ended:
 
 
 def ends_the_same(place: Place, name: str) -> bool:
-    """Whether it has ended, or the same command ends it, with the bits of an undisturbed run."""
+    """Return whether it has ended with the right bits, or does when the command is repeated."""
     if not (place.folder / f"{name}.h5").exists():
         continued = place.run(name)
         assert continued.code == 0, continued.said

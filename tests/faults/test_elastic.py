@@ -202,7 +202,7 @@ def test_another_rank_is_late(when: str, turn: int, place: Place) -> None:
 @needs_openmpi
 @pytest.mark.parametrize("what", [*RUNS, *(MORE_RUNS if FULL else [])])
 def test_any_run(what: str, place: Place) -> None:
-    """What an optimiser keeps from step to step, and where it is in the data, survive as well."""
+    """The state of an optimiser and its position in the data survive as well."""
     steps = {**RUNS, **MORE_RUNS}[what]
     alone = python(*place.train(f"alone {what}", steps=steps), timeout=LIMIT)
     assert alone.returncode == 0, alone.stderr

@@ -315,7 +315,7 @@ def test_outliers_and_weights_switch_all_ranks_to_the_second_grid() -> None:
     def built(comm: Comm, table: Table) -> tuple[bool, list[float]]:
         config = build.complete(from_mapping(dict(loss="squared", tol=1e-9)), 400)
         goal = build.problem(scenarios.shard(table, comm, "hash"), config, comm)
-        everything = build.Batch(slice(None), 400, 0, 0, True)
+        everything = build.Batch.whole(400)
         sums = goal.objective.sums(joined, np.zeros(goal.objective.size), everything, goal.reducer)
         return goal.objective.fine, sums.gradient[0].tolist()
 

@@ -39,10 +39,12 @@ class Step(NamedTuple):
 
     @property
     def value(self) -> float:
+        """The objective that the optimiser noted in this step."""
         return self.state["value"].item()  # type: ignore[no-any-return]
 
     @property
     def gradient_norm(self) -> float:
+        """The norm of the gradient that the optimiser noted in this step."""
         return self.state["gradient_norm"].item()  # type: ignore[no-any-return]
 
 

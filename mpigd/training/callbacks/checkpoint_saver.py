@@ -60,6 +60,7 @@ class Writer:
 
     @property
     def failed(self) -> bool:
+        """True if a write has failed and `failures` has not returned its error yet."""
         return bool(self._failures)
 
     def failures(self) -> list[Exception]:

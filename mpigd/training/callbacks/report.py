@@ -39,6 +39,7 @@ class Clock:
         self._load = 0.0
 
     def loaded(self) -> None:
+        """Take the time so far for loading; the training begins."""
         self._load = time.perf_counter() - self._begin
         self._waited = self._comm.waited
 
@@ -102,10 +103,12 @@ class Report(Callback):
                 self._log = _open_log(config.log)
 
     def say(self, text: str) -> None:
+        """Show a message on rank 0."""
         if self._first:
             self._progress.note(text)
 
     def warn(self, text: str) -> None:
+        """Show a warning on rank 0."""
         if self._first:
             self._progress.warn(text)
 
@@ -179,6 +182,7 @@ class Report(Callback):
         self._logged = len(self._records)
 
     def end(self, model: Model) -> None:
+        """Show and log the summary of a finished run on rank 0, with its warnings."""
         if not self._first:
             return
         self._progress.close(model.summary)

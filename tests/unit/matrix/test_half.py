@@ -165,7 +165,7 @@ def test_the_gradient_is_close_to_that_of_float32() -> None:
     for dtype in ("float32", "float16"):
         problem = build.problem(shard_of((X, y), dtype, SelfComm()), config, SelfComm())
         w = np.linspace(-0.3, 0.3, problem.objective.size)
-        everything = Batch(slice(None), 4000, 0, 0, True)
+        everything = Batch.whole(4000)
         gradients.append(problem.objective.on(everything, problem.reducer).value_and_gradient(w)[1])
         assert problem.shard.X.row_bytes == {"float32": 4, "float16": 2}[dtype] * 24
     off = np.linalg.norm(gradients[1] - gradients[0]) / np.linalg.norm(gradients[0])

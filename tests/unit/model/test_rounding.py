@@ -54,7 +54,7 @@ def first_gradient(
     sums = goal.objective.sums(
         joined,
         np.zeros(goal.objective.size),
-        problem.Batch(slice(None), N, 0, 0, True),
+        problem.Batch.whole(N),
         goal.reducer,
     )
     return goal.objective.fine, tuple(sums.gradient[0])

@@ -1,4 +1,4 @@
-"""What decides who goes on when ranks die, and what those who do not may still do."""
+"""Rank failures: which ranks go on, and what the others may still do."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_no_two_parts_of_a_world_go_on(size: int) -> None:
 
 
 class Gone(Exception):
-    """What MPI may raise: its class, as in the standard."""
+    """An error of MPI with a class of the standard."""
 
     def __init__(self, kind: int = 0) -> None:
         self.Get_error_class = lambda: kind

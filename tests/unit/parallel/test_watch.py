@@ -30,7 +30,7 @@ def peer() -> Iterator[subprocess.Popen[bytes]]:
 def seen(
     recorder: Recorder, peers: dict[int, int], limit: float, seconds: float = 10
 ) -> tuple[str, int] | None:
-    """What the watch says within so many seconds."""
+    """Return what the watch says within so many seconds."""
     said: list[tuple[str, int]] = []
     heard = threading.Event()
 

@@ -242,7 +242,7 @@ def test_r2_of_a_constant_target_follows_sklearn(shift, expected):
 
 
 def failures(size, kind, y, output, c, losses=None):
-    """What each rank raises; rank 0 holds no rows."""
+    """Return the error of each rank; rank 0 holds no rows."""
 
     def work(comm):
         mine = np.arange(y.size) % (size - 1) + 1 == comm.rank

@@ -1,4 +1,4 @@
-"""What `predict` writes: labels as people gave them."""
+"""`predict` writes labels as people gave them."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import shlex
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from mpigd.parallel.comm import Comm, SelfComm
 from mpigd.scoring import predict as predicting
 from mpigd.scoring import prediction_files
 from mpigd.scoring.fitted_model import Model
-from mpigd.scoring.predict import predict
+from mpigd.scoring.predict import evaluate, predict
 from mpigd.scoring.prediction_files import Targets
 from mpigd.storage import hdf5
 from tests.scenarios import fit, write
@@ -423,6 +424,41 @@ def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UsageError, match=r"^--parquet needs pyarrow: pip install pyarrow$"):
         predict(model, files, in_folder(tmp_path), Config(), SelfComm())
     assert not Path(in_folder(tmp_path).hdf5).exists()
+
+
+def elsewhere() -> bool:
+    return threading.current_thread().name == "rank 1"
+
+
+def test_only_the_rank_that_writes_needs_pyarrow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, files = softmax(tmp_path, ("a", "b"))
+    monkeypatch.setattr(
+        "mpigd.scoring.prediction_files.importlib.util.find_spec",
+        lambda name: None if elsewhere() else name,
+    )
+    targets = in_folder(tmp_path)
+    assert run(2, lambda comm: predict(model, files, targets, Config(), comm)) == [157, 157]
+    agree(targets, 157)
+
+
+def test_a_folder_that_another_rank_sees_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the data are raw tables is decided by rank 0."""
+    model, files = softmax(tmp_path, ("a", "b"))
+    alone = evaluate(model, files, Config(), SelfComm())
+    monkeypatch.setattr("mpigd.tables.importer.is_raw", lambda path: elsewhere())
+    assert run(2, lambda comm: evaluate(model, files, Config(), comm)) == [alone, alone]
+
+    def unreadable(path: str) -> bool:
+        raise DataError(f"{path}: cannot be listed")
+
+    monkeypatch.setattr("mpigd.tables.importer.is_raw", unreadable)
+    with pytest.raises(DataError, match="cannot be listed") as caught:
+        run(2, lambda comm: evaluate(model, files, Config(), comm))
+    assert caught.value.agreed
 
 
 def test_predictions_that_are_not_finite_are_said(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `evaluate` prints: counts as counts, classes on a line of their own."""
+"""`evaluate` prints counts as counts, and classes on a line of their own."""
 
 from __future__ import annotations
 

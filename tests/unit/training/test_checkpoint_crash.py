@@ -98,7 +98,7 @@ class Fatal:
 def save_once_more(
     folder: Path, last: checkpoint.Checkpoint, fatal: Fatal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the thread of a run does."""
+    """Do what the thread of a run does."""
     fatal.arm(monkeypatch)
     last.save(str(folder))
     checkpoint.prune(str(folder), last.step - 1)

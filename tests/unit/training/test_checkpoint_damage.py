@@ -93,7 +93,7 @@ def test_a_flipped_bit(saved: Saved) -> None:
 
 
 def test_blocks_of_zeros_and_of_an_older_file(saved: Saved) -> None:
-    """What is left of a file whose blocks never reached the disk."""
+    """The rest of a file whose blocks never reached the disk."""
     older = (saved.folder / OLDER).read_bytes()
     assert older[-checksum.TRAILER_BYTES :] != saved.whole[-checksum.TRAILER_BYTES :]
     for start in range(0, len(saved.whole), 512):

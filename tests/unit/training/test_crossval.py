@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression, PoissonRegressor, Ridge
 import mpigd
 from mpigd.__main__ import main
 from mpigd.config.schema import from_mapping
-from mpigd.errors import UsageError
+from mpigd.errors import LaunchError, UsageError
 from mpigd.model import cv_objective as folds
 from mpigd.model.cv_objective import fold_numbers
 from mpigd.parallel.comm import Comm, SelfComm
@@ -147,6 +147,21 @@ def test_the_same_bits_on_all_ranks(loss: str) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    "option", [dict(folds=3), dict(l2=[1.0]), dict(choose="one-se"), dict(seed=1), dict(l1=0.1)]
+)
+def test_ranks_with_other_options_are_refused(option: dict[str, Any]) -> None:
+    """Before the folds are made: their number, and a refused option, would part the ranks."""
+    table = generate("squared", n=60)
+
+    def body(comm: Comm) -> None:
+        with pytest.raises(LaunchError, match="rank 1 was given other options") as caught:
+            cv(table, comm, **(option if comm.rank == 1 else {}))
+        assert caught.value.agreed
+
+    run(2, body)
+
+
 def test_the_chosen_model_is_that_of_train() -> None:
     table = generate("logistic", n=150)
     found = cv(table, loss="logistic", choose="one-se")
@@ -207,6 +222,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert np.shape(found["scores"]) == (4, 3) and found["digest"] == mpigd.load(output).digest
     other = mpigd.cv(data, "1e-3:10:4", folds=3, loss="poisson")
     assert other.scores == found["scores"]
+
+
+def test_a_model_that_cannot_be_written_is_refused_before_the_data_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path / "none" / "model.h5")
+    assert main(["cv", "none.h5", "-o", output]) == 2
+    assert f"-o {output}: the folder does not exist" in capsys.readouterr().err
 
 
 def test_the_chart(

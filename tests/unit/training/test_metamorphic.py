@@ -1,4 +1,4 @@
-"""What must not change a model: units, order, names and spellings of the same data, for every loss.
+"""Units, order, names and spellings of the same data must not change a model, for every loss.
 
 Each test trains on a table and on another spelling of it, maps the second model's coefficients back
 and compares both on the first table with plain numpy (tests/truths.py): the objectives must agree

@@ -1,4 +1,4 @@
-"""What one rank of a host compiles for the others: everything that the run will call."""
+"""One rank of a host compiles everything that the run will call for the others."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def test_ranks_with_other_versions_are_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 def words(env: dict[str, str], folder: Path | None = None, **options: Any) -> tuple[float, float]:
-    """What an Interruption tells before a step."""
+    """Return the numbers of an Interruption before a step."""
     saving = {} if folder is None else dict(checkpoint=str(folder))
     told = np.zeros(2)
     Interruption(SelfComm(), from_mapping(saving | options), env).before(told)
