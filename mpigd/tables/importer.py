@@ -21,6 +21,7 @@ from mpigd.tables import import_table, readers, svmlight
 from mpigd.tables.csv_reader import Dialect
 from mpigd.tables.encoding import Encoding, listed, no_column
 from mpigd.tables.import_options import Options, flag, options_of
+from mpigd.tables.kept_blocks import Kept
 from mpigd.tables.policies import Policies
 from mpigd.tables.readers import Source
 from mpigd.tables.schema import survey
@@ -127,9 +128,10 @@ def import_data(
             )
             table, kept = "", None
         else:
-            seen = survey(found, told, ticker)
+            kept = Kept()
+            seen = survey(found, told, ticker, kept=kept)
             encoding, notes = seen.encoding()
-            table, kept = import_table.text(seen, encoding), seen.kept
+            table = import_table.text(seen, encoding)
         hdf5.write_json(file, "encoding", encoding.to_dict())
         job = Job(found, encoding, Policies(command="import"), kept)
         return replace(write_all(job, file, output, ticker, notes), table=table)

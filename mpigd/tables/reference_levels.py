@@ -67,7 +67,7 @@ def levels_of(values: Values, drop_first: bool, named: Mapping[str, str]) -> dic
         level = named.get(name)
         if present is None:
             if level is not None:
-                why = f"the column holds numbers (levels? then --categorical {name} too)"
+                why = f"the column holds numbers (levels? then --text {name} too)"
                 raise UsageError(f"--reference {name}={level}: {why}")
         elif level is not None and level not in present:
             near = difflib.get_close_matches(level, present, 1)

@@ -53,7 +53,6 @@ class Survey:
     empty: bool  # whether there is a column without name and values
     told: Sequence[str] = ()  # notes for the user about the files
     lists: Mapping[str, int] = field(default_factory=dict)  # nested column -> number of plain ones
-    kept: Kept = field(default_factory=Kept)  # the rows, if they are small
 
     def encoding(self) -> tuple[Encoding, list[str]]:
         """Make the encoding.
@@ -120,6 +119,7 @@ def survey(
     options: Options,
     tick: Callable[[int], None],
     most: int | None = None,
+    kept: Kept | None = None,
 ) -> Survey:
     """Run the first pass over raw tables.
 
@@ -133,6 +133,8 @@ def survey(
         Called with the number of rows read so far.
     most : int, optional
         Read only this number of rows; by default all.
+    kept : Kept, optional
+        Takes the rows for the second pass, if they are few enough.
 
     Returns
     -------
@@ -164,7 +166,6 @@ def survey(
     _check_names(sources[0].path, kinds, special, options)
     kinds = {name: kind for name, kind in kinds.items() if name not in options.drop}
     plan = _plan(sources[0].path, kinds, options)
-    kept = Kept()
     facts, missing = look_through(sources, plan, tick, most, kept)
     empty = (
         UNNAMED in facts
@@ -175,9 +176,7 @@ def survey(
         del facts[UNNAMED]
         missing.forget([UNNAMED])
     found, problems = _settle(facts, kinds, options)
-    return Survey(
-        options, facts, found, problems, missing, empty, notes, _lists(sources[0], found), kept
-    )
+    return Survey(options, facts, found, problems, missing, empty, notes, _lists(sources[0], found))
 
 
 def _with_parts(options: Options, groups: Mapping[str, Sequence[str]]) -> Options:

@@ -161,7 +161,7 @@ def test_unseen_and_missing_levels_are_never_the_reference(tmp_path, out):
         (dict(reference={"c": "q7"}), "column 'c' has no level 'q7'; it has u, v"),
         (
             dict(reference={"x": "1"}),
-            r"--reference x=1: the column holds numbers \(levels\? then --categorical x too\)",
+            r"--reference x=1: the column holds numbers \(levels\? then --text x too\)",
         ),
         (dict(reference={"t": "5"}), "--reference t=5: the column is not one of the features"),
         (
