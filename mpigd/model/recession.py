@@ -43,6 +43,9 @@ STILL = 0.1  # the least move of a separated row after a projection
 # Share of the least move of a separated row: a larger move of another row disproves separation.
 ROUNDING = 1e-7
 PROJECTION = 100  # the most conjugate-gradient steps of a projection
+# Relative to the direction: the residual at which a projection ends. A smaller one is rounding of
+# the singular matrix; to follow it would add any amount of the directions that move no fixed pair.
+RESIDUAL = 1e-10
 
 
 class Direction(NamedTuple):
@@ -335,12 +338,13 @@ def projected(v: Array, fixed: Array, objective: Objective, comm: Comm) -> Array
         return np.array([vector.dot(row, u / scale) for row in G]) / scale
 
     # Conjugate gradients on G x = G v. G is singular, so a factor of it would be useless.
-    r = times(v * scale)
+    u = v * scale
+    r, least = times(u), RESIDUAL * RESIDUAL * vector.dot(u, u)
     x, d, square = np.zeros_like(v), r, vector.dot(r, r)
-    for _ in range(min(PROJECTION, v.size)):
+    for _ in range(PROJECTION):
         Gd = times(d)
         bend = vector.dot(d, Gd)
-        if not square > 0.0 or not bend > 0.0:
+        if not square > least or not bend > 0.0:
             break
         x = x + (square / bend) * d
         r = r - (square / bend) * Gd
