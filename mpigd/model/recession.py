@@ -26,7 +26,7 @@ from mpigd.model.hessian import WHOLE, assemble, groups, over_ranks
 from mpigd.model.objective import Objective, Oracle
 from mpigd.model.scaling import make_scaling, measure
 from mpigd.parallel.comm import Comm
-from mpigd.reduction.base import NativeReducer, Reducer, power_above
+from mpigd.reduction.base import Reducer, power_above
 from mpigd_kernels import linalg, vector
 
 Array = np.ndarray[Any, Any]
@@ -191,8 +191,7 @@ def search(w: Array, objective: Objective, reducer: Reducer, least: float) -> Di
         return found
     farthest = max(extremes(m, comm))
     w = w * min(1.0, START / farthest) if farthest > 0.0 else w
-    kind = "native" if isinstance(reducer, NativeReducer) else "exact"
-    oracle = part.on(Batch(slice(None), part.n, 0, 0, True), part.reducer(kind, comm))
+    oracle = part.on(Batch(slice(None), part.n, 0, 0, True), part.reducer_like(reducer))
     value, g, H = oracle.derivatives(w)
     for _ in range(STEPS):
         v, _ = newton_direction(H, g)
