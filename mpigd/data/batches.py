@@ -43,6 +43,11 @@ class Batch(NamedTuple):
     step: int
     ends_epoch: bool
 
+    @staticmethod
+    def whole(n: int, step: int = 0) -> Batch:
+        """Return all rows of this rank, n on all ranks, as the batch of a step."""
+        return Batch(slice(None), n, step, step, True)
+
 
 class Schedule(Protocol):
     """Iterates over batches from any step on. Its whole state is the number of the next step."""
@@ -65,7 +70,7 @@ class FullBatch:
     def batches(self, first: int) -> Iterator[Batch]:
         step = first
         while True:
-            yield Batch(slice(None), self.n, step, step, True)
+            yield Batch.whole(self.n, step)
             step += 1
 
 

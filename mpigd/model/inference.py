@@ -234,7 +234,7 @@ def _factors(
     expected = copy.copy(objective)
     expected.loss = dataclasses.replace(objective.loss, second=family.information)
     z, rows = objective.margins(w), objective.rows
-    batch = Batch(slice(None), objective.n, 0, 0, True)
+    batch = Batch.whole(objective.n)
     information = Curvature(expected, z, batch, reducer).matrices(1.0)[0]
     h = np.empty_like(z)
     family.information(z, rows.y, np.ascontiguousarray(rows.c), objective.parameter, h)
@@ -254,7 +254,7 @@ def _without_dropped(
     the optimum of the kept columns; the difference is of the size of this rounding. Collective.
     """
     w, weight, first = found.project(w), objective.statistics.weight, math.inf
-    oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), reducer)
+    oracle = objective.on(Batch.whole(objective.n), reducer)
     for _ in range(REDUCED_STEPS):
         value, g = oracle.value_and_gradient(w)
         step = np.empty(len(found.U))

@@ -329,7 +329,7 @@ class Oracle:
     def sample(self, m: int) -> Oracle:
         """Return the same oracle over m rows, drawn as a function of seed and global row number."""
         part = self.objective.sample(m)
-        return Oracle(part, Batch(slice(None), m, 0, 0, True), part.reducer_like(self.reducer))
+        return Oracle(part, Batch.whole(m), part.reducer_like(self.reducer))
 
     def columns(self, chosen: Array) -> Oracle | None:
         """Return the same oracle over the columns `chosen` alone, or None if they cannot be copied.
@@ -341,7 +341,7 @@ class Oracle:
 
     def whole(self) -> Oracle:
         """Return the oracle of all rows, whose sums have their own bounds on terms."""
-        batch = Batch(slice(None), self.objective.n, 0, 0, True)
+        batch = Batch.whole(self.objective.n)
         return Oracle(self.objective, batch, self.objective.reducer_like(self.reducer))
 
     def epoch(self, size: int) -> Iterator[Oracle]:

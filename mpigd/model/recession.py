@@ -191,7 +191,7 @@ def search(w: Array, objective: Objective, reducer: Reducer, least: float) -> Di
         return found
     farthest = max(extremes(m, comm))
     w = w * min(1.0, START / farthest) if farthest > 0.0 else w
-    oracle = part.on(Batch(slice(None), part.n, 0, 0, True), part.reducer_like(reducer))
+    oracle = part.on(Batch.whole(part.n), part.reducer_like(reducer))
     value, g, H = oracle.derivatives(w)
     for _ in range(STEPS):
         v, _ = newton_direction(H, g)

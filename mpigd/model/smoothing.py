@@ -163,7 +163,7 @@ class Smoothed:
         band, inside, size = self._band(look)
         objective = smoothed(band, self.quantile, look.width)
         z = np.ascontiguousarray(look.z[np.newaxis, inside])
-        return Curvature(objective, z, Batch(slice(None), size, 0, 0, True), self.oracle.reducer)
+        return Curvature(objective, z, Batch.whole(size), self.oracle.reducer)
 
     def drift(self, look: Look) -> Array:
         """Return the derivative (p,) of the gradient by the width.
@@ -248,7 +248,7 @@ class Smoothed:
         if count > MOST * n:
             return self, look
         objective = _take(self.oracle.objective, chosen)
-        batch = Batch(slice(None), count, 0, 0, True)
+        batch = Batch.whole(count)
         part = Smoothed(
             Oracle(objective, batch, objective.reducer_like(self.oracle.reducer)),
             self.penalty,

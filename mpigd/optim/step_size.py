@@ -100,7 +100,7 @@ def full_curvature(objective: Objective, reducer: Reducer, bend: float, ridge: f
     ridge : float
         Bound on the curvature of the penalty.
     """
-    everything = Batch(slice(None), objective.n, 0, 0, True)
+    everything = Batch.whole(objective.n)
     value = bend * largest_eigenvalue(objective.on(everything, reducer)) + ridge
     return value if value > 0.0 else 1.0
 

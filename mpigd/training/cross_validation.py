@@ -326,7 +326,7 @@ def _preconditioner(
     for w in W:  # not numpy's mean: the order of the sum is fixed
         middle += w / W.shape[0]
     m = min(objective.n, ROWS_PER_PARAMETER * p)
-    oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), problem.reducer)
+    oracle = objective.on(Batch.whole(objective.n), problem.reducer)
     part = oracle.sample(m) if 2 * m <= objective.n else oracle
     part.look_at(middle)
     H = part.hessian()

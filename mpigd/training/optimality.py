@@ -180,7 +180,7 @@ class Optimality:
             The Newton decrement, infinite if it cannot be computed.
         """
         objective = self.problem.objective
-        oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), self._reducer())
+        oracle = objective.on(Batch.whole(objective.n), self._reducer())
         try:
             return newton_decrement(
                 w,
@@ -202,7 +202,7 @@ class Optimality:
         """
         objective = self.problem.objective
         reads = objective.reads
-        oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), self._reducer())
+        oracle = objective.on(Batch.whole(objective.n), self._reducer())
         value, g = evaluate(w, oracle, self.problem.penalty)
         objective.reads = reads
         return value, g

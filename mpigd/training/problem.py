@@ -430,6 +430,6 @@ def _sample(problem: Problem, config: Config) -> Batch:
     n = problem.objective.n
     size = min(n, SAMPLE)
     if size == n:
-        return Batch(slice(None), n, 0, 0, True)
+        return Batch.whole(n)
     drawn = Stochastic(problem.shard.rows, n, size, config.seed).draw(SAMPLE_EPOCH, 0, 1)[0]
     return Batch(drawn, size, 0, 0, True)

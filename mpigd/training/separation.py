@@ -143,7 +143,7 @@ def _find(w: Array, g: Array, objective: Objective, reducer: Reducer) -> Separat
         found, looked = single_columns(objective, comm), True
         if found is not None or not _is_confident(w, objective, comm):
             return found
-    oracle = objective.on(Batch(slice(None), objective.n, 0, 0, True), reducer)
+    oracle = objective.on(Batch.whole(objective.n), reducer)
     oracle.look_at(w)
     step, replaced = recession.newton_direction(oracle.hessian(), g)
     is_deep = recession.is_deep(w, replaced, objective, comm)
