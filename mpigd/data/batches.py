@@ -43,10 +43,10 @@ class Batch(NamedTuple):
     step: int
     ends_epoch: bool
 
-    @classmethod
-    def whole(cls, n: int) -> Batch:
-        """Return all n rows as one batch, for evaluations that are no step of an epoch."""
-        return cls(slice(None), n, 0, 0, True)
+    @staticmethod
+    def whole(n: int, step: int = 0) -> Batch:
+        """Return all rows of this rank, n on all ranks, as the batch of a step."""
+        return Batch(slice(None), n, step, step, True)
 
 
 class Schedule(Protocol):
@@ -70,7 +70,7 @@ class FullBatch:
     def batches(self, first: int) -> Iterator[Batch]:
         step = first
         while True:
-            yield Batch(slice(None), self.n, step, step, True)
+            yield Batch.whole(self.n, step)
             step += 1
 
 

@@ -82,12 +82,23 @@ class Outer:
                 self._flush(A, T)
                 filled = 0
             dense_rows(X.rows(rows), self._objective.scaling.center, self._scale, Z[:m])
-            weights = weights_of(self._objective, self.pairs, curvatures(rows), rows, self._largest)
-            for h, sums in zip(weights, A, strict=True):
+            for h, sums in zip(self._weights(curvatures(rows), rows), A, strict=True):
                 curvature.add_outer(Z[:m], h, sums)
             filled += m
         self._flush(A, T)
         return [T]
+
+    def _weights(self, h: Array, rows: slice) -> list[Array]:
+        """Return the weights (m,), at most 1, by which each pair sums x x' over some rows.
+
+        Parameters
+        ----------
+        h : (k, m) float64
+            What `curvatures` returned for these rows.
+        rows
+            Their slice.
+        """
+        return weights_of(self._objective, self.pairs, h, rows, self._largest)
 
     def _flush(self, A: Array, T: Array) -> None:
         for sums, words in zip(A, T, strict=True):

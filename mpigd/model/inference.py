@@ -32,6 +32,7 @@ from mpigd.data.batches import Batch
 from mpigd.model import likelihoods
 from mpigd.model.aliasing import Independent, independent
 from mpigd.model.hessian import Curvature
+from mpigd.model.null_model import null_deviance
 from mpigd.model.objective import Objective
 from mpigd.model.penalties import L2, Penalty
 from mpigd.parallel.comm import Comm
@@ -191,7 +192,7 @@ def infer(w: Array, objective: Objective, penalty: L2, reducer: Reducer) -> dict
         "rows": count,
         "repeated": repeated,
         "deviance": 2.0 * half_deviance,
-        "null_deviance": likelihoods.null_deviance(objective, comm),
+        "null_deviance": null_deviance(objective, comm),
         "pearson": pearson,
         "log_likelihood": log_likelihood,
         "aic": None if log_likelihood is None else 2.0 * (degrees - log_likelihood),

@@ -83,6 +83,29 @@ def fit_null(objective: Objective, mean: float, comm: Comm) -> NullModel:
     return NullModel(b, value, bend if bend > 0.0 else 1.0)
 
 
+def null_deviance(objective: Objective, comm: Comm) -> float | None:
+    """Return the deviance of the best model with an intercept alone. Collective.
+
+    The model of the objective need not have an intercept. The result is None if a number overflows.
+
+    Parameters
+    ----------
+    objective
+        The objective of all rows, with a loss of one output that is half a deviance.
+    comm
+        The communicator of these ranks.
+    """
+    weight = objective.statistics.weight
+    mean = float(total(objective.rows.c * objective.rows.y, comm)[0]) / weight
+    rows = _targets(objective, mean, comm)
+    try:
+        # `_intercepts` stops short of shares below SURE.
+        b = _minimum(rows, _guess(rows, mean))
+        return 2.0 * weight * rows.mean(np.array([b]), losses)
+    except NotFinite:  # all ranks raise it together
+        return None
+
+
 @dataclass(frozen=True)
 class Targets:
     """Targets y (m,), weights c (m,) and offsets (m,) or None of this rank's rows.
@@ -205,12 +228,18 @@ def _intercepts(rows: Targets, mean: float) -> Array:
             for q in range(rows.k)
         ]
         return np.array([float(vector.logarithm(max(share, SURE))) for share in shares])
-    guess = link_of_mean(loss.name, mean)
+    guess = _guess(rows, mean)
     if rows.offset is None and loss.name in CLOSED_FORM:
         return np.array([guess])
+    return np.array([_minimum(rows, guess)])
+
+
+def _guess(rows: Targets, mean: float) -> float:
+    """Return the intercept that gives the mean response at the mean offset. Collective."""
+    guess = link_of_mean(rows.loss.name, mean)
     if rows.offset is not None:
         guess -= float(total(rows.c * rows.offset, rows.comm)[0]) / rows.weight
-    return np.array([_minimum(rows, guess)])
+    return guess
 
 
 def link_of_mean(loss: str, mean: float) -> float:

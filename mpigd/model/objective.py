@@ -102,6 +102,10 @@ class Objective:
             comm, columns, self.k, self.n, bound, self.fine, isinstance(self.rows.X, CSR)
         )
 
+    def reducer_like(self, other: Reducer) -> Reducer:
+        """Return a reducer for this objective's sums, of the kind of another, but without state."""
+        return self.reducer("native" if isinstance(other, NativeReducer) else "exact", other.comm)
+
     def on(self, batch: Batch, reducer: Reducer) -> Oracle:
         """Return the oracle that estimates this objective from `batch`."""
         return Oracle(self, batch, reducer)
@@ -325,7 +329,7 @@ class Oracle:
     def sample(self, m: int) -> Oracle:
         """Return the same oracle over m rows, drawn as a function of seed and global row number."""
         part = self.objective.sample(m)
-        return Oracle(part, Batch.whole(m), self.own_reducer(part))
+        return Oracle(part, Batch.whole(m), part.reducer_like(self.reducer))
 
     def columns(self, chosen: Array) -> Oracle | None:
         """Return the same oracle over the columns `chosen` alone, or None if they cannot be copied.
@@ -333,12 +337,12 @@ class Oracle:
         The coefficients of all other columns are taken as zero.
         """
         part = self.objective.columns(chosen)
-        return None if part is None else Oracle(part, self.batch, self.own_reducer(part))
+        return None if part is None else Oracle(part, self.batch, part.reducer_like(self.reducer))
 
     def whole(self) -> Oracle:
         """Return the oracle of all rows, whose sums have their own bounds on terms."""
         batch = Batch.whole(self.objective.n)
-        return Oracle(self.objective, batch, self.own_reducer(self.objective))
+        return Oracle(self.objective, batch, self.objective.reducer_like(self.reducer))
 
     def epoch(self, size: int) -> Iterator[Oracle]:
         """Yield the oracles of one epoch of mini-batches of `size` rows.
@@ -350,15 +354,9 @@ class Oracle:
         schedule = MiniBatch(
             objective.numbers, objective.n, size, objective.seed, expect is not None, expect
         )
-        reducer = self.own_reducer(objective)
+        reducer = objective.reducer_like(self.reducer)
         for batch in islice(schedule.batches(0), schedule.steps_per_epoch):
             yield Oracle(objective, batch, reducer)
-
-    def own_reducer(self, objective: Objective) -> Reducer:
-        """Return a reducer of the same kind as this oracle's, which shares no state with it."""
-        return objective.reducer(
-            "native" if isinstance(self.reducer, NativeReducer) else "exact", self.reducer.comm
-        )
 
     def look_at(self, w: Array) -> None:
         """Fix the point w (k * p,) at which second derivatives are taken. Collective.

@@ -26,7 +26,7 @@ from mpigd.model.hessian import WHOLE, assemble, groups, over_ranks
 from mpigd.model.objective import Objective, Oracle
 from mpigd.model.scaling import make_scaling, measure
 from mpigd.parallel.comm import Comm
-from mpigd.reduction.base import NativeReducer, Reducer, power_above
+from mpigd.reduction.base import Reducer, power_above
 from mpigd_kernels import linalg, vector
 
 Array = np.ndarray[Any, Any]
@@ -43,6 +43,9 @@ STILL = 0.1  # the least move of a separated row after a projection
 # Share of the least move of a separated row: a larger move of another row disproves separation.
 ROUNDING = 1e-7
 PROJECTION = 100  # the most conjugate-gradient steps of a projection
+# Relative to the direction: the residual at which a projection ends. A smaller one is rounding of
+# the singular matrix; to follow it would add any amount of the directions that move no fixed pair.
+RESIDUAL = 1e-10
 
 
 class Direction(NamedTuple):
@@ -188,8 +191,7 @@ def search(w: Array, objective: Objective, reducer: Reducer, least: float) -> Di
         return found
     farthest = max(extremes(m, comm))
     w = w * min(1.0, START / farthest) if farthest > 0.0 else w
-    kind = "native" if isinstance(reducer, NativeReducer) else "exact"
-    oracle = part.on(Batch.whole(part.n), part.reducer(kind, comm))
+    oracle = part.on(Batch.whole(part.n), part.reducer_like(reducer))
     value, g, H = oracle.derivatives(w)
     for _ in range(STEPS):
         v, _ = newton_direction(H, g)
@@ -335,12 +337,13 @@ def projected(v: Array, fixed: Array, objective: Objective, comm: Comm) -> Array
         return np.array([vector.dot(row, u / scale) for row in G]) / scale
 
     # Conjugate gradients on G x = G v. G is singular, so a factor of it would be useless.
-    r = times(v * scale)
+    u = v * scale
+    r, least = times(u), RESIDUAL * RESIDUAL * vector.dot(u, u)
     x, d, square = np.zeros_like(v), r, vector.dot(r, r)
-    for _ in range(min(PROJECTION, v.size)):
+    for _ in range(PROJECTION):
         Gd = times(d)
         bend = vector.dot(d, Gd)
-        if not square > 0.0 or not bend > 0.0:
+        if not square > least or not bend > 0.0:
             break
         x = x + (square / bend) * d
         r = r - (square / bend) * Gd

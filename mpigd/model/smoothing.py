@@ -250,7 +250,7 @@ class Smoothed:
         objective = _take(self.oracle.objective, chosen)
         batch = Batch.whole(count)
         part = Smoothed(
-            Oracle(objective, batch, _sweeping(objective, self.oracle.reducer)),
+            Oracle(objective, batch, objective.reducer_like(self.oracle.reducer)),
             self.penalty,
             self.factor,
         )
@@ -326,11 +326,6 @@ def smoothed(objective: Objective, quantile: float, width: float) -> Objective:
     part.loss, part.parameter = loss, (quantile, width)  # type: ignore[assignment]
     part.kind = loss.with_parameter(part.parameter)
     return part
-
-
-def _sweeping(objective: Objective, like: Reducer) -> Reducer:
-    """Return a reducer of the same kind as `like`, which shares no state with it."""
-    return objective.reducer("native" if isinstance(like, NativeReducer) else "exact", like.comm)
 
 
 def _accumulating(objective: Objective, like: Reducer) -> Reducer:

@@ -23,7 +23,17 @@ from mpigd.errors import NumericalError
 from mpigd.model.penalties import ElasticNet, Penalty
 from mpigd.optim import quadratic_model as quadratic
 from mpigd.optim.accelerated import Accelerated
-from mpigd.optim.base import Array, Dot, OracleLike, State, advance, evaluate, fresh, norm
+from mpigd.optim.base import (
+    SAMPLE_RTOL,
+    Array,
+    Dot,
+    OracleLike,
+    State,
+    advance,
+    evaluate,
+    fresh,
+    norm,
+)
 
 FEWEST = 64  # the least number of columns of a working set
 # The most Newton steps in a working set, the most steps on a sample, and how often a step may be
@@ -32,7 +42,6 @@ INNER, ON_SAMPLE, HALVINGS = 20, 40, 40
 # Steps in a working set end if its own subgradient is below this fraction of that of all columns.
 BETTER = 0.1
 DECREASE = 1e-4  # the least decrease of a step, relative to what the model predicts
-ENOUGH = 0.02  # relative to a sample's own error: being closer to its optimum gains nothing
 # Decreases relative to the objective: below the first, slopes judge them; the second is rounding.
 DROWNED, FLAT = 1e-9, 1e-15
 # For a model of more than LITTLE parameters, this share of its subgradient may be left. To find
@@ -143,7 +152,7 @@ class ProximalNewton:
         point, curvature = Point(w, *evaluate(w, part, net)), 1.0
         for _ in range(ON_SAMPLE):
             point, curvature = self._improve(point, part, net, dot, curvature)
-            if point.flat or point.promise <= ENOUGH * error * abs(point.value):
+            if point.flat or point.promise <= SAMPLE_RTOL * error * abs(point.value):
                 break
         return point.w
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from mpigd.errors import NumericalError
 from mpigd.model.penalties import Penalty
-from mpigd.optim.base import Array, Dot
+from mpigd.optim.base import SAMPLE_RTOL, Array, Dot
 from mpigd.optim.change_of_basis import Basis
 from mpigd.optim.cholesky import factorise
 from mpigd.optim.conjugate_gradients import conjugate_gradients
@@ -29,9 +29,6 @@ LEAST_SQUARE = 0.5
 PULL = 1e-4  # the curvature of the pull, in units of that of a row
 MAX_STEPS = 40  # the most Newton steps on a sample
 STEP_RTOL = 0.2  # of conjugate gradients on a sample
-# A sample's optimum is about p / 2m from that of all rows. The minimisation on the sample stops
-# once it is closer to the sample's optimum by this factor.
-SAMPLE_RTOL = 0.02
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,16 @@ from mpigd.errors import NumericalError
 from mpigd.model.objective import Oracle
 from mpigd.model.penalties import Penalty
 from mpigd.model.smoothing import Line, Look, Smoothed
-from mpigd.optim.base import Array, Dot, OracleLike, State, advance, fresh, norm
+from mpigd.optim.base import (
+    SAMPLE_RTOL,
+    Array,
+    Dot,
+    OracleLike,
+    State,
+    advance,
+    fresh,
+    norm,
+)
 from mpigd.optim.preconditioner import ridge
 from mpigd_kernels import linalg
 
@@ -41,9 +50,6 @@ CUTS = 10  # the most cuts of a step that meets numbers that are not finite
 # Relative to the gap: what may be left to gain before the width shrinks, and what the gradient
 # may cost at the last width.
 SOLVED, ALMOST = 0.1, 0.01
-# A sample's optimum is no closer to that of all rows than about p / 2m. The gap on a sample has
-# to come down to this share of p / m of its objective only.
-ENOUGH = 0.02
 WIDER = 8.0  # factor on a width after two steps that have not found its minimum
 STAGES = 10  # the most widths on a sample
 # The share of rows that the error of a sample's margins may carry over their kinks, in units of
@@ -148,7 +154,7 @@ class SmoothedNewton:
         """
         look = solver.minimize(part, part.look(w, width), width)
         for _ in range(STAGES):
-            if part.gap(look) <= ENOUGH * error * abs(look.value):
+            if part.gap(look) <= SAMPLE_RTOL * error * abs(look.value):
                 break
             look = solver.minimize(part, look, look.width / STAGE_NARROWS)
         # The margins of the other rows are off by about sqrt(error) of their spread: begin with

@@ -45,7 +45,7 @@ class Sums(NamedTuple):
 
 
 class Reducer(Protocol):
-    """The interface of a reducer: sums over blocks, threads and ranks."""
+    """The interface and base class of reducers: sums over blocks, threads and ranks."""
 
     comm: Comm
 
@@ -81,6 +81,7 @@ class Reducer(Protocol):
         NotFinite
             On all ranks together, if a sum is not finite.
         """
+        return self.sweep_for(joined, shares, visit, rows)
 
     def sweep_for(
         self,
@@ -230,7 +231,7 @@ class NativeAccumulator:
         self.gradient *= unit
 
 
-class NativeReducer:
+class NativeReducer(Reducer):
     """Plain float64 sums, for comparison: last bits depend on ranks, threads and blocks."""
 
     def __init__(self, comm: Comm, k: int, d: int) -> None:
@@ -248,11 +249,6 @@ class NativeReducer:
 
     def restore(self, state: dict[str, Array]) -> None:
         pass
-
-    def sweep(
-        self, shares: Sequence[Share], visit: Callable[[Share, Into], None], rows: float
-    ) -> Sums:
-        return self.sweep_for(joined, shares, visit, rows)
 
     def sweep_for(
         self,

@@ -19,7 +19,7 @@ import numpy as np
 
 from mpigd.matrix.base import Into
 from mpigd.parallel.comm import Comm
-from mpigd.reduction.base import Found, NotFinite, Share, Sums, Threads, grid, joined, power_above
+from mpigd.reduction.base import Found, NotFinite, Reducer, Share, Threads, grid, power_above
 from mpigd.reduction.term_bounds import Limits
 from mpigd_kernels import sums
 from mpigd_kernels.host import aligned
@@ -255,7 +255,7 @@ def rounding(C: Array, n: int) -> Array:
     return np.asarray(C / (1.5 * 2.0**53) * n)
 
 
-class ExactReducer:
+class ExactReducer(Reducer):
     """Sums as functions of the set of rows: the same bits for any ranks, threads, blocks and order.
 
     Parameters
@@ -322,11 +322,6 @@ class ExactReducer:
         It is computed from the coarser of the grids of residuals and losses.
         """
         return float(rounding(self._grid().scalars, self.n).max())
-
-    def sweep(
-        self, shares: Sequence[Share], visit: Callable[[Share, Into], None], rows: float
-    ) -> Sums:
-        return self.sweep_for(joined, shares, visit, rows)
 
     def sweep_for(
         self,

@@ -38,8 +38,7 @@ Array = np.ndarray[Any, Any]
 # Losses whose likelihood may have no optimum.
 LOSSES = ("logistic", "softmax", "poisson")
 FEW_PRODUCTS = 5e7  # products in a Hessian: some 20 milliseconds
-# Products in a Hessian that has to be computed for this purpose. Above it, only single columns
-# are tested.
+# Products in a Hessian above which only single columns are tested.
 MOST_PRODUCTS = 4e9
 # A loss per row. The losses of rows that a combination of columns separates fall below it before
 # the run ends.
@@ -104,9 +103,7 @@ def explain(w: Array, g: Array, problem: Problem, config: Config) -> dict[str, A
     return None if found is None else as_values(found, loss, names, labels)
 
 
-def find(
-    w: Array, g: Array, objective: Objective, reducer: Reducer, step: Array | None = None
-) -> Separation | None:
+def find(w: Array, g: Array, objective: Objective, reducer: Reducer) -> Separation | None:
     """Find what separates the data. Collective; its passes over the data are not counted.
 
     In the ordinary case one pass over the data refutes separation.
@@ -121,8 +118,6 @@ def find(
         Mean loss over all rows.
     reducer : Reducer
         Sums over rows and ranks.
-    step : array (k * p,) of float64 or None
-        Newton direction -H^-1 g, if the caller has it. Otherwise it is computed if that is cheap.
 
     Returns
     -------
@@ -131,31 +126,26 @@ def find(
     """
     reads = objective.counter.reads
     try:
-        return _find(w, g, objective, reducer, step)
+        return _find(w, g, objective, reducer)
     except NotFinite:  # all ranks raise it together; such numbers decide nothing
         return None
     finally:
         objective.counter.reads = reads
 
 
-def _find(
-    w: Array, g: Array, objective: Objective, reducer: Reducer, step: Array | None
-) -> Separation | None:
+def _find(w: Array, g: Array, objective: Objective, reducer: Reducer) -> Separation | None:
     comm, products = reducer.comm, float(objective.n) * objective.size * objective.size
-    known = step is not None
-    if not recession.is_factorised(objective) or (not known and products > MOST_PRODUCTS):
+    if not recession.is_factorised(objective) or products > MOST_PRODUCTS:
         return single_columns(objective, comm)
     found, looked = None, False
     # Three passes over the data are cheaper than a Hessian.
-    if not known and products > FEW_PRODUCTS:
+    if products > FEW_PRODUCTS:
         found, looked = single_columns(objective, comm), True
         if found is not None or not _is_confident(w, objective, comm):
             return found
-    replaced = 1  # pivots of a step from the caller may have been replaced
-    if step is None:
-        oracle = objective.on(Batch.whole(objective.n), reducer)
-        oracle.look_at(w)
-        step, replaced = recession.newton_direction(oracle.hessian(), g)
+    oracle = objective.on(Batch.whole(objective.n), reducer)
+    oracle.look_at(w)
+    step, replaced = recession.newton_direction(oracle.hessian(), g)
     is_deep = recession.is_deep(w, replaced, objective, comm)
     if not is_deep and not is_possible(step, objective, comm):
         return None

@@ -18,7 +18,6 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from mpigd_kernels.simd.rows import (
-    _F32,
     _I32,
     F64,
     I64,
@@ -29,9 +28,9 @@ from mpigd_kernels.simd.rows import (
     every,
     fma_lanes,
     hint,
+    load_lanes,
 )
 
-_NAMES = {_F32: "f32", F64: "f64", _I32: "i32", I64: "i64"}
 _LONGS, _MASK = ir.VectorType(I64, LANES), ir.VectorType(ir.IntType(1), LANES)
 _ZEROS = ir.Constant(VECTOR, [0.0] * LANES)
 # Entries by which the coefficients of later entries are prefetched. If these do not fit into the
@@ -68,25 +67,9 @@ def _entries(context, builder, signature, args, column):
     )
 
 
-def _load(builder, pointer, k, element, mask):
-    """Load LANES elements from k on; with a mask its lanes alone, and zeros in the others."""
-    kind = ir.VectorType(element, LANES)
-    place = builder.bitcast(builder.gep(pointer, [k]), kind.as_pointer())
-    if mask is None:
-        return builder.load(place, align=1)
-    # Masked lanes are not read: the last entries may stand at the end of their memory page.
-    load = _function(
-        builder,
-        f"llvm.masked.load.v{LANES}{_NAMES[element]}.p0",
-        kind,
-        [kind.as_pointer(), _I32, _MASK, kind],
-    )
-    return builder.call(load, [place, _I32(1), mask, ir.Constant(kind, [0] * LANES)])
-
-
 def _values(builder, entries, k, mask):
     """Load the values of entries k to k + LANES - 1 as float64; the conversion is exact."""
-    value = _load(builder, entries.values, k, entries.value, mask)
+    value = load_lanes(builder, entries.values, k, entries.value, mask)
     return value if entries.value == F64 else builder.fpext(value, VECTOR)
 
 

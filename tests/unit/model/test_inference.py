@@ -14,10 +14,13 @@ import statsmodels.api as sm
 from scipy.special import gammaln
 
 from mpigd.commands import info
+from mpigd.config.schema import from_mapping
 from mpigd.errors import UsageError
+from mpigd.model.null_model import null_deviance
 from mpigd.parallel.comm import Comm, SelfComm
 from mpigd.scoring import coefficient_table, fitted_model
 from mpigd.scoring.fitted_model import Model
+from mpigd.training import problem as build
 from mpigd_kernels import likelihood
 from tests.scenarios import fit, shard
 from tests.threadcomm import run
@@ -315,3 +318,16 @@ def test_degrees_of_freedom_are_written_as_counts() -> None:
     model.statistics["degrees_of_freedom"] = 4.75
     lines = coefficient_table.text("m", model)
     assert "residual degrees         123,456,789" in lines and "4.75" in lines
+
+
+@pytest.mark.parametrize("loss", ["logistic", "poisson"])
+def test_null_deviance_of_very_rare_events(loss: str) -> None:
+    """Training starts from a share of at least 1e-9; the deviance is that of the optimum."""
+    y, c = np.array([0.0, 0.0, 1.0]), np.array([1e9, 4e12, 3.0])
+    config = build.complete(from_mapping(dict(loss=loss)), 3)
+    data = shard(Table(np.arange(3.0)[:, np.newaxis], y, c), SelfComm())
+    found = null_deviance(build.problem(data, config, SelfComm()).objective, SelfComm())
+    mean = 3.0 / c.sum()
+    rest = c[:2].sum() * np.log1p(-mean) if loss == "logistic" else 0.0
+    truth = -2.0 * (3.0 * np.log(mean) + rest)  # of poisson, the means sum to that of y
+    np.testing.assert_allclose(found, truth, rtol=1e-9)

@@ -293,18 +293,3 @@ def test_people_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     shown = info.text("model.h5", info.describe(str(tmp_path / "model.h5")))
     assert "separation       column 1 separates the classes (all rows)" in shown
     assert "standard errors  none: column 1 separates" in shown
-
-
-def test_a_step_from_elsewhere_is_enough() -> None:
-    """The caller's Newton direction saves the Hessian; a tiny one at a point without tiny
-    curvatures refutes separation."""
-    from mpigd.config.schema import from_mapping
-    from mpigd.training import problem as build
-
-    table = ordinary("logistic", 300)
-    config = build.complete(from_mapping(dict(loss="logistic")), 300)
-    problem = build.problem(shard(table, SelfComm()), config, SelfComm())
-    w = np.zeros(problem.objective.size)
-    nothing = np.full_like(w, 1e-9)
-    assert separation.find(w, w, problem.objective, problem.reducer, nothing) is None
-    assert problem.objective.reads == 0.0
